@@ -1,0 +1,43 @@
+"""The group of commands, and how errors end the process."""
+
+import os
+import sys
+
+import click
+
+from sentence_distill.cli.embed import embed
+from sentence_distill.cli.sample import sample
+from sentence_distill.cli.shards import shards
+from sentence_distill.data.errors import UserError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="sentence-distill", prog_name="sd")
+def sd() -> None:
+    """Distil a BERT sentence encoder into a small BiLSTM, in two stages.
+
+    \b
+      sd embed --corpus wiki.txt --out shards/   the teacher runs once
+      sd train-student --shards shards/          the student learns from the shards
+      sd eval                                    fidelity, STS-B and speed
+      sd eval --glue                             fine-tunes and scores the student on GLUE
+    """
+
+
+for command in (embed, shards, sample):
+    sd.add_command(command)
+
+
+def main() -> None:
+    """Run `sd`; a user's mistake ends it with one line and exit code 1, wrong usage with 2."""
+    # Rust's tokenizers warn at each fork otherwise; nothing here forks after they were used.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        sd()
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        # A full disk, a missing permission: the reason and the place are the message.
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,74 @@
+"""`sd shards`: look at a folder of shards."""
+
+import sys
+from pathlib import Path
+
+import click
+
+
+class _FolderFirst(click.Group):
+    """Takes `sd shards FOLDER` for `sd shards list FOLDER`."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:  # type: ignore[type-arg]
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["list", *args]
+        return super().resolve_command(ctx, args)
+
+
+_folder = click.argument("folder", type=click.Path(path_type=Path), metavar="SHARDS", default="shards")
+
+
+@click.group(cls=_FolderFirst, invoke_without_command=True)
+@click.pass_context
+def shards(context: click.Context) -> None:
+    """List shards, or check them: sd shards SHARDS, sd shards verify SHARDS."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_)
+
+
+@shards.command("list")
+@_folder
+def list_(folder: Path) -> None:
+    """List the shards of a folder: rows, tokens, bytes, type and teacher."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sentence_distill.pipeline.manifest import require_manifest
+
+    manifest = require_manifest(folder)
+    fingerprint, totals = manifest["fingerprint"], manifest["totals"]
+    table = Table("shard", *(("rows", "tokens", "bytes")), box=None, header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for entry in manifest["shards"]:
+        table.add_row(entry["shard"], *(f"{entry[key]:,}" for key in ("rows", "tokens", "bytes")))
+    table.add_row("total", *(f"{totals[key]:,}" for key in ("rows", "tokens", "bytes")), style="bold")
+    Console().print(table)
+    layers = ",".join(map(str, fingerprint["layers"]))
+    click.echo(
+        f"teacher {fingerprint['teacher']}, pooling {fingerprint['pooling']}, layers {layers}; "
+        f"{fingerprint['dim']} x {fingerprint['dtype']}, computed in {fingerprint['compute_dtype']}"
+    )
+    if manifest["notice"]:
+        click.echo(f"note: {manifest['notice']}")
+    click.echo(f"next: sd train-student --shards {folder}")
+
+
+@shards.command()
+@_folder
+def verify(folder: Path) -> None:
+    """Check every checksum, count and row of a folder; exit with 1 where something is wrong."""
+    from sentence_distill.cli.console import ConsoleProgress
+    from sentence_distill.pipeline.manifest import load_manifest
+    from sentence_distill.pipeline.verify import verify_folder
+
+    manifest = load_manifest(folder)
+    with ConsoleProgress().task("verify", len(manifest["shards"]) if manifest else 0, "shards") as advance:
+        problems = verify_folder(folder, advance)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        click.echo(f"{folder}: {len(problems)} problems; sd embed with the options of the run makes damaged shards again")
+        sys.exit(1)
+    assert manifest is not None
+    click.echo(f"{folder}: {len(manifest['shards'])} shards, {manifest['totals']['rows']:,} rows, all right")

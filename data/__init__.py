@@ -1,0 +1,1 @@
+"""Text and labelled tasks: corpora, sentences, GLUE, STS, and samples that pip can install."""

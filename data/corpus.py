@@ -1,0 +1,87 @@
+"""A corpus: its sources, their formats, and one stream of records over all of them."""
+
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pyarrow as pa
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.lines import read_jsonl, read_text, read_wikiextractor
+from sentence_distill.data.records import Position, Record
+from sentence_distill.data.sources import Source, find_sources
+from sentence_distill.data.tables import read_arrow, read_csv, read_parquet
+
+FORMATS = ("text", "wikiextractor", "jsonl", "parquet", "arrow", "csv", "tsv")
+_SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sources read one after the other.
+
+    `format` is one of `FORMATS`, or None to find each file's from its name and content; `text_field` names
+    the JSON field or the table column that holds the text.
+    """
+
+    sources: Sequence[Source]
+    format: str | None = None
+    text_field: str = "text"
+
+    @classmethod
+    def open(cls, locations: Sequence[str], *, format: str | None = None, text_field: str = "text") -> "Corpus":
+        """Find the files of `locations` (see `find_sources`)."""
+        return cls(find_sources(locations), format, text_field)
+
+    def records(self, start: Position = Position()) -> Iterator[Record]:  # noqa: B008 (frozen)
+        """Yield the records from `start` on, in an order that never changes.
+
+        Raises:
+            UserError: a file that can't be read, is cut short, or lacks the text field; it names the file.
+        """
+        for index in range(start.file, len(self.sources)):
+            source = self.sources[index]
+            try:
+                yield from self._reader(source)(source, start if index == start.file else Position(index))
+            except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                raise UserError(f"corpus file {source.name} can't be read to its end: {reason[0]}") from error
+
+    def _reader(self, source: Source) -> "partial[Iterator[Record]]":
+        kind = self.format or detect_format(source)
+        if kind == "jsonl":
+            return partial(read_jsonl, field=self.text_field)
+        if kind == "parquet":
+            return partial(read_parquet, field=self.text_field)
+        if kind == "arrow":
+            return partial(read_arrow, field=self.text_field)
+        if kind in ("csv", "tsv"):
+            return partial(read_csv, field=self.text_field, delimiter="," if kind == "csv" else "\t")
+        return partial(read_wikiextractor if kind == "wikiextractor" else read_text)
+
+
+def detect_format(source: Source) -> str:
+    """One of `FORMATS`, from the file's first bytes where they are distinctive, otherwise from its name."""
+    head = source.head().removeprefix(b"\xef\xbb\xbf")
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(b"ARROW1"):
+        return "arrow"
+    if head.lstrip().startswith(b"<doc "):
+        return "wikiextractor"
+    for suffix, kind in _SUFFIXES.items():
+        if source.plain_name.lower().endswith(suffix):
+            return kind
+    return "jsonl" if head.lstrip().startswith(b'{"') else "text"

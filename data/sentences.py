@@ -1,0 +1,80 @@
+"""From a record's text to clean sentences: splitting, normalisation and the filters that need no tokenizer."""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from sentence_distill.data.errors import UserError
+
+# Control characters and byte-order marks; white space proper is handled by str.split.
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff\u200b]")
+_LETTER = re.compile(r"[^\W\d_]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceRules:
+    """What becomes a sentence."""
+
+    split: bool = True
+    """Split each record into sentences; False takes a record as one sentence."""
+    language: str = "en"
+    """Language code of the splitter's rules."""
+    min_words: int = 3
+    """Sentences with fewer words (separated by white space) are rejected."""
+    max_words: int = 100
+    """Sentences with more words are rejected: mostly lists and tables that no splitter can part."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_words <= self.max_words:
+            raise UserError(f"--min-words {self.min_words} and --max-words {self.max_words} leave no sentence")
+
+    @property
+    def splitter(self) -> str:
+        """Name and version of what splits, because another version may split otherwise."""
+        return f"sentencex {version('sentencex')}" if self.split else "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A normalised sentence, with the `reason` why it is rejected, or "" where it is none."""
+
+    text: str
+    reason: str = ""
+
+
+def split_sentences(text: str, rules: SentenceRules) -> Iterator[Candidate]:
+    """Yield the sentences of one record in order, normalised and checked against `rules`.
+
+    A record that holds nothing at all yields one candidate with the reason "empty".
+    """
+    if rules.split:
+        # sentencex is a compiled extension that some machines lack; without splitting it isn't needed.
+        import sentencex
+
+        # A line is a paragraph in every format, so a sentence never crosses a line end.
+        parts = [part for line in text.splitlines() for part in sentencex.segment(rules.language, line)]
+    else:
+        parts = [text]
+    sentences = [sentence for part in parts if (sentence := normalise(part))]
+    if not sentences:
+        yield Candidate("", "empty")
+    for sentence in sentences:
+        yield Candidate(sentence, _problem(sentence, rules))
+
+
+def normalise(text: str) -> str:
+    """NFC, control characters dropped, each run of white space one blank, none at the ends."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return " ".join(_CONTROL.sub(" ", text).split())
+
+
+def _problem(sentence: str, rules: SentenceRules) -> str:
+    words = sentence.count(" ") + 1
+    if words < rules.min_words:
+        return "too few words"
+    if words > rules.max_words:
+        return "too many words"
+    return "" if _LETTER.search(sentence) else "no letters"

@@ -1,0 +1,119 @@
+"""Where a corpus lies: paths, folders, globs and URLs become a list of files."""
+
+import io
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, BinaryIO
+
+import fsspec
+import pyarrow as pa
+from fsspec.core import url_to_fs
+
+from sentence_distill.data.errors import UserError
+
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
+_HEAD = 4096
+_BUFFER = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of a corpus.
+
+    `url` is what fsspec opens, `name` what messages and manifests show (never a folder of this machine).
+    """
+
+    url: str
+    name: str
+    size: int
+    compression: str | None
+
+    @property
+    def plain_name(self) -> str:
+        """The name without the suffix of its compression."""
+        for suffix in _SUFFIXES:
+            if self.name.lower().endswith(suffix):
+                return self.name[: -len(suffix)]
+        return self.name
+
+    def head(self) -> bytes:
+        """The first bytes of the decompressed content."""
+        with open_source(self) as stream:
+            return stream.read(_HEAD)
+
+
+def find_sources(locations: Sequence[str]) -> list[Source]:
+    """List the files of `locations`, in the order given and by name inside a folder or glob.
+
+    Args:
+        locations: files, folders (searched to any depth, hidden files left out), globs, and fsspec URLs.
+
+    Raises:
+        UserError: a location that is not there, can't be read, or holds no file.
+    """
+    sources = [source for location in locations for source in _expand(location)]
+    if not sources:
+        raise UserError("no corpus was given; name a file, a folder, a glob or a URL")
+    return sources
+
+
+def _expand(location: str) -> list[Source]:
+    try:
+        fs, path = url_to_fs(location)
+        if fs.isdir(path):
+            found = sorted(f for f in fs.find(path) if not _hidden(f[len(path) :]))
+            problem, root = "holds no file", path
+        elif any(character in location for character in "*?["):
+            found = sorted(f for f in fs.glob(path) if not fs.isdir(f))
+            problem, root = "matches no file", path.rsplit("/", 1)[0]
+        else:
+            found = [path] if fs.exists(path) else []
+            problem, root = "is not there", path.rsplit("/", 1)[0]
+        if not found:
+            raise UserError(f"corpus {location!r} {problem}; check the path")
+        return [_source(fs, file, file[len(root) :].lstrip("/") or file) for file in found]
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"corpus {location!r} can't be opened: {error}") from error
+
+
+def _hidden(relative: str) -> bool:
+    return any(part.startswith((".", "_SUCCESS")) for part in relative.split("/"))
+
+
+def _source(fs: fsspec.AbstractFileSystem, path: str, name: str) -> Source:
+    with fs.open(path, "rb") as stream:
+        magic = stream.read(6)
+    compression = next((kind for prefix, kind in _MAGIC.items() if magic.startswith(prefix)), None)
+    return Source(url=fs.unstrip_protocol(path), name=name, size=int(fs.size(path)), compression=compression)
+
+
+@contextmanager
+def open_source(source: Source) -> Iterator[BinaryIO]:
+    """Open the decompressed content of `source` as buffered bytes.
+
+    Arrow decompresses zstd, because its reader reports a file that was cut short, where `zstandard`'s (and so
+    fsspec's) ends without a word; for gzip, bz2 and xz Python's own readers report it.
+    """
+    in_python = source.compression if source.compression != "zstd" else None
+    with fsspec.open(source.url, "rb", compression=in_python) as stream:
+        if source.compression == "zstd":
+            stream = pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")
+        yield io.BufferedReader(stream, _BUFFER)
+
+
+@contextmanager
+def open_seekable(source: Source) -> Iterator[IO[bytes]]:
+    """Open the content of `source` for random access; compressed files pass through a temporary file."""
+    with open_source(source) as stream:
+        if source.compression is None:
+            yield stream
+            return
+        with tempfile.TemporaryFile() as copy:
+            while chunk := stream.read(1 << 22):
+                copy.write(chunk)
+            copy.seek(0)
+            yield copy
+

@@ -1,0 +1,92 @@
+"""Readers of table formats: Parquet, Arrow IPC, and CSV or TSV; a record is a row, its text one column."""
+
+import csv
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.ipc
+import pyarrow.parquet
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.records import Position, Record
+from sentence_distill.data.sources import Source, open_seekable, open_source
+
+_BATCH_ROWS = 8192
+
+
+def read_parquet(source: Source, start: Position, field: str) -> Iterator[Record]:
+    """Yield the column `field` of a Parquet file."""
+    with open_seekable(source) as stream:
+        file = pa.parquet.ParquetFile(stream)
+        _check(source, file.schema_arrow, field)
+        yield from _rows(file.iter_batches(batch_size=_BATCH_ROWS, columns=[field]), start)
+
+
+def read_arrow(source: Source, start: Position, field: str) -> Iterator[Record]:
+    """Yield the column `field` of an Arrow IPC file or stream (the form in which `datasets` saves)."""
+    with open_seekable(source) as stream:
+        magic = stream.read(6)
+        stream.seek(0)
+        if magic == b"ARROW1":
+            file = pa.ipc.open_file(stream)
+            batches = (file.get_batch(i) for i in range(file.num_record_batches))
+            schema = file.schema
+        else:
+            batches = pa.ipc.open_stream(stream)
+            schema = batches.schema
+        _check(source, schema, field)
+        yield from _rows((batch.select([field]) for batch in batches), start)
+
+
+def read_csv(source: Source, start: Position, field: str, delimiter: str) -> Iterator[Record]:
+    """Yield the column `field` of a CSV or TSV file with a header; quoted cells may hold line ends."""
+    header = source.head().decode("utf-8-sig", errors="replace").splitlines()
+    _check_header(source, next(csv.reader(header, delimiter=delimiter), []), field)
+    with open_source(source) as stream:
+        reader = pa.csv.open_csv(
+            stream,
+            parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            # As bytes, so that one row that is not UTF-8 is rejected and not the file.
+            convert_options=pa.csv.ConvertOptions(include_columns=[field], column_types={field: pa.binary()}),
+        )
+        yield from _rows(reader, start)
+
+
+def _rows(batches: Iterator[pa.RecordBatch], start: Position) -> Iterator[Record]:
+    row = 0
+    for batch in batches:
+        if row + batch.num_rows <= start.record:
+            row += batch.num_rows
+            continue
+        for value in batch.column(0).to_pylist():
+            if row >= start.record:
+                yield _record(Position(start.file, row), value)
+            row += 1
+
+
+def _record(position: Position, value: str | bytes | None) -> Record:
+    if value is None:
+        return Record(position, None, "null")
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            return Record(position, None, "not UTF-8", repr(value[:120])[2:-1])
+    return Record(position, value)
+
+
+def _check(source: Source, schema: pa.Schema, field: str) -> None:
+    _check_header(source, schema.names, field)
+    kind = schema.field(field).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise UserError(f"{source.name}: column {field!r} holds {kind}, not text; name one with --text-field")
+
+
+def _check_header(source: Source, names: list[str], field: str) -> None:
+    if field not in names:
+        raise UserError(
+            f"{source.name}: no column {field!r}; it has {', '.join(names)}; name one with --text-field"
+        )

@@ -1,0 +1,1 @@
+"""Stage one: the plan, the teacher, exact-length batches, and the shard format."""

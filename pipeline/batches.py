@@ -1,0 +1,24 @@
+"""Exact-length batches: every batch holds sentences of one token length, so nothing is padded or masked."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def exact_length_batches(lengths: np.ndarray, token_budget: int) -> Iterator[np.ndarray]:
+    """Cut rows into batches of one length each, as many rows as fit into `token_budget` tokens.
+
+    Args:
+        lengths: int[n], tokens of each row.
+        token_budget: tokens of a batch; a longer row is a batch of its own.
+
+    Yields:
+        int64[b], row numbers; shortest rows first, ties in their given order.
+    """
+    order = np.argsort(lengths, kind="stable")
+    ordered = lengths[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    for start, end in zip(starts, [*starts[1:], len(ordered)], strict=True):
+        size = max(1, token_budget // max(1, int(ordered[start])))
+        for first in range(start, end, size):
+            yield order[first : min(first + size, end)]

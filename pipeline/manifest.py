@@ -1,0 +1,66 @@
+"""manifest.json: closes a folder of shards and says what is in it."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.hashing import file_hash
+from sentence_distill.pipeline.files import dump_json, load_json, write_atomically
+from sentence_distill.pipeline.rejected import REJECTED
+from sentence_distill.pipeline.shards import FORMAT_VERSION, read_sidecar, shard_name
+
+MANIFEST = "manifest.json"
+
+
+def load_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a complete folder, or None where it is missing or damaged."""
+    try:
+        return load_json(folder / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def require_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a complete folder.
+
+    Raises:
+        UserError: the folder is not there, not complete, or of another format version.
+    """
+    manifest = load_manifest(folder)
+    if manifest is None:
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder}; make one: sd embed --corpus wiki.txt --out {folder}")
+        if not any(folder.glob("shard-*.arrow")):
+            raise UserError(f"{folder} holds no shards; make them: sd embed --corpus wiki.txt --out {folder}")
+        raise UserError(f"{folder} is not complete: its {MANIFEST} is missing or damaged; run sd embed again to finish it")
+    if manifest["format"] != FORMAT_VERSION:
+        raise UserError(f"{folder} has shard format {manifest['format']}, this version reads {FORMAT_VERSION}")
+    return manifest
+
+
+def write_manifest(folder: Path, fingerprint: dict[str, Any], shards: int, notice: str) -> dict[str, Any]:
+    """Write and return the manifest; its counts are sums over the sidecars, and hold no time or host."""
+    entries = []
+    totals: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
+    for index in range(shards):
+        sidecar = read_sidecar(folder / shard_name(index))
+        assert sidecar is not None, "a run ends with every sidecar written"
+        entries.append({key: sidecar[key] for key in ("shard", "rows", "tokens", "bytes", "xxh3_128")})
+        counts = sidecar["counts"]
+        totals.update({key: sidecar[key] for key in ("rows", "tokens", "bytes")})
+        totals.update({key: counts[key] for key in ("records", "sentences", "duplicates")})
+        rejected.update(counts["rejected"])
+    if not totals["rows"]:
+        raise UserError(f"no sentence could be embedded; {folder / REJECTED} says why")
+    manifest = {
+        "format": FORMAT_VERSION,
+        "fingerprint": fingerprint,
+        "notice": notice,
+        "totals": {**totals, "rejected": dict(sorted(rejected.items()))},
+        "rejected_xxh3_128": file_hash(folder / REJECTED),
+        "shards": entries,
+    }
+    write_atomically(folder / MANIFEST, dump_json(manifest))
+    return manifest

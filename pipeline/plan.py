@@ -1,0 +1,173 @@
+"""The plan: one pass over the corpus that cuts it into slices and finds every duplicate.
+
+A slice is a run of records that yields one shard. Its content depends on the corpus and the rules alone, so
+whoever works on it, and however often, writes the same bytes.
+"""
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+
+from sentence_distill.data.corpus import Corpus
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.hashing import bytes_hash, sentence_id
+from sentence_distill.data.records import Position
+from sentence_distill.data.sentences import SentenceRules, split_sentences
+from sentence_distill.pipeline.files import write_atomically
+
+_PARTITIONS = 64
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One unit of work.
+
+    Args:
+        index: number of the slice and of its shard.
+        start: position of its first record.
+        records: how many records it spans, over file ends too.
+        sentences: how many of its sentences pass the rules.
+        duplicates: uint32[d], which of those (counted from 0) occurred earlier in the corpus.
+    """
+
+    index: int
+    start: Position
+    records: int
+    sentences: int
+    duplicates: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The slices of a corpus, and the `fingerprint` of the corpus and the rules that they were made from."""
+
+    slices: Sequence[Slice]
+    fingerprint: str
+
+    @property
+    def rows(self) -> int:
+        """Sentences without duplicates: the most rows that the shards can hold."""
+        return sum(part.sentences - len(part.duplicates) for part in self.slices)
+
+    def save(self, path: Path) -> None:
+        """Write the plan as an Arrow file; the same plan always gives the same bytes."""
+        write_atomically(path, self._bytes())
+
+    @property
+    def hash(self) -> str:
+        """xxh3-128 of the plan's file."""
+        return bytes_hash(self._bytes())
+
+    def _bytes(self) -> bytes:
+        columns = {
+            "file": pa.array([part.start.file for part in self.slices], pa.uint32()),
+            "record": pa.array([part.start.record for part in self.slices], pa.uint64()),
+            "offset": pa.array([part.start.offset for part in self.slices], pa.uint64()),
+            "records": pa.array([part.records for part in self.slices], pa.uint64()),
+            "sentences": pa.array([part.sentences for part in self.slices], pa.uint32()),
+            "duplicates": pa.array([part.duplicates for part in self.slices], pa.list_(pa.uint32())),
+        }
+        table = pa.table(columns).replace_schema_metadata({"fingerprint": self.fingerprint})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        """Read a plan.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            table = pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
+            rows = table.to_pylist()
+            fingerprint = table.schema.metadata[b"fingerprint"].decode()
+        except (pa.ArrowException, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}); delete it and run again") from error
+        slices = [
+            Slice(
+                index=index,
+                start=Position(row["file"], row["record"], row["offset"]),
+                records=row["records"],
+                sentences=row["sentences"],
+                duplicates=np.array(row["duplicates"], dtype=np.uint32),
+            )
+            for index, row in enumerate(rows)
+        ]
+        return cls(slices, fingerprint)
+
+
+def make_plan(
+    corpus: Corpus, rules: SentenceRules, shard_rows: int, fingerprint: str, advance: Callable[[int], None]
+) -> Plan:
+    """Read the corpus once and cut it, at record ends, into slices of at least `shard_rows` sentences.
+
+    Memory: 8 bytes a sentence for its hash, and 1 to mark the duplicates.
+
+    Args:
+        corpus: what to read.
+        rules: what counts as a sentence.
+        shard_rows: sentences of a slice, duplicates included.
+        fingerprint: kept with the plan, see `Plan`.
+        advance: called with the number of records read.
+
+    Raises:
+        UserError: the corpus holds no sentence that passes the rules.
+    """
+    hashes = array("Q")
+    cuts: list[tuple[Position, int, int]] = []  # start, records and sentences of each slice
+    start: Position | None = None
+    records = first = 0
+    for record in corpus.records():
+        if start is None:
+            start = record.position
+        records += 1
+        if record.text is not None:
+            hashes.extend(sentence_id(s.text) for s in split_sentences(record.text, rules) if not s.reason)
+        if records % 1000 == 0:
+            advance(1000)
+        if len(hashes) - first >= shard_rows:
+            cuts.append((start, records, len(hashes) - first))
+            start, records, first = None, 0, len(hashes)
+    if start is not None:
+        cuts.append((start, records, len(hashes) - first))
+    if not hashes:
+        raise UserError(
+            "the corpus holds no sentence that can be used: "
+            f"each is shorter than {rules.min_words} or longer than {rules.max_words} words, or no text at all"
+        )
+    return Plan(_slices(cuts, mark_duplicates(np.frombuffer(hashes, dtype=np.uint64))), fingerprint)
+
+
+def mark_duplicates(hashes: np.ndarray) -> np.ndarray:
+    """bool[n]: whether the same hash occurs earlier in uint64[n] `hashes`.
+
+    Works on one part of the value range at a time, so that sorting needs little memory beside the hashes.
+    """
+    duplicate = np.zeros(len(hashes), dtype=bool)
+    width = (1 << 64) // _PARTITIONS
+    for part in range(_PARTITIONS):
+        places = np.flatnonzero((hashes // np.uint64(width)) == part)
+        values = hashes[places]
+        order = np.argsort(values, kind="stable")
+        again = np.zeros(len(values), dtype=bool)
+        again[order[1:]] = values[order[1:]] == values[order[:-1]]
+        duplicate[places[again]] = True
+    return duplicate
+
+
+def _slices(cuts: Sequence[tuple[Position, int, int]], duplicate: np.ndarray) -> list[Slice]:
+    slices = []
+    first = 0
+    for index, (start, records, sentences) in enumerate(cuts):
+        marks = np.flatnonzero(duplicate[first : first + sentences]).astype(np.uint32)
+        slices.append(Slice(index, start, records, sentences, marks))
+        first += sentences
+    return slices

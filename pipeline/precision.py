@@ -1,0 +1,44 @@
+"""Which floating-point format the hardware multiplies fastest."""
+
+import torch
+
+from sentence_distill.data.errors import UserError
+
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device `name`; "auto" is CUDA where there is one.
+
+    Raises:
+        UserError: CUDA was asked for and is not there.
+    """
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if name.startswith("cuda") and not available:
+        raise UserError("--device cuda: PyTorch sees no CUDA device here; leave the flag out or use cpu")
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The compute type of `name`; "auto" is bfloat16 where `device` has instructions for it.
+
+    A CPU without them would still compute bfloat16, more slowly than float32. What the processor reports is
+    tried once, because a build of PyTorch may lack the kernels.
+    """
+    if name != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+    return torch.bfloat16 if _has_bf16(device) else torch.float32
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return False
+    try:
+        sample = torch.ones(64, 64, dtype=torch.bfloat16)
+        return bool(torch.isfinite(sample @ sample).all())
+    except RuntimeError:
+        return False

@@ -1,0 +1,76 @@
+"""Checks a folder of shards: every checksum, every count, every row."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sentence_distill.data.hashing import file_hash
+from sentence_distill.pipeline.fingerprint import differing_fields
+from sentence_distill.pipeline.manifest import load_manifest
+from sentence_distill.pipeline.rejected import REJECTED
+from sentence_distill.pipeline.shards import Shard, read_sidecar, shard_name, shard_problem
+
+
+def verify_folder(folder: Path, advance: Callable[[int], None]) -> list[str]:
+    """List all that is wrong with a folder, "" for nothing: one line a finding.
+
+    Args:
+        folder: a folder of shards.
+        advance: called with 1 after each shard.
+    """
+    manifest = load_manifest(folder)
+    if manifest is None:
+        return ["manifest.json is missing or damaged: the run is not complete"]
+    problems = []
+    for index, entry in enumerate(manifest["shards"]):
+        shard = folder / shard_name(index)
+        if problem := _shard(shard, entry, manifest):
+            problems.append(f"{shard.name} {problem}")
+        advance(1)
+    known = {entry["shard"] for entry in manifest["shards"]}
+    problems += [
+        f"{extra.name} belongs to no shard of the manifest"
+        for extra in sorted(folder.glob("shard-*"))
+        if extra.with_suffix(".arrow").name not in known
+    ]
+    rejected = folder / REJECTED
+    if not rejected.exists() or file_hash(rejected) != manifest["rejected_xxh3_128"]:
+        problems.append(f"{REJECTED} is missing or does not match its checksum")
+    return problems
+
+
+def _shard(shard: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> str:
+    sidecar = read_sidecar(shard)
+    if sidecar is None:
+        return "has no sidecar, or a damaged one"
+    if differing := differing_fields(sidecar["fingerprint"], manifest["fingerprint"]):
+        return f"is of another run, which differs in {'; '.join(differing)}"
+    if any(sidecar[key] != value for key, value in entry.items()):
+        return "has another sidecar than the manifest says"
+    if problem := shard_problem(shard, sidecar):
+        return problem
+    counts = sidecar["counts"]
+    if counts["sentences"] != sidecar["rows"] + counts["duplicates"] + sum(counts["rejected"].values()):
+        return "has counts that do not add up"
+    try:
+        return _rows(Shard.open(shard), sidecar)
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        return f"can't be read: {error}"
+
+
+def _rows(rows: Shard, sidecar: dict[str, Any]) -> str:
+    fingerprint = sidecar["fingerprint"]
+    if len(rows.ids) != sidecar["rows"] or len(rows.tokens) != sidecar["tokens"]:
+        return "has other numbers of rows or tokens than its sidecar says"
+    if rows.embeddings.shape[1] != fingerprint["dim"] or str(rows.embeddings.dtype) != fingerprint["dtype"]:
+        return "has embeddings of another width or type than its fingerprint says"
+    if len(rows.tokens) and int(rows.tokens.max()) >= fingerprint["vocabulary"]:
+        return "has a token id outside the vocabulary"
+    if not np.isfinite(rows.embeddings).all():
+        return "has an embedding that is not finite"
+    if not ((rows.lengths > 0) & (rows.lengths <= fingerprint["max_tokens"])).all():
+        return "has a sentence with no tokens or too many"
+    return ""

@@ -1,0 +1,1 @@
+"""Stage two and after: the stream of training batches, the student, its training and evaluation."""
