@@ -16,43 +16,114 @@ def _layers(context: click.Context, parameter: click.Parameter, value: str) -> t
 
 
 @click.command()
-@click.option("--corpus", "corpora", multiple=True, required=True, metavar="PATH",
-              help="File, folder, glob, fsspec URL, - for standard input, or hf:NAME[:CONFIG[:SPLIT]]; may be repeated.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="shards", show_default=True,
-              help="Folder of the shards; a run that was stopped goes on where it stood.")
-@click.option("--teacher", default=None, metavar="NAME",
-              help="Folder or hub name of a transformer encoder, minilm or mpnet.  [default: bert-base-uncased, "
-                   "or the packaged MiniLM where it can't be had]")
-@click.option("--pooling", type=click.Choice(["cls", "mean", "max", "pooler"]), default=None,
-              help="[default: a sentence-transformers teacher's own, otherwise cls]")
-@click.option("--layers", default="-1", show_default=True, callback=_layers, metavar="N[,N…]",
-              help="Hidden layers to pool and concatenate; 0 is the word embeddings, -1 the last layer.")
-@click.option("--format", "format_", default=None,
-              type=click.Choice(["text", "wikiextractor", "jsonl", "parquet", "arrow", "csv", "tsv"]),
-              help="[default: found from name and content]")
-@click.option("--text-field", default="text", show_default=True, help="JSON field or table column of the text.")
+@click.option(
+    "--corpus",
+    "corpora",
+    multiple=True,
+    required=True,
+    metavar="PATH",
+    help="File, folder, glob, fsspec URL, - for standard input, or hf:NAME[:CONFIG[:SPLIT]]; may be repeated.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="shards",
+    show_default=True,
+    help="Folder of the shards; a run that was stopped goes on where it stood.",
+)
+@click.option(
+    "--teacher",
+    default=None,
+    metavar="NAME",
+    help="Folder or hub name of a transformer encoder, minilm or mpnet.  [default: bert-base-uncased, "
+    "or the packaged MiniLM where it can't be had]",
+)
+@click.option(
+    "--pooling",
+    type=click.Choice(["cls", "mean", "max", "pooler"]),
+    default=None,
+    help="[default: a sentence-transformers teacher's own, otherwise cls]",
+)
+@click.option(
+    "--layers",
+    default="-1",
+    show_default=True,
+    callback=_layers,
+    metavar="N[,N…]",
+    help="Hidden layers to pool and concatenate; 0 is the word embeddings, -1 the last layer.",
+)
+@click.option(
+    "--format",
+    "format_",
+    default=None,
+    type=click.Choice(["text", "wikiextractor", "jsonl", "parquet", "arrow", "csv", "tsv"]),
+    help="[default: found from name and content]",
+)
+@click.option(
+    "--text-field", default="text", show_default=True, help="JSON field or table column of the text."
+)
 @click.option("--split/--no-split", default=True, show_default=True, help="Split each line into sentences.")
 @click.option("--language", default="en", show_default=True, help="Language of the splitter's rules.")
 @click.option("--min-words", default=3, show_default=True, help="Reject shorter sentences.")
 @click.option("--max-words", default=100, show_default=True, help="Reject longer sentences.")
 @click.option("--max-tokens", default=128, show_default=True, help="Reject sentences with more tokens.")
-@click.option("--shard-rows", default=16_384, show_default=True, type=click.IntRange(1),
-              help="Sentences of a shard, the unit of commit and resume.")
-@click.option("--token-budget", default=4096, show_default=True, type=click.IntRange(1),
-              help="Tokens of a teacher's batch.")
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
-              help="Of the embeddings on disk.")
-@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True,
-              help="Of the teacher's arithmetic; auto is bf16 where the hardware has it.")
+@click.option(
+    "--shard-rows",
+    default=16_384,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Sentences of a shard, the unit of commit and resume.",
+)
+@click.option(
+    "--token-budget",
+    default=4096,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Tokens of a teacher's batch.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="Of the embeddings on disk.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "bf16", "fp32"]),
+    default="auto",
+    show_default=True,
+    help="Of the teacher's arithmetic; auto is bf16 where the hardware has it.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--compression", type=click.Choice(["none", "zstd", "lz4"]), default="none", show_default=True,
-              help="Of the shards; compressed ones can't be memory-mapped.")
+@click.option(
+    "--compression",
+    type=click.Choice(["none", "zstd", "lz4"]),
+    default="none",
+    show_default=True,
+    help="Of the shards; compressed ones can't be memory-mapped.",
+)
 @click.option("--no-text", is_flag=True, help="Keep token ids only, not the sentences.")
-def embed(  # noqa: PLR0913
-    corpora: tuple[str, ...], out: Path, teacher: str | None, pooling: str | None, layers: tuple[int, ...],
-    format_: str | None, text_field: str, split: bool, language: str, min_words: int, max_words: int,
-    max_tokens: int, shard_rows: int, token_budget: int, dtype: str, precision: str, device: str,
-    compression: str, no_text: bool,
+def embed(
+    corpora: tuple[str, ...],
+    out: Path,
+    teacher: str | None,
+    pooling: str | None,
+    layers: tuple[int, ...],
+    format_: str | None,
+    text_field: str,
+    split: bool,
+    language: str,
+    min_words: int,
+    max_words: int,
+    max_tokens: int,
+    shard_rows: int,
+    token_budget: int,
+    dtype: str,
+    precision: str,
+    device: str,
+    compression: str,
+    no_text: bool,
 ) -> None:
     """Run the teacher once over a corpus and write its sentence embeddings to sharded Arrow files.
 
@@ -72,7 +143,9 @@ def embed(  # noqa: PLR0913
     progress = ConsoleProgress()
     rules = SentenceRules(split=split, language=language, min_words=min_words, max_words=max_words)
     # Cheap mistakes first: a wrong path shows before any weights are loaded.
-    corpus = Corpus.open(_readable_twice(corpora, text_field, out, progress), format=format_, text_field=text_field)
+    corpus = Corpus.open(
+        _readable_twice(corpora, text_field, out, progress), format=format_, text_field=text_field
+    )
     located = locate_teacher(teacher)
     if located.notice:
         progress.log(f"note: {located.notice}")
@@ -90,10 +163,17 @@ def embed(  # noqa: PLR0913
         f"{', normalised' if loaded.recipe.normalize else ''}, {str(loaded.dtype).removeprefix('torch.')} on {where}"
     )
     config = EmbedConfig(
-        rules=rules, shard_rows=shard_rows, max_tokens=max_tokens, token_budget=token_budget, dtype=dtype,
-        keep_text=not no_text, compression=None if compression == "none" else compression,
+        rules=rules,
+        shard_rows=shard_rows,
+        max_tokens=max_tokens,
+        token_budget=token_budget,
+        dtype=dtype,
+        keep_text=not no_text,
+        compression=None if compression == "none" else compression,
     )
-    run = EmbedRun(corpus=corpus, teacher=loaded, out=out, config=config, notice=located.notice, progress=progress)
+    run = EmbedRun(
+        corpus=corpus, teacher=loaded, out=out, config=config, notice=located.notice, progress=progress
+    )
     try:
         manifest = run.run()
     except KeyboardInterrupt:

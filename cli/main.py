@@ -6,8 +6,10 @@ import sys
 import click
 
 from sentence_distill.cli.embed import embed
+from sentence_distill.cli.eval import evaluate
 from sentence_distill.cli.sample import sample
 from sentence_distill.cli.shards import shards
+from sentence_distill.cli.train_student import train_student
 from sentence_distill.data.errors import UserError
 
 
@@ -24,7 +26,7 @@ def sd() -> None:
     """
 
 
-for command in (embed, shards, sample):
+for command in (embed, train_student, evaluate, shards, sample):
     sd.add_command(command)
 
 

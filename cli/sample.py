@@ -6,8 +6,13 @@ import click
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="wiki.txt", show_default=True,
-              help="File to write, a paragraph a line.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="wiki.txt",
+    show_default=True,
+    help="File to write, a paragraph a line.",
+)
 def sample(out: Path) -> None:
     """Write the packaged sample corpus: summaries of 10,000 Wikipedia articles.
 
@@ -17,4 +22,6 @@ def sample(out: Path) -> None:
 
     paragraphs = list(sample_paragraphs())
     out.write_text("".join(f"{paragraph}\n" for paragraph in paragraphs), encoding="utf-8")
-    click.echo(f"{out}: {len(paragraphs):,} paragraphs of Wikipedia (CC BY-SA)\nnext: sd embed --corpus {out}")
+    click.echo(
+        f"{out}: {len(paragraphs):,} paragraphs of Wikipedia (CC BY-SA)\nnext: sd embed --corpus {out}"
+    )

@@ -68,7 +68,9 @@ def verify(folder: Path) -> None:
     for problem in problems:
         click.echo(problem)
     if problems:
-        click.echo(f"{folder}: {len(problems)} problems; sd embed with the options of the run makes damaged shards again")
+        click.echo(
+            f"{folder}: {len(problems)} problems; sd embed with the options of the run makes damaged shards again"
+        )
         sys.exit(1)
     assert manifest is not None
     click.echo(f"{folder}: {len(manifest['shards'])} shards, {manifest['totals']['rows']:,} rows, all right")

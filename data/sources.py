@@ -116,4 +116,3 @@ def open_seekable(source: Source) -> Iterator[IO[bytes]]:
                 copy.write(chunk)
             copy.seek(0)
             yield copy
-

@@ -52,7 +52,14 @@ class EmbedRun:
     """One run of stage one over a folder: plans, embeds what is missing, closes the manifest."""
 
     def __init__(
-        self, *, corpus: Corpus, teacher: Teacher, out: Path, config: EmbedConfig, notice: str, progress: Progress
+        self,
+        *,
+        corpus: Corpus,
+        teacher: Teacher,
+        out: Path,
+        config: EmbedConfig,
+        notice: str,
+        progress: Progress,
     ) -> None:
         """Prepare a run.
 
@@ -65,7 +72,9 @@ class EmbedRun:
             progress: where to report.
         """
         if config.max_tokens > teacher.max_tokens:
-            raise UserError(f"--max-tokens {config.max_tokens}: this teacher takes {teacher.max_tokens} at most")
+            raise UserError(
+                f"--max-tokens {config.max_tokens}: this teacher takes {teacher.max_tokens} at most"
+            )
         self.corpus = corpus
         self.teacher = teacher
         self.out = out

@@ -40,11 +40,8 @@ def locate_teacher(name: str | None) -> Located:
     """
     if name is None:
         return _default_teacher()
-    if Path(name).is_dir():
-        return Located(Path(name), Path(name).resolve().name)
-    packaged = packaged_teacher()
-    if name == "minilm" and packaged is not None:
-        return Located(packaged, _MINILM)
+    if (local := locate_local(name)) is not None:
+        return local
     try:
         return _from_hub(name)
     except HubUnreachable as error:
@@ -54,7 +51,28 @@ def locate_teacher(name: str | None) -> Located:
         ) from error
 
 
+def locate_local(name: str) -> Located | None:
+    """Find a teacher without asking the hub: a folder, the packaged MiniLM, or the hub's cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    if Path(name).is_dir():
+        return Located(Path(name), Path(name).resolve().name)
+    repo = _ALIASES.get(name, name)
+    packaged = packaged_teacher()
+    if repo == _MINILM and packaged is not None:
+        return Located(packaged, _MINILM)
+    try:
+        cached = Path(snapshot_download(repo, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    # A download that was cut short leaves a folder without weights.
+    return Located(cached, repo) if list(cached.glob("*.safetensors")) else None
+
+
 def _default_teacher() -> Located:
+    if (local := locate_local(DEFAULT_TEACHER)) is not None:
+        return local
     try:
         return _from_hub(DEFAULT_TEACHER)
     except HubUnreachable as error:
@@ -70,16 +88,7 @@ def _default_teacher() -> Located:
 
 def _from_hub(name: str) -> Located:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     repo = _ALIASES.get(name, name)
-    try:
-        cached = snapshot_download(repo, local_files_only=True)
-        if (Path(cached) / "config.json").exists():
-            return Located(Path(cached), repo)
-    except LocalEntryNotFoundError:
-        pass
-    except HFValidationError as error:
-        raise HubUnreachable(f"{name!r} is no name of a model") from error
     ask_hub(lambda: HfApi().model_info(repo, timeout=5))
     return Located(Path(snapshot_download(repo, allow_patterns=_FILES, ignore_patterns=_ELSEWHERE)), repo)

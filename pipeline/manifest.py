@@ -33,9 +33,13 @@ def require_manifest(folder: Path) -> dict[str, Any]:
             raise UserError(f"no folder {folder}; make one: sd embed --corpus wiki.txt --out {folder}")
         if not any(folder.glob("shard-*.arrow")):
             raise UserError(f"{folder} holds no shards; make them: sd embed --corpus wiki.txt --out {folder}")
-        raise UserError(f"{folder} is not complete: its {MANIFEST} is missing or damaged; run sd embed again to finish it")
+        raise UserError(
+            f"{folder} is not complete: its {MANIFEST} is missing or damaged; run sd embed again to finish it"
+        )
     if manifest["format"] != FORMAT_VERSION:
-        raise UserError(f"{folder} has shard format {manifest['format']}, this version reads {FORMAT_VERSION}")
+        raise UserError(
+            f"{folder} has shard format {manifest['format']}, this version reads {FORMAT_VERSION}"
+        )
     return manifest
 
 

@@ -14,6 +14,7 @@ from sentence_distill.pipeline.batches import exact_length_batches
 from sentence_distill.pipeline.locate import Located
 from sentence_distill.pipeline.recipe import Recipe, make_recipe
 
+
 class Teacher:
     """A loaded teacher with its tokenizer; build it with `Teacher.load`.
 
@@ -24,7 +25,9 @@ class Teacher:
         dim: width of the embeddings of all layers together.
     """
 
-    def __init__(self, *, located: Located, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, *, located: Located, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device
+    ) -> None:
         self.name = located.name
         self.folder = located.folder
         self.recipe = recipe
@@ -64,7 +67,11 @@ class Teacher:
         logging.set_verbosity_error()  # a checkpoint with a head that is left out is no cause for a warning
         try:
             model = AutoModel.from_pretrained(
-                located.folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+                located.folder,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
             )
             tokenizer = AutoTokenizer.from_pretrained(located.folder, local_files_only=True, use_fast=True)
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -74,7 +81,9 @@ class Teacher:
                 "it needs config.json, model.safetensors and a tokenizer in one folder"
             ) from error
         if not tokenizer.is_fast:
-            raise UserError(f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it")
+            raise UserError(
+                f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it"
+            )
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
@@ -136,7 +145,9 @@ class Teacher:
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         last = self.model.config.num_hidden_layers
         # No attention mask: exact-length batches have no padding, and attention takes its fastest path.
-        output = self.model(input_ids=batch.to(self.device), output_hidden_states=self.recipe.layers != (last,))
+        output = self.model(
+            input_ids=batch.to(self.device), output_hidden_states=self.recipe.layers != (last,)
+        )
         if self.recipe.pooling == "pooler":
             pooled = [_pooler_output(output)]
         elif self.recipe.layers == (last,):

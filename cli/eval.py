@@ -1,0 +1,260 @@
+"""`sd eval`: measure a student."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sentence_distill.cli.train_student import DEFAULT_STUDENT
+from sentence_distill.data.errors import UserError
+
+if TYPE_CHECKING:
+    from sentence_distill.student.glue import TaskResult
+
+GLUE_TASKS = ("CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI")
+
+
+def _tasks(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    if value is None:
+        return GLUE_TASKS
+    known = {name.lower(): name for name in GLUE_TASKS}
+    chosen = [name.strip().lower() for name in value.split(",")]
+    if unknown := [name for name in chosen if name not in known]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(GLUE_TASKS)}")
+    return tuple(known[name] for name in chosen)
+
+
+@click.command("eval")
+@click.option(
+    "--student",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_STUDENT,
+    show_default=True,
+    help="Folder that sd train-student made.",
+)
+@click.option(
+    "--shards",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="For held-out fidelity and speed.  [default: those that the student was trained on]",
+)
+@click.option(
+    "--sts",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="TSV with sentence1, sentence2, score.  [default: STS-B/dev.tsv in --glue-dir]",
+)
+@click.option(
+    "--teacher",
+    default=None,
+    metavar="NAME",
+    help="Teacher to compare with.  [default: the student's, where this machine has it]",
+)
+@click.option("--glue", is_flag=True, help="Fine-tune and score on GLUE instead.")
+@click.option(
+    "--glue-dir",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="GLUE in the official TSV layout.  [default: nyu-mll/glue from the hub]",
+)
+@click.option("--tasks", callback=_tasks, default=None, metavar="NAME[,NAME…]", help="[default: all nine]")
+@click.option("--from-scratch", is_flag=True, help="A second GLUE row: the same BiLSTM from random weights.")
+@click.option("--epochs", default=5, show_default=True, help="Of fine-tuning; the best one on dev counts.")
+@click.option("--learning-rate", default=5e-4, show_default=True, help="Of fine-tuning.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Where the figures go.  [default: eval.json or glue.json in the student's folder]",
+)
+def evaluate(
+    folder: Path,
+    shards: Path | None,
+    sts: Path | None,
+    teacher: str | None,
+    glue: bool,
+    glue_dir: Path | None,
+    tasks: tuple[str, ...],
+    from_scratch: bool,
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+    device: str,
+    json_file: Path | None,
+) -> None:
+    """Measure a student: fidelity, STS-B, size and speed, or with --glue its fine-tuned scores.
+
+    What can't be measured, because its data is not here, is listed with the reason.
+    """
+    from sentence_distill.data.glue import open_glue
+    from sentence_distill.student.folder import load_distillation
+
+    load_distillation(folder)  # a wrong path shows before anything is loaded or asked for
+    json_file = json_file or folder / ("glue.json" if glue else "eval.json")
+    if glue:
+        source = open_glue(glue_dir)
+        from sentence_distill.student.finetune import FinetuneConfig
+
+        config = FinetuneConfig(epochs=epochs, learning_rate=learning_rate, seed=seed)
+        figures = _glue(folder, source, tasks, config, from_scratch, device)
+    else:
+        figures = _intrinsic(folder, shards, _sts_file(sts, glue_dir), teacher)
+    json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    click.echo(f"figures: {json_file}" + ("" if glue else f"\nnext: sd eval --glue --student {folder}"))
+
+
+def _sts_file(sts: Path | None, glue_dir: Path | None) -> Path | None:
+    return sts if sts or not glue_dir else glue_dir / "STS-B" / "dev.tsv"
+
+
+def _intrinsic(
+    folder: Path, shards: Path | None, sts: Path | None, teacher_name: str | None
+) -> dict[str, Any]:
+    from sentence_distill.data.sts import load_sts
+    from sentence_distill.student import measure
+    from sentence_distill.student.folder import load_distillation, load_student, update_distillation
+
+    distillation = load_distillation(folder)
+    student = load_student(folder)
+    shards = shards or Path(distillation["shards"])
+    pairs = load_sts(sts) if sts else None
+    figures: dict[str, Any] = {"size": measure.size(folder, student)}
+    skipped: dict[str, str] = {}
+    encoders: dict[str, Any] = {"student": student.encode}
+    try:
+        teacher = _load_teacher(teacher_name, distillation)
+        encoders["teacher"] = measure.teacher_encoder(
+            teacher, distillation["corpus"]["fingerprint"]["token_budget"]
+        )
+    except UserError as error:
+        skipped["teacher"] = str(error)
+    try:
+        figures["held_out"] = measure.held_out_fidelity(student, shards, distillation["training"]["held_out"])
+        sentences = measure.sample_sentences(shards)
+        if sentences:
+            figures["sentences_per_second"] = measure.speed(encoders, sentences)
+        else:
+            skipped["speed"] = "the shards keep no text (--no-text)"
+    except UserError as error:
+        skipped["held-out fidelity and speed"] = str(error)
+    if pairs is None:
+        skipped["STS-B"] = "no data; name it with --sts dev.tsv or --glue-dir DIR"
+    else:
+        figures["sts_spearman"] = {
+            name: measure.sts_spearman(encode, pairs) for name, encode in encoders.items()
+        }
+    _print_intrinsic(figures, skipped)
+    update_distillation(folder, metrics={**distillation["metrics"], **figures})
+    return {**figures, "skipped": skipped}
+
+
+def _load_teacher(name: str | None, distillation: dict[str, Any]) -> Any:
+    import torch
+
+    from sentence_distill.pipeline.locate import locate_local, locate_teacher
+    from sentence_distill.pipeline.precision import pick_precision
+    from sentence_distill.pipeline.teacher import Teacher
+
+    recorded = distillation["teacher"]
+    located = locate_teacher(name) if name else locate_local(recorded["teacher"])
+    if located is None:
+        raise UserError(f"{recorded['teacher']} is not on this machine; name its folder with --teacher DIR")
+    cpu = torch.device("cpu")
+    teacher = Teacher.load(
+        located,
+        pooling=recorded["pooling"],
+        layers=recorded["layers"],
+        device=cpu,
+        dtype=pick_precision("auto", cpu),
+    )
+    if teacher.fingerprint()["teacher_weights"] != recorded["teacher_weights"]:
+        raise UserError(
+            f"{located.name} has other weights than the student's teacher; name the right one with --teacher"
+        )
+    return teacher
+
+
+def _print_intrinsic(figures: dict[str, Any], skipped: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("measure", "student", "teacher", box=None, header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    if held_out := figures.get("held_out"):
+        table.add_row("cosine to the teacher, held out", f"{held_out['cosine']:.4f}", "")
+        table.add_row("  the same of one constant vector", f"{held_out['mean_vector_cosine']:.4f}", "")
+        table.add_row("MSE, held out", f"{held_out['mse']:.3g}", "")
+        table.add_row("rank agreement, held out", f"{held_out['rank_agreement']:.4f}", "")
+    for key, name, form in (
+        ("sts_spearman", "STS-B Spearman", "{:.4f}"),
+        ("sentences_per_second", "sentences/s", "{:,.0f}"),
+    ):
+        if values := figures.get(key):
+            table.add_row(
+                name, *(form.format(values[who]) if who in values else "" for who in ("student", "teacher"))
+            )
+    table.add_row("parameters", f"{figures['size']['parameters']:,}", "")
+    table.add_row("size on disk, MB", f"{figures['size']['megabytes']:.1f}", "")
+    Console().print(table)
+    for what, why in skipped.items():
+        click.echo(f"not measured: {what}: {why}")
+
+
+def _glue(
+    folder: Path, source: Any, tasks: tuple[str, ...], config: Any, from_scratch: bool, device: str
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from sentence_distill.cli.console import ConsoleProgress
+    from sentence_distill.pipeline.precision import pick_device, pick_precision
+    from sentence_distill.student.folder import load_student
+    from sentence_distill.student.glue import run_glue
+
+    student = load_student(folder)
+    where = pick_device(device)
+    rows = {
+        name: run_glue(
+            student,
+            source,
+            tasks=tasks,
+            config=config,
+            from_scratch=scratch,
+            device=where,
+            precision=pick_precision("auto", where),
+            progress=ConsoleProgress(),
+        )
+        for name, scratch in {"distilled": False, "from scratch": True}.items()
+        if from_scratch or not scratch
+    }
+    _print_glue(rows)
+    return {
+        "finetuning": asdict(config),
+        "rows": {name: {result.task: asdict(result) for result in results} for name, results in rows.items()},
+    }
+
+
+def _print_glue(rows: dict[str, "list[TaskResult]"]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("GLUE dev", "metric", *rows, box=None, header_style="bold")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    results = list(zip(*rows.values(), strict=True))
+    for row in results:
+        for dev, scores in row[0].scores.items():
+            name = row[0].task + dev.removeprefix("dev").replace("_matched", "-m").replace(
+                "_mismatched", "-mm"
+            )
+            for metric in scores:
+                table.add_row(name, metric, *(f"{100 * result.scores[dev][metric]:.1f}" for result in row))
+    Console().print(table)
+    for row in results:
+        if row[0].skipped:
+            click.echo(f"skipped: {row[0].task}: {row[0].skipped}")

@@ -1,0 +1,36 @@
+"""Checkpoints of training: what a run needs to go on as if it had never stopped."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.files import TEMPORARY, commit
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings and containers of them) atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + TEMPORARY)
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    commit(temporary, path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; no code in it is run.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {path} to resume; leave --resume out to begin") from None
+    except (RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"checkpoint {path} is damaged ({reason}); --overwrite begins again") from error

@@ -1,0 +1,38 @@
+"""How close the student's vectors are to the teacher's."""
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch.nn import functional
+
+_PAIRED_ROWS = 1000
+
+
+def fidelity(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+    """Agreement of float32[n, dim] student vectors with the teacher's.
+
+    Returns:
+        cosine: mean cosine between the two vectors of a sentence.
+        mse: mean squared error of the components.
+        rank_agreement: Spearman correlation between the two models' cosines of all pairs among the first
+            1,000 rows: whether the student finds the same sentences close.
+        mean_vector_cosine: what one constant, the mean of the targets, scores as cosine; the floor to beat.
+    """
+    mean = targets.mean(dim=0, keepdim=True)
+    return {
+        "cosine": functional.cosine_similarity(vectors, targets).mean().item(),
+        "mse": functional.mse_loss(vectors, targets).item(),
+        "rank_agreement": rank_agreement(vectors[:_PAIRED_ROWS], targets[:_PAIRED_ROWS]),
+        "mean_vector_cosine": functional.cosine_similarity(mean, targets).mean().item(),
+    }
+
+
+def rank_agreement(vectors: torch.Tensor, targets: torch.Tensor) -> float:
+    """Spearman correlation of the pairwise cosines in float32[n, dim] `vectors` with those in `targets`."""
+    return float(spearmanr(_pair_cosines(vectors), _pair_cosines(targets)).statistic)
+
+
+def _pair_cosines(vectors: torch.Tensor) -> np.ndarray:
+    unit = functional.normalize(vectors, dim=1)
+    above = torch.triu_indices(len(unit), len(unit), offset=1)
+    return (unit @ unit.T)[above[0], above[1]].numpy()

@@ -1,0 +1,31 @@
+"""GLUE's metrics, from scikit-learn and SciPy."""
+
+import warnings
+
+import numpy as np
+
+
+def glue_metrics(names: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """Score predictions.
+
+    Args:
+        names: of "accuracy", "f1" (of class 1), "matthews", "pearson" and "spearman".
+        labels: float[n], class numbers or scores.
+        predictions: float[n], likewise.
+    """
+    return {name: _metric(name, labels, predictions) for name in names}
+
+
+def _metric(name: str, labels: np.ndarray, predictions: np.ndarray) -> float:
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    if name in ("pearson", "spearman"):
+        with warnings.catch_warnings():
+            # One value for all examples correlates with nothing; SciPy says so with a warning and NaN.
+            warnings.simplefilter("ignore")
+            value = (pearsonr if name == "pearson" else spearmanr)(labels, predictions).statistic
+        return 0.0 if np.isnan(value) else float(value)
+    if name == "f1":
+        return float(f1_score(labels, predictions, zero_division=0.0))
+    return float((accuracy_score if name == "accuracy" else matthews_corrcoef)(labels, predictions))

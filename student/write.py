@@ -1,0 +1,31 @@
+"""From a finished training run to a student's folder."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from sentence_distill.student.folder import save_student
+from sentence_distill.student.model import Student
+from sentence_distill.student.train import Trainer
+
+
+def write_trained(out: Path, student: Student, trainer: Trainer, shards: Path) -> dict[str, float]:
+    """Write the best student of a run; return its held-out scores."""
+    best = max(trainer.history, key=lambda epoch: epoch["cosine"])
+    scores = {name: best[name] for name in ("cosine", "mse", "rank_agreement", "mean_vector_cosine")}
+    fingerprint = trainer.stream.fingerprint
+    teacher = {
+        name: fingerprint[name] for name in ("teacher", "teacher_weights", "pooling", "layers", "normalize")
+    }
+    save_student(
+        out,
+        student,
+        {
+            "teacher": teacher,
+            "corpus": {"rows": trainer.stream.manifest["totals"]["rows"], "fingerprint": fingerprint},
+            "shards": str(shards),
+            "training": asdict(trainer.config),
+            "history": trainer.history,
+            "metrics": {"held_out": scores},
+        },
+    )
+    return scores
