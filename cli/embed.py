@@ -59,9 +59,7 @@ def _layers(context: click.Context, parameter: click.Parameter, value: str) -> t
     type=click.Choice(["text", "wikiextractor", "jsonl", "parquet", "arrow", "csv", "tsv"]),
     help="[default: found from name and content]",
 )
-@click.option(
-    "--text-field", default="text", show_default=True, help="JSON field or table column of the text."
-)
+@click.option("--text-field", default="text", show_default=True, help="JSON field or table column of the text.")
 @click.option("--split/--no-split", default=True, show_default=True, help="Split each line into sentences.")
 @click.option("--language", default="en", show_default=True, help="Language of the splitter's rules.")
 @click.option("--min-words", default=3, show_default=True, help="Reject shorter sentences.")
@@ -143,9 +141,7 @@ def embed(
     progress = ConsoleProgress()
     rules = SentenceRules(split=split, language=language, min_words=min_words, max_words=max_words)
     # Cheap mistakes first: a wrong path shows before any weights are loaded.
-    corpus = Corpus.open(
-        _readable_twice(corpora, text_field, out, progress), format=format_, text_field=text_field
-    )
+    corpus = Corpus.open(_readable_twice(corpora, text_field, out, progress), format=format_, text_field=text_field)
     located = locate_teacher(teacher)
     if located.notice:
         progress.log(f"note: {located.notice}")
@@ -155,9 +151,7 @@ def embed(
     from sentence_distill.pipeline.teacher import Teacher
 
     where = pick_device(device)
-    loaded = Teacher.load(
-        located, pooling=pooling, layers=layers, device=where, dtype=pick_precision(precision, where)
-    )
+    loaded = Teacher.load(located, pooling=pooling, layers=layers, device=where, dtype=pick_precision(precision, where))
     progress.log(
         f"teacher {loaded.name}, pooling {loaded.recipe.pooling}, layers {','.join(map(str, loaded.recipe.layers))}"
         f"{', normalised' if loaded.recipe.normalize else ''}, {str(loaded.dtype).removeprefix('torch.')} on {where}"
@@ -171,9 +165,7 @@ def embed(
         keep_text=not no_text,
         compression=None if compression == "none" else compression,
     )
-    run = EmbedRun(
-        corpus=corpus, teacher=loaded, out=out, config=config, notice=located.notice, progress=progress
-    )
+    run = EmbedRun(corpus=corpus, teacher=loaded, out=out, config=config, notice=located.notice, progress=progress)
     try:
         manifest = run.run()
     except KeyboardInterrupt:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
-from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_distill.student.glue import TaskResult
@@ -62,7 +61,7 @@ def _tasks(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option("--tasks", callback=_tasks, default=None, metavar="NAME[,NAME…]", help="[default: all nine]")
 @click.option("--from-scratch", is_flag=True, help="A second GLUE row: the same BiLSTM from random weights.")
 @click.option("--epochs", default=5, show_default=True, help="Of fine-tuning; the best one on dev counts.")
-@click.option("--learning-rate", default=5e-4, show_default=True, help="Of fine-tuning.")
+@click.option("--learning-rate", default=1e-3, show_default=True, help="Of fine-tuning.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -112,71 +111,16 @@ def _sts_file(sts: Path | None, glue_dir: Path | None) -> Path | None:
     return sts if sts or not glue_dir else glue_dir / "STS-B" / "dev.tsv"
 
 
-def _intrinsic(
-    folder: Path, shards: Path | None, sts: Path | None, teacher_name: str | None
-) -> dict[str, Any]:
+def _intrinsic(folder: Path, shards: Path | None, sts: Path | None, teacher: str | None) -> dict[str, Any]:
     from sentence_distill.data.sts import load_sts
-    from sentence_distill.student import measure
-    from sentence_distill.student.folder import load_distillation, load_student, update_distillation
+    from sentence_distill.student.folder import load_distillation, update_distillation
+    from sentence_distill.student.measure import measure_student
 
-    distillation = load_distillation(folder)
-    student = load_student(folder)
-    shards = shards or Path(distillation["shards"])
     pairs = load_sts(sts) if sts else None
-    figures: dict[str, Any] = {"size": measure.size(folder, student)}
-    skipped: dict[str, str] = {}
-    encoders: dict[str, Any] = {"student": student.encode}
-    try:
-        teacher = _load_teacher(teacher_name, distillation)
-        encoders["teacher"] = measure.teacher_encoder(
-            teacher, distillation["corpus"]["fingerprint"]["token_budget"]
-        )
-    except UserError as error:
-        skipped["teacher"] = str(error)
-    try:
-        figures["held_out"] = measure.held_out_fidelity(student, shards, distillation["training"]["held_out"])
-        sentences = measure.sample_sentences(shards)
-        if sentences:
-            figures["sentences_per_second"] = measure.speed(encoders, sentences)
-        else:
-            skipped["speed"] = "the shards keep no text (--no-text)"
-    except UserError as error:
-        skipped["held-out fidelity and speed"] = str(error)
-    if pairs is None:
-        skipped["STS-B"] = "no data; name it with --sts dev.tsv or --glue-dir DIR"
-    else:
-        figures["sts_spearman"] = {
-            name: measure.sts_spearman(encode, pairs) for name, encode in encoders.items()
-        }
+    figures, skipped = measure_student(folder, shards=shards, pairs=pairs, teacher_name=teacher)
     _print_intrinsic(figures, skipped)
-    update_distillation(folder, metrics={**distillation["metrics"], **figures})
+    update_distillation(folder, metrics={**load_distillation(folder)["metrics"], **figures})
     return {**figures, "skipped": skipped}
-
-
-def _load_teacher(name: str | None, distillation: dict[str, Any]) -> Any:
-    import torch
-
-    from sentence_distill.pipeline.locate import locate_local, locate_teacher
-    from sentence_distill.pipeline.precision import pick_precision
-    from sentence_distill.pipeline.teacher import Teacher
-
-    recorded = distillation["teacher"]
-    located = locate_teacher(name) if name else locate_local(recorded["teacher"])
-    if located is None:
-        raise UserError(f"{recorded['teacher']} is not on this machine; name its folder with --teacher DIR")
-    cpu = torch.device("cpu")
-    teacher = Teacher.load(
-        located,
-        pooling=recorded["pooling"],
-        layers=recorded["layers"],
-        device=cpu,
-        dtype=pick_precision("auto", cpu),
-    )
-    if teacher.fingerprint()["teacher_weights"] != recorded["teacher_weights"]:
-        raise UserError(
-            f"{located.name} has other weights than the student's teacher; name the right one with --teacher"
-        )
-    return teacher
 
 
 def _print_intrinsic(figures: dict[str, Any], skipped: dict[str, str]) -> None:
@@ -196,9 +140,7 @@ def _print_intrinsic(figures: dict[str, Any], skipped: dict[str, str]) -> None:
         ("sentences_per_second", "sentences/s", "{:,.0f}"),
     ):
         if values := figures.get(key):
-            table.add_row(
-                name, *(form.format(values[who]) if who in values else "" for who in ("student", "teacher"))
-            )
+            table.add_row(name, *(form.format(values[who]) if who in values else "" for who in ("student", "teacher")))
     table.add_row("parameters", f"{figures['size']['parameters']:,}", "")
     table.add_row("size on disk, MB", f"{figures['size']['megabytes']:.1f}", "")
     Console().print(table)
@@ -249,9 +191,7 @@ def _print_glue(rows: dict[str, "list[TaskResult]"]) -> None:
     results = list(zip(*rows.values(), strict=True))
     for row in results:
         for dev, scores in row[0].scores.items():
-            name = row[0].task + dev.removeprefix("dev").replace("_matched", "-m").replace(
-                "_mismatched", "-mm"
-            )
+            name = row[0].task + dev.removeprefix("dev").replace("_matched", "-m").replace("_mismatched", "-mm")
             for metric in scores:
                 table.add_row(name, metric, *(f"{100 * result.scores[dev][metric]:.1f}" for result in row))
     Console().print(table)

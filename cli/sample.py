@@ -22,6 +22,4 @@ def sample(out: Path) -> None:
 
     paragraphs = list(sample_paragraphs())
     out.write_text("".join(f"{paragraph}\n" for paragraph in paragraphs), encoding="utf-8")
-    click.echo(
-        f"{out}: {len(paragraphs):,} paragraphs of Wikipedia (CC BY-SA)\nnext: sd embed --corpus {out}"
-    )
+    click.echo(f"{out}: {len(paragraphs):,} paragraphs of Wikipedia (CC BY-SA)\nnext: sd embed --corpus {out}")

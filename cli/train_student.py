@@ -159,6 +159,4 @@ def _refuse_used(out: Path, resume: bool, overwrite: bool) -> None:
             f"{out} holds a student already; measure it with sd eval, or train anew with --overwrite or another --out"
         )
     if (out / "checkpoints" / "last.pt").exists():
-        raise UserError(
-            f"{out} holds a run that was stopped; go on with --resume, or begin again with --overwrite"
-        )
+        raise UserError(f"{out} holds a run that was stopped; go on with --resume, or begin again with --overwrite")

@@ -41,9 +41,7 @@ class Corpus:
     text_field: str = "text"
 
     @classmethod
-    def open(
-        cls, locations: Sequence[str], *, format: str | None = None, text_field: str = "text"
-    ) -> "Corpus":
+    def open(cls, locations: Sequence[str], *, format: str | None = None, text_field: str = "text") -> "Corpus":
         """Find the files of `locations` (see `find_sources`)."""
         return cls(find_sources(locations), format, text_field)
 

@@ -183,9 +183,7 @@ class GlueHub:
 
         hub_split = split.replace("dev", "validation", 1)
         rows = datasets.load_dataset(HUB_NAME, task.hub, split=hub_split)
-        return Examples(
-            tuple(list(rows[column]) for column in task.hub_columns), [float(v) for v in rows["label"]]
-        )
+        return Examples(tuple(list(rows[column]) for column in task.hub_columns), [float(v) for v in rows["label"]])
 
 
 def open_glue(folder: Path | None) -> GlueFolder | GlueHub:
@@ -240,9 +238,7 @@ def _read_tsv(path: Path, *, header: bool) -> dict[str, list[str | None]]:
             truncate_ragged_lines=True,
         )
     except pl.exceptions.PolarsError as error:
-        raise UserError(
-            f"{path} is no table of tab-separated values: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"{path} is no table of tab-separated values: {str(error).splitlines()[0]}") from error
     if not header:
         frame.columns = [str(number) for number in range(frame.width)]
     return {name.removeprefix("\ufeff"): column.to_list() for name, column in frame.to_dict().items()}

@@ -28,9 +28,7 @@ class SentenceRules:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_words <= self.max_words:
-            raise UserError(
-                f"--min-words {self.min_words} and --max-words {self.max_words} leave no sentence"
-            )
+            raise UserError(f"--min-words {self.min_words} and --max-words {self.max_words} leave no sentence")
 
     @property
     def splitter(self) -> str:

@@ -81,9 +81,7 @@ def _hub_rows(name: str, text_field: str) -> Iterable[dict[str, object]]:
     return rows  # type: ignore[no-any-return]
 
 
-def _json_lines(
-    rows: Iterable[dict[str, object]], field: str, advance: Callable[[int], None]
-) -> Iterator[bytes]:
+def _json_lines(rows: Iterable[dict[str, object]], field: str, advance: Callable[[int], None]) -> Iterator[bytes]:
     for row in rows:
         yield json.dumps({field: row.get(field)}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         advance(1)

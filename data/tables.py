@@ -87,6 +87,4 @@ def _check(source: Source, schema: pa.Schema, field: str) -> None:
 
 def _check_header(source: Source, names: list[str], field: str) -> None:
     if field not in names:
-        raise UserError(
-            f"{source.name}: no column {field!r}; it has {', '.join(names)}; name one with --text-field"
-        )
+        raise UserError(f"{source.name}: no column {field!r}; it has {', '.join(names)}; name one with --text-field")

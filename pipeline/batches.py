@@ -17,8 +17,7 @@ def exact_length_batches(lengths: np.ndarray, token_budget: int) -> Iterator[np.
     """
     order = np.argsort(lengths, kind="stable")
     ordered = lengths[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    for start, end in zip(starts, [*starts[1:], len(ordered)], strict=True):
-        size = max(1, token_budget // max(1, int(ordered[start])))
-        for first in range(start, end, size):
-            yield order[first : min(first + size, end)]
+    for group in np.split(order, np.flatnonzero(np.diff(ordered)) + 1):
+        size = max(1, token_budget // max(1, int(lengths[group[0]]))) if len(group) else 1
+        for first in range(0, len(group), size):
+            yield group[first : first + size]

@@ -72,9 +72,7 @@ class EmbedRun:
             progress: where to report.
         """
         if config.max_tokens > teacher.max_tokens:
-            raise UserError(
-                f"--max-tokens {config.max_tokens}: this teacher takes {teacher.max_tokens} at most"
-            )
+            raise UserError(f"--max-tokens {config.max_tokens}: this teacher takes {teacher.max_tokens} at most")
         self.corpus = corpus
         self.teacher = teacher
         self.out = out

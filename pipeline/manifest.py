@@ -37,9 +37,7 @@ def require_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is not complete: its {MANIFEST} is missing or damaged; run sd embed again to finish it"
         )
     if manifest["format"] != FORMAT_VERSION:
-        raise UserError(
-            f"{folder} has shard format {manifest['format']}, this version reads {FORMAT_VERSION}"
-        )
+        raise UserError(f"{folder} has shard format {manifest['format']}, this version reads {FORMAT_VERSION}")
     return manifest
 
 

@@ -67,9 +67,7 @@ def _own_pooling(folder: Path, kinds: list[str]) -> str:
     mode = config.get("pooling_mode") or [mode for mode, key in legacy.items() if config.get(key)]
     modes = [mode] if isinstance(mode, str) else mode
     if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise UserError(
-            f"the teacher pools by {modes}, which this does not know; name one of {', '.join(POOLINGS)}"
-        )
+        raise UserError(f"the teacher pools by {modes}, which this does not know; name one of {', '.join(POOLINGS)}")
     return str(modes[0])
 
 
@@ -77,7 +75,5 @@ def _absolute_layers(layers: Sequence[int], last: int) -> tuple[int, ...]:
     absolute = tuple(layer if layer >= 0 else last + 1 + layer for layer in layers)
     wrong = [str(given) for given, layer in zip(layers, absolute, strict=True) if not 0 <= layer <= last]
     if wrong or not absolute:
-        raise UserError(
-            f"--layers {','.join(wrong)}: this teacher has layers 0 to {last} (or -1 to {-last - 1})"
-        )
+        raise UserError(f"--layers {','.join(wrong)}: this teacher has layers 0 to {last} (or -1 to {-last - 1})")
     return absolute

@@ -57,9 +57,7 @@ class Rows:
         return pa.table(columns).replace_schema_metadata({"sentence-distill.format": str(FORMAT_VERSION)})
 
 
-def write_shard(
-    path: Path, table: pa.Table, compression: str | None, sidecar: dict[str, Any]
-) -> dict[str, Any]:
+def write_shard(path: Path, table: pa.Table, compression: str | None, sidecar: dict[str, Any]) -> dict[str, Any]:
     """Commit a shard: the Arrow file, then the sidecar that makes it exist; return the sidecar.
 
     Args:
@@ -130,9 +128,7 @@ class Shard:
     def open(cls, path: Path) -> "Shard":
         """Map a shard whose checksum is known to be right."""
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        ids, input_ids, embedding = (
-            table[name].combine_chunks() for name in ("id", "input_ids", "embedding")
-        )
+        ids, input_ids, embedding = (table[name].combine_chunks() for name in ("id", "input_ids", "embedding"))
         dim = embedding.type.list_size
         return cls(
             ids=ids.to_numpy(zero_copy_only=False),

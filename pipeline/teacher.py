@@ -25,9 +25,7 @@ class Teacher:
         dim: width of the embeddings of all layers together.
     """
 
-    def __init__(
-        self, *, located: Located, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device
-    ) -> None:
+    def __init__(self, *, located: Located, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device) -> None:
         self.name = located.name
         self.folder = located.folder
         self.recipe = recipe
@@ -81,16 +79,12 @@ class Teacher:
                 "it needs config.json, model.safetensors and a tokenizer in one folder"
             ) from error
         if not tokenizer.is_fast:
-            raise UserError(
-                f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it"
-            )
+            raise UserError(f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it")
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
         recipe = make_recipe(located.folder, pooling, layers, model.config.num_hidden_layers)
-        return cls(
-            located=located, model=model.to(device).eval(), tokenizer=backend, recipe=recipe, device=device
-        )
+        return cls(located=located, model=model.to(device).eval(), tokenizer=backend, recipe=recipe, device=device)
 
     @property
     def layer_dim(self) -> int:
@@ -145,9 +139,7 @@ class Teacher:
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         last = self.model.config.num_hidden_layers
         # No attention mask: exact-length batches have no padding, and attention takes its fastest path.
-        output = self.model(
-            input_ids=batch.to(self.device), output_hidden_states=self.recipe.layers != (last,)
-        )
+        output = self.model(input_ids=batch.to(self.device), output_hidden_states=self.recipe.layers != (last,))
         if self.recipe.pooling == "pooler":
             pooled = [_pooler_output(output)]
         elif self.recipe.layers == (last,):

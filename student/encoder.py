@@ -57,9 +57,7 @@ class StudentEncoder(nn.Module):
             back = self._one_way(_gather(states, reverse), backward)
             states = torch.cat([self._one_way(states, forward), _gather(back, reverse)], dim=-1)
         states = states.float()
-        return torch.cat(
-            [_pool_inside(states, inside, mode) for mode in self.config.pooling.split("+")], dim=-1
-        )
+        return torch.cat([_pool_inside(states, inside, mode) for mode in self.config.pooling.split("+")], dim=-1)
 
     def embed(self, pooled: torch.Tensor) -> torch.Tensor:
         """The public embedding, float32[b, dim], from pooled states: the projection to the last target."""

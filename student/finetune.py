@@ -23,11 +23,11 @@ class FinetuneConfig:
 
     epochs: int = 5
     """Passes over the training examples; the best epoch on dev counts."""
-    max_steps: int = 6000
+    max_steps: int = 2500
     """Large tasks get fewer epochs, at least 2, so that their steps stay near this."""
-    batch_size: int = 32
+    batch_size: int = 64
     """Examples of a batch."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     """Of AdamW at its peak, with a linear fall to 0."""
     weight_decay: float = 0.01
     """Of AdamW."""

@@ -48,9 +48,7 @@ def save_student(folder: Path, student: Student, distillation: dict[str, Any]) -
     model.save_pretrained(str(folder), create_model_card=False)
 
     distillation = {**distillation, "student": asdict(config)}
-    write_atomically(
-        folder / DISTILLATION, (json.dumps(distillation, indent=1, ensure_ascii=False) + "\n").encode()
-    )
+    write_atomically(folder / DISTILLATION, (json.dumps(distillation, indent=1, ensure_ascii=False) + "\n").encode())
     write_atomically(folder / "README.md", model_card(distillation).encode())
 
 
@@ -67,26 +65,19 @@ def load_student(folder: Path) -> Student:
             **{**distillation["student"], "target_dims": (distillation["student"]["target_dims"][-1],)}
         )
         encoder = StudentEncoder(config)
-        weights = {
-            kind: load_file(paths[kind] / "model.safetensors") for kind in ("WordEmbeddings", "LSTM", "Dense")
-        }
+        weights = {kind: load_file(paths[kind] / "model.safetensors") for kind in ("WordEmbeddings", "LSTM", "Dense")}
         encoder.load_state_dict(
             {
                 "embedding.weight": weights["WordEmbeddings"]["emb_layer.weight"].float(),
                 **{f"lstm.{name.removeprefix('encoder.')}": value for name, value in weights["LSTM"].items()},
-                **{
-                    f"projections.0.{name.removeprefix('linear.')}": value
-                    for name, value in weights["Dense"].items()
-                },
+                **{f"projections.0.{name.removeprefix('linear.')}": value for name, value in weights["Dense"].items()},
             }
         )
         tokenizer = Tokenizer.from_file(str(paths["WordEmbeddings"] / "tokenizer.json"))
     except UserError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{folder} holds no student that can be read ({error}); train one: sd train-student"
-        ) from error
+        raise UserError(f"{folder} holds no student that can be read ({error}); train one: sd train-student") from error
     return Student(encoder, tokenizer)
 
 
@@ -107,9 +98,7 @@ def load_distillation(folder: Path) -> dict[str, Any]:
 def update_distillation(folder: Path, **fields: Any) -> None:
     """Set fields of distillation.json and write the model card anew."""
     distillation = {**load_distillation(folder), **fields}
-    write_atomically(
-        folder / DISTILLATION, (json.dumps(distillation, indent=1, ensure_ascii=False) + "\n").encode()
-    )
+    write_atomically(folder / DISTILLATION, (json.dumps(distillation, indent=1, ensure_ascii=False) + "\n").encode())
     write_atomically(folder / "README.md", model_card(distillation).encode())
 
 

@@ -9,9 +9,7 @@ from sentence_distill.data.errors import UserError
 SCALE = 0.3
 
 
-def initial_embeddings(
-    kind: str, teacher: torch.Tensor, dim: int, generator: torch.Generator
-) -> torch.Tensor:
+def initial_embeddings(kind: str, teacher: torch.Tensor, dim: int, generator: torch.Generator) -> torch.Tensor:
     """Word embeddings to start from.
 
     Args:

@@ -3,7 +3,9 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,25 +14,98 @@ import torch
 from scipy.stats import spearmanr
 from torch.nn import functional
 
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
+from sentence_distill.pipeline.locate import locate_local, locate_teacher
+from sentence_distill.pipeline.precision import pick_precision
 from sentence_distill.pipeline.teacher import Teacher
 from sentence_distill.student.fidelity import fidelity
+from sentence_distill.student.folder import load_distillation, load_student
 from sentence_distill.student.model import Student, encode_tokens
 from sentence_distill.student.stream import ShardStream
 
+Encode = Callable[[Sequence[str]], np.ndarray]
 TIMED_SENTENCES = 2000
 _REPEATS = 3
+
+
+def measure_student(
+    folder: Path, *, shards: Path | None, pairs: Examples | None, teacher_name: str | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Measure all that can be measured here.
+
+    Args:
+        folder: of the student.
+        shards: for held-out rows and sentences to time; None takes those of the training.
+        pairs: sentence pairs with human scores, for STS.
+        teacher_name: see `load_teacher_of`.
+
+    Returns:
+        figures: by measure; student and teacher are timed in the same type, `precision`.
+        skipped: what could not be measured, with the reason.
+    """
+    distillation, student = load_distillation(folder), load_student(folder)
+    precision = pick_precision("auto", torch.device("cpu"))
+    figures: dict[str, Any] = {"size": size(folder, student), "precision": str(precision).removeprefix("torch.")}
+    skipped: dict[str, str] = {}
+    timed: dict[str, Encode] = {"student": partial(student.encode, precision=precision)}
+    exact: dict[str, Encode] = {"student": student.encode}
+    try:
+        timed["teacher"] = exact["teacher"] = load_teacher_of(distillation, teacher_name)
+    except UserError as error:
+        skipped["teacher"] = str(error)
+    shards = shards or Path(distillation["shards"])
+    try:
+        figures["held_out"] = held_out_fidelity(student, shards, distillation["training"]["held_out"])
+        if sentences := sample_sentences(shards):
+            figures["sentences_per_second"] = speed(timed, sentences)
+        else:
+            skipped["speed"] = "the shards keep no text (--no-text)"
+    except UserError as error:
+        skipped["held-out fidelity and speed"] = str(error)
+    if pairs is None:
+        skipped["STS-B"] = "no data; name it with --sts dev.tsv or --glue-dir DIR"
+    else:
+        figures["sts_spearman"] = {name: sts_spearman(encode, pairs) for name, encode in exact.items()}
+    return figures, skipped
+
+
+def load_teacher_of(distillation: dict[str, Any], name: str | None) -> Encode:
+    """The teacher of a student, as a function from sentences to vectors of its last target layer.
+
+    Args:
+        distillation: of the student.
+        name: where the teacher is; None looks for the recorded one on this machine, and asks no hub.
+
+    Raises:
+        UserError: it is not here, or has other weights than the student's teacher.
+    """
+    recorded = distillation["teacher"]
+    located = locate_teacher(name) if name else locate_local(recorded["teacher"])
+    if located is None:
+        raise UserError(f"{recorded['teacher']} is not on this machine; name its folder with --teacher DIR")
+    cpu = torch.device("cpu")
+    teacher = Teacher.load(
+        located, pooling=recorded["pooling"], layers=recorded["layers"], device=cpu, dtype=pick_precision("auto", cpu)
+    )
+    if teacher.fingerprint()["teacher_weights"] != recorded["teacher_weights"]:
+        raise UserError(f"{located.name} has other weights than the student's teacher; name that one with --teacher")
+    token_budget = distillation["corpus"]["fingerprint"]["token_budget"]
+
+    def encode(sentences: Sequence[str]) -> np.ndarray:
+        ids = [tokens[: teacher.max_tokens] for tokens in teacher.tokenize(sentences)]
+        return teacher.embed(ids, token_budget)[:, -teacher.layer_dim :]
+
+    return encode
 
 
 def held_out_fidelity(student: Student, shards: Path, held_out: float) -> dict[str, float]:
     """`fidelity` on the rows of `shards` that training held out."""
     input_ids, targets = ShardStream(shards, held_out=held_out).held_out()
-    return fidelity(
-        encode_tokens(student.encoder, input_ids), targets[:, -student.encoder.config.target_dims[-1] :]
-    )
+    return fidelity(encode_tokens(student.encoder, input_ids), targets[:, -student.encoder.config.target_dims[-1] :])
 
 
-def sts_spearman(encode: Callable[[Sequence[str]], np.ndarray], examples: Examples) -> float:
+def sts_spearman(encode: Encode, examples: Examples) -> float:
     """Spearman correlation of human scores with the cosines of `encode`'s vectors of each pair."""
     first, second = (torch.from_numpy(encode(column)) for column in examples.texts)
     cosines = functional.cosine_similarity(first, second, dim=1).numpy()
@@ -52,19 +127,7 @@ def sample_sentences(shards: Path, count: int = TIMED_SENTENCES) -> list[str]:
     return table["text"][:count].to_pylist() if "text" in table.column_names else []
 
 
-def teacher_encoder(teacher: Teacher, token_budget: int) -> Callable[[Sequence[str]], np.ndarray]:
-    """A function from sentences to the teacher's vectors of its last target layer, as stage one makes them."""
-
-    def encode(sentences: Sequence[str]) -> np.ndarray:
-        ids = [tokens[: teacher.max_tokens] for tokens in teacher.tokenize(sentences)]
-        return teacher.embed(ids, token_budget)[:, -teacher.layer_dim :]
-
-    return encode
-
-
-def speed(
-    encoders: dict[str, Callable[[Sequence[str]], np.ndarray]], sentences: Sequence[str]
-) -> dict[str, float]:
+def speed(encoders: dict[str, Encode], sentences: Sequence[str]) -> dict[str, float]:
     """Sentences a second of each encoder, tokenising included: the median of three rounds.
 
     In each round the encoders take turns, so that a slow minute of the machine meets them all.

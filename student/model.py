@@ -31,14 +31,17 @@ class Student:
         encodings = self.tokenizer.encode_batch_fast(list(sentences), add_special_tokens=False)
         return [encoding.ids[:MAX_TOKENS] for encoding in encodings]
 
-    def encode(self, sentences: Sequence[str]) -> np.ndarray:
-        """Embed sentences: float32[n, dim], in the order given."""
-        return encode_tokens(self.encoder, self.tokenize(sentences)).numpy()
+    def encode(self, sentences: Sequence[str], precision: torch.dtype = torch.float32) -> np.ndarray:
+        """Embed sentences: float32[n, dim], in the order given; see `encode_tokens` for `precision`."""
+        return encode_tokens(self.encoder, self.tokenize(sentences), precision).numpy()
 
 
 @torch.inference_mode()
 def encode_tokens(
-    encoder: StudentEncoder, input_ids: Sequence[Sequence[int] | np.ndarray], token_budget: int = TOKEN_BUDGET
+    encoder: StudentEncoder,
+    input_ids: Sequence[Sequence[int] | np.ndarray],
+    precision: torch.dtype = torch.float32,
+    token_budget: int = TOKEN_BUDGET,
 ) -> torch.Tensor:
     """Embed tokenised sentences in exact-length batches.
 
@@ -47,6 +50,7 @@ def encode_tokens(
     Args:
         encoder: the network.
         input_ids: n sequences of token ids.
+        precision: bfloat16 computes the LSTM under autocast.
         token_budget: tokens of a batch.
 
     Returns:
@@ -60,6 +64,7 @@ def encode_tokens(
             pooled = torch.zeros(len(rows), encoder.config.pooled_dim, device=device)
         else:
             batch = np.array([input_ids[row] for row in rows], dtype=np.int64)
-            pooled = encoder.pool(torch.from_numpy(batch).to(device))
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+                pooled = encoder.pool(torch.from_numpy(batch).to(device))
         out[torch.from_numpy(rows)] = encoder.embed(pooled).float().cpu()
     return out

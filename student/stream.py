@@ -113,14 +113,10 @@ class ShardStream:
         for path in self._paths:
             shard = Shard.open(path)
             rows = _split(shard, self._limit)[1][: _HELD_OUT_ROWS - len(input_ids)]
-            input_ids += [
-                shard.tokens[shard.offsets[r] : shard.offsets[r + 1]].astype(np.int64) for r in rows
-            ]
+            input_ids += [shard.tokens[shard.offsets[r] : shard.offsets[r + 1]].astype(np.int64) for r in rows]
             targets.append(np.array(shard.embeddings[rows], dtype=np.float32))
         if len(input_ids) < 2:
-            raise UserError(
-                f"only {len(input_ids)} rows are held out; take a larger corpus, or raise --held-out"
-            )
+            raise UserError(f"only {len(input_ids)} rows are held out; take a larger corpus, or raise --held-out")
         return input_ids, torch.from_numpy(np.concatenate(targets))
 
 

@@ -97,9 +97,7 @@ class Trainer:
         )
         self.state = State()
         self.history: list[dict[str, float]] = []
-        per_epoch = [
-            self.stream.steps(config.batch_size, config.seed, epoch) for epoch in range(config.epochs)
-        ]
+        per_epoch = [self.stream.steps(config.batch_size, config.seed, epoch) for epoch in range(config.epochs)]
         self.steps = sum(per_epoch)
 
     def run(self) -> Student:
@@ -145,9 +143,7 @@ class Trainer:
         rate = learning_rate(self.state.step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        autocast = torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16
-        )
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16)
         with autocast:
             pooled = self.encoder.pool(batch.input_ids.to(self.device))
         vectors = self.encoder.targets(pooled)

@@ -13,9 +13,7 @@ def write_trained(out: Path, student: Student, trainer: Trainer, shards: Path) -
     best = max(trainer.history, key=lambda epoch: epoch["cosine"])
     scores = {name: best[name] for name in ("cosine", "mse", "rank_agreement", "mean_vector_cosine")}
     fingerprint = trainer.stream.fingerprint
-    teacher = {
-        name: fingerprint[name] for name in ("teacher", "teacher_weights", "pooling", "layers", "normalize")
-    }
+    teacher = {name: fingerprint[name] for name in ("teacher", "teacher_weights", "pooling", "layers", "normalize")}
     save_student(
         out,
         student,

@@ -1,0 +1,201 @@
+import bz2
+import gzip
+import io
+import json
+import lzma
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.ipc
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from sentence_distill.data.corpus import Corpus, detect_format
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.lines import MAX_LINE_BYTES
+from sentence_distill.data.spool import spool_stream
+
+COMPRESSORS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: zstandard.ZstdCompressor().compress(data),
+}
+TEXTS = ["A first sentence, with a comma.", 'A second "quoted"\tone.', "Ein dritter: größer & schöner."]
+
+
+def texts(*locations, **options):
+    return [record.text for record in Corpus.open([str(x) for x in locations], **options).records()]
+
+
+def table_bytes(kind: str) -> bytes:
+    table = pa.table({"n": [1, 2, 3], "body": TEXTS})
+    sink = io.BytesIO()
+    if kind == "parquet":
+        pa.parquet.write_table(table, sink)
+    elif kind == "csv":
+        pa.csv.write_csv(table, sink)
+    elif kind == "jsonl":
+        sink.write("".join(json.dumps({"n": 1, "body": text}) + "\n" for text in TEXTS).encode())
+    else:
+        with (pa.ipc.new_file if kind == "arrow" else pa.ipc.new_stream)(sink, table.schema) as writer:
+            writer.write_table(table)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow", "arrow-stream", "csv"])
+def test_every_table_format_is_read_in_every_compression(tmp_path, kind, suffix):
+    path = tmp_path / f"corpus.{kind.removesuffix('-stream')}{suffix}"
+    path.write_bytes(COMPRESSORS[suffix](table_bytes(kind)))
+    assert texts(path, text_field="body") == TEXTS
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_text_is_read_in_every_compression(tmp_path, suffix):
+    path = tmp_path / f"corpus.txt{suffix}"
+    path.write_bytes(COMPRESSORS[suffix]("\n\n".join(TEXTS).encode()))
+    assert [text.strip() for text in texts(path)] == TEXTS
+
+
+def test_compression_is_found_from_content_where_the_name_does_not_tell(tmp_path):
+    path = tmp_path / "corpus"
+    path.write_bytes(gzip.compress(b"A sentence in a file without a suffix.\n"))
+    assert texts(path) == ["A sentence in a file without a suffix.\n"]
+
+
+def test_zstd_files_of_several_frames_are_read_to_the_end(tmp_path):
+    path = tmp_path / "corpus.txt.zst"
+    path.write_bytes(COMPRESSORS[".zst"](b"The first frame.\n") + COMPRESSORS[".zst"](b"The second frame.\n"))
+    assert texts(path) == ["The first frame.\n", "The second frame.\n"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_compressed_file_that_was_cut_short_is_an_error_that_names_it(tmp_path, suffix):
+    path = tmp_path / f"corpus.txt{suffix}"
+    whole = COMPRESSORS[suffix](bytes(range(32, 127)) * 3 + b"\n" + repr(list(range(5000))).encode())
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=rf"corpus\.txt\{suffix}"):
+        texts(path)
+
+
+def test_wikiextractor_markup_and_titles_are_no_records_and_headings_are_rejected(tmp_path):
+    path = tmp_path / "wiki_00"
+    path.write_text(
+        '<doc id="1" url="http://x" title="Rock &amp; Roll">\nRock & Roll\n\nRock and roll is a genre of pop music.\n'
+        "Early history.\nIt came from the blues in the 1940s and 1950s.\n</doc>\n",
+        encoding="utf-8",
+    )
+    records = list(Corpus.open([str(path)]).records())
+    assert [record.text.strip() for record in records if record.text] == [
+        "Rock and roll is a genre of pop music.",
+        "It came from the blues in the 1940s and 1950s.",
+    ]
+    assert [(record.reason, record.excerpt) for record in records if not record.text] == [("heading", "Early history.")]
+
+
+def test_byte_order_mark_and_windows_line_ends_leave_no_trace(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(b"\xef\xbb\xbfThe first line.\r\nThe second line.\r\n")
+    assert [text.strip() for text in texts(path)] == ["The first line.", "The second line."]
+
+
+def test_bytes_that_are_not_utf8_cost_their_line_only(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(b"A good line.\nBad \xff\xfe bytes.\nAnother good line.\n")
+    records = list(Corpus.open([str(path)]).records())
+    assert [record.text for record in records] == ["A good line.\n", None, "Another good line.\n"]
+    assert (records[1].reason, records[1].position.record) == ("not UTF-8", 1)
+
+
+def test_an_endless_line_is_rejected_without_reading_it_whole(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(b"x" * (3 * MAX_LINE_BYTES) + b"\nA line behind it.\n")
+    first, second = Corpus.open([str(path)]).records()
+    assert first.reason.startswith("line over")
+    assert second.text == "A line behind it.\n"
+    assert second.position.offset == 3 * MAX_LINE_BYTES + 1
+
+
+def test_json_lines_that_hold_no_text_are_rejected_with_their_reason(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"text": "Fine."}\n{"body": "x"}\n[1]\n{"text": 3}\nnot json\n{"text": "\\ud800"}\n')
+    reasons = [record.reason for record in Corpus.open([str(path)]).records()]
+    assert reasons == [
+        "",
+        "no field text",
+        "not a JSON object",
+        "field text is not a string",
+        "not JSON",
+        "not UTF-8",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow", "csv"])
+def test_a_missing_column_is_an_error_that_lists_the_columns_there_are(tmp_path, kind):
+    path = tmp_path / f"corpus.{kind}"
+    path.write_bytes(table_bytes(kind))
+    with pytest.raises(UserError, match=r"body.*--text-field"):
+        texts(path)
+
+
+def test_csv_cells_may_hold_line_ends(tmp_path):
+    path = tmp_path / "corpus.csv"
+    path.write_text('id,text\n1,"one\ntwo"\n2,three\n')
+    assert texts(path) == ["one\ntwo", "three"]
+
+
+def test_folders_and_globs_are_read_in_the_order_of_names(tmp_path):
+    for name in ("b.txt", "a.txt", "sub/c.txt", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert texts(tmp_path) == ["a.txt", "b.txt", "sub/c.txt"]
+    assert texts(f"{tmp_path}/[ab].txt") == ["a.txt", "b.txt"]
+
+
+def test_fsspec_urls_are_read(tmp_path):
+    import fsspec
+
+    with fsspec.open("memory://corpus/x.txt", "w") as file:
+        file.write("A line in memory.\n")
+    assert texts("memory://corpus/x.txt") == ["A line in memory.\n"]
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "empty", "none-*.txt"])
+def test_a_place_without_a_file_is_an_error(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"is not there|holds no file|matches no file"):
+        Corpus.open([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("suffix", ["", ".zst"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
+def test_reading_from_any_record_on_gives_the_rest_of_the_same_records(tmp_path, kind, suffix):
+    for number in range(2):
+        content = table_bytes(kind) if kind != "txt" else "\n".join(TEXTS).encode()
+        (tmp_path / f"{number}.{kind}{suffix}").write_bytes(COMPRESSORS[suffix](content))
+    corpus = Corpus.open([str(tmp_path)], text_field="body")
+    whole = list(corpus.records())
+    assert len(whole) == 6
+    for number, record in enumerate(whole):
+        assert list(corpus.records(record.position)) == whole[number:]
+
+
+def test_formats_are_found_from_content_before_names(tmp_path):
+    for name, content, kind in [
+        ("x", table_bytes("parquet"), "parquet"),
+        ("y", table_bytes("arrow"), "arrow"),
+        ("z.txt", b'<doc id="1" title="T">\nT\n', "wikiextractor"),
+        ("u", b'{"text": "x"}\n', "jsonl"),
+        ("v.tsv", b"a\ttext\n", "tsv"),
+        ("w", b"plain\n", "text"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        assert detect_format(Corpus.open([str(tmp_path / name)]).sources[0]) == kind
+
+
+def test_standard_input_is_kept_so_that_it_can_be_read_again(tmp_path):
+    path = spool_stream(io.BytesIO(b"A line from a pipe.\n"), tmp_path)
+    assert texts(path) == texts(path) == ["A line from a pipe.\n"]

@@ -1,0 +1,79 @@
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.sentences import SentenceRules, normalise, split_sentences
+
+ANY = SentenceRules(min_words=1, max_words=10_000)
+
+
+@pytest.mark.parametrize(
+    ("paragraph", "sentences"),
+    [
+        (
+            "Dr. Smith met J. R. R. Tolkien at 3.5 p.m. on Jan. 5th. They talked.",
+            ["Dr. Smith met J. R. R. Tolkien at 3.5 p.m. on Jan. 5th.", "They talked."],
+        ),
+        (
+            "He was born c. 1850 in St. Louis and died in 1912. His son, John Jr., lived.",
+            ["He was born c. 1850 in St. Louis and died in 1912.", "His son, John Jr., lived."],
+        ),
+        (
+            "The U.S. Army spent $1.5 million. It won.",
+            ["The U.S. Army spent $1.5 million.", "It won."],
+        ),
+        (
+            'She said "Hello. How are you?" and left. Nobody answered.',
+            ['She said "Hello. How are you?" and left.', "Nobody answered."],
+        ),
+        ("First line.\nSecond line\nThird line.", ["First line.", "Second line", "Third line."]),
+    ],
+)
+def test_paragraphs_are_split_at_sentence_ends_only(paragraph, sentences):
+    assert [sentence.text for sentence in split_sentences(paragraph, ANY)] == sentences
+
+
+def test_without_splitting_a_record_is_one_sentence():
+    rules = SentenceRules(split=False, min_words=1)
+    assert [s.text for s in split_sentences(" One. Two.\tThree. ", rules)] == ["One. Two. Three."]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Two words", "too few words"),
+        ("one two three four five six", "too many words"),
+        ("1 2 3 4", "no letters"),
+        ("These are four words", ""),
+        (" \t ", "empty"),
+        ("\x00\ufeff", "empty"),
+    ],
+)
+def test_what_can_not_be_used_carries_its_reason(text, reason):
+    rules = SentenceRules(split=False, min_words=3, max_words=5)
+    assert [s.reason for s in split_sentences(text, rules)] == [reason]
+
+
+def test_rules_that_leave_nothing_are_refused():
+    with pytest.raises(UserError, match="min-words"):
+        SentenceRules(min_words=5, max_words=4)
+
+
+@given(st.text(max_size=300))
+def test_splitting_loses_and_invents_no_character(text):
+    sentences = [s.text for s in split_sentences(text, ANY)]
+    # Sentence by sentence NFC and over the whole text NFC differ where a sentence ends between a letter
+    # and its combining mark, so the comparison is made on decomposed text.
+    flat = unicodedata.normalize("NFD", "".join(sentences)).replace(" ", "")
+    assert flat == unicodedata.normalize("NFD", normalise(text)).replace(" ", "")
+
+
+@given(st.text(max_size=200))
+def test_normalised_text_stays_as_it_is(text):
+    once = normalise(text)
+    assert normalise(once) == once
+    assert "\x00" not in once
+    assert once == once.strip()

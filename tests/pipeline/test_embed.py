@@ -1,0 +1,227 @@
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sentence_distill.data.hashing import sentence_id
+from sentence_distill.pipeline.manifest import load_manifest
+from sentence_distill.pipeline.shards import Shard
+from sentence_distill.pipeline.verify import verify_folder
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def rows(folder):
+    return pa.concat_tables(
+        pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        for path in sorted(folder.glob("*.arrow"))
+        if "shard" in path.name
+    )
+
+
+@pytest.fixture
+def arguments(teacher_folder, corpus_file):
+    """The options with which the fixture `shards` was made, without --out."""
+    return [
+        *("embed", "--corpus", str(corpus_file), "--teacher", str(teacher_folder), "--shard-rows", "200"),
+        *("--pooling", "mean", "--dtype", "float32", "--precision", "fp32"),
+    ]
+
+
+def test_each_sentence_is_there_once_in_the_order_of_the_corpus(shards, corpus_file):
+    table = rows(shards)
+    sentences = [s for line in corpus_file.read_text().splitlines() for s in line.replace(". ", ".\n").splitlines()]
+    expected = list(dict.fromkeys(s for s in sentences if len(s.split()) >= 3))
+    assert table["text"].to_pylist() == expected
+    assert table["id"].to_pylist() == [sentence_id(sentence) for sentence in expected]
+
+
+def test_token_ids_carry_no_special_tokens_and_fit_two_bytes(shards):
+    table = rows(shards)
+    assert table.schema.field("input_ids").type == pa.list_(pa.uint16())
+    assert min(min(ids) for ids in table["input_ids"].to_pylist()) > 4
+
+
+def test_counts_add_up(shards):
+    manifest = load_manifest(shards)
+    totals = manifest["totals"]
+    assert totals["records"] == 303
+    assert totals["duplicates"] == 3
+    assert totals["rejected"] == {"too few words": 2}
+    assert totals["sentences"] == totals["rows"] + totals["duplicates"] + sum(totals["rejected"].values())
+    assert totals["rows"] == sum(shard["rows"] for shard in manifest["shards"]) == rows(shards).num_rows
+
+
+def test_rejected_sentences_are_listed_with_place_and_reason(shards):
+    lines = [json.loads(line) for line in (shards / "rejected.jsonl").read_text().splitlines()]
+    assert [(line["file"], line["record"], line["reason"], line["text"]) for line in lines] == [
+        ("corpus.txt", 302, "too few words", "Too short."),
+        ("corpus.txt", 303, "too few words", "Old ship."),
+    ]
+
+
+def test_a_finished_run_is_left_as_it_is(sd, arguments, shards, capsys):
+    before = contents(shards)
+    assert sd(*arguments, "--out", shards) == 0
+    assert contents(shards) == before
+
+
+def test_a_second_run_elsewhere_gives_the_same_bytes(sd, arguments, shards, tmp_path):
+    assert sd(*arguments, "--out", tmp_path / "again") == 0
+    assert contents(tmp_path / "again") == contents(shards)
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(arguments, shards, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "sentence_distill.cli", *arguments, "--out", str(out)]
+    rng = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        # Wait until it writes, so that the kill falls into its work and not into its imports.
+        shards_before = len(list(out.glob("*.arrow*")))
+        while process.poll() is None and len(list(out.glob("*.arrow*"))) == shards_before:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    assert contents(out) == contents(shards)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "field"),
+    [("--pooling", "cls", "pooling"), ("--shard-rows", "100", "shard_rows"), ("--min-words", "5", "min_words")],
+)
+def test_another_run_in_the_same_folder_is_refused_with_what_differs(
+    sd, arguments, shards, capsys, option, value, field
+):
+    before = contents(shards)
+    assert sd(*arguments, option, value, "--out", shards) == 1
+    assert f"{field} (" in capsys.readouterr().err
+    assert contents(shards) == before
+
+
+def test_a_changed_corpus_is_refused(sd, arguments, shards, tmp_path, corpus_file, capsys):
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    changed = tmp_path / "corpus.txt"
+    changed.write_text(corpus_file.read_text() + "One more sentence here.\n")
+    arguments[arguments.index(str(corpus_file))] = str(changed)
+    assert sd(*arguments, "--out", folder) == 1
+    assert "corpus_bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut short", "no shard", "no sidecar", "flipped sidecar"])
+def test_a_damaged_shard_is_found_and_only_it_is_made_again(sd, arguments, shards, tmp_path, damage):
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    shard, sidecar = folder / "shard-00001.arrow", folder / "shard-00001.json"
+    target = sidecar if "sidecar" in damage else shard
+    content = bytearray(target.read_bytes())
+    if damage.startswith("no"):
+        target.unlink()
+    elif damage == "cut short":
+        target.write_bytes(content[:-100])
+    else:
+        content[len(content) // 2] ^= 4
+        target.write_bytes(content)
+    assert verify_folder(folder, lambda n: None)
+    assert sd("shards", "verify", folder) == 1
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-0000[024]*")}
+    assert sd(*arguments, "--out", folder) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-0000[024]*")} == times
+    assert contents(folder) == contents(shards)
+
+
+def test_every_flipped_bit_is_found(shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    rng = random.Random(1)
+    for path in sorted(folder.glob("shard-00002.*")):
+        content = path.read_bytes()
+        for _ in range(25):
+            flipped = bytearray(content)
+            flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+            path.write_bytes(flipped)
+            assert verify_folder(folder, lambda n: None), path
+        path.write_bytes(content)
+    assert verify_folder(folder, lambda n: None) == []
+
+
+def test_a_shard_of_another_run_is_found(shards, tmp_path, sd, arguments):
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    sd(*arguments[:-4], "--dtype", "float16", "--out", tmp_path / "other")
+    for suffix in ("arrow", "json"):
+        shutil.copy(tmp_path / "other" / f"shard-00001.{suffix}", folder)
+    (problem,) = verify_folder(folder, lambda n: None)
+    assert "another run" in problem
+    assert "dtype" in problem
+
+
+def test_two_runs_at_once_in_one_folder_are_refused(sd, arguments, tmp_path, capsys):
+    import fcntl
+
+    out = tmp_path / "out"
+    out.mkdir()
+    with (out / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("4711")
+        lock.flush()
+        assert sd(*arguments, "--out", out) == 1
+    assert "in use by process 4711" in capsys.readouterr().err
+
+
+def test_sentences_with_too_many_tokens_are_rejected(sd, arguments, tmp_path):
+    assert sd(*arguments, "--max-tokens", "8", "--out", tmp_path / "out") == 0
+    totals = load_manifest(tmp_path / "out")["totals"]
+    assert totals["rejected"]["too many tokens"] > 0
+    assert max(map(len, rows(tmp_path / "out")["input_ids"].to_pylist())) == 8
+
+
+def test_more_tokens_than_the_teacher_has_positions_for_are_refused(sd, arguments, tmp_path, capsys):
+    assert sd(*arguments, "--max-tokens", "159", "--out", tmp_path / "out") == 1
+    assert "takes 158 at most" in capsys.readouterr().err
+
+
+def test_vectors_that_are_not_finite_are_rejected(sd, arguments, tmp_path, monkeypatch):
+    from sentence_distill.pipeline.teacher import Teacher
+
+    embed = Teacher.embed
+
+    def broken(self, input_ids, *rest):
+        vectors = embed(self, input_ids, *rest)
+        vectors[3, 5] = np.nan
+        return vectors
+
+    monkeypatch.setattr(Teacher, "embed", broken)
+    assert sd(*arguments, "--out", tmp_path / "out") == 0
+    totals = load_manifest(tmp_path / "out")["totals"]
+    assert totals["rejected"]["non-finite embedding"] == len(load_manifest(tmp_path / "out")["shards"])
+    assert np.isfinite(Shard.open(tmp_path / "out" / "shard-00000.arrow").embeddings).all()
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_compressed_shards_hold_the_same_rows(sd, arguments, shards, tmp_path, compression):
+    assert sd(*arguments, "--compression", compression, "--out", tmp_path / "out") == 0
+    assert rows(tmp_path / "out").equals(rows(shards))
+    assert verify_folder(tmp_path / "out", lambda n: None) == []
+
+
+def test_without_text_the_column_is_not_there(sd, arguments, tmp_path):
+    assert sd(*arguments, "--no-text", "--out", tmp_path / "out") == 0
+    assert rows(tmp_path / "out").column_names == ["id", "input_ids", "embedding"]
+
+
+def test_a_shard_may_be_empty(sd, teacher_folder, tmp_path):
+    corpus = tmp_path / "twice.txt"
+    corpus.write_text("The red cat ran. The old dog ran.\n" * 2)
+    out = tmp_path / "out"
+    assert sd("embed", "--corpus", corpus, "--teacher", teacher_folder, "--shard-rows", "2", "--out", out) == 0
+    assert [shard["rows"] for shard in load_manifest(out)["shards"]] == [2, 0]
+    assert verify_folder(out, lambda n: None) == []

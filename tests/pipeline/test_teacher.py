@@ -1,0 +1,134 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.samples import packaged_teacher
+from sentence_distill.pipeline.locate import Located, locate_teacher
+from sentence_distill.pipeline.teacher import Teacher
+from tests.conftest import make_sentences
+
+CPU = torch.device("cpu")
+
+
+def load(folder, **options):
+    options = {"device": CPU, "dtype": torch.float32, **options}
+    return Teacher.load(Located(folder, "tiny"), **options)
+
+
+def embed(teacher, sentences, budget=256):
+    return teacher.embed(teacher.tokenize(sentences), budget)
+
+
+def reference(folder, sentences, layer, pooling):
+    """The same, from transformers' own padded and masked batch."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    inputs = tokenizer(sentences, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**inputs, output_hidden_states=True)
+    if pooling == "pooler":
+        return output.pooler_output.numpy()
+    states, mask = output.hidden_states[layer], inputs["attention_mask"][:, :, None].bool()
+    if pooling == "cls":
+        return states[:, 0].numpy()
+    if pooling == "max":
+        return states.masked_fill(~mask, -torch.inf).amax(1).numpy()
+    return ((states * mask).sum(1) / mask.sum(1)).numpy()
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "pooler"])
+def test_exact_length_batches_give_what_padded_ones_give(teacher_folder, pooling):
+    sentences = make_sentences(40)
+    expected = reference(teacher_folder, sentences, -1, pooling)
+    np.testing.assert_allclose(embed(load(teacher_folder, pooling=pooling), sentences), expected, atol=1e-5)
+
+
+def test_several_layers_are_pooled_and_concatenated_in_the_order_given(teacher_folder):
+    sentences = make_sentences(10)
+    got = embed(load(teacher_folder, pooling="mean", layers=(1, -1, 0)), sentences)
+    expected = [reference(teacher_folder, sentences, layer, "mean") for layer in (1, 2, 0)]
+    np.testing.assert_allclose(got, np.concatenate(expected, axis=1), atol=1e-5)
+
+
+def test_a_vector_does_not_depend_on_its_batch(teacher_folder):
+    teacher, sentences = load(teacher_folder), make_sentences(50)
+    together = embed(teacher, sentences, budget=10_000)
+    alone = np.concatenate([embed(teacher, [sentence]) for sentence in sentences])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_plain_model_pools_the_cls_token(teacher_folder):
+    recipe = load(teacher_folder).recipe
+    assert (recipe.pooling, recipe.layers, recipe.normalize) == ("cls", (2,), False)
+
+
+def test_a_sentence_transformers_folder_brings_pooling_and_normalisation(teacher_folder, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    model = SentenceTransformer(modules=[Transformer(str(teacher_folder)), Pooling(32, "max"), Normalize()])
+    model.save_pretrained(str(tmp_path / "st"))
+    sentences = make_sentences(20)
+    got = embed(load(tmp_path / "st"), sentences)
+    np.testing.assert_allclose(got, model.encode(sentences), atol=1e-5)
+
+
+def test_modules_that_are_not_applied_are_refused_and_not_left_out(teacher_folder, tmp_path):
+    folder = shutil.copytree(teacher_folder, tmp_path / "dense")
+    (folder / "modules.json").write_text(
+        json.dumps([{"type": f"sentence_transformers.models.{kind}", "path": ""} for kind in ("Transformer", "Dense")])
+    )
+    with pytest.raises(UserError, match=r"Dense.*--pooling mean"):
+        load(folder)
+    assert load(folder, pooling="mean").recipe.pooling == "mean"
+
+
+@pytest.mark.parametrize(("layers", "message"), [((3,), "layers 0 to 2"), ((-4,), "layers 0 to 2")])
+def test_a_layer_that_is_not_there_is_an_error(teacher_folder, layers, message):
+    with pytest.raises(UserError, match=message):
+        load(teacher_folder, layers=layers)
+
+
+def test_weights_in_pickle_are_never_read(teacher_folder, tmp_path):
+    folder = shutil.copytree(teacher_folder, tmp_path / "pickled")
+    weights = AutoModel.from_pretrained(teacher_folder).state_dict()
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        load(folder)
+
+
+def test_a_teacher_that_can_not_be_had_names_both_ways_out():
+    with pytest.raises(UserError, match=r"--teacher DIR.*sentence-distill\[offline\]"):
+        locate_teacher("no-such/model")
+
+
+def test_the_default_falls_back_to_the_packaged_minilm_and_says_so():
+    assert packaged_teacher() is not None, "make test installs the extra `offline`"
+    located = locate_teacher(None)
+    assert located.name == "sentence-transformers/all-MiniLM-L6-v2"
+    assert "bert-base-uncased can't be had" in located.notice
+
+
+def test_the_packaged_minilm_gives_the_vectors_of_sentence_transformers():
+    from sentence_transformers import SentenceTransformer
+
+    located = locate_teacher("minilm")
+    sentences = ["A cat sits on the mat.", "Stocks fell sharply on Monday, analysts said.", "Why?"]
+    got = embed(Teacher.load(located, device=CPU, dtype=torch.float32), sentences)
+    expected = SentenceTransformer(str(located.folder), device="cpu").encode(sentences)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_bfloat16_stays_close_to_float32():
+    sentences = ["A cat sits on the mat.", "Stocks fell sharply on Monday, analysts said."]
+    located = locate_teacher("minilm")
+    exact, rounded = (
+        embed(Teacher.load(located, device=CPU, dtype=dtype), sentences) for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert ((exact * rounded).sum(axis=1) > 0.999).all()

@@ -1,0 +1,82 @@
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.student.stream import ShardStream
+
+
+def all_rows(shards):
+    tables = [pa.ipc.open_file(str(path)).read_all() for path in sorted(shards.glob("shard-*.arrow"))]
+    return pa.concat_tables(tables).to_pydict()
+
+
+def key(ids, target):
+    return tuple(ids), tuple(np.asarray(target, dtype=np.float32))
+
+
+def test_an_epoch_trains_on_each_row_once_and_never_on_a_held_out_one(shards):
+    table = all_rows(shards)
+    expected = {
+        key(ids, vector)
+        for id_, ids, vector in zip(table["id"], table["input_ids"], table["embedding"], strict=True)
+        if id_ >= 0.1 * 2**64
+    }
+    stream = ShardStream(shards, held_out=0.1)
+    for epoch in range(2):
+        seen = [
+            key(ids, vector)
+            for batch in stream.batches(batch_size=16, seed=0, epoch=epoch)
+            for ids, vector in zip(batch.input_ids.tolist(), batch.targets.numpy(), strict=True)
+        ]
+        assert len(seen) == len(expected) == stream.train_rows()
+        assert set(seen) == expected
+
+
+def test_held_out_rows_are_those_that_are_not_trained_on(shards):
+    stream = ShardStream(shards, held_out=0.1)
+    input_ids, targets = stream.held_out()
+    table = all_rows(shards)
+    expected = [ids for id_, ids in zip(table["id"], table["input_ids"], strict=True) if id_ < 0.1 * 2**64]
+    assert [ids.tolist() for ids in input_ids] == expected
+    assert len(targets) == len(expected) == len(table["id"]) - stream.train_rows()
+
+
+def test_skipped_batches_leave_the_rest_as_it_was(shards):
+    stream = ShardStream(shards, held_out=0.1)
+    whole = list(stream.batches(batch_size=16, seed=3, epoch=1))
+    rest = list(stream.batches(batch_size=16, seed=3, epoch=1, skip=7))
+    assert len(whole) == stream.steps(16, 3, 1) == len(rest) + 7
+    for expected, batch in zip(whole[7:], rest, strict=True):
+        assert torch.equal(batch.input_ids, expected.input_ids)
+        assert torch.equal(batch.targets, expected.targets)
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_a_damaged_shard_is_named_before_training_begins(shards, tmp_path, damage):
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    shard = folder / "shard-00002.arrow"
+    content = bytearray(shard.read_bytes())
+    content[-2000] ^= 1
+    shard.unlink()
+    if damage == "flipped":
+        shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"shard-00002\.arrow.*sd embed"):
+        ShardStream(folder, held_out=0.1)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"), [("nothing", "no folder"), ("empty", "no shards"), ("open", "not complete")]
+)
+def test_a_folder_that_is_no_finished_run_is_an_error_that_says_what_to_do(shards, tmp_path, prepare, message):
+    folder = tmp_path / "shards"
+    if prepare == "empty":
+        folder.mkdir()
+    elif prepare == "open":
+        shutil.copytree(shards, folder)
+        (folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match=message):
+        ShardStream(folder, held_out=0.1)
