@@ -43,8 +43,8 @@ DEFAULT_STUDENT = "distilled"
 )
 @click.option("--loss", type=click.Choice(["cosine", "mse", "both"]), default="cosine", show_default=True)
 @click.option("--epochs", default=3, show_default=True)
-@click.option("--batch-size", default=256, show_default=True, help="Sentences of a batch, all of one length.")
-@click.option("--learning-rate", default=2e-3, show_default=True, help="Peak, after warm-up.")
+@click.option("--batch-size", default=128, show_default=True, help="Sentences of a batch, all of one length.")
+@click.option("--learning-rate", default=4e-3, show_default=True, help="Peak, after warm-up.")
 @click.option("--warmup", default=0.05, show_default=True, help="Share of the steps.")
 @click.option("--weight-decay", default=0.01, show_default=True)
 @click.option("--clip", default=1.0, show_default=True, help="Largest norm of the gradient.")
@@ -135,7 +135,7 @@ def train_student(
         trainer.resume()
     progress.log(
         f"student: {sum(p.numel() for p in trainer.encoder.parameters()):,} parameters; {trainer.steps:,} steps "
-        f"over {trainer.stream.train_rows():,} sentences, {len(trainer.held_out_ids):,} held out; on {where}"
+        f"over {trainer.stream.train_rows:,} sentences, {len(trainer.held_out_ids):,} held out; on {where}"
     )
     try:
         trained = trainer.run()

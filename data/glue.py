@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.hub import HubUnreachable, ask_hub
+from sentence_distill.data.hub import HubUnreachable, ask_hub, offline_requested
 
 HUB_NAME = "nyu-mll/glue"
 
@@ -178,11 +178,17 @@ class GlueHub:
     """Tasks from the hub's copy, through `datasets` and its cache."""
 
     def load(self, task: GlueTask, split: str) -> Examples:
-        """Fetch a split, named as in the official download."""
+        """Fetch a split, named as in the official download.
+
+        Raises:
+            UserError: neither the hub nor the cache has it.
+        """
         import datasets
 
-        hub_split = split.replace("dev", "validation", 1)
-        rows = datasets.load_dataset(HUB_NAME, task.hub, split=hub_split)
+        try:
+            rows = datasets.load_dataset(HUB_NAME, task.hub, split=split.replace("dev", "validation", 1))
+        except (OSError, ValueError) as error:
+            raise _no_hub(error) from error
         return Examples(tuple(list(rows[column]) for column in task.hub_columns), [float(v) for v in rows["label"]])
 
 
@@ -196,16 +202,23 @@ def open_glue(folder: Path | None) -> GlueFolder | GlueHub:
         if not folder.is_dir():
             raise UserError(f"--glue-dir {folder} is not there; it should hold CoLA/train.tsv and the like")
         return GlueFolder(folder)
-    from huggingface_hub import HfApi
+    # Offline on purpose means that the cache is all there is, and `datasets` answers from it at once.
+    if not offline_requested():
+        from huggingface_hub import HfApi
 
-    try:
-        ask_hub(lambda: HfApi().dataset_info(HUB_NAME, timeout=5))
-    except HubUnreachable as error:
-        raise UserError(
-            f"GLUE can't be had from the hub ({error}); give a folder of the official TSV files: "
-            "sd eval --glue --glue-dir DIR"
-        ) from error
+        try:
+            ask_hub(lambda: HfApi().dataset_info(HUB_NAME, timeout=5))
+        except HubUnreachable as error:
+            raise _no_hub(error) from error
     return GlueHub()
+
+
+def _no_hub(error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"GLUE can't be had from the hub ({reason}); give a folder of the official TSV files: "
+        "sd eval --glue --glue-dir DIR, or set HF_HUB_OFFLINE=1 where it lies in the cache"
+    )
 
 
 def examples_from_tsv(task: GlueTask, path: Path) -> Examples:

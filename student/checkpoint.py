@@ -1,24 +1,22 @@
 """Checkpoints of training: what a run needs to go on as if it had never stopped."""
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.pipeline.files import TEMPORARY, commit
+from sentence_distill.pipeline.files import write_atomically
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors, numbers, strings and containers of them) atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    commit(temporary, path)
+    # Through memory: onto a full disk PyTorch's own writer fails with an error that names no reason.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

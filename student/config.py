@@ -44,9 +44,9 @@ class TrainConfig:
 
     epochs: int = 3
     """Passes over the shards."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Sentences of a batch, all of one length."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Peak of the schedule."""
     warmup: float = 0.05
     """Share of all steps over which the learning rate rises; then it falls to 0 along a half cosine."""

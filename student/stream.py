@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class ShardStream:
         """Of the run that made the shards."""
         return self.manifest["fingerprint"]  # type: ignore[no-any-return]
 
+    @cached_property
     def train_rows(self) -> int:
         """Number of rows that are trained on."""
         return sum(len(_split(Shard.open(path), self._limit)[0]) for path in self._paths)

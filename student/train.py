@@ -1,6 +1,7 @@
 """Stage two: the student learns the teacher's vectors from the shards."""
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from sentence_distill.student.stream import Batch, ShardStream
 
 LAST = "checkpoints/last.pt"
 BEST = "checkpoints/best.pt"
+# A kill costs at most this much work.
+CHECKPOINT_EVERY_S = 300.0
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -96,6 +99,7 @@ class Trainer:
             self.encoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.state = State()
+        self.saved = time.monotonic()
         self.history: list[dict[str, float]] = []
         per_epoch = [self.stream.steps(config.batch_size, config.seed, epoch) for epoch in range(config.epochs)]
         self.steps = sum(per_epoch)
@@ -108,7 +112,7 @@ class Trainer:
         """
         if not self.steps:
             raise UserError("all rows are held out; take a larger corpus, or lower --held-out")
-        total = self.config.epochs * self.stream.train_rows()
+        total = self.config.epochs * self.stream.train_rows
         with self.progress.task("train", total, "sentences") as advance:
             advance(self._rows_done())
             for epoch in range(self.state.epoch, self.config.epochs):
@@ -128,8 +132,13 @@ class Trainer:
             advance(len(batch.targets))
             if self.state.step % 50 == 0:
                 self._check(loss)
+                self._save_now_and_then()
         self._check(total)
         return total.item() / max(1, rows)
+
+    def _save_now_and_then(self) -> None:
+        if time.monotonic() - self.saved >= CHECKPOINT_EVERY_S:
+            self.save()
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         return self.stream.batches(
@@ -183,7 +192,7 @@ class Trainer:
         return self.held_out_targets[:, -self.encoder.config.target_dims[-1] :]
 
     def _rows_done(self) -> int:
-        done = self.state.epoch * self.stream.train_rows()
+        done = self.state.epoch * self.stream.train_rows
         return done + self.state.step_in_epoch * self.config.batch_size
 
     def identity(self) -> dict[str, Any]:
@@ -198,6 +207,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the last checkpoint."""
+        self.saved = time.monotonic()
         save_checkpoint(
             self.out / LAST,
             {

@@ -60,6 +60,19 @@ def test_a_task_without_its_file_is_missing_and_no_error(tmp_path):
         GlueFolder(tmp_path).load(TASKS["QQP"], "train")
 
 
-def test_without_hub_and_folder_the_way_out_is_named():
-    with pytest.raises(UserError, match="--glue-dir"):
+def test_without_hub_and_folder_the_way_out_is_named(monkeypatch):
+    monkeypatch.setattr("sentence_distill.data.glue.offline_requested", lambda: False)
+    with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set.*--glue-dir"):
         open_glue(None)
+
+
+def test_the_hub_s_copy_is_read_by_its_own_names(monkeypatch):
+    import datasets
+
+    def load_dataset(name, config, split):
+        assert (name, config, split) == ("nyu-mll/glue", "mnli", "validation_matched")
+        return datasets.Dataset.from_dict({"premise": ["a"], "hypothesis": ["b"], "label": [2], "idx": [0]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    examples = open_glue(None).load(TASKS["MNLI"], "dev_matched")
+    assert (examples.texts, examples.labels) == ((["a"], ["b"]), [2.0])

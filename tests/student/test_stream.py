@@ -32,7 +32,7 @@ def test_an_epoch_trains_on_each_row_once_and_never_on_a_held_out_one(shards):
             for batch in stream.batches(batch_size=16, seed=0, epoch=epoch)
             for ids, vector in zip(batch.input_ids.tolist(), batch.targets.numpy(), strict=True)
         ]
-        assert len(seen) == len(expected) == stream.train_rows()
+        assert len(seen) == len(expected) == stream.train_rows
         assert set(seen) == expected
 
 
@@ -42,7 +42,7 @@ def test_held_out_rows_are_those_that_are_not_trained_on(shards):
     table = all_rows(shards)
     expected = [ids for id_, ids in zip(table["id"], table["input_ids"], strict=True) if id_ < 0.1 * 2**64]
     assert [ids.tolist() for ids in input_ids] == expected
-    assert len(targets) == len(expected) == len(table["id"]) - stream.train_rows()
+    assert len(targets) == len(expected) == len(table["id"]) - stream.train_rows
 
 
 def test_skipped_batches_leave_the_rest_as_it_was(shards):

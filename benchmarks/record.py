@@ -1,0 +1,42 @@
+"""Dated result files of benchmarks, with versions and hardware."""
+
+import json
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("sentence-distill", "torch", "transformers", "sentence-transformers", "tokenizers", "pyarrow", "numpy")
+
+
+def write_result(name: str, setting: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
+    """Print `rows` and write them with their setting to results/NAME-DATE.json."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}-{datetime.now(UTC):%Y-%m-%d}.json"
+    result = {
+        "benchmark": name,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *(Path(a).name for a in sys.argv[1:])]),
+        "setting": setting,
+        "hardware": {"cpu": _cpu(), "threads": torch.get_num_threads(), "system": platform.system()},
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
+        "rows": rows,
+    }
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()))
+    print(path)
+    return path
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
