@@ -2,10 +2,14 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sentence_distill.data.errors import UserError
+
+if TYPE_CHECKING:
+    from sentence_distill.data.progress import Progress
 
 
 def _layers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -136,15 +140,21 @@ def embed(
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.corpus import Corpus
     from sentence_distill.data.sentences import SentenceRules
+    from sentence_distill.data.sources import find_sources
+    from sentence_distill.data.spool import HUB_PREFIX
     from sentence_distill.pipeline.locate import locate_teacher
 
     progress = ConsoleProgress()
     rules = SentenceRules(split=split, language=language, min_words=min_words, max_words=max_words)
     # Cheap mistakes first: a wrong path shows before any weights are loaded.
-    corpus = Corpus.open(_readable_twice(corpora, text_field, out, progress), format=format_, text_field=text_field)
+    paths = [corpus for corpus in corpora if corpus != "-" and not corpus.startswith(HUB_PREFIX)]
+    if paths:
+        find_sources(paths, out)
     located = locate_teacher(teacher)
+    locations = _readable_twice(corpora, text_field, out, progress)
+    corpus = Corpus.open(locations, format=format_, text_field=text_field, leave_out=out)
     if located.notice:
-        progress.log(f"note: {located.notice}")
+        progress.log(f"note: {located.notice} ({located.reason})")
 
     from sentence_distill.pipeline.embed import EmbedConfig, EmbedRun
     from sentence_distill.pipeline.precision import pick_device, pick_precision
@@ -173,7 +183,7 @@ def embed(
     _summary(out, manifest)
 
 
-def _readable_twice(corpora: tuple[str, ...], text_field: str, out: Path, progress) -> list[str]:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _readable_twice(corpora: tuple[str, ...], text_field: str, out: Path, progress: "Progress") -> list[str]:
     """The corpora as locations; standard input and hub datasets are first copied beside the shards."""
     from sentence_distill.data.spool import HUB_PREFIX, spool_hub_dataset, spool_stream
 
@@ -189,7 +199,7 @@ def _readable_twice(corpora: tuple[str, ...], text_field: str, out: Path, progre
     return locations
 
 
-def _summary(out: Path, manifest: dict) -> None:  # type: ignore[type-arg]
+def _summary(out: Path, manifest: dict[str, Any]) -> None:
     totals = manifest["totals"]
     rejected = sum(totals["rejected"].values())
     click.echo(

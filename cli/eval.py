@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.glue import TASKS
 
 if TYPE_CHECKING:
+    from sentence_distill.data.glue import GlueFolder, GlueHub
+    from sentence_distill.student.finetune import FinetuneConfig
     from sentence_distill.student.glue import TaskResult
-
-GLUE_TASKS = ("CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI")
 
 
 def _tasks(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
     if value is None:
-        return GLUE_TASKS
-    known = {name.lower(): name for name in GLUE_TASKS}
+        return tuple(TASKS)
+    known = {name.lower(): name for name in TASKS}
     chosen = [name.strip().lower() for name in value.split(",")]
     if unknown := [name for name in chosen if name not in known]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(GLUE_TASKS)}")
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(TASKS)}")
     return tuple(known[name] for name in chosen)
 
 
@@ -58,12 +60,26 @@ def _tasks(context: click.Context, parameter: click.Parameter, value: str | None
     default=None,
     help="GLUE in the official TSV layout.  [default: nyu-mll/glue from the hub]",
 )
-@click.option("--tasks", callback=_tasks, default=None, metavar="NAME[,NAME…]", help="[default: all nine]")
-@click.option("--from-scratch", is_flag=True, help="A second GLUE row: the same BiLSTM from random weights.")
-@click.option("--epochs", default=5, show_default=True, help="Of fine-tuning; the best one on dev counts.")
-@click.option("--learning-rate", default=1e-3, show_default=True, help="Of fine-tuning.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--tasks", callback=_tasks, default=None, metavar="NAME[,NAME…]", help="GLUE: which.  [default: all nine]"
+)
+@click.option("--from-scratch", is_flag=True, help="GLUE: a second row, the same BiLSTM from random weights.")
+@click.option(
+    "--epochs",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1),
+    help="GLUE: most epochs; tasks of over 19,000 examples get fewer, at least 2.  The best on dev counts.",
+)
+@click.option(
+    "--learning-rate",
+    default=1e-3,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="GLUE: of fine-tuning.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="GLUE: of fine-tuning.")
+@click.option("--device", default="auto", show_default=True, help="GLUE: auto, cpu, cuda or cuda:N.")
 @click.option(
     "--json",
     "json_file",
@@ -93,25 +109,30 @@ def evaluate(
     from sentence_distill.data.glue import open_glue
     from sentence_distill.student.folder import load_distillation
 
-    load_distillation(folder)  # a wrong path shows before anything is loaded or asked for
+    # Wrong paths show before anything is loaded, asked for or measured.
+    load_distillation(folder)
     json_file = json_file or folder / ("glue.json" if glue else "eval.json")
+    if not json_file.parent.is_dir():
+        raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
     if glue:
         source = open_glue(glue_dir)
         from sentence_distill.student.finetune import FinetuneConfig
 
         config = FinetuneConfig(epochs=epochs, learning_rate=learning_rate, seed=seed)
-        figures = _glue(folder, source, tasks, config, from_scratch, device)
+        _glue(folder, source, tasks, config, from_scratch, device, json_file)
     else:
-        figures = _intrinsic(folder, shards, _sts_file(sts, glue_dir), teacher)
-    json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        _intrinsic(folder, shards, _sts_file(sts, glue_dir), teacher, json_file)
     click.echo(f"figures: {json_file}" + ("" if glue else f"\nnext: sd eval --glue --student {folder}"))
 
 
 def _sts_file(sts: Path | None, glue_dir: Path | None) -> Path | None:
-    return sts if sts or not glue_dir else glue_dir / "STS-B" / "dev.tsv"
+    if sts is not None or glue_dir is None:
+        return sts
+    inside = glue_dir / "STS-B" / "dev.tsv"
+    return inside if inside.exists() else None
 
 
-def _intrinsic(folder: Path, shards: Path | None, sts: Path | None, teacher: str | None) -> dict[str, Any]:
+def _intrinsic(folder: Path, shards: Path | None, sts: Path | None, teacher: str | None, json_file: Path) -> None:
     from sentence_distill.data.sts import load_sts
     from sentence_distill.student.folder import load_distillation, update_distillation
     from sentence_distill.student.measure import measure_student
@@ -119,8 +140,8 @@ def _intrinsic(folder: Path, shards: Path | None, sts: Path | None, teacher: str
     pairs = load_sts(sts) if sts else None
     figures, skipped = measure_student(folder, shards=shards, pairs=pairs, teacher_name=teacher)
     _print_intrinsic(figures, skipped)
+    _write_json(json_file, {**figures, "skipped": skipped})
     update_distillation(folder, metrics={**load_distillation(folder)["metrics"], **figures})
-    return {**figures, "skipped": skipped}
 
 
 def _print_intrinsic(figures: dict[str, Any], skipped: dict[str, str]) -> None:
@@ -149,36 +170,45 @@ def _print_intrinsic(figures: dict[str, Any], skipped: dict[str, str]) -> None:
 
 
 def _glue(
-    folder: Path, source: Any, tasks: tuple[str, ...], config: Any, from_scratch: bool, device: str
-) -> dict[str, Any]:
+    folder: Path,
+    source: "GlueFolder | GlueHub",
+    tasks: tuple[str, ...],
+    config: "FinetuneConfig",
+    from_scratch: bool,
+    device: str,
+    json_file: Path,
+) -> None:
     from dataclasses import asdict
 
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.pipeline.precision import pick_device, pick_precision
     from sentence_distill.student.folder import load_student
-    from sentence_distill.student.glue import run_glue
+    from sentence_distill.student.glue import describe, run_glue
 
-    student = load_student(folder)
-    where = pick_device(device)
-    rows = {
-        name: run_glue(
+    student, where, progress = load_student(folder), pick_device(device), ConsoleProgress()
+    precision = pick_precision("auto", where)
+    rows: dict[str, list[TaskResult]] = {}
+    for row in ("distilled", "from scratch") if from_scratch else ("distilled",):
+        rows[row] = []
+        for result in run_glue(
             student,
             source,
             tasks=tasks,
             config=config,
-            from_scratch=scratch,
+            from_scratch=row == "from scratch",
             device=where,
-            precision=pick_precision("auto", where),
-            progress=ConsoleProgress(),
-        )
-        for name, scratch in {"distilled": False, "from scratch": True}.items()
-        if from_scratch or not scratch
-    }
+            precision=precision,
+        ):
+            rows[row].append(result)
+            progress.log(f"{row}: {describe(result)}")
+            # After each task, so that a run that is stopped leaves what it has.
+            figures = {name: {r.task: asdict(r) for r in results} for name, results in rows.items()}
+            _write_json(json_file, {"finetuning": asdict(config), "rows": figures})
     _print_glue(rows)
-    return {
-        "finetuning": asdict(config),
-        "rows": {name: {result.task: asdict(result) for result in results} for name, results in rows.items()},
-    }
+
+
+def _write_json(path: Path, figures: dict[str, Any]) -> None:
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def _print_glue(rows: dict[str, "list[TaskResult]"]) -> None:

@@ -1,5 +1,6 @@
 """The group of commands, and how errors end the process."""
 
+import errno
 import os
 import sys
 
@@ -40,6 +41,7 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     except OSError as error:
-        # A full disk, a missing permission: the reason and the place are the message.
-        click.echo(f"error: {error}", err=True)
+        # A missing permission, say: the reason and the place are the message.
+        hint = "; free some space, then run the same command again" if error.errno == errno.ENOSPC else ""
+        click.echo(f"error: {error}{hint}", err=True)
         sys.exit(1)

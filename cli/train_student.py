@@ -1,10 +1,16 @@
 """`sd train-student`: stage two."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sentence_distill.data.errors import UserError
+
+if TYPE_CHECKING:
+    from sentence_distill.student.train import Trainer
 
 DEFAULT_STUDENT = "distilled"
 
@@ -24,9 +30,11 @@ DEFAULT_STUDENT = "distilled"
     show_default=True,
     help="Folder of the student and its checkpoints.",
 )
-@click.option("--embedding-dim", default=300, show_default=True, help="Width of the word embeddings.")
-@click.option("--hidden", default=300, show_default=True, help="LSTM units in each direction.")
-@click.option("--layers", default=1, show_default=True, help="LSTM layers.")
+@click.option(
+    "--embedding-dim", default=300, show_default=True, type=click.IntRange(1), help="Width of the word embeddings."
+)
+@click.option("--hidden", default=300, show_default=True, type=click.IntRange(1), help="LSTM units in each direction.")
+@click.option("--layers", default=1, show_default=True, type=click.IntRange(1), help="LSTM layers.")
 @click.option(
     "--pooling",
     type=click.Choice(["mean", "max", "mean+max"]),
@@ -42,14 +50,38 @@ DEFAULT_STUDENT = "distilled"
     help="Word embeddings: the teacher's reduced by PCA, or random.",
 )
 @click.option("--loss", type=click.Choice(["cosine", "mse", "both"]), default="cosine", show_default=True)
-@click.option("--epochs", default=3, show_default=True)
-@click.option("--batch-size", default=128, show_default=True, help="Sentences of a batch, all of one length.")
-@click.option("--learning-rate", default=4e-3, show_default=True, help="Peak, after warm-up.")
-@click.option("--warmup", default=0.05, show_default=True, help="Share of the steps.")
-@click.option("--weight-decay", default=0.01, show_default=True)
-@click.option("--clip", default=1.0, show_default=True, help="Largest norm of the gradient.")
-@click.option("--held-out", default=0.01, show_default=True, help="Share of the sentences never trained on.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--epochs", default=3, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--batch-size",
+    default=128,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Sentences of a batch, all of one length.",
+)
+@click.option(
+    "--learning-rate",
+    default=4e-3,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Peak, after warm-up.",
+)
+@click.option("--warmup", default=0.05, show_default=True, type=click.FloatRange(0, 1), help="Share of the steps.")
+@click.option("--weight-decay", default=0.01, show_default=True, type=click.FloatRange(0))
+@click.option(
+    "--clip",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Largest norm of the gradient.",
+)
+@click.option(
+    "--held-out",
+    default=0.01,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of the sentences never trained on.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--precision",
@@ -88,6 +120,7 @@ def train_student(
     Each epoch is validated on held-out sentences, and the best one is kept.
     """
     from sentence_distill.cli.console import ConsoleProgress
+    from sentence_distill.pipeline.lock import lock_folder
     from sentence_distill.pipeline.manifest import require_manifest
     from sentence_distill.pipeline.precision import pick_device, pick_precision
     from sentence_distill.student.config import StudentConfig, TrainConfig
@@ -137,14 +170,8 @@ def train_student(
         f"student: {sum(p.numel() for p in trainer.encoder.parameters()):,} parameters; {trainer.steps:,} steps "
         f"over {trainer.stream.train_rows:,} sentences, {len(trainer.held_out_ids):,} held out; on {where}"
     )
-    try:
-        trained = trainer.run()
-    except KeyboardInterrupt:
-        trainer.save()
-        raise UserError(
-            f"stopped at step {trainer.state.step}; go on with: sd train-student --resume (and the same options)"
-        ) from None
-    scores = write_trained(out, trained, trainer, shards)
+    with lock_folder(out), _stopping_on_signals(trainer):
+        scores = write_trained(out, trainer.run(), trainer, shards)
     click.echo(
         f"{out}: student with held-out cosine {scores['cosine']:.4f}, rank agreement {scores['rank_agreement']:.4f}\n"
         f"next: sd eval --student {out}, sd eval --glue --student {out}"
@@ -160,3 +187,20 @@ def _refuse_used(out: Path, resume: bool, overwrite: bool) -> None:
         )
     if (out / "checkpoints" / "last.pt").exists():
         raise UserError(f"{out} holds a run that was stopped; go on with --resume, or begin again with --overwrite")
+
+
+@contextmanager
+def _stopping_on_signals(trainer: "Trainer") -> Iterator[None]:
+    """Let Ctrl-C and a scheduler's SIGTERM end the run behind a whole step; a second one ends it at once."""
+    import signal
+
+    def stop(number: int, frame: object) -> None:
+        trainer.stop_requested = True
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -41,9 +42,16 @@ class Corpus:
     text_field: str = "text"
 
     @classmethod
-    def open(cls, locations: Sequence[str], *, format: str | None = None, text_field: str = "text") -> "Corpus":
+    def open(
+        cls,
+        locations: Sequence[str],
+        *,
+        format: str | None = None,
+        text_field: str = "text",
+        leave_out: Path | None = None,
+    ) -> "Corpus":
         """Find the files of `locations` (see `find_sources`)."""
-        return cls(find_sources(locations), format, text_field)
+        return cls(find_sources(locations, leave_out), format, text_field)
 
     def records(self, start: Position = Position()) -> Iterator[Record]:  # noqa: B008 (frozen)
         """Yield the records from `start` on, in an order that never changes.

@@ -164,13 +164,16 @@ class GlueFolder:
         """Read a split ("train", "dev", "dev_matched" or "dev_mismatched").
 
         Raises:
-            TaskMissing: the file is not there.
+            TaskMissing: the file is not there, or empty.
             UserError: the file lacks a column or holds a label that the task does not know.
         """
         path = self.folder / task.folder / f"{split}.tsv"
         if not path.exists():
             raise TaskMissing(f"no {task.folder}/{split}.tsv")
-        return examples_from_tsv(task, path)
+        examples = examples_from_tsv(task, path)
+        if not examples.labels:
+            raise TaskMissing(f"{task.folder}/{split}.tsv holds no example")
+        return examples
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ class GlueHub:
 
         try:
             rows = datasets.load_dataset(HUB_NAME, task.hub, split=split.replace("dev", "validation", 1))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise _no_hub(error) from error
         return Examples(tuple(list(rows[column]) for column in task.hub_columns), [float(v) for v in rows["label"]])
 
@@ -202,15 +205,18 @@ def open_glue(folder: Path | None) -> GlueFolder | GlueHub:
         if not folder.is_dir():
             raise UserError(f"--glue-dir {folder} is not there; it should hold CoLA/train.tsv and the like")
         return GlueFolder(folder)
-    # Offline on purpose means that the cache is all there is, and `datasets` answers from it at once.
-    if not offline_requested():
-        from huggingface_hub import HfApi
+    hub = GlueHub()
+    if offline_requested():
+        # Then the cache is all there is, and `datasets` answers from it at once; the smallest task shows.
+        hub.load(TASKS["WNLI"], "dev")
+        return hub
+    from huggingface_hub import HfApi
 
-        try:
-            ask_hub(lambda: HfApi().dataset_info(HUB_NAME, timeout=5))
-        except HubUnreachable as error:
-            raise _no_hub(error) from error
-    return GlueHub()
+    try:
+        ask_hub(lambda: HfApi().dataset_info(HUB_NAME, timeout=5))
+    except HubUnreachable as error:
+        raise _no_hub(error) from error
+    return hub
 
 
 def _no_hub(error: Exception) -> UserError:

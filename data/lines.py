@@ -34,14 +34,17 @@ def read_wikiextractor(source: Source, start: Position) -> Iterator[Record]:
     for record in _lines(source, start):
         line = record.text.strip() if record.text is not None else None
         if line is None:
+            title = None
             yield record
         elif line.startswith("<doc "):
             match = _TITLE.search(line)
             title = html.unescape(match[1]) if match else None
         elif line and not line.startswith("</doc"):
-            if line in (title, f"{title}."):
-                title = None
-            elif len(line.split()) <= HEADING_WORDS:
+            # Only the first line of a block is its title: a slice may begin at any later one.
+            expected, title = title, None
+            if expected is not None and line in (expected, f"{expected}."):
+                continue
+            if len(line.split()) <= HEADING_WORDS:
                 yield Record(record.position, None, "heading", line[:EXCERPT_CHARACTERS])
             else:
                 yield record
@@ -65,7 +68,7 @@ def _json_record(record: Record, field: str, source: Source) -> Record:
     excerpt = record.text[:EXCERPT_CHARACTERS]
     try:
         value = json.loads(record.text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # not JSON, or a number with thousands of digits
         return Record(record.position, None, "not JSON", excerpt)
     if not isinstance(value, dict):
         return Record(record.position, None, "not a JSON object", excerpt)

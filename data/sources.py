@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, BinaryIO
 
 import fsspec
@@ -45,37 +46,36 @@ class Source:
             return stream.read(_HEAD)
 
 
-def find_sources(locations: Sequence[str]) -> list[Source]:
+def find_sources(locations: Sequence[str], leave_out: Path | None = None) -> list[Source]:
     """List the files of `locations`, in the order given and by name inside a folder or glob.
 
     Args:
         locations: files, folders (searched to any depth, hidden files left out), globs, and fsspec URLs.
+        leave_out: a folder whose files are no corpus when a folder or glob is searched: the run's own output.
 
     Raises:
         UserError: a location that is not there, can't be read, or holds no file.
     """
-    sources = [source for location in locations for source in _expand(location)]
+    sources = [source for location in locations for source in _expand(location, leave_out)]
     if not sources:
         raise UserError("no corpus was given; name a file, a folder, a glob or a URL")
     return sources
 
 
-def _expand(location: str) -> list[Source]:
+def _expand(location: str, leave_out: Path | None) -> list[Source]:
     try:
         fs, path = url_to_fs(location)
-        if fs.isdir(path):
-            found = sorted(f for f in fs.find(path) if not _hidden(f[len(path) :]))
-            problem, root = "holds no file", path
-        elif any(character in location for character in "*?["):
-            found = sorted(f for f in fs.glob(path) if not fs.isdir(f))
-            problem, root = "matches no file", path.rsplit("/", 1)[0]
-        else:
-            found = [path] if fs.exists(path) else []
-            problem, root = "is not there", path.rsplit("/", 1)[0]
+        root = path if fs.isdir(path) else path.rsplit("/", 1)[0]
+        if fs.isfile(path):
+            return [_source(fs, path, path[len(root) :].lstrip("/"))]
+        matched = [path] if fs.isdir(path) else fs.glob(path) if any(c in location for c in "*?[") else []
+        files = {file for match in matched for file in (fs.find(match) if fs.isdir(match) else [match])}
+        own = f"{leave_out.resolve()}/" if leave_out else "\0"
+        found = [f for f in sorted(files) if not _hidden(f[len(root) :]) and not f.startswith(own)]
         if not found:
-            raise UserError(f"corpus {location!r} {problem}; check the path")
-        return [_source(fs, file, file[len(root) :].lstrip("/") or file) for file in found]
-    except (OSError, ValueError, ImportError) as error:
+            raise UserError(f"corpus {location!r} is not there, or holds no file; check the path")
+        return [_source(fs, file, file[len(root) :].lstrip("/")) for file in found]
+    except (OSError, ValueError, ImportError, TypeError) as error:
         raise UserError(f"corpus {location!r} can't be opened: {error}") from error
 
 
@@ -87,7 +87,7 @@ def _source(fs: fsspec.AbstractFileSystem, path: str, name: str) -> Source:
     with fs.open(path, "rb") as stream:
         magic = stream.read(6)
     compression = next((kind for prefix, kind in _MAGIC.items() if magic.startswith(prefix)), None)
-    return Source(url=fs.unstrip_protocol(path), name=name, size=int(fs.size(path)), compression=compression)
+    return Source(url=fs.unstrip_protocol(path), name=name, size=int(fs.size(path) or 0), compression=compression)
 
 
 @contextmanager

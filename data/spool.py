@@ -47,7 +47,7 @@ def spool_hub_dataset(name: str, text_field: str, folder: Path, progress: Progre
     Raises:
         UserError: the hub can't be reached or has no such dataset, configuration, split or column.
     """
-    path = folder / f"{name.replace('/', '--').replace(':', '-')}.jsonl.zst"
+    path = folder / f"{name.replace('/', '--').replace(':', '-')}.{text_field}.jsonl.zst"
     if not path.exists():
         rows = _hub_rows(name, text_field)
         with progress.task(f"copy {name}", None, "rows") as advance:
@@ -82,8 +82,10 @@ def _hub_rows(name: str, text_field: str) -> Iterable[dict[str, object]]:
 
 
 def _json_lines(rows: Iterable[dict[str, object]], field: str, advance: Callable[[int], None]) -> Iterator[bytes]:
-    for row in rows:
-        yield json.dumps({field: row.get(field)}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    for number, row in enumerate(rows):
+        if not number and not isinstance(row.get(field), str):
+            raise UserError(f"the first row has no text at {field!r} but {', '.join(row)}; name it with --text-field")
+        yield json.dumps({field: row.get(field)}, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
         advance(1)
 
 

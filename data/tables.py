@@ -9,10 +9,11 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.records import Position, Record
+from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record
 from sentence_distill.data.sources import Source, open_seekable, open_source
 
 _BATCH_ROWS = 8192
+_HEADER_BYTES = 1 << 20
 
 
 def read_parquet(source: Source, start: Position, field: str) -> Iterator[Record]:
@@ -41,13 +42,13 @@ def read_arrow(source: Source, start: Position, field: str) -> Iterator[Record]:
 
 def read_csv(source: Source, start: Position, field: str, delimiter: str) -> Iterator[Record]:
     """Yield the column `field` of a CSV or TSV file with a header; quoted cells may hold line ends."""
-    header = source.head().decode("utf-8-sig", errors="replace").splitlines()
-    _check_header(source, next(csv.reader(header, delimiter=delimiter), []), field)
+    with open_source(source) as stream:
+        header = stream.readline(_HEADER_BYTES).decode("utf-8-sig", errors="replace")
+    _check_header(source, next(csv.reader([header], delimiter=delimiter), []), field)
     with open_source(source) as stream:
         reader = pa.csv.open_csv(
             stream,
             parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            # As bytes, so that one row that is not UTF-8 is rejected and not the file.
             convert_options=pa.csv.ConvertOptions(include_columns=[field], column_types={field: pa.binary()}),
         )
         yield from _rows(reader, start)
@@ -59,21 +60,23 @@ def _rows(batches: Iterator[pa.RecordBatch], start: Position) -> Iterator[Record
         if row + batch.num_rows <= start.record:
             row += batch.num_rows
             continue
-        for value in batch.column(0).to_pylist():
+        column = batch.column(0)
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        # As bytes, so that a row that is not UTF-8 is rejected and not the file.
+        for value in column.cast(pa.large_binary()).to_pylist():
             if row >= start.record:
                 yield _record(Position(start.file, row), value)
             row += 1
 
 
-def _record(position: Position, value: str | bytes | None) -> Record:
+def _record(position: Position, value: bytes | None) -> Record:
     if value is None:
         return Record(position, None, "null")
-    if isinstance(value, bytes):
-        try:
-            value = value.decode()
-        except UnicodeDecodeError:
-            return Record(position, None, "not UTF-8", repr(value[:120])[2:-1])
-    return Record(position, value)
+    try:
+        return Record(position, value.decode())
+    except UnicodeDecodeError:
+        return Record(position, None, "not UTF-8", repr(value[:EXCERPT_CHARACTERS])[2:-1])
 
 
 def _check(source: Source, schema: pa.Schema, field: str) -> None:

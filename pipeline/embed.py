@@ -13,19 +13,21 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Progress
 from sentence_distill.data.records import Record
 from sentence_distill.data.sentences import SentenceRules
-from sentence_distill.pipeline.files import TEMPORARY, write_atomically
+from sentence_distill.pipeline.files import remove_temporaries, write_atomically
 from sentence_distill.pipeline.fingerprint import differing_fields, text_fingerprint
 from sentence_distill.pipeline.lock import lock_folder
-from sentence_distill.pipeline.manifest import MANIFEST, load_manifest, write_manifest
+from sentence_distill.pipeline.manifest import (
+    MANIFEST,
+    PLAN,
+    TOKENIZER,
+    WORD_EMBEDDINGS,
+    write_manifest,
+)
 from sentence_distill.pipeline.plan import Plan, Slice, make_plan
-from sentence_distill.pipeline.rejected import merge_rejected, rejected_part, remove_parts, write_part
+from sentence_distill.pipeline.rejected import join_lists, listed, remove_lists, write_list
 from sentence_distill.pipeline.shards import read_sidecar, shard_name, shard_problem, write_shard
 from sentence_distill.pipeline.slices import embed_slice, read_slice
 from sentence_distill.pipeline.teacher import Teacher
-
-PLAN = "plan.arrow"
-TOKENIZER = "teacher/tokenizer.json"
-WORD_EMBEDDINGS = "teacher/word_embeddings.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,32 +90,29 @@ class EmbedRun:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         with lock_folder(self.out):
-            for leftover in self.out.rglob("*" + TEMPORARY):
-                leftover.unlink()
+            remove_temporaries(self.out)
             text = text_fingerprint(self.corpus, self.config.rules, self.config.shard_rows)
             plan = self._plan(text)
             fingerprint = self._fingerprint(text, plan)
             todo = self._missing(plan, fingerprint)
-            if not todo and (manifest := load_manifest(self.out)) is not None:
-                remove_parts(self.out)
-                return manifest
-            # Without its manifest the folder does not claim to be complete while a shard is made again.
-            (self.out / MANIFEST).unlink(missing_ok=True)
-            self._write_teacher_assets()
-            self._embed(todo, fingerprint)
-            merge_rejected(self.out, len(plan.slices))
+            self._write_assets()
+            if todo:
+                # Without its manifest the folder does not claim to be complete while a shard is made again.
+                (self.out / MANIFEST).unlink(missing_ok=True)
+                self._embed(todo, fingerprint)
+            join_lists(self.out, len(plan.slices))
             manifest = write_manifest(self.out, fingerprint, len(plan.slices), self.notice)
-            remove_parts(self.out)
+            remove_lists(self.out)
             return manifest
 
     def _plan(self, text: dict[str, Any]) -> Plan:
         path = self.out / PLAN
-        if path.exists() and (plan := Plan.load(path)).fingerprint == str(text):
-            return plan
-        self._refuse_other_runs(text)
-        with self.progress.task("plan", None, "records") as advance:
-            plan = make_plan(self.corpus, self.config.rules, self.config.shard_rows, str(text), advance)
-        plan.save(path)
+        if (plan := Plan.load(path)) is None or plan.fingerprint != str(text):
+            self._refuse_other_runs(text)
+            with self.progress.task("plan", None, "records") as advance:
+                plan = make_plan(self.corpus, self.config.rules, self.config.shard_rows, str(text), advance)
+            plan.save(path)
+        self.progress.log(f"plan: {plan.rows:,} sentences in {len(plan.slices):,} slices")
         return plan
 
     def _fingerprint(self, text: dict[str, Any], plan: Plan) -> dict[str, Any]:
@@ -145,25 +144,33 @@ class EmbedRun:
 
     def _missing(self, plan: Plan, fingerprint: dict[str, Any]) -> list[Slice]:
         self._refuse_other_runs(fingerprint)
+        lists = listed(self.out, len(plan.slices))
         todo = []
         for part in plan.slices:
             shard = self.out / shard_name(part.index)
             sidecar = read_sidecar(shard)
-            problem = shard_problem(shard, sidecar) if sidecar else ""
+            if sidecar is None:
+                todo.append(part)
+                continue
+            problem = shard_problem(shard, sidecar)
+            if not problem and sidecar["rejected_xxh3_128"] not in lists[part.index]:
+                problem = "has lost its list of rejected sentences"
             if problem:
                 self.progress.log(f"{shard.name} {problem}; it is made again")
-            # Once the manifest is written the rejections are in rejected.jsonl, before in the shard's part.
-            listed = rejected_part(self.out, part.index).exists() or (self.out / MANIFEST).exists()
-            if sidecar is None or problem or not listed:
                 todo.append(part)
         return todo
 
-    def _write_teacher_assets(self) -> None:
+    def _write_assets(self) -> None:
         """What stage two needs of the teacher, so that it never has to load it."""
         (self.out / TOKENIZER).parent.mkdir(exist_ok=True)
-        write_atomically(self.out / TOKENIZER, self.teacher.tokenizer_json().encode())
         table = self.teacher.word_embeddings().half().contiguous()
-        write_atomically(self.out / WORD_EMBEDDINGS, save_safetensors({"weight": table}))
+        for name, content in (
+            (TOKENIZER, self.teacher.tokenizer_json().encode()),
+            (WORD_EMBEDDINGS, save_safetensors({"weight": table})),
+        ):
+            path = self.out / name
+            if not path.exists() or path.read_bytes() != content:
+                write_atomically(path, content)
 
     def _embed(self, todo: list[Slice], fingerprint: dict[str, Any]) -> None:
         total = sum(part.sentences - len(part.duplicates) for part in todo)
@@ -180,7 +187,7 @@ class EmbedRun:
                     advance=advance,
                 )
                 # Before the sidecar, so that a shard that exists always has its list.
-                write_part(self.out, part.index, text.rejections, self.corpus.sources)
+                rejected = write_list(self.out, part.index, text.rejections, self.corpus.sources)
                 start = part.start
                 write_shard(
                     self.out / shard_name(part.index),
@@ -189,6 +196,7 @@ class EmbedRun:
                     {
                         "source": {"file": start.file, "record": start.record, "offset": start.offset},
                         "counts": text.counts(),
+                        "rejected_xxh3_128": rejected,
                         "fingerprint": fingerprint,
                     },
                 )

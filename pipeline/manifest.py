@@ -11,6 +11,10 @@ from sentence_distill.pipeline.rejected import REJECTED
 from sentence_distill.pipeline.shards import FORMAT_VERSION, read_sidecar, shard_name
 
 MANIFEST = "manifest.json"
+PLAN = "plan.arrow"
+TOKENIZER = "teacher/tokenizer.json"
+WORD_EMBEDDINGS = "teacher/word_embeddings.safetensors"
+_CHECKED = (PLAN, TOKENIZER, WORD_EMBEDDINGS, REJECTED)
 
 
 def load_manifest(folder: Path) -> dict[str, Any] | None:
@@ -41,6 +45,15 @@ def require_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def file_problems(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """One line for each file beside the shards that is missing or damaged."""
+    return [
+        f"{name} is missing or does not match its checksum"
+        for name, checksum in manifest["files"].items()
+        if not (folder / name).exists() or file_hash(folder / name) != checksum
+    ]
+
+
 def write_manifest(folder: Path, fingerprint: dict[str, Any], shards: int, notice: str) -> dict[str, Any]:
     """Write and return the manifest; its counts are sums over the sidecars, and hold no time or host."""
     entries = []
@@ -61,7 +74,7 @@ def write_manifest(folder: Path, fingerprint: dict[str, Any], shards: int, notic
         "fingerprint": fingerprint,
         "notice": notice,
         "totals": {**totals, "rejected": dict(sorted(rejected.items()))},
-        "rejected_xxh3_128": file_hash(folder / REJECTED),
+        "files": {name: file_hash(folder / name) for name in _CHECKED},
         "shards": entries,
     }
     write_atomically(folder / MANIFEST, dump_json(manifest))

@@ -7,6 +7,7 @@ whoever works on it, and however often, writes the same bytes.
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -72,36 +73,37 @@ class Plan:
             "sentences": pa.array([part.sentences for part in self.slices], pa.uint32()),
             "duplicates": pa.array([part.duplicates for part in self.slices], pa.list_(pa.uint32())),
         }
-        table = pa.table(columns).replace_schema_metadata({"fingerprint": self.fingerprint})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+        table = pa.table(columns)
+        checksum = bytes_hash(_ipc(table, {"fingerprint": self.fingerprint}))
+        return _ipc(table, {"fingerprint": self.fingerprint, "checksum": checksum})
 
     @classmethod
-    def load(cls, path: Path) -> "Plan":
-        """Read a plan.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+    def load(cls, path: Path) -> "Plan | None":
+        """Read a plan; None where there is none, or a damaged one: it is then made again."""
         try:
-            table = pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
-            rows = table.to_pylist()
-            fingerprint = table.schema.metadata[b"fingerprint"].decode()
-        except (pa.ArrowException, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}); delete it and run again") from error
-        slices = [
-            Slice(
-                index=index,
-                start=Position(row["file"], row["record"], row["offset"]),
-                records=row["records"],
-                sentences=row["sentences"],
-                duplicates=np.array(row["duplicates"], dtype=np.uint32),
-            )
-            for index, row in enumerate(rows)
-        ]
-        return cls(slices, fingerprint)
+            content = path.read_bytes()
+            table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
+            numbers = [table[name].to_pylist() for name in ("file", "record", "offset", "records", "sentences")]
+            # Numpy views: as Python numbers a corpus full of duplicates would not fit.
+            duplicates = [chunk.values.to_numpy(zero_copy_only=False) for chunk in table["duplicates"]]
+            slices = [
+                Slice(index, Position(file, record, offset), records, sentences, marks)
+                for index, (file, record, offset, records, sentences, marks) in enumerate(
+                    zip(*numbers, duplicates, strict=True)
+                )
+            ]
+            plan = cls(slices, table.schema.metadata[b"fingerprint"].decode())
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
+            return None
+        return plan if plan._bytes() == content else None
+
+
+def _ipc(table: pa.Table, metadata: dict[str, str]) -> bytes:
+    table = table.replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
 def make_plan(
@@ -109,7 +111,7 @@ def make_plan(
 ) -> Plan:
     """Read the corpus once and cut it, at record ends, into slices of at least `shard_rows` sentences.
 
-    Memory: 8 bytes a sentence for its hash, and 1 to mark the duplicates.
+    Memory: 8 bytes a sentence for its hash (9 while the list grows), and 2 while duplicates are marked.
 
     Args:
         corpus: what to read.
@@ -152,9 +154,12 @@ def mark_duplicates(hashes: np.ndarray) -> np.ndarray:
     Works on one part of the value range at a time, so that sorting needs little memory beside the hashes.
     """
     duplicate = np.zeros(len(hashes), dtype=bool)
-    width = (1 << 64) // _PARTITIONS
-    for part in range(_PARTITIONS):
-        places = np.flatnonzero((hashes // np.uint64(width)) == part)
+    bounds = np.arange(1, _PARTITIONS, dtype=np.uint64) * np.uint64((1 << 64) // _PARTITIONS)
+    for low, high in pairwise([None, *bounds, None]):
+        inside = np.ones(len(hashes), dtype=bool) if low is None else hashes >= low
+        if high is not None:
+            inside &= hashes < high
+        places = np.flatnonzero(inside)
         values = hashes[places]
         order = np.argsort(values, kind="stable")
         again = np.zeros(len(values), dtype=bool)

@@ -4,21 +4,22 @@ import torch
 
 from sentence_distill.data.errors import UserError
 
-PRECISIONS = ("auto", "bf16", "fp32")
-
 
 def pick_device(name: str) -> torch.device:
     """The device `name`; "auto" is CUDA where there is one.
 
     Raises:
-        UserError: CUDA was asked for and is not there.
+        UserError: there is no such device.
     """
     available = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if available else "cpu")
     if name.startswith("cuda") and not available:
         raise UserError("--device cuda: PyTorch sees no CUDA device here; leave the flag out or use cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: PyTorch knows no such device; use auto, cpu, cuda or cuda:N") from error
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

@@ -36,8 +36,11 @@ def make_recipe(folder: Path, pooling: str | None, layers: Sequence[int], last: 
         UserError: no such layer, or modules that are not applied here.
     """
     absolute = _absolute_layers(layers, last)
-    kinds = [module["type"].rsplit(".", 1)[1] for module in _modules(folder)]
-    recipe = Recipe(pooling or _own_pooling(folder, kinds), absolute, "Normalize" in kinds)
+    try:
+        kinds = [module["type"].rsplit(".", 1)[-1] for module in _modules(folder)]
+        recipe = Recipe(pooling or _own_pooling(folder, kinds), absolute, "Normalize" in kinds)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder}: modules.json can't be read ({error!r}); name a pooling, or mend it") from error
     if recipe.pooling == "pooler" and recipe.layers != (last,):
         raise UserError("--pooling pooler goes with the last layer only; leave --layers out")
     return recipe
@@ -73,6 +76,8 @@ def _own_pooling(folder: Path, kinds: list[str]) -> str:
 
 def _absolute_layers(layers: Sequence[int], last: int) -> tuple[int, ...]:
     absolute = tuple(layer if layer >= 0 else last + 1 + layer for layer in layers)
+    if len(set(absolute)) < len(absolute):
+        raise UserError(f"--layers {','.join(map(str, layers))} names a layer twice")
     wrong = [str(given) for given, layer in zip(layers, absolute, strict=True) if not 0 <= layer <= last]
     if wrong or not absolute:
         raise UserError(f"--layers {','.join(wrong)}: this teacher has layers 0 to {last} (or -1 to {-last - 1})")

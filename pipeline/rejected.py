@@ -1,12 +1,16 @@
 """rejected.jsonl: what could not be used, with file, record and reason.
 
-Each shard's list is written beside it; the lists become one file when the run is complete.
+Each shard's list is first written beside it; the lists become one file, in the order of the shards, when the
+run is complete. The sidecar of a shard holds the checksum of its list, wherever it stands.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
+from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.sources import Source
 from sentence_distill.pipeline.files import TEMPORARY, commit, write_atomically
 from sentence_distill.pipeline.slices import Rejection
@@ -14,13 +18,8 @@ from sentence_distill.pipeline.slices import Rejection
 REJECTED = "rejected.jsonl"
 
 
-def rejected_part(folder: Path, shard: int) -> Path:
-    """The list of one shard, which exists until `merge_rejected`."""
-    return folder / f"shard-{shard:05d}.rejected.jsonl"
-
-
-def write_part(folder: Path, shard: int, rejections: Iterable[Rejection], sources: Sequence[Source]) -> None:
-    """Write a shard's list; records are counted from 1."""
+def write_list(folder: Path, shard: int, rejections: Iterable[Rejection], sources: Sequence[Source]) -> str:
+    """Write a shard's list and return its checksum; records are counted from 1."""
     lines = [
         json.dumps(
             {
@@ -34,25 +33,64 @@ def write_part(folder: Path, shard: int, rejections: Iterable[Rejection], source
         )
         for rejection in rejections
     ]
-    write_atomically(rejected_part(folder, shard), "".join(f"{line}\n" for line in lines).encode())
+    content = "".join(f"{line}\n" for line in lines).encode()
+    write_atomically(_list(folder, shard), content)
+    return bytes_hash(content)
 
 
-def merge_rejected(folder: Path, shards: int) -> None:
-    """Join the lists in the order of shards; a shard without its own keeps its lines of an earlier merge."""
+def listed(folder: Path, shards: int) -> list[set[str]]:
+    """For each shard the checksums of the lists that are there: beside it, in the joined file, or both."""
+    found: list[set[str]] = [set() for _ in range(shards)]
+    joined = {shard: bytes_hash(b"".join(lines)) for shard, lines in _joined(folder)}
+    for shard in range(shards):
+        # A shard with nothing rejected has no line in the joined file.
+        if (folder / REJECTED).exists():
+            found[shard].add(joined.get(shard, bytes_hash(b"")))
+        if _list(folder, shard).exists():
+            found[shard].add(bytes_hash(_list(folder, shard).read_bytes()))
+    return found
+
+
+def join_lists(folder: Path, shards: int) -> None:
+    """Join the lists of all shards; one without its own keeps its lines of the joined file that is there."""
     path = folder / REJECTED
-    kept: dict[int, list[str]] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            kept.setdefault(json.loads(line)["shard"], []).append(line)
     temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    groups = _joined(folder)
+    current = next(groups, None)
+    with temporary.open("wb") as file:
         for shard in range(shards):
-            part = rejected_part(folder, shard)
-            file.writelines([part.read_text(encoding="utf-8")] if part.exists() else kept.get(shard, []))
+            while current is not None and current[0] < shard:
+                current = next(groups, None)
+            if _list(folder, shard).exists():
+                file.write(_list(folder, shard).read_bytes())
+            elif current is not None and current[0] == shard:
+                file.writelines(current[1])
+        file.flush()
+        os.fsync(file.fileno())
     commit(temporary, path)
 
 
-def remove_parts(folder: Path) -> None:
+def remove_lists(folder: Path) -> None:
     """Remove the lists of single shards."""
-    for part in folder.glob("shard-*.rejected.jsonl"):
-        part.unlink()
+    for path in folder.glob("shard-*.rejected.jsonl"):
+        path.unlink()
+
+
+def _list(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.rejected.jsonl"
+
+
+def _joined(folder: Path) -> Iterator[tuple[int, Iterator[bytes]]]:
+    """The lines of the joined file, by shard; a damaged line belongs to shard -1."""
+    path = folder / REJECTED
+    if path.exists():
+        # As bytes: text would also be cut at the line separators that Unicode has besides the line feed.
+        with path.open("rb") as file:
+            yield from groupby(file, key=_shard_of)
+
+
+def _shard_of(line: bytes) -> int:
+    try:
+        return int(json.loads(line)["shard"])
+    except (ValueError, KeyError, TypeError):
+        return -1

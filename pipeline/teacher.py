@@ -14,6 +14,9 @@ from sentence_distill.pipeline.batches import exact_length_batches
 from sentence_distill.pipeline.locate import Located
 from sentence_distill.pipeline.recipe import Recipe, make_recipe
 
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+_NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+
 
 class Teacher:
     """A loaded teacher with its tokenizer; build it with `Teacher.load`.
@@ -31,7 +34,6 @@ class Teacher:
         self.recipe = recipe
         self.device = device
         self.model = model
-        self._vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
         self.tokenizer = tokenizer
         self.prefix, self.suffix = _special_tokens(tokenizer)
         self.dtype = model.dtype
@@ -58,33 +60,15 @@ class Teacher:
         Raises:
             UserError: the folder holds no encoder that can be loaded safely, or has no such layer or pooling.
         """
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()  # a checkpoint with a head that is left out is no cause for a warning
-        try:
-            model = AutoModel.from_pretrained(
-                located.folder,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(located.folder, local_files_only=True, use_fast=True)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(
-                f"teacher {located.name!r} can't be loaded: {reason[0]}; "
-                "it needs config.json, model.safetensors and a tokenizer in one folder"
-            ) from error
-        if not tokenizer.is_fast:
-            raise UserError(f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it")
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
+        model, tokenizer = _load_parts(located, dtype)
         recipe = make_recipe(located.folder, pooling, layers, model.config.num_hidden_layers)
-        return cls(located=located, model=model.to(device).eval(), tokenizer=backend, recipe=recipe, device=device)
+        teacher = cls(located=located, model=model.to(device).eval(), tokenizer=tokenizer, recipe=recipe, device=device)
+        try:
+            # What is no encoder of one sentence shows now, and not once the whole corpus was planned.
+            teacher.embed(teacher.tokenize(["a"]), token_budget=64)
+        except (ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+            raise _unusable(located, error) from error
+        return teacher
 
     @property
     def layer_dim(self) -> int:
@@ -98,8 +82,8 @@ class Teacher:
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of token ids."""
-        return int(self._vocabulary)
+        """Rows of the word embeddings; some may belong to no token."""
+        return int(self.model.get_input_embeddings().num_embeddings)
 
     @property
     def max_tokens(self) -> int:
@@ -163,15 +147,66 @@ class Teacher:
     def fingerprint(self) -> dict[str, Any]:
         """What decides the embeddings, as JSON values."""
         weights = sorted(self.folder.glob("*.safetensors"))
+        config = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_ARCHITECTURE}
         return {
             "teacher": self.name,
             "teacher_weights": [file_hash(file) for file in weights],
+            "teacher_config": bytes_hash(json.dumps(config, sort_keys=True, default=str).encode()),
+            "special_tokens": [self.prefix, self.suffix],
             "tokenizer": bytes_hash(self.tokenizer_json().encode()),
             "pooling": self.recipe.pooling,
             "layers": list(self.recipe.layers),
             "normalize": self.recipe.normalize,
             "compute_dtype": str(self.dtype).removeprefix("torch."),
         }
+
+
+def _load_parts(located: Located, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder; every weight of the model comes from its file."""
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    # Without a vocabulary transformers makes up an empty one, to which every word is unknown.
+    if not any((located.folder / name).exists() for name in _VOCABULARIES):
+        raise _unusable(located, ValueError("it has no tokenizer.json and no vocabulary"))
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # a checkpoint with a head that is left out is no cause for a warning
+    try:
+        model, report = AutoModel.from_pretrained(
+            located.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(located.folder, local_files_only=True, use_fast=True)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, SafetensorError) as error:
+        raise _unusable(located, error) from error
+    missing = sorted(report["missing_keys"])
+    if [name for name in missing if not name.startswith("pooler.")]:
+        raise _unusable(located, ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} others"))
+    if missing:
+        # transformers would have made up random weights; without a pooler, asking for it is an error.
+        model.pooler = None
+    if not tokenizer.is_fast:
+        raise UserError(f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it")
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    largest = max(backend.get_vocab(with_added_tokens=True).values())
+    if largest >= model.get_input_embeddings().num_embeddings:
+        raise _unusable(located, ValueError(f"its tokenizer has an id {largest} that its word embeddings lack"))
+    return model, backend
+
+
+def _unusable(located: Located, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"teacher {located.name!r} can't be used: {reason}; it needs the config.json, model.safetensors "
+        "and tokenizer of a transformer encoder in one folder"
+    )
 
 
 def _pool(states: torch.Tensor, pooling: str) -> torch.Tensor:

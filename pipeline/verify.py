@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sentence_distill.data.hashing import file_hash
 from sentence_distill.pipeline.fingerprint import differing_fields
-from sentence_distill.pipeline.manifest import load_manifest
-from sentence_distill.pipeline.rejected import REJECTED
+from sentence_distill.pipeline.manifest import file_problems, load_manifest
 from sentence_distill.pipeline.shards import Shard, read_sidecar, shard_name, shard_problem
 
 
@@ -36,10 +34,7 @@ def verify_folder(folder: Path, advance: Callable[[int], None]) -> list[str]:
         for extra in sorted(folder.glob("shard-*"))
         if extra.with_suffix(".arrow").name not in known
     ]
-    rejected = folder / REJECTED
-    if not rejected.exists() or file_hash(rejected) != manifest["rejected_xxh3_128"]:
-        problems.append(f"{REJECTED} is missing or does not match its checksum")
-    return problems
+    return problems + file_problems(folder, manifest)
 
 
 def _shard(shard: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> str:

@@ -26,9 +26,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: there is none, or it is damaged.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        return state
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path} to resume; leave --resume out to begin") from None
-    except (RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a file of random bytes makes PyTorch raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path} is damaged ({reason}); --overwrite begins again") from error

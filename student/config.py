@@ -29,6 +29,7 @@ class StudentConfig:
     """How the states of all tokens become one vector: "mean", "max", or both concatenated."""
 
     def __post_init__(self) -> None:
+        _one_of("pooling", self.pooling, POOLINGS)
         if min(self.embedding_dim, self.hidden, self.layers) < 1:
             raise UserError("--embedding-dim, --hidden and --layers must be at least 1")
 
@@ -64,7 +65,14 @@ class TrainConfig:
     """Of the initial weights and of the order of batches."""
 
     def __post_init__(self) -> None:
+        _one_of("loss", self.loss, LOSSES)
+        _one_of("init", self.init, INITS)
         if self.epochs < 1 or self.batch_size < 1:
             raise UserError("--epochs and --batch-size must be at least 1")
         if not 0 < self.held_out < 1:
             raise UserError(f"--held-out {self.held_out} must lie between 0 and 1, both excluded")
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{option} {value!r} is none of {', '.join(known)}")

@@ -22,9 +22,9 @@ class FinetuneConfig:
     """How a student is fine-tuned; the same for every task and every row of a table."""
 
     epochs: int = 5
-    """Passes over the training examples; the best epoch on dev counts."""
-    max_steps: int = 2500
-    """Large tasks get fewer epochs, at least 2, so that their steps stay near this."""
+    """Most passes over the training examples; the best epoch on dev counts."""
+    max_steps: int = 1500
+    """Large tasks get fewer epochs, but at least 2, so that their steps stay near this."""
     batch_size: int = 64
     """Examples of a batch."""
     learning_rate: float = 1e-3

@@ -17,6 +17,7 @@ from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.model import MAX_TOKENS, Student
 
 DISTILLATION = "distillation.json"
+_FIELDS = {"teacher", "corpus", "shards", "training", "metrics", "student"}
 
 
 def save_student(folder: Path, student: Student, distillation: dict[str, Any]) -> None:
@@ -73,7 +74,7 @@ def load_student(folder: Path) -> Student:
                 **{f"projections.0.{name.removeprefix('linear.')}": value for name, value in weights["Dense"].items()},
             }
         )
-        tokenizer = Tokenizer.from_file(str(paths["WordEmbeddings"] / "tokenizer.json"))
+        tokenizer = Tokenizer.from_buffer((paths["WordEmbeddings"] / "tokenizer.json").read_bytes())
     except UserError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
@@ -88,10 +89,13 @@ def load_distillation(folder: Path) -> dict[str, Any]:
         UserError: there is no student in it.
     """
     try:
-        return json.loads((folder / DISTILLATION).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        record = json.loads((folder / DISTILLATION).read_text(encoding="utf-8"))
+        if missing := _FIELDS - record.keys():
+            raise ValueError(f"no {', '.join(sorted(missing))}")
+        return record  # type: ignore[no-any-return]
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} holds no student; train one: sd train-student --out {folder}") from None
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{folder / DISTILLATION} is damaged ({error}); train the student again") from error
 
 
@@ -104,4 +108,4 @@ def update_distillation(folder: Path, **fields: Any) -> None:
 
 def _module_paths(folder: Path) -> dict[str, Path]:
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    return {module["type"].rsplit(".", 1)[1]: folder / module["path"] for module in modules}
+    return {module["type"].rsplit(".", 1)[-1]: folder / module["path"] for module in modules}

@@ -1,14 +1,13 @@
 """GLUE: fine-tunes a student on each task and scores it on dev."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import TASKS, GlueFolder, GlueHub, GlueTask, TaskMissing
-from sentence_distill.data.progress import Progress
 from sentence_distill.student.finetune import (
     FinetuneConfig,
     Tokens,
@@ -21,12 +20,15 @@ from sentence_distill.student.metrics import glue_metrics
 from sentence_distill.student.model import Student
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """Scores of one task: for each dev set its metrics at the best epoch; or why it was skipped."""
+    """One task: for each dev set its metrics at the best epoch; `skipped` says what is missing and why."""
 
     task: str
     scores: dict[str, dict[str, float]]
+    best_epoch: int = 0
+    epochs: int = 0
+    examples: int = 0
     skipped: str = ""
 
 
@@ -39,9 +41,10 @@ def run_glue(
     from_scratch: bool,
     device: torch.device,
     precision: torch.dtype,
-    progress: Progress,
-) -> list[TaskResult]:
+) -> Iterator[TaskResult]:
     """Fine-tune and score a student on each task, starting anew for each.
+
+    A task whose data is missing or can't be read is a result with the reason; the others go on.
 
     Args:
         student: stays as it is.
@@ -51,27 +54,28 @@ def run_glue(
         from_scratch: start from random weights of the same shape instead of the student's.
         device: where to train.
         precision: see `finetune`.
-        progress: gets a line a task.
+
+    Yields:
+        One result a task, as soon as it is there.
     """
-    results = []
     for name in tasks:
         encoder = initial_weights(student.encoder, config.seed) if from_scratch else deepcopy(student.encoder)
         start = Student(encoder.to(device), student.tokenizer)
-        result = _run_task(start, source, TASKS[name], config, device, precision)
-        results.append(result)
-        progress.log(f"{name}{' from scratch' if from_scratch else ''}: {describe(result)}")
-    return results
+        try:
+            yield _run_task(start, source, TASKS[name], config, device, precision)
+        except (TaskMissing, UserError) as error:
+            yield TaskResult(task=name, scores={}, skipped=str(error))
 
 
 def describe(result: TaskResult) -> str:
     """One line for a task's result."""
-    if not result.scores:
-        return f"skipped, {result.skipped}"
-    parts = [
-        f"{dev if len(result.scores) > 1 else ''} {' / '.join(f'{k} {100 * v:.1f}' for k, v in scores.items())}".strip()
-        for dev, scores in result.scores.items()
-    ]
-    return ", ".join(parts) + (f" ({result.skipped})" if result.skipped else "")
+    parts = []
+    for dev, scores in result.scores.items():
+        figures = ", ".join(f"{metric} {100 * value:.1f}" for metric, value in scores.items())
+        parts.append(f"{dev}: {figures}")
+    if result.skipped:
+        parts.append(f"skipped: {result.skipped}")
+    return f"{result.task} {'; '.join(parts)}"
 
 
 def _run_task(
@@ -82,27 +86,31 @@ def _run_task(
     device: torch.device,
     precision: torch.dtype,
 ) -> TaskResult:
-    missing = ""
+    train = Tokens.make(start, source.load(task, "train"))
     dev: dict[str, Tokens] = {}
-    try:
-        train = Tokens.make(start, source.load(task, "train"))
-    except TaskMissing as error:
-        return TaskResult(task.name, {}, str(error))
+    missing = []
     for split in task.dev:
         try:
             dev[split] = Tokens.make(start, source.load(task, split))
         except TaskMissing as error:
-            missing = str(error)
+            missing.append(error)
     if not dev:
-        return TaskResult(task.name, {}, missing)
-    best: dict[str, dict[str, float]] = {}
-    for model in finetune(start, train, len(task.labels), config, device, precision):
-        scores: dict[str, Any] = {
+        raise missing[0]
+    # The first dev set picks the epoch; MNLI-mm goes with the one that MNLI-m picked.
+    first = next(iter(dev))
+    best, best_epoch, epoch = {}, 0, 0
+    for epoch, model in enumerate(finetune(start, train, len(task.labels), config, device, precision), start=1):
+        scores = {
             split: glue_metrics(task.metrics, tokens.labels, predict(model, tokens, len(task.labels), device))
             for split, tokens in dev.items()
         }
-        # The first dev set picks the epoch; MNLI-mm goes with the epoch that MNLI-m picked.
-        first = next(iter(dev))
         if not best or mean_score(scores[first]) > mean_score(best[first]):
-            best = scores
-    return TaskResult(task.name, best, missing)
+            best, best_epoch = scores, epoch
+    return TaskResult(
+        task=task.name,
+        scores=best,
+        best_epoch=best_epoch,
+        epochs=epoch,
+        examples=len(train),
+        skipped="; ".join(map(str, missing)),
+    )

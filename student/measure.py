@@ -16,10 +16,11 @@ from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
+from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.locate import locate_local, locate_teacher
 from sentence_distill.pipeline.precision import pick_precision
 from sentence_distill.pipeline.teacher import Teacher
-from sentence_distill.student.fidelity import fidelity
+from sentence_distill.student.fidelity import fidelity, public_targets
 from sentence_distill.student.folder import load_distillation, load_student
 from sentence_distill.student.model import Student, encode_tokens
 from sentence_distill.student.stream import ShardStream
@@ -56,15 +57,15 @@ def measure_student(
         skipped["teacher"] = str(error)
     shards = shards or Path(distillation["shards"])
     try:
-        figures["held_out"] = held_out_fidelity(student, shards, distillation["training"]["held_out"])
+        figures["held_out"] = held_out_fidelity(student, shards, distillation)
         if sentences := sample_sentences(shards):
             figures["sentences_per_second"] = speed(timed, sentences)
         else:
             skipped["speed"] = "the shards keep no text (--no-text)"
     except UserError as error:
         skipped["held-out fidelity and speed"] = str(error)
-    if pairs is None:
-        skipped["STS-B"] = "no data; name it with --sts dev.tsv or --glue-dir DIR"
+    if pairs is None or len(pairs.labels) < 2:
+        skipped["STS-B"] = "no pairs; name them with --sts dev.tsv or --glue-dir DIR"
     else:
         figures["sts_spearman"] = {name: sts_spearman(encode, pairs) for name, encode in exact.items()}
     return figures, skipped
@@ -99,10 +100,22 @@ def load_teacher_of(distillation: dict[str, Any], name: str | None) -> Encode:
     return encode
 
 
-def held_out_fidelity(student: Student, shards: Path, held_out: float) -> dict[str, float]:
-    """`fidelity` on the rows of `shards` that training held out."""
-    input_ids, targets = ShardStream(shards, held_out=held_out).held_out()
-    return fidelity(encode_tokens(student.encoder, input_ids), targets[:, -student.encoder.config.target_dims[-1] :])
+_SAME_TEACHER = ("teacher_weights", "tokenizer", "pooling", "layers", "normalize")
+
+
+def held_out_fidelity(student: Student, shards: Path, distillation: dict[str, Any]) -> dict[str, float]:
+    """`fidelity` on the rows of `shards` that training held out.
+
+    Raises:
+        UserError: the shards are not there or damaged, or of another teacher than the student's.
+    """
+    stream = ShardStream(shards, held_out=distillation["training"]["held_out"])
+    trained = distillation["corpus"]["fingerprint"]
+    old, new = ({field: of[field] for field in _SAME_TEACHER} for of in (trained, stream.fingerprint))
+    if differing := differing_fields(old, new):
+        raise UserError(f"{shards} holds vectors of another teacher: {'; '.join(differing)}; name others with --shards")
+    input_ids, targets = stream.held_out()
+    return fidelity(encode_tokens(student.encoder, input_ids), public_targets(targets, student.encoder.config))
 
 
 def sts_spearman(encode: Encode, examples: Examples) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.pipeline.manifest import require_manifest
+from sentence_distill.pipeline.manifest import file_problems, require_manifest
 from sentence_distill.pipeline.shards import Shard, read_sidecar, shard_problem
 from sentence_distill.student.order import shard_windows, window_batches
 
@@ -54,6 +54,8 @@ class ShardStream:
         self._rows = [int(entry["rows"]) for entry in self.manifest["shards"]]
         for path, entry in zip(self._paths, self.manifest["shards"], strict=True):
             _check(path, entry)
+        if problems := file_problems(folder, self.manifest):
+            raise UserError(f"{folder / problems[0]}; run sd embed again, it makes damaged files anew")
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -117,7 +119,8 @@ class ShardStream:
             rows = _split(shard, self._limit)[1][: _HELD_OUT_ROWS - len(input_ids)]
             input_ids += [shard.tokens[shard.offsets[r] : shard.offsets[r + 1]].astype(np.int64) for r in rows]
             targets.append(np.array(shard.embeddings[rows], dtype=np.float32))
-        if len(input_ids) < 2:
+        # Three rows are the fewest among which ranks of similarities can agree or not.
+        if len(input_ids) < 3:
             raise UserError(f"only {len(input_ids)} rows are held out; take a larger corpus, or raise --held-out")
         return input_ids, torch.from_numpy(np.concatenate(targets))
 

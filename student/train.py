@@ -14,12 +14,12 @@ from torch.nn.utils import clip_grad_norm_
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Progress
-from sentence_distill.pipeline.embed import TOKENIZER, WORD_EMBEDDINGS
 from sentence_distill.pipeline.fingerprint import differing_fields
+from sentence_distill.pipeline.manifest import TOKENIZER, WORD_EMBEDDINGS
 from sentence_distill.student.checkpoint import load_checkpoint, save_checkpoint
 from sentence_distill.student.config import StudentConfig, TrainConfig
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.fidelity import fidelity
+from sentence_distill.student.fidelity import fidelity, public_targets
 from sentence_distill.student.init import initial_embeddings
 from sentence_distill.student.losses import distillation_loss
 from sentence_distill.student.model import Student, encode_tokens
@@ -51,10 +51,16 @@ class State:
     """Steps done in the current epoch."""
     best: float = -math.inf
     """Highest held-out cosine so far."""
+    rows: int = 0
+    """Sentences done in the current epoch."""
 
 
 class Trainer:
-    """One training run."""
+    """One training run.
+
+    Attributes:
+        stop_requested: set it, from a signal handler for one, to stop behind the step that is under way.
+    """
 
     def __init__(
         self,
@@ -99,6 +105,8 @@ class Trainer:
             self.encoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.state = State()
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.stop_requested = False
         self.saved = time.monotonic()
         self.history: list[dict[str, float]] = []
         per_epoch = [self.stream.steps(config.batch_size, config.seed, epoch) for epoch in range(config.epochs)]
@@ -108,7 +116,7 @@ class Trainer:
         """Train to the end and return the best student.
 
         Raises:
-            UserError: the loss is no longer finite, or nothing is left to train on.
+            UserError: the loss is no longer finite, nothing is left to train on, or a stop was requested.
         """
         if not self.steps:
             raise UserError("all rows are held out; take a larger corpus, or lower --held-out")
@@ -123,22 +131,23 @@ class Trainer:
 
     def _epoch(self, epoch: int, advance: Any) -> float:
         self.encoder.train()
-        # Summed on the device: reading each step's loss would make it wait.
-        total, rows = torch.zeros((), device=self.device), 0
         for batch in self._batches(epoch):
             loss = self._step(batch)
-            total += loss * len(batch.targets)
-            rows += len(batch.targets)
             advance(len(batch.targets))
             if self.state.step % 50 == 0:
                 self._check(loss)
-                self._save_now_and_then()
-        self._check(total)
-        return total.item() / max(1, rows)
-
-    def _save_now_and_then(self) -> None:
-        if time.monotonic() - self.saved >= CHECKPOINT_EVERY_S:
-            self.save()
+            if self.stop_requested:
+                self._check(loss)
+                self.save()
+                raise UserError(
+                    f"stopped at step {self.state.step:,} of {self.steps:,}; "
+                    "the same command with --resume goes on from there"
+                )
+            if time.monotonic() - self.saved >= CHECKPOINT_EVERY_S:
+                self._check(loss)
+                self.save()
+        self._check(self.loss_sum)
+        return self.loss_sum.item() / self.state.rows
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         return self.stream.batches(
@@ -164,20 +173,24 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
         self.state.step_in_epoch += 1
+        self.state.rows += len(losses)
+        # Summed on the device: reading each step's loss would make it wait.
+        self.loss_sum += losses.detach().sum()
         return losses.detach().mean()
 
     def _check(self, loss: torch.Tensor) -> None:
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} at step {self.state.step} (learning rate "
-                f"{self.optimizer.param_groups[0]['lr']:.2g}); lower --learning-rate. "
-                f"The last good checkpoint is {self.out / BEST}"
+                f"{self.optimizer.param_groups[0]['lr']:.2g}); begin again with a lower --learning-rate, --overwrite"
             )
 
     def _end_epoch(self, epoch: int, mean_loss: float) -> None:
         self.encoder.eval()
-        scores = fidelity(encode_tokens(self.encoder, self.held_out_ids), self._public_targets())
-        self.state.epoch, self.state.step_in_epoch = epoch + 1, 0
+        targets = public_targets(self.held_out_targets, self.encoder.config)
+        scores = fidelity(encode_tokens(self.encoder, self.held_out_ids), targets)
+        self.state.epoch, self.state.step_in_epoch, self.state.rows = epoch + 1, 0, 0
+        self.loss_sum.zero_()
         self.history.append({"epoch": epoch + 1, "loss": mean_loss, **scores})
         self.progress.log(
             f"epoch {epoch + 1} of {self.config.epochs}: loss {mean_loss:.4f}, held-out cosine "
@@ -188,22 +201,14 @@ class Trainer:
             save_checkpoint(self.out / BEST, {"model": self.encoder.state_dict()})
         self.save()
 
-    def _public_targets(self) -> torch.Tensor:
-        return self.held_out_targets[:, -self.encoder.config.target_dims[-1] :]
-
     def _rows_done(self) -> int:
-        done = self.state.epoch * self.stream.train_rows
-        return done + self.state.step_in_epoch * self.config.batch_size
+        return self.state.epoch * self.stream.train_rows + self.state.rows
 
     def identity(self) -> dict[str, Any]:
         """What two runs must share to be the same run."""
-        shape = {**asdict(self.encoder.config), "target_dims": list(self.encoder.config.target_dims)}
-        return {
-            **shape,
-            **asdict(self.config),
-            "plan": self.stream.fingerprint["plan"],
-            "teacher_weights": self.stream.fingerprint["teacher_weights"],
-        }
+        student = {f"student {field}": value for field, value in asdict(self.encoder.config).items()}
+        shards = {f"shards' {field}": value for field, value in self.stream.fingerprint.items()}
+        return {**student, **asdict(self.config), **shards, "precision": str(self.precision)}
 
     def save(self) -> None:
         """Write the last checkpoint."""
@@ -214,6 +219,7 @@ class Trainer:
                 "identity": self.identity(),
                 "state": asdict(self.state),
                 "history": self.history,
+                "loss_sum": self.loss_sum,
                 "model": self.encoder.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             },
@@ -226,6 +232,8 @@ class Trainer:
             UserError: there is none, or it is of another run; the fields that differ are named.
         """
         checkpoint = load_checkpoint(self.out / LAST)
+        if missing := {"identity", "state", "history", "loss_sum", "model", "optimizer"} - checkpoint.keys():
+            raise UserError(f"{self.out / LAST} is no checkpoint of this version ({missing}); --overwrite begins again")
         if differing := differing_fields(checkpoint["identity"], self.identity()):
             raise UserError(
                 f"the checkpoint in {self.out} is of another run, which differs in {'; '.join(differing)}; "
@@ -235,3 +243,4 @@ class Trainer:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.state = State(**checkpoint["state"])
         self.history = checkpoint["history"]
+        self.loss_sum = checkpoint["loss_sum"].to(self.device)

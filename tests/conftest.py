@@ -1,7 +1,11 @@
 """Small real parts: a two-layer BERT with random weights, a corpus, and the shards they make."""
 
+import os
 import random
 from pathlib import Path
+
+# No test asks the network, whatever the machine has; the libraries read this when they are imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
@@ -14,12 +18,6 @@ WORDS = """
     the a one two red blue green old new small cat dog bird house river king queen ship road tree
     ran saw built found left made was is in on under near of and slowly quickly again never
 """.split()
-
-
-@pytest.fixture(autouse=True)
-def _no_hub(monkeypatch):
-    """No test asks the network, whatever the machine has."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="session")

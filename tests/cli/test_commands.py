@@ -35,6 +35,10 @@ def test_help_reads_well_and_imports_nothing_heavy(command):
         (["shards", "no-such"], 1, "sd embed --corpus"),
         (["shards", "verify", "no-such"], 1, "manifest.json"),
         (["no-such"], 2, "No such command"),
+        (["embed", "--corpus", "hf:some/thing", "--teacher", "minilm"], 1, "can't be had from the hub"),
+        (["train-student", "--learning-rate", "-1"], 2, "--learning-rate"),
+        (["train-student", "--clip", "0"], 2, "--clip"),
+        (["eval", "--glue", "--epochs", "0"], 2, "--epochs"),
     ],
 )
 def test_mistakes_end_in_one_line_and_an_exit_code(sd, capsys, tmp_path, monkeypatch, arguments, code, message):
@@ -89,8 +93,40 @@ def test_eval_measures_what_it_can_and_lists_the_rest(sd, student_folder, teache
     assert "not measured: STS-B" in shown
 
 
+def test_eval_refuses_the_vectors_of_another_teacher(sd, student_folder, teacher_folder, corpus_file, tmp_path, capsys):
+    other = tmp_path / "shards"
+    assert sd("embed", "--corpus", corpus_file, "--teacher", teacher_folder, "--pooling", "max", "--out", other) == 0
+    json_file = tmp_path / "eval.json"
+    assert sd("eval", "--student", student_folder, "--shards", other, "--json", json_file) == 0
+    assert "pooling (mean -> max)" in capsys.readouterr().out
+    assert "held_out" not in json.loads(json_file.read_text())
+
+
 def test_the_sample_corpus_is_written_as_text(sd, tmp_path):
     assert sd("sample", "--out", tmp_path / "wiki.txt") == 0
     lines = (tmp_path / "wiki.txt").read_text(encoding="utf-8").splitlines()
     assert len(lines) > 9000
     assert all(line.strip() for line in lines)
+
+
+def test_a_training_that_is_interrupted_goes_on_with_resume(shards, tmp_path):
+    import signal
+    import time
+
+    out = tmp_path / "student"
+    command = [sys.executable, "-m", "sentence_distill.cli", "train-student", "--shards", shards, "--out", out]
+    command += ["--embedding-dim", "8", "--hidden", "8", "--epochs", "30", "--batch-size", "4", "--held-out", "0.1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (out / "checkpoints" / "last.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 1
+    assert "--resume goes on" in error
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "--resume" in refused.stderr
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert (out / "distillation.json").exists()

@@ -97,6 +97,17 @@ def test_wikiextractor_markup_and_titles_are_no_records_and_headings_are_rejecte
     assert [(record.reason, record.excerpt) for record in records if not record.text] == [("heading", "Early history.")]
 
 
+def test_a_title_is_the_first_line_of_its_block_and_no_later_one(tmp_path):
+    path = tmp_path / "wiki_00"
+    mars = "Mars is the fourth planet of the sun.\n"
+    path.write_text(f'<doc id="1" title="Mars">\nMars\n\n{mars}Mars\n{mars}</doc>\n')
+    corpus = Corpus.open([str(path)])
+    whole = list(corpus.records())
+    assert [record.reason for record in whole] == ["", "heading", ""]
+    for number, record in enumerate(whole):
+        assert list(corpus.records(record.position)) == whole[number:]
+
+
 def test_byte_order_mark_and_windows_line_ends_leave_no_trace(tmp_path):
     path = tmp_path / "corpus.txt"
     path.write_bytes(b"\xef\xbb\xbfThe first line.\r\nThe second line.\r\n")
@@ -156,6 +167,24 @@ def test_folders_and_globs_are_read_in_the_order_of_names(tmp_path):
     assert texts(f"{tmp_path}/[ab].txt") == ["a.txt", "b.txt"]
 
 
+def test_folders_that_a_glob_matches_are_searched(tmp_path):
+    for name in ("AA/wiki_00", "AB/wiki_00", "top"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert texts(f"{tmp_path}/*") == ["AA/wiki_00", "AB/wiki_00", "top"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+    (tmp_path / "wiki[1].txt").write_text("One line.")
+    assert texts(tmp_path / "wiki[1].txt") == ["One line."]
+
+
+def test_a_table_s_cell_that_is_not_utf8_costs_its_row_only(tmp_path):
+    cells = pa.array([b"fine", b"\xff\xfe", b"good"]).view(pa.string())
+    pa.parquet.write_table(pa.table({"text": cells}), tmp_path / "x.parquet")
+    assert texts(tmp_path / "x.parquet") == ["fine", None, "good"]
+
+
 def test_fsspec_urls_are_read(tmp_path):
     import fsspec
 
@@ -167,7 +196,7 @@ def test_fsspec_urls_are_read(tmp_path):
 @pytest.mark.parametrize("name", ["missing.txt", "empty", "none-*.txt"])
 def test_a_place_without_a_file_is_an_error(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"is not there|holds no file|matches no file"):
+    with pytest.raises(UserError, match=r"is not there, or holds no file"):
         Corpus.open([str(tmp_path / name)])
 
 

@@ -194,9 +194,9 @@ def test_vectors_that_are_not_finite_are_rejected(sd, arguments, tmp_path, monke
 
     embed = Teacher.embed
 
-    def broken(self, input_ids, *rest):
-        vectors = embed(self, input_ids, *rest)
-        vectors[3, 5] = np.nan
+    def broken(self, input_ids, *rest, **options):
+        vectors = embed(self, input_ids, *rest, **options)
+        vectors[3:4, 5] = np.nan
         return vectors
 
     monkeypatch.setattr(Teacher, "embed", broken)
@@ -204,6 +204,67 @@ def test_vectors_that_are_not_finite_are_rejected(sd, arguments, tmp_path, monke
     totals = load_manifest(tmp_path / "out")["totals"]
     assert totals["rejected"]["non-finite embedding"] == len(load_manifest(tmp_path / "out")["shards"])
     assert np.isfinite(Shard.open(tmp_path / "out" / "shard-00000.arrow").embeddings).all()
+
+
+def test_without_its_manifest_a_folder_is_closed_again_without_the_teacher_s_work(sd, arguments, shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    (folder / "manifest.json").unlink()
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
+    assert sd(*arguments, "--out", folder) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*")} == times
+    assert contents(folder) == contents(shards)
+
+
+@pytest.mark.parametrize(
+    "name", ["rejected.jsonl", "plan.arrow", "teacher/tokenizer.json", "teacher/word_embeddings.safetensors"]
+)
+@pytest.mark.parametrize("damage", ["removed", "flipped"])
+def test_damage_beside_the_shards_is_found_and_mended(sd, arguments, shards, tmp_path, name, damage):
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).unlink()
+    if damage == "flipped":
+        (folder / name).write_bytes(content)
+    assert any(name in problem for problem in verify_folder(folder, lambda n: None))
+    assert sd("train-student", "--shards", folder, "--out", tmp_path / "student") == 1
+    assert sd(*arguments, "--out", folder) == 0
+    assert contents(folder) == contents(shards)
+
+
+def test_rejected_text_with_unusual_line_ends_is_joined_again_as_it_was(sd, arguments, corpus_file, tmp_path):
+    corpus = tmp_path / "wiki"
+    corpus.write_text('<doc id="1" title="T">\nT\nEarly\u2028history\n' + corpus_file.read_text() + "</doc>\n")
+    arguments[arguments.index(str(corpus_file))] = str(corpus)
+    folder = tmp_path / "out"
+    assert sd(*arguments, "--out", folder) == 0
+    before = contents(folder)
+    (folder / "manifest.json").unlink()
+    (folder / "shard-00001.arrow").unlink()
+    assert sd(*arguments, "--out", folder) == 0
+    assert contents(folder) == before
+    assert "Early\u2028history" in (folder / "rejected.jsonl").read_text(encoding="utf-8")
+
+
+def test_unfinished_files_of_others_are_left_alone(sd, arguments, tmp_path):
+    other = tmp_path / "out" / "films" / "video.mp4.incomplete"
+    other.parent.mkdir(parents=True)
+    other.write_text("half a film")
+    leftover = tmp_path / "out" / "shard-00000.arrow.incomplete"
+    leftover.write_text("half a shard")
+    assert sd(*arguments, "--out", tmp_path / "out") == 0
+    assert other.exists()
+    assert not leftover.exists()
+
+
+def test_shards_inside_the_corpus_s_folder_are_no_corpus(sd, arguments, corpus_file, tmp_path):
+    folder = tmp_path / "all"
+    folder.mkdir()
+    shutil.copy(corpus_file, folder)
+    arguments[arguments.index(str(corpus_file))] = str(folder)
+    for _ in range(2):
+        assert sd(*arguments, "--out", folder / "shards") == 0
+    assert load_manifest(folder / "shards")["fingerprint"]["corpus_files"] == 1
 
 
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])

@@ -88,7 +88,7 @@ def test_modules_that_are_not_applied_are_refused_and_not_left_out(teacher_folde
     assert load(folder, pooling="mean").recipe.pooling == "mean"
 
 
-@pytest.mark.parametrize(("layers", "message"), [((3,), "layers 0 to 2"), ((-4,), "layers 0 to 2")])
+@pytest.mark.parametrize(("layers", "message"), [((3,), "layers 0 to 2"), ((-4,), "layers 0 to 2"), ((2, -1), "twice")])
 def test_a_layer_that_is_not_there_is_an_error(teacher_folder, layers, message):
     with pytest.raises(UserError, match=message):
         load(teacher_folder, layers=layers)
@@ -103,6 +103,56 @@ def test_weights_in_pickle_are_never_read(teacher_folder, tmp_path):
         load(folder)
 
 
+def test_weights_that_are_missing_are_not_made_up(teacher_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(teacher_folder, tmp_path / "gaps")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("encoder.layer.1.")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"weights lack encoder\.layer\.1"):
+        load(folder)
+
+
+def test_a_checkpoint_without_a_pooler_serves_all_other_poolings(teacher_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(teacher_folder, tmp_path / "mlm")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("pooler.")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    sentences = make_sentences(5)
+    np.testing.assert_allclose(embed(load(folder), sentences), embed(load(teacher_folder), sentences))
+    with pytest.raises(UserError, match="pooler"):
+        load(folder, pooling="pooler")
+
+
+@pytest.mark.parametrize("damage", ["cut weights", "no tokenizer", "broken modules", "too small a table"])
+def test_a_folder_that_can_not_be_used_is_an_error(teacher_folder, tmp_path, damage):
+    folder = shutil.copytree(teacher_folder, tmp_path / "damaged")
+    if damage == "cut weights":
+        content = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    elif damage == "no tokenizer":
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).unlink()
+    elif damage == "broken modules":
+        (folder / "modules.json").write_text("[{")
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_tokens(["beyond"])
+        tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="can't be"):
+        load(folder)
+
+
+def test_another_number_of_heads_is_another_teacher(teacher_folder, tmp_path):
+    folder = shutil.copytree(teacher_folder, tmp_path / "heads")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 8}))
+    assert load(folder).fingerprint() != load(teacher_folder).fingerprint()
+
+
 def test_a_teacher_that_can_not_be_had_names_both_ways_out():
     with pytest.raises(UserError, match=r"--teacher DIR.*sentence-distill\[offline\]"):
         locate_teacher("no-such/model")
@@ -113,6 +163,7 @@ def test_the_default_falls_back_to_the_packaged_minilm_and_says_so():
     located = locate_teacher(None)
     assert located.name == "sentence-transformers/all-MiniLM-L6-v2"
     assert "bert-base-uncased can't be had" in located.notice
+    assert "HF_HUB_OFFLINE" in located.reason
 
 
 def test_the_packaged_minilm_gives_the_vectors_of_sentence_transformers():
