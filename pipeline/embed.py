@@ -107,10 +107,10 @@ class EmbedRun:
 
     def _plan(self, text: dict[str, Any]) -> Plan:
         path = self.out / PLAN
-        if (plan := Plan.load(path)) is None or plan.fingerprint != str(text):
+        if (plan := Plan.load(path)) is None or plan.fingerprint != text:
             self._refuse_other_runs(text)
             with self.progress.task("plan", None, "records") as advance:
-                plan = make_plan(self.corpus, self.config.rules, self.config.shard_rows, str(text), advance)
+                plan = make_plan(self.corpus, self.config.rules, self.config.shard_rows, text, advance)
             plan.save(path)
         self.progress.log(f"plan: {plan.rows:,} sentences in {len(plan.slices):,} slices")
         return plan

@@ -22,7 +22,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def remove_temporaries(folder: Path) -> None:
     """Remove what writers that died left in a folder of shards; files of others are not touched."""
-    for pattern in ("shard-*", "plan.arrow", "manifest.json", "rejected.jsonl", "teacher/*"):
+    for pattern in ("shard-*", "plan.*", "manifest.json", "rejected.jsonl", "teacher/*"):
         for path in folder.glob(pattern + TEMPORARY):
             path.unlink()
 

@@ -12,9 +12,10 @@ from sentence_distill.pipeline.shards import FORMAT_VERSION, read_sidecar, shard
 
 MANIFEST = "manifest.json"
 PLAN = "plan.arrow"
+PLAN_SIDECAR = "plan.json"
 TOKENIZER = "teacher/tokenizer.json"
 WORD_EMBEDDINGS = "teacher/word_embeddings.safetensors"
-_CHECKED = (PLAN, TOKENIZER, WORD_EMBEDDINGS, REJECTED)
+_CHECKED = (PLAN, PLAN_SIDECAR, TOKENIZER, WORD_EMBEDDINGS, REJECTED)
 
 
 def load_manifest(folder: Path) -> dict[str, Any] | None:

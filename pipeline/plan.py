@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash, sentence_id
 from sentence_distill.data.records import Position
 from sentence_distill.data.sentences import SentenceRules, split_sentences
-from sentence_distill.pipeline.files import write_atomically
+from sentence_distill.pipeline.files import dump_json, load_json, write_atomically
 
 _PARTITIONS = 64
 
@@ -48,7 +49,7 @@ class Plan:
     """The slices of a corpus, and the `fingerprint` of the corpus and the rules that they were made from."""
 
     slices: Sequence[Slice]
-    fingerprint: str
+    fingerprint: dict[str, Any]
 
     @property
     def rows(self) -> int:
@@ -56,12 +57,15 @@ class Plan:
         return sum(part.sentences - len(part.duplicates) for part in self.slices)
 
     def save(self, path: Path) -> None:
-        """Write the plan as an Arrow file; the same plan always gives the same bytes."""
-        write_atomically(path, self._bytes())
+        """Write the plan as an Arrow file, then the JSON file beside it that vouches for it."""
+        content = self._bytes()
+        write_atomically(path, content)
+        sidecar = {"fingerprint": self.fingerprint, "xxh3_128": bytes_hash(content)}
+        write_atomically(path.with_suffix(".json"), dump_json(sidecar))
 
     @property
     def hash(self) -> str:
-        """xxh3-128 of the plan's file."""
+        """xxh3-128 of the plan's Arrow file; the same plan always gives the same bytes."""
         return bytes_hash(self._bytes())
 
     def _bytes(self) -> bytes:
@@ -74,40 +78,37 @@ class Plan:
             "duplicates": pa.array([part.duplicates for part in self.slices], pa.list_(pa.uint32())),
         }
         table = pa.table(columns)
-        checksum = bytes_hash(_ipc(table, {"fingerprint": self.fingerprint}))
-        return _ipc(table, {"fingerprint": self.fingerprint, "checksum": checksum})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
     @classmethod
     def load(cls, path: Path) -> "Plan | None":
         """Read a plan; None where there is none, or a damaged one: it is then made again."""
         try:
+            sidecar = load_json(path.with_suffix(".json"))
             content = path.read_bytes()
-            table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
-            numbers = [table[name].to_pylist() for name in ("file", "record", "offset", "records", "sentences")]
-            # Numpy views: as Python numbers a corpus full of duplicates would not fit.
-            duplicates = [chunk.values.to_numpy(zero_copy_only=False) for chunk in table["duplicates"]]
-            slices = [
-                Slice(index, Position(file, record, offset), records, sentences, marks)
-                for index, (file, record, offset, records, sentences, marks) in enumerate(
-                    zip(*numbers, duplicates, strict=True)
-                )
-            ]
-            plan = cls(slices, table.schema.metadata[b"fingerprint"].decode())
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
+        except (FileNotFoundError, ValueError):
             return None
-        return plan if plan._bytes() == content else None
-
-
-def _ipc(table: pa.Table, metadata: dict[str, str]) -> bytes:
-    table = table.replace_schema_metadata(metadata)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+        # Before Arrow sees it: on damaged offsets it does not fail, it crashes.
+        if bytes_hash(content) != sidecar["xxh3_128"]:
+            return None
+        table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
+        numbers = [table[name].to_pylist() for name in ("file", "record", "offset", "records", "sentences")]
+        # Numpy views: as Python numbers a corpus full of duplicates would not fit.
+        duplicates = [marks.values.to_numpy(zero_copy_only=False) for marks in table["duplicates"]]
+        slices = [
+            Slice(index, Position(file, record, offset), records, sentences, marks)
+            for index, (file, record, offset, records, sentences, marks) in enumerate(
+                zip(*numbers, duplicates, strict=True)
+            )
+        ]
+        return cls(slices, sidecar["fingerprint"])
 
 
 def make_plan(
-    corpus: Corpus, rules: SentenceRules, shard_rows: int, fingerprint: str, advance: Callable[[int], None]
+    corpus: Corpus, rules: SentenceRules, shard_rows: int, fingerprint: dict[str, Any], advance: Callable[[int], None]
 ) -> Plan:
     """Read the corpus once and cut it, at record ends, into slices of at least `shard_rows` sentences.
 

@@ -98,7 +98,8 @@ def _run_task(
         raise missing[0]
     # The first dev set picks the epoch; MNLI-mm goes with the one that MNLI-m picked.
     first = next(iter(dev))
-    best, best_epoch, epoch = {}, 0, 0
+    best: dict[str, dict[str, float]] = {}
+    best_epoch = epoch = 0
     for epoch, model in enumerate(finetune(start, train, len(task.labels), config, device, precision), start=1):
         scores = {
             split: glue_metrics(task.metrics, tokens.labels, predict(model, tokens, len(task.labels), device))

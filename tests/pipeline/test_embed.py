@@ -216,7 +216,8 @@ def test_without_its_manifest_a_folder_is_closed_again_without_the_teacher_s_wor
 
 
 @pytest.mark.parametrize(
-    "name", ["rejected.jsonl", "plan.arrow", "teacher/tokenizer.json", "teacher/word_embeddings.safetensors"]
+    "name",
+    ["rejected.jsonl", "plan.arrow", "plan.json", "teacher/tokenizer.json", "teacher/word_embeddings.safetensors"],
 )
 @pytest.mark.parametrize("damage", ["removed", "flipped"])
 def test_damage_beside_the_shards_is_found_and_mended(sd, arguments, shards, tmp_path, name, damage):
