@@ -1,6 +1,7 @@
 """Where a corpus lies: paths, folders, globs and URLs become a list of files."""
 
 import io
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from sentence_distill.data.errors import UserError
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
+_WILDCARD = re.compile(r"[*?\[]")
 _HEAD = 4096
 _BUFFER = 1 << 20
 
@@ -65,10 +67,11 @@ def find_sources(locations: Sequence[str], leave_out: Path | None = None) -> lis
 def _expand(location: str, leave_out: Path | None) -> list[Source]:
     try:
         fs, path = url_to_fs(location)
-        root = path if fs.isdir(path) else path.rsplit("/", 1)[0]
         if fs.isfile(path):
-            return [_source(fs, path, path[len(root) :].lstrip("/"))]
-        matched = [path] if fs.isdir(path) else fs.glob(path) if any(c in location for c in "*?[") else []
+            return [_source(fs, path, path.rsplit("/", 1)[-1])]
+        # Names begin behind the folder, or behind the part of a glob that has no wildcard.
+        root = path if fs.isdir(path) else _WILDCARD.split(path)[0].rsplit("/", 1)[0]
+        matched = [path] if fs.isdir(path) else fs.glob(path) if _WILDCARD.search(path) else []
         files = {file for match in matched for file in (fs.find(match) if fs.isdir(match) else [match])}
         own = f"{leave_out.resolve()}/" if leave_out else "\0"
         found = [f for f in sorted(files) if not _hidden(f[len(root) :]) and not f.startswith(own)]

@@ -172,6 +172,8 @@ def test_folders_that_a_glob_matches_are_searched(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     assert texts(f"{tmp_path}/*") == ["AA/wiki_00", "AB/wiki_00", "top"]
+    names = [source.name for source in Corpus.open([f"{tmp_path}/A*/wiki*"]).sources]
+    assert names == ["AA/wiki_00", "AB/wiki_00"]
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
