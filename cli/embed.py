@@ -112,20 +112,9 @@ def embed(
     teacher: str | None,
     pooling: str | None,
     layers: tuple[int, ...],
-    format_: str | None,
-    text_field: str,
-    split: bool,
-    language: str,
-    min_words: int,
-    max_words: int,
-    max_tokens: int,
-    shard_rows: int,
-    token_budget: int,
-    dtype: str,
-    precision: str,
     device: str,
-    compression: str,
-    no_text: bool,
+    precision: str,
+    **options: Any,
 ) -> None:
     """Run the teacher once over a corpus and write its sentence embeddings to sharded Arrow files.
 
@@ -137,6 +126,8 @@ def embed(
       sd embed --corpus 'dumps/*.jsonl.zst' --text-field body --teacher minilm
       zcat wiki.gz | sd embed --corpus - --teacher ./my-bert --pooling mean --layers 6,12
     """
+    from dataclasses import fields
+
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.corpus import Corpus
     from sentence_distill.data.sentences import SentenceRules
@@ -145,14 +136,14 @@ def embed(
     from sentence_distill.pipeline.locate import locate_teacher
 
     progress = ConsoleProgress()
-    rules = SentenceRules(split=split, language=language, min_words=min_words, max_words=max_words)
+    rules = SentenceRules(**{field.name: options[field.name] for field in fields(SentenceRules)})
     # Cheap mistakes first: a wrong path shows before any weights are loaded.
     paths = [corpus for corpus in corpora if corpus != "-" and not corpus.startswith(HUB_PREFIX)]
     if paths:
         find_sources(paths, out)
     located = locate_teacher(teacher)
-    locations = _readable_twice(corpora, text_field, out, progress)
-    corpus = Corpus.open(locations, format=format_, text_field=text_field, leave_out=out)
+    locations = _readable_twice(corpora, options["text_field"], out, progress)
+    corpus = Corpus.open(locations, format=options["format_"], text_field=options["text_field"], leave_out=out)
     if located.notice:
         progress.log(f"note: {located.notice} ({located.reason})")
 
@@ -168,12 +159,9 @@ def embed(
     )
     config = EmbedConfig(
         rules=rules,
-        shard_rows=shard_rows,
-        max_tokens=max_tokens,
-        token_budget=token_budget,
-        dtype=dtype,
-        keep_text=not no_text,
-        compression=None if compression == "none" else compression,
+        keep_text=not options["no_text"],
+        compression=None if options["compression"] == "none" else options["compression"],
+        **{name: options[name] for name in ("shard_rows", "max_tokens", "token_budget", "dtype")},
     )
     run = EmbedRun(corpus=corpus, teacher=loaded, out=out, config=config, notice=located.notice, progress=progress)
     try:

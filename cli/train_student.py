@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -93,32 +93,15 @@ DEFAULT_STUDENT = "distilled"
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
 @click.option("--overwrite", is_flag=True, help="Begin again where --out holds a run already.")
 def train_student(
-    shards: Path,
-    out: Path,
-    embedding_dim: int,
-    hidden: int,
-    layers: int,
-    pooling: str,
-    init: str,
-    loss: str,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    warmup: float,
-    weight_decay: float,
-    clip: float,
-    held_out: float,
-    seed: int,
-    device: str,
-    precision: str,
-    resume: bool,
-    overwrite: bool,
+    shards: Path, out: Path, device: str, precision: str, resume: bool, overwrite: bool, **options: Any
 ) -> None:
     """Train a BiLSTM student on the shards; the teacher is never loaded.
 
     Writes a sentence-transformers folder: SentenceTransformer("distilled") loads it without this package.
     Each epoch is validated on held-out sentences, and the best one is kept.
     """
+    from dataclasses import fields
+
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.pipeline.lock import lock_folder
     from sentence_distill.pipeline.manifest import require_manifest
@@ -127,29 +110,15 @@ def train_student(
     from sentence_distill.student.train import Trainer
     from sentence_distill.student.write import write_trained
 
+    config = TrainConfig(**{field.name: options[field.name] for field in fields(TrainConfig)})
     fingerprint = require_manifest(shards)["fingerprint"]
     targets = len(fingerprint["layers"])
     student = StudentConfig(
         vocabulary=fingerprint["vocabulary"],
         target_dims=(fingerprint["dim"] // targets,) * targets,
         # The cosine leaves the length of the student's vectors open, so they get length 1.
-        normalize=fingerprint["normalize"] or loss == "cosine",
-        embedding_dim=embedding_dim,
-        hidden=hidden,
-        layers=layers,
-        pooling=pooling,
-    )
-    config = TrainConfig(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        clip=clip,
-        weight_decay=weight_decay,
-        loss=loss,
-        init=init,
-        held_out=held_out,
-        seed=seed,
+        normalize=fingerprint["normalize"] or config.loss == "cosine",
+        **{name: options[name] for name in ("embedding_dim", "hidden", "layers", "pooling")},
     )
     progress = ConsoleProgress()
     where = pick_device(device)
