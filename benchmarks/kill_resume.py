@@ -23,6 +23,11 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
+def committed(folder: Path) -> int:
+    """Number of shards that exist."""
+    return len(list(folder.glob("shard-?????.json")))
+
+
 def main() -> None:
     """Run, kill, resume, compare; exit with 1 where a byte differs."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -36,17 +41,20 @@ def main() -> None:
     whole, killed = options.workdir / "whole", options.workdir / "killed"
     for folder in (whole, killed):
         shutil.rmtree(folder, ignore_errors=True)
-    started = time.monotonic()
     subprocess.run([*command, "--out", str(whole)], check=True)
-    length = time.monotonic() - started
     rng = random.Random(options.seed)
     for kill in range(options.kills):
+        before = committed(killed)
         process = subprocess.Popen([*command, "--out", str(killed)])
-        time.sleep(length * rng.uniform(0.2, 0.5))
+        # In the midst of the shard behind the next one that it commits.
+        while process.poll() is None and committed(killed) == before:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 1.5))
+        alive = process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-        committed = len(list(killed.glob("shard-*.json")))
-        print(f"kill {kill + 1}: {committed} shards committed, files {sorted(p.name for p in killed.glob('*.inc*'))}")
+        state = "in mid-run" if alive else "too late, it had ended"
+        print(f"kill {kill + 1} {state}: {committed(killed)} shards committed", flush=True)
     subprocess.run([*command, "--out", str(killed)], check=True)
     print(f"left alone: {digest(whole)}\nkilled:     {digest(killed)}")
     sys.exit(0 if digest(whole) == digest(killed) else 1)
