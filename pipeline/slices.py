@@ -45,7 +45,7 @@ class SliceText:
         }
 
     def reject(self, index: int, reason: str) -> None:
-        """List sentence `index` as rejected; `drop` takes it out."""
+        """List sentence `index` as rejected; `keep` takes it out."""
         text = self.sentences[index][:EXCERPT_CHARACTERS]
         self.rejections.append(Rejection(self.positions[index], reason, text))
 

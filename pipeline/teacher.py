@@ -144,13 +144,16 @@ class Teacher:
         tokenizer["post_processor"] = None
         return json.dumps(tokenizer, ensure_ascii=False, sort_keys=True)
 
+    def weights_hashes(self) -> list[str]:
+        """xxh3-128 of each weights file, by name."""
+        return [file_hash(file) for file in sorted(self.folder.glob("*.safetensors"))]
+
     def fingerprint(self) -> dict[str, Any]:
         """What decides the embeddings, as JSON values."""
-        weights = sorted(self.folder.glob("*.safetensors"))
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_ARCHITECTURE}
         return {
             "teacher": self.name,
-            "teacher_weights": [file_hash(file) for file in weights],
+            "teacher_weights": self.weights_hashes(),
             "teacher_config": bytes_hash(json.dumps(config, sort_keys=True, default=str).encode()),
             "special_tokens": [self.prefix, self.suffix],
             "tokenizer": bytes_hash(self.tokenizer_json().encode()),

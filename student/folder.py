@@ -48,9 +48,7 @@ def save_student(folder: Path, student: Student, distillation: dict[str, Any]) -
     model = SentenceTransformer(modules=modules, device="cpu", similarity_fn_name="cosine")
     model.save_pretrained(str(folder), create_model_card=False)
 
-    distillation = {**distillation, "student": asdict(config)}
-    write_atomically(folder / DISTILLATION, (json.dumps(distillation, indent=1, ensure_ascii=False) + "\n").encode())
-    write_atomically(folder / "README.md", model_card(distillation).encode())
+    _write_record(folder, {**distillation, "student": asdict(config)})
 
 
 def load_student(folder: Path) -> Student:
@@ -101,7 +99,10 @@ def load_distillation(folder: Path) -> dict[str, Any]:
 
 def update_distillation(folder: Path, **fields: Any) -> None:
     """Set fields of distillation.json and write the model card anew."""
-    distillation = {**load_distillation(folder), **fields}
+    _write_record(folder, {**load_distillation(folder), **fields})
+
+
+def _write_record(folder: Path, distillation: dict[str, Any]) -> None:
     write_atomically(folder / DISTILLATION, (json.dumps(distillation, indent=1, ensure_ascii=False) + "\n").encode())
     write_atomically(folder / "README.md", model_card(distillation).encode())
 

@@ -89,7 +89,7 @@ def load_teacher_of(distillation: dict[str, Any], name: str | None) -> Encode:
     teacher = Teacher.load(
         located, pooling=recorded["pooling"], layers=recorded["layers"], device=cpu, dtype=pick_precision("auto", cpu)
     )
-    if teacher.fingerprint()["teacher_weights"] != recorded["teacher_weights"]:
+    if teacher.weights_hashes() != recorded["teacher_weights"]:
         raise UserError(f"{located.name} has other weights than the student's teacher; name that one with --teacher")
     token_budget = distillation["corpus"]["fingerprint"]["token_budget"]
 
