@@ -1,6 +1,8 @@
 """`sd embed`: stage one."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_distill.data.progress import Progress
+    from sentence_distill.pipeline.embed import Engine
+    from sentence_distill.pipeline.locate import Located
 
 
 def _layers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -17,6 +21,18 @@ def _layers(context: click.Context, parameter: click.Parameter, value: str) -> t
         return tuple(int(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter(f"{value!r} is no list of layer numbers such as -1 or 3,6") from None
+
+
+def _share(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    try:
+        number, count = (int(part) for part in value.split("/"))
+    except ValueError:
+        number, count = 0, 0
+    if not 1 <= number <= count:
+        raise click.BadParameter(f"{value!r} is no share such as 1/4 to 4/4")
+    return number, count
 
 
 @click.command()
@@ -30,10 +46,10 @@ def _layers(context: click.Context, parameter: click.Parameter, value: str) -> t
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
     default="shards",
     show_default=True,
-    help="Folder of the shards; a run that was stopped goes on where it stood.",
+    metavar="FOLDER",
+    help="Folder or object-store URL of the shards; a run that was stopped goes on where it stood.",
 )
 @click.option(
     "--teacher",
@@ -78,10 +94,9 @@ def _layers(context: click.Context, parameter: click.Parameter, value: str) -> t
 )
 @click.option(
     "--token-budget",
-    default=4096,
-    show_default=True,
+    default=None,
     type=click.IntRange(1),
-    help="Tokens of a teacher's batch.",
+    help="Tokens of a teacher's batch.  [default: 4096, on a GPU 16384]",
 )
 @click.option(
     "--dtype",
@@ -98,6 +113,32 @@ def _layers(context: click.Context, parameter: click.Parameter, value: str) -> t
     help="Of the teacher's arithmetic; auto is bf16 where the hardware has it.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--devices", default=None, metavar="N,N… | all", help="Several GPUs of this machine, one process each.")
+@click.option(
+    "--readers",
+    default=None,
+    type=click.IntRange(1),
+    help="Processes that read and tokenise ahead of a teacher.  [default: 1, for a GPU up to 8]",
+)
+@click.option(
+    "--slice",
+    "share",
+    default=None,
+    callback=_share,
+    metavar="I/N",
+    help="Do only the I-th of N shares, as one of many jobs over one folder; sd shards merge ends the run.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where slices are embedded: here, or by the actors of a Ray cluster.",
+)
+@click.option("--ray-address", default=None, help="Of a Ray cluster.  [default: a Ray of this machine's own]")
+@click.option(
+    "--workers", default=None, type=click.IntRange(1), help="Ray actors.  [default: one a GPU, or one a node]"
+)
 @click.option(
     "--compression",
     type=click.Choice(["none", "zstd", "lz4"]),
@@ -106,16 +147,7 @@ def _layers(context: click.Context, parameter: click.Parameter, value: str) -> t
     help="Of the shards; compressed ones can't be memory-mapped.",
 )
 @click.option("--no-text", is_flag=True, help="Keep token ids only, not the sentences.")
-def embed(
-    corpora: tuple[str, ...],
-    out: Path,
-    teacher: str | None,
-    pooling: str | None,
-    layers: tuple[int, ...],
-    device: str,
-    precision: str,
-    **options: Any,
-) -> None:
+def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: Any) -> None:
     """Run the teacher once over a corpus and write its sentence embeddings to sharded Arrow files.
 
     The corpus is split into sentences, cleaned and freed of exact duplicates; what can't be used is listed
@@ -125,6 +157,7 @@ def embed(
       sd embed --corpus wiki.txt --out shards/
       sd embed --corpus 'dumps/*.jsonl.zst' --text-field body --teacher minilm
       zcat wiki.gz | sd embed --corpus - --teacher ./my-bert --pooling mean --layers 6,12
+      sd embed --corpus big/ --out /shared/shards --slice 3/64
     """
     from dataclasses import fields
 
@@ -133,53 +166,101 @@ def embed(
     from sentence_distill.data.sentences import SentenceRules
     from sentence_distill.data.sources import find_sources
     from sentence_distill.data.spool import HUB_PREFIX
+    from sentence_distill.pipeline.files import open_folder
     from sentence_distill.pipeline.locate import locate_teacher
 
     progress = ConsoleProgress()
+    folder = open_folder(out)
     rules = SentenceRules(**{field.name: options[field.name] for field in fields(SentenceRules)})
     # Cheap mistakes first: a wrong path shows before any weights are loaded.
     paths = [corpus for corpus in corpora if corpus != "-" and not corpus.startswith(HUB_PREFIX)]
     if paths:
-        find_sources(paths, out)
+        find_sources(paths, folder)
     located = locate_teacher(teacher)
-    locations = _readable_twice(corpora, options["text_field"], out, progress)
-    corpus = Corpus.open(locations, format=options["format_"], text_field=options["text_field"], leave_out=out)
+    locations = _readable_twice(corpora, options["text_field"], folder, progress)
+    corpus = Corpus.open(locations, format=options["format_"], text_field=options["text_field"], leave_out=folder)
     if located.notice:
         progress.log(f"note: {located.notice} ({located.reason})")
 
-    from sentence_distill.pipeline.embed import EmbedConfig, EmbedRun
-    from sentence_distill.pipeline.precision import pick_device, pick_precision
-    from sentence_distill.pipeline.teacher import Teacher
+    from sentence_distill.pipeline.config import EmbedConfig
+    from sentence_distill.pipeline.embed import EmbedRun
 
-    where = pick_device(device)
-    loaded = Teacher.load(located, pooling=pooling, layers=layers, device=where, dtype=pick_precision(precision, where))
-    progress.log(
-        f"teacher {loaded.name}, pooling {loaded.recipe.pooling}, layers {','.join(map(str, loaded.recipe.layers))}"
-        f"{', normalised' if loaded.recipe.normalize else ''}, {str(loaded.dtype).removeprefix('torch.')} on {where}"
+    with _engine(located, options) as engine:
+        facts = engine.facts()
+        progress.log(str(facts))
+        config = EmbedConfig(
+            rules=rules,
+            shard_rows=options["shard_rows"],
+            max_tokens=options["max_tokens"],
+            token_budget=options["token_budget"] or (4096 if facts.device == "cpu" else 16_384),
+            dtype=options["dtype"],
+            keep_text=not options["no_text"],
+            compression=None if options["compression"] == "none" else options["compression"],
+        )
+        run = EmbedRun(
+            corpus=corpus, engine=engine, out=folder, config=config, notice=located.notice, progress=progress
+        )
+        with _stopped_by_signals(out):
+            if options["share"]:
+                shards = run.run_share(*options["share"])
+                click.echo(f"{out}: the share's {shards} shards are there\nnext, once all are: sd shards merge {out}")
+            else:
+                _summary(out, run.run())
+
+
+@contextmanager
+def _engine(located: "Located", options: dict[str, Any]) -> "Iterator[Engine]":
+    """What the options ask for to do the work."""
+    from sentence_distill.pipeline.engines import DevicesEngine, LocalEngine, TeacherSpec, pick_devices, pick_readers
+
+    spec = TeacherSpec(
+        located=located, pooling=options["pooling"], layers=options["layers"], precision=options["precision"]
     )
-    config = EmbedConfig(
-        rules=rules,
-        keep_text=not options["no_text"],
-        compression=None if options["compression"] == "none" else options["compression"],
-        **{name: options[name] for name in ("shard_rows", "max_tokens", "token_budget", "dtype")},
-    )
-    run = EmbedRun(corpus=corpus, teacher=loaded, out=out, config=config, notice=located.notice, progress=progress)
+    if options["engine"] == "ray":
+        from sentence_distill.pipeline.ray_engine import RayEngine
+
+        engine = RayEngine(
+            spec, address=options["ray_address"], workers=options["workers"], readers=options["readers"] or 1
+        )
+        try:
+            yield engine
+        finally:
+            engine.close()
+    elif options["devices"]:
+        devices = pick_devices(options["devices"])
+        yield DevicesEngine(spec, devices, options["readers"] or pick_readers(devices))
+    else:
+        teacher = spec.load(options["device"])
+        yield LocalEngine(teacher, options["readers"] or pick_readers([str(teacher.device)]))
+
+
+@contextmanager
+def _stopped_by_signals(out: str) -> Iterator[None]:
+    """Ctrl-C and a scheduler's SIGTERM drop the slice in hand, write those that are embedded, and end the run."""
+    import signal
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        manifest = run.run()
+        yield
     except KeyboardInterrupt:
-        raise UserError(f"stopped; what is in {out} stays, and the same command goes on from there") from None
-    _summary(out, manifest)
+        raise UserError(f"stopped; the shards in {out} stay, and the same command goes on from there") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _readable_twice(corpora: tuple[str, ...], text_field: str, out: Path, progress: "Progress") -> list[str]:
     """The corpora as locations; standard input and hub datasets are first copied beside the shards."""
     from sentence_distill.data.spool import HUB_PREFIX, spool_hub_dataset, spool_stream
+    from sentence_distill.pipeline.files import is_local
 
     locations = []
     for corpus in corpora:
+        copied = corpus == "-" or corpus.startswith(HUB_PREFIX)
+        if copied and not is_local(out):
+            raise UserError(f"--corpus {corpus} is copied beside the shards first, which needs a local --out")
         if corpus == "-":
             locations.append(str(spool_stream(sys.stdin.buffer, out / "corpus")))
-        elif corpus.startswith(HUB_PREFIX):
+        elif copied:
             name = corpus.removeprefix(HUB_PREFIX)
             locations.append(str(spool_hub_dataset(name, text_field, out / "corpus", progress)))
         else:
@@ -187,14 +268,14 @@ def _readable_twice(corpora: tuple[str, ...], text_field: str, out: Path, progre
     return locations
 
 
-def _summary(out: Path, manifest: dict[str, Any]) -> None:
+def _summary(out: str, manifest: dict[str, Any]) -> None:
     totals = manifest["totals"]
     rejected = sum(totals["rejected"].values())
     click.echo(
         f"{out}: {len(manifest['shards'])} shards, {totals['rows']:,} sentences, {totals['tokens']:,} tokens, "
         f"{totals['bytes'] / 1e6:,.1f} MB\n"
         f"from {totals['records']:,} records; {totals['duplicates']:,} duplicates left out, {rejected:,} rejected"
-        + (f" (see {out / 'rejected.jsonl'}): " if rejected else "")
+        + (f" (see {out.rstrip('/')}/rejected.jsonl): " if rejected else "")
         + ", ".join(f"{count:,} {reason}" for reason, count in totals["rejected"].items())
         + f"\nnext: sd train-student --shards {out}"
     )

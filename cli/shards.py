@@ -15,15 +15,21 @@ class _FolderFirst(click.Group):
         return super().resolve_command(ctx, args)
 
 
-_folder = click.argument("folder", type=click.Path(path_type=Path), metavar="SHARDS", default="shards")
+def _open(context: click.Context, parameter: click.Parameter, value: str) -> Path:
+    from sentence_distill.pipeline.files import open_folder
+
+    return open_folder(value)
+
+
+_folder = click.argument("folder", callback=_open, metavar="SHARDS", default="shards")
 
 
 @click.group(cls=_FolderFirst, invoke_without_command=True)
 @click.pass_context
 def shards(context: click.Context) -> None:
-    """List shards, or check them: sd shards SHARDS, sd shards verify SHARDS."""
+    """List shards, check them, or close a folder that many jobs filled: sd shards [verify|merge] SHARDS."""
     if context.invoked_subcommand is None:
-        context.invoke(list_)
+        context.invoke(list_, folder=Path("shards"))
 
 
 @shards.command("list")
@@ -74,3 +80,25 @@ def verify(folder: Path) -> None:
         sys.exit(1)
     assert manifest is not None
     click.echo(f"{folder}: {len(manifest['shards'])} shards, {manifest['totals']['rows']:,} rows, all right")
+
+
+@shards.command()
+@_folder
+def merge(folder: Path) -> None:
+    """Close a folder that the jobs of sd embed --slice filled: write its manifest, once every shard is there."""
+    from sentence_distill.data.errors import UserError
+    from sentence_distill.pipeline.files import remove_temporaries
+    from sentence_distill.pipeline.lock import lock_folder
+    from sentence_distill.pipeline.manifest import PLAN, close_folder
+    from sentence_distill.pipeline.plan import Plan
+
+    plan = Plan.load(folder / PLAN)
+    if plan is None:
+        raise UserError(f"{folder} has no plan, or a damaged one; make it: sd embed --slice 1/N --out {folder}")
+    with lock_folder(folder):
+        remove_temporaries(folder)
+        totals = close_folder(folder, plan)["totals"]
+    click.echo(
+        f"{folder}: {len(plan.slices)} shards, {totals['rows']:,} sentences\n"
+        f"next: sd shards verify {folder}, sd train-student --shards {folder}"
+    )

@@ -27,7 +27,13 @@ def stream_hash(stream: BinaryIO | Any) -> str:
     return str(digest.hexdigest())
 
 
-def file_hash(path: str | Path) -> str:
-    """xxh3-128 of a file, by path or fsspec URL."""
-    with fsspec.open(str(path), "rb") as stream:
+def file_hash(path: Path) -> str:
+    """xxh3-128 of a file."""
+    with path.open("rb") as stream:
+        return stream_hash(stream)
+
+
+def url_hash(url: str) -> str:
+    """xxh3-128 of what fsspec opens as `url`."""
+    with fsspec.open(url, "rb") as stream:
         return stream_hash(stream)

@@ -73,7 +73,7 @@ def _expand(location: str, leave_out: Path | None) -> list[Source]:
         root = path if fs.isdir(path) else _WILDCARD.split(path)[0].rsplit("/", 1)[0]
         matched = [path] if fs.isdir(path) else fs.glob(path) if _WILDCARD.search(path) else []
         files = {file for match in matched for file in (fs.find(match) if fs.isdir(match) else [match])}
-        own = f"{leave_out.resolve()}/" if leave_out else "\0"
+        own = f"{leave_out.resolve()}/" if isinstance(leave_out, Path) else "\0"
         found = [f for f in sorted(files) if not _hidden(f[len(root) :]) and not f.startswith(own)]
         if not found:
             raise UserError(f"corpus {location!r} is not there, or holds no file; check the path")

@@ -1,53 +1,32 @@
-"""Stage one: from a corpus to shards, one slice after the other, each committed as soon as it is done."""
+"""Stage one: from a corpus to a folder of shards; what a run does around the work of its engine."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save as save_safetensors
+from typing import Any, Protocol
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Progress
-from sentence_distill.data.records import Record
-from sentence_distill.data.sentences import SentenceRules
-from sentence_distill.pipeline.files import remove_temporaries, write_atomically
+from sentence_distill.pipeline.config import EmbedConfig
+from sentence_distill.pipeline.files import is_local, remove_temporaries, write_atomically
 from sentence_distill.pipeline.fingerprint import differing_fields, text_fingerprint
 from sentence_distill.pipeline.lock import lock_folder
-from sentence_distill.pipeline.manifest import (
-    MANIFEST,
-    PLAN,
-    TOKENIZER,
-    WORD_EMBEDDINGS,
-    write_manifest,
-)
+from sentence_distill.pipeline.manifest import MANIFEST, PLAN, TOKENIZER, WORD_EMBEDDINGS, close_folder
 from sentence_distill.pipeline.plan import Plan, Slice, make_plan
-from sentence_distill.pipeline.rejected import join_lists, listed, remove_lists, write_list
-from sentence_distill.pipeline.shards import read_sidecar, shard_name, shard_problem, write_shard
-from sentence_distill.pipeline.slices import embed_slice, read_slice
-from sentence_distill.pipeline.teacher import Teacher
+from sentence_distill.pipeline.rejected import listed
+from sentence_distill.pipeline.shards import read_sidecar, shard_name, shard_problem, sidecar_path
+from sentence_distill.pipeline.teacher import TeacherFacts
+from sentence_distill.pipeline.work import Job
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmbedConfig:
-    """Options of a run that its output depends on."""
+class Engine(Protocol):
+    """Decides where slices are embedded; what they yield is the same everywhere."""
 
-    rules: SentenceRules
-    """What becomes a sentence."""
-    shard_rows: int = 16_384
-    """Sentences of a slice; a shard holds at most slightly more rows. A kill loses at most one shard's work."""
-    max_tokens: int = 128
-    """Sentences with more tokens, special tokens not counted, are rejected."""
-    token_budget: int = 4096
-    """Tokens of a teacher's batch."""
-    dtype: str = "float16"
-    """Of the embeddings on disk, "float16" or "float32"."""
-    keep_text: bool = True
-    """Whether the shards carry the sentences."""
-    compression: str | None = None
-    """Of the shards' buffers: None, "zstd" or "lz4"; compressed shards can't be memory-mapped."""
+    def facts(self) -> TeacherFacts:
+        """What the run has to know of the teacher."""
+
+    def run(self, job: Job, todo: Sequence[Slice], progress: Progress, advance: Callable[[int], None]) -> None:
+        """Commit the shards of `todo`."""
 
 
 class EmbedRun:
@@ -57,7 +36,7 @@ class EmbedRun:
         self,
         *,
         corpus: Corpus,
-        teacher: Teacher,
+        engine: Engine,
         out: Path,
         config: EmbedConfig,
         notice: str,
@@ -67,16 +46,17 @@ class EmbedRun:
 
         Args:
             corpus: what to embed.
-            teacher: with what.
-            out: folder of the shards; made where it is missing, gone on with where a run stopped.
+            engine: where, and with which teacher.
+            out: folder of the shards, see `open_folder`; gone on with where a run stopped.
             config: options.
             notice: why another teacher than the one asked for is used, or "".
             progress: where to report.
         """
-        if config.max_tokens > teacher.max_tokens:
-            raise UserError(f"--max-tokens {config.max_tokens}: this teacher takes {teacher.max_tokens} at most")
         self.corpus = corpus
-        self.teacher = teacher
+        self.engine = engine
+        self.teacher = engine.facts()
+        if config.max_tokens > self.teacher.max_tokens:
+            raise UserError(f"--max-tokens {config.max_tokens}: this teacher takes {self.teacher.max_tokens} at most")
         self.out = out
         self.config = config
         self.notice = notice
@@ -88,22 +68,38 @@ class EmbedRun:
         Raises:
             UserError: the folder is in use, or holds shards of another run.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         with lock_folder(self.out):
             remove_temporaries(self.out)
-            text = text_fingerprint(self.corpus, self.config.rules, self.config.shard_rows)
-            plan = self._plan(text)
-            fingerprint = self._fingerprint(text, plan)
-            todo = self._missing(plan, fingerprint)
-            self._write_assets()
-            if todo:
-                # Without its manifest the folder does not claim to be complete while a shard is made again.
-                (self.out / MANIFEST).unlink(missing_ok=True)
-                self._embed(todo, fingerprint)
-            join_lists(self.out, len(plan.slices))
-            manifest = write_manifest(self.out, fingerprint, len(plan.slices), self.notice)
-            remove_lists(self.out)
-            return manifest
+            plan = self._plan(text_fingerprint(self.corpus, self.config.rules, self.config.shard_rows))
+            self._embed(plan, plan.slices)
+            self.progress.log("closing the folder")
+            return close_folder(self.out, plan)
+
+    def run_share(self, number: int, count: int) -> int:
+        """Write the shards of the `number`-th of `count` equal shares of the plan, counted from 1.
+
+        Other shares may be at work in the same folder; `close_folder` ends the run when all are there. The
+        first to come makes the plan. Return how many shards the share has.
+
+        Raises:
+            UserError: a whole run or the same share is at work here, or the folder holds shards of another run.
+        """
+        self._make_folder()
+        with lock_folder(self.out, shared=True), lock_folder(self.out, name=f".lock-{number}-of-{count}"):
+            with lock_folder(self.out, name=".lock-plan", wait=True):
+                known = Plan.load(self.out / PLAN)
+                text = text_fingerprint(self.corpus, self.config.rules, self.config.shard_rows, known)
+                plan = self._plan(text)
+                self._write_assets()
+            size = len(plan.slices)
+            share = plan.slices[size * (number - 1) // count : size * number // count]
+            self._embed(plan, share)
+            return len(share)
+
+    def _make_folder(self) -> None:
+        if is_local(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
 
     def _plan(self, text: dict[str, Any]) -> Plan:
         path = self.out / PLAN
@@ -115,13 +111,13 @@ class EmbedRun:
         self.progress.log(f"plan: {plan.rows:,} sentences in {len(plan.slices):,} slices")
         return plan
 
-    def _fingerprint(self, text: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    def _fingerprint(self, plan: Plan) -> dict[str, Any]:
         return {
-            **text,
-            **self.teacher.fingerprint(),
+            **plan.fingerprint,
+            **self.teacher.fingerprint,
             "plan": plan.hash,
             "dim": self.teacher.dim,
-            "vocabulary": self.teacher.vocabulary_size,
+            "vocabulary": self.teacher.vocabulary,
             "max_tokens": self.config.max_tokens,
             "token_budget": self.config.token_budget,
             "dtype": self.config.dtype,
@@ -142,71 +138,48 @@ class EmbedRun:
                     "run with the options of that run, or write to another folder with --out"
                 )
 
-    def _missing(self, plan: Plan, fingerprint: dict[str, Any]) -> list[Slice]:
+    def _missing(self, plan: Plan, share: Sequence[Slice], fingerprint: dict[str, Any]) -> list[Slice]:
         self._refuse_other_runs(fingerprint)
         lists = listed(self.out, len(plan.slices))
         todo = []
-        for part in plan.slices:
+        for part in share:
             shard = self.out / shard_name(part.index)
             sidecar = read_sidecar(shard)
             if sidecar is None:
                 todo.append(part)
                 continue
-            problem = shard_problem(shard, sidecar)
+            # In an object store, sizes only: sd shards verify reads all of it.
+            problem = shard_problem(shard, sidecar, whole=is_local(shard))
             if not problem and sidecar["rejected_xxh3_128"] not in lists[part.index]:
                 problem = "has lost its list of rejected sentences"
             if problem:
                 self.progress.log(f"{shard.name} {problem}; it is made again")
+                # From here on, a sidecar says that the slice is done.
+                sidecar_path(shard).unlink()
                 todo.append(part)
         return todo
 
     def _write_assets(self) -> None:
         """What stage two needs of the teacher, so that it never has to load it."""
-        (self.out / TOKENIZER).parent.mkdir(exist_ok=True)
-        table = self.teacher.word_embeddings().half().contiguous()
+        if is_local(self.out):
+            (self.out / TOKENIZER).parent.mkdir(exist_ok=True)
         for name, content in (
-            (TOKENIZER, self.teacher.tokenizer_json().encode()),
-            (WORD_EMBEDDINGS, save_safetensors({"weight": table})),
+            (TOKENIZER, self.teacher.tokenizer_json.encode()),
+            (WORD_EMBEDDINGS, self.teacher.word_embeddings),
         ):
             path = self.out / name
             if not path.exists() or path.read_bytes() != content:
                 write_atomically(path, content)
 
-    def _embed(self, todo: list[Slice], fingerprint: dict[str, Any]) -> None:
+    def _embed(self, plan: Plan, share: Sequence[Slice]) -> None:
+        fingerprint = self._fingerprint(plan)
+        todo = self._missing(plan, share, fingerprint)
+        self._write_assets()
+        if not todo:
+            return
+        # Without its manifest the folder does not claim to be complete while a shard is made again.
+        (self.out / MANIFEST).unlink(missing_ok=True)
+        job = Job(self.corpus, self.config, self.out, fingerprint, self.notice)
         total = sum(part.sentences - len(part.duplicates) for part in todo)
         with self.progress.task("embed", total, "sentences") as advance:
-            for part, records in self._read(todo):
-                text = read_slice(records, part, self.config.rules)
-                rows = embed_slice(
-                    text,
-                    self.teacher,
-                    max_tokens=self.config.max_tokens,
-                    token_budget=self.config.token_budget,
-                    dtype=self.config.dtype,
-                    keep_text=self.config.keep_text,
-                    advance=advance,
-                )
-                # Before the sidecar, so that a shard that exists always has its list.
-                rejected = write_list(self.out, part.index, text.rejections, self.corpus.sources)
-                start = part.start
-                write_shard(
-                    self.out / shard_name(part.index),
-                    rows.table(self.teacher.vocabulary_size),
-                    self.config.compression,
-                    {
-                        "source": {"file": start.file, "record": start.record, "offset": start.offset},
-                        "counts": text.counts(),
-                        "rejected_xxh3_128": rejected,
-                        "fingerprint": fingerprint,
-                    },
-                )
-
-    def _read(self, todo: list[Slice]) -> Iterator[tuple[Slice, Iterator[Record]]]:
-        """Each slice with its records; neighbours share one pass over the corpus."""
-        records: Iterator[Record] = iter(())
-        following = -1
-        for part in todo:
-            if part.index != following:
-                records = self.corpus.records(part.start)
-            yield part, islice(records, part.records)
-            following = part.index + 1
+            self.engine.run(job, todo, self.progress, advance)

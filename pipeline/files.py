@@ -1,40 +1,98 @@
-"""Writing files so that a crash leaves the old one or the new one, never a part of either."""
+"""Writing files so that a crash leaves the old one or the new one, never a part of either.
+
+A folder of shards is a `pathlib.Path`, or the `UPath` of an object store's URL, which has the same methods.
+"""
 
 import json
 import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
 
 TEMPORARY = ".incomplete"
+# Object stores show a file when its upload is complete, and not before.
+_ATOMIC_PUT = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to a temporary name, fsync, rename to `path`, fsync the folder."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    commit(temporary, path)
+def open_folder(location: str | Path) -> Path:
+    """The folder at a path or fsspec URL; it need not be there.
+
+    Raises:
+        UserError: a URL of a store where a file can be seen half written, or whose package is not installed.
+    """
+    scheme, _, rest = str(location).partition("://")
+    if not rest:
+        return Path(location)
+    if scheme not in _ATOMIC_PUT:
+        raise UserError(
+            f"{location}: shards go to a local or mounted folder, or to a store that puts files atomically "
+            f"({', '.join(_ATOMIC_PUT[:-1])}), not to {scheme}://"
+        )
+    try:
+        from upath import UPath
+
+        # Listings are not kept: other machines write to the same folder.
+        return cast(Path, UPath(str(location).rstrip("/"), use_listings_cache=False))
+    except ImportError as error:
+        raise UserError(
+            f"{location}: {error}; install what opens it: pip install 'sentence-distill[s3]', or gcsfs, or adlfs "
+            "beside universal-pathlib"
+        ) from error
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what writers that died left in a folder of shards; files of others are not touched."""
-    for pattern in ("shard-*", "plan.*", "manifest.json", "rejected.jsonl", "teacher/*"):
-        for path in folder.glob(pattern + TEMPORARY):
-            path.unlink()
+def is_local(path: Path) -> bool:
+    """Whether `path` lies in this machine's file system, mounts included."""
+    return isinstance(path, Path)
 
 
-def commit(temporary: Path, path: Path) -> None:
-    """Rename a file that was fsynced to its final name, and make the rename itself last."""
-    os.replace(temporary, path)
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file that takes the place of `path` when the block ends well; otherwise nothing is left of it.
+
+    Local: a temporary name beside it, fsync, rename, fsync of the folder. In an object store: a temporary file
+    here, then one put.
+    """
+    if not is_local(path):
+        with tempfile.NamedTemporaryFile() as remote:
+            yield cast(BinaryIO, remote)
+            remote.flush()
+            path.fs.put_file(remote.name, path.path)  # type: ignore[attr-defined]
+        return
+    # Two writers of one file, jobs whose slices overlap for example, must not write into one temporary.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        with temporary.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path`; see `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what writers that died left in a folder of shards; files of others are not touched."""
+    for pattern in ("shard-*", "plan.*", "manifest.json*", "rejected.jsonl*", "teacher/*"):
+        for path in folder.glob(pattern + TEMPORARY):
+            path.unlink(missing_ok=True)
 
 
 def dump_json(value: dict[str, Any]) -> bytes:

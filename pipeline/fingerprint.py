@@ -3,17 +3,34 @@
 from typing import Any
 
 from sentence_distill.data.corpus import Corpus
-from sentence_distill.data.hashing import bytes_hash, file_hash
+from sentence_distill.data.hashing import bytes_hash, url_hash
 from sentence_distill.data.sentences import SentenceRules
+from sentence_distill.pipeline.plan import Plan
 
 
-def text_fingerprint(corpus: Corpus, rules: SentenceRules, shard_rows: int) -> dict[str, Any]:
-    """The part that decides the plan: corpus files by name, size and content, and the sentence rules."""
-    files = [f"{source.name}\t{source.size}\t{file_hash(source.url)}" for source in corpus.sources]
+def text_fingerprint(
+    corpus: Corpus, rules: SentenceRules, shard_rows: int, known: Plan | None = None
+) -> dict[str, Any]:
+    """The part that decides the plan: corpus files by name, size and content, and the sentence rules.
+
+    Args:
+        corpus: its files.
+        rules: the sentence rules.
+        shard_rows: sentences of a slice.
+        known: a plan whose word is taken for the content of files with the same names and sizes, so that not
+            each of many jobs reads the whole corpus; None reads all.
+    """
+    listing = [f"{source.name}\t{source.size}" for source in corpus.sources]
+    names = bytes_hash("\n".join(listing).encode())
+    if known is not None and known.fingerprint["corpus_names"] == names:
+        content = known.fingerprint["corpus_content"]
+    else:
+        content = bytes_hash("\n".join(url_hash(source.url) for source in corpus.sources).encode())
     return {
-        "corpus_files": len(files),
+        "corpus_files": len(listing),
         "corpus_bytes": sum(source.size for source in corpus.sources),
-        "corpus_content": bytes_hash("\n".join(files).encode()),
+        "corpus_names": names,
+        "corpus_content": content,
         "format": corpus.format or "auto",
         "text_field": corpus.text_field,
         "splitter": rules.splitter,

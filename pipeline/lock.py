@@ -8,20 +8,36 @@ from pathlib import Path
 from typing import TextIO
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.files import is_local
 
 LOCK_NAME = ".lock"
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, *, shared: bool = False, name: str = LOCK_NAME, wait: bool = False) -> Iterator[None]:
     """Hold `folder` for this process; the lock of a process that died, however it died, is free.
+
+    An object store has no such lock. There, two runs at once do the same work twice and leave the same bytes.
+
+    Args:
+        folder: what to hold.
+        shared: let others in that ask for it shared: the jobs of an array.
+        name: of the lock's file.
+        wait: until it is free, instead of being refused.
 
     Raises:
         UserError: another process that lives holds it.
     """
-    path = folder / LOCK_NAME
-    with _locked(path) as file:
+    if not is_local(folder):
+        yield
+        return
+    path = folder / name
+    with _locked(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait) as file:
         file.truncate(0)
+        if shared:
+            # The file stays: a fresh one would not show the others that still hold it.
+            yield
+            return
         file.write(str(os.getpid()))
         file.flush()
         try:
@@ -30,17 +46,18 @@ def lock_folder(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _locked(path: Path) -> TextIO:
+def _locked(path: Path, kind: int, wait: bool) -> TextIO:
     while True:
         file = path.open("a+")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "?"
+            holder = file.read().strip()
             file.close()
             raise UserError(
-                f"{path.parent} is in use by process {holder}; wait for it to end, or write to another folder"
+                f"{path.parent} is in use by {f'process {holder}' if holder else 'jobs of --slice'}; "
+                "wait for it to end, or write to another folder"
             ) from None
         # The holder before may have removed the file between our opening and locking it.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):

@@ -7,7 +7,9 @@ from typing import Any
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.pipeline.files import dump_json, load_json, write_atomically
-from sentence_distill.pipeline.rejected import REJECTED
+from sentence_distill.pipeline.fingerprint import differing_fields
+from sentence_distill.pipeline.plan import Plan
+from sentence_distill.pipeline.rejected import REJECTED, join_lists, remove_lists
 from sentence_distill.pipeline.shards import FORMAT_VERSION, read_sidecar, shard_name
 
 MANIFEST = "manifest.json"
@@ -15,6 +17,7 @@ PLAN = "plan.arrow"
 PLAN_SIDECAR = "plan.json"
 TOKENIZER = "teacher/tokenizer.json"
 WORD_EMBEDDINGS = "teacher/word_embeddings.safetensors"
+ENTRY = ("shard", "rows", "tokens", "bytes", "xxh3_128")
 _CHECKED = (PLAN, PLAN_SIDECAR, TOKENIZER, WORD_EMBEDDINGS, REJECTED)
 
 
@@ -55,15 +58,19 @@ def file_problems(folder: Path, manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def write_manifest(folder: Path, fingerprint: dict[str, Any], shards: int, notice: str) -> dict[str, Any]:
-    """Write and return the manifest; its counts are sums over the sidecars, and hold no time or host."""
-    entries = []
+def close_folder(folder: Path, plan: Plan) -> dict[str, Any]:
+    """Join the lists of rejected sentences, write the manifest and return it.
+
+    Its counts are sums over the sidecars, and it holds no time or host.
+
+    Raises:
+        UserError: shards are missing or of different runs, or no sentence could be embedded at all.
+    """
+    sidecars = _sidecars(folder, plan)
+    join_lists(folder, len(sidecars))
     totals: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
-    for index in range(shards):
-        sidecar = read_sidecar(folder / shard_name(index))
-        assert sidecar is not None, "a run ends with every sidecar written"
-        entries.append({key: sidecar[key] for key in ("shard", "rows", "tokens", "bytes", "xxh3_128")})
+    for sidecar in sidecars:
         counts = sidecar["counts"]
         totals.update({key: sidecar[key] for key in ("rows", "tokens", "bytes")})
         totals.update({key: counts[key] for key in ("records", "sentences", "duplicates")})
@@ -72,11 +79,29 @@ def write_manifest(folder: Path, fingerprint: dict[str, Any], shards: int, notic
         raise UserError(f"no sentence could be embedded; {folder / REJECTED} says why")
     manifest = {
         "format": FORMAT_VERSION,
-        "fingerprint": fingerprint,
-        "notice": notice,
+        "fingerprint": sidecars[0]["fingerprint"],
+        "notice": next((sidecar["notice"] for sidecar in sidecars if sidecar["notice"]), ""),
         "totals": {**totals, "rejected": dict(sorted(rejected.items()))},
         "files": {name: file_hash(folder / name) for name in _CHECKED},
-        "shards": entries,
+        "shards": [{key: sidecar[key] for key in ENTRY} for sidecar in sidecars],
     }
     write_atomically(folder / MANIFEST, dump_json(manifest))
+    remove_lists(folder)
     return manifest
+
+
+def _sidecars(folder: Path, plan: Plan) -> list[dict[str, Any]]:
+    found = [read_sidecar(folder / shard_name(part.index)) for part in plan.slices]
+    if missing := [number for number, sidecar in enumerate(found) if sidecar is None]:
+        raise UserError(
+            f"{folder} lacks {len(missing)} of {len(found)} shards, the first is {shard_name(missing[0])}; "
+            "run the jobs that make them again"
+        )
+    sidecars = [sidecar for sidecar in found if sidecar is not None]
+    for sidecar in sidecars:
+        if differing := differing_fields(sidecars[0]["fingerprint"], sidecar["fingerprint"]):
+            raise UserError(
+                f"{folder}: {sidecar['shard']} and {sidecars[0]['shard']} are of different runs, which differ in "
+                f"{'; '.join(differing)}; remove those that are wrong and run their jobs again"
+            )
+    return sidecars

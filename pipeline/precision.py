@@ -30,10 +30,11 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """
     if name != "auto":
         return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
-    return torch.bfloat16 if _has_bf16(device) else torch.float32
+    return torch.bfloat16 if has_bf16(device) else torch.float32
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
+    """Whether `device` has instructions that multiply bfloat16, and this PyTorch the kernels for them."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):

@@ -5,27 +5,35 @@ run is complete. The sidecar of a shard holds the checksum of its list, wherever
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from sentence_distill.data.hashing import bytes_hash
-from sentence_distill.data.sources import Source
-from sentence_distill.pipeline.files import TEMPORARY, commit, write_atomically
-from sentence_distill.pipeline.slices import Rejection
+from sentence_distill.pipeline.files import replacing, write_atomically
 
 REJECTED = "rejected.jsonl"
 
 
-def write_list(folder: Path, shard: int, rejections: Iterable[Rejection], sources: Sequence[Source]) -> str:
+@dataclass(frozen=True)
+class Rejection:
+    """A sentence or record that can't be used: number of its file, of its record there, and why."""
+
+    file: int
+    record: int
+    reason: str
+    excerpt: str
+
+
+def write_list(folder: Path, shard: int, rejections: Iterable[Rejection], names: Sequence[str]) -> str:
     """Write a shard's list and return its checksum; records are counted from 1."""
     lines = [
         json.dumps(
             {
                 "shard": shard,
-                "file": sources[rejection.position.file].name,
-                "record": rejection.position.record + 1,
+                "file": names[rejection.file],
+                "record": rejection.record + 1,
                 "reason": rejection.reason,
                 "text": rejection.excerpt,
             },
@@ -53,11 +61,9 @@ def listed(folder: Path, shards: int) -> list[set[str]]:
 
 def join_lists(folder: Path, shards: int) -> None:
     """Join the lists of all shards; one without its own keeps its lines of the joined file that is there."""
-    path = folder / REJECTED
-    temporary = path.with_name(path.name + TEMPORARY)
     groups = _joined(folder)
     current = next(groups, None)
-    with temporary.open("wb") as file:
+    with replacing(folder / REJECTED) as file:
         for shard in range(shards):
             while current is not None and current[0] < shard:
                 current = next(groups, None)
@@ -65,9 +71,6 @@ def join_lists(folder: Path, shards: int) -> None:
                 file.write(_list(folder, shard).read_bytes())
             elif current is not None and current[0] == shard:
                 file.writelines(current[1])
-        file.flush()
-        os.fsync(file.fileno())
-    commit(temporary, path)
 
 
 def remove_lists(folder: Path) -> None:

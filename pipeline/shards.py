@@ -1,6 +1,5 @@
 """The shard format, version 1: one Arrow IPC file of rows, and its sidecar. See docs/shard-format.md."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
-from sentence_distill.data.hashing import file_hash
-from sentence_distill.pipeline.files import TEMPORARY, commit, dump_json, load_json, write_atomically
+from sentence_distill.data.hashing import file_hash, stream_hash
+from sentence_distill.pipeline.files import dump_json, is_local, load_json, replacing, write_atomically
+from sentence_distill.pipeline.tokens import Tokens
 
 FORMAT_VERSION = 1
 DTYPES = {"float16": np.float16, "float32": np.float32}
@@ -27,34 +27,29 @@ def sidecar_path(shard: Path) -> Path:
     return shard.with_suffix(".json")
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of one shard, in corpus order.
+def token_dtype(vocabulary: int) -> type[np.unsignedinteger[Any]]:
+    """Of token ids on disk: 2 bytes where the vocabulary allows it."""
+    return np.uint16 if vocabulary <= 1 << 16 else np.uint32
+
+
+def make_table(ids: np.ndarray, tokens: Tokens, embeddings: np.ndarray, texts: Sequence[str] | None) -> pa.Table:
+    """The rows of one shard, in corpus order, as an Arrow table.
 
     Args:
         ids: uint64[n], `sentence_id` of each sentence.
-        texts: n sentences, or None where the run keeps no text.
-        input_ids: n lists of token ids of the teacher's tokenizer, without special tokens.
+        tokens: of n sentences, of the teacher's tokenizer, without special tokens, in `token_dtype`.
         embeddings: float16 or float32[n, dim].
+        texts: n sentences, or None where the run keeps no text.
     """
-
-    ids: np.ndarray
-    texts: Sequence[str] | None
-    input_ids: Sequence[Sequence[int]]
-    embeddings: np.ndarray
-
-    def table(self, vocabulary_size: int) -> pa.Table:
-        """The rows as an Arrow table; token ids take 2 bytes where the vocabulary allows it."""
-        token = pa.uint16() if vocabulary_size <= 1 << 16 else pa.uint32()
-        flat = pa.array(np.ascontiguousarray(self.embeddings).reshape(-1))
-        columns = {
-            "id": pa.array(self.ids, pa.uint64()),
-            "input_ids": pa.array(self.input_ids, pa.list_(token)),
-            "embedding": pa.FixedSizeListArray.from_arrays(flat, self.embeddings.shape[1]),
-        }
-        if self.texts is not None:
-            columns["text"] = pa.array(self.texts, pa.string())
-        return pa.table(columns).replace_schema_metadata({"sentence-distill.format": str(FORMAT_VERSION)})
+    flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
+    columns = {
+        "id": pa.array(ids, pa.uint64()),
+        "input_ids": pa.ListArray.from_arrays(pa.array(tokens.offsets, pa.int32()), pa.array(tokens.ids)),
+        "embedding": pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1]),
+    }
+    if texts is not None:
+        columns["text"] = pa.array(texts, pa.string())
+    return pa.table(columns).replace_schema_metadata({"sentence-distill.format": str(FORMAT_VERSION)})
 
 
 def write_shard(path: Path, table: pa.Table, compression: str | None, sidecar: dict[str, Any]) -> dict[str, Any]:
@@ -62,30 +57,29 @@ def write_shard(path: Path, table: pa.Table, compression: str | None, sidecar: d
 
     Args:
         path: final name of the Arrow file.
-        table: see `Rows.table`; written as one record batch, so that readers can map it without a copy.
+        table: see `make_table`; written as one record batch, so that readers can map it without a copy.
         compression: None, "zstd" or "lz4", for the Arrow buffers.
         sidecar: what the run knows of the shard; rows, tokens, bytes and checksum are added.
     """
     # A sidecar left by a damaged shard must not vouch for the new file.
     sidecar_path(path).unlink(missing_ok=True)
-    temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         options = pa.ipc.IpcWriteOptions(compression=compression)
-        with pa.ipc.new_file(file, table.schema, options=options) as writer:
-            writer.write_table(table.combine_chunks(), max_chunksize=max(1, table.num_rows))
+        with pa.ipc.new_file(pa.PythonFile(file, "w"), table.schema, options=options) as writer:
+            writer.write_table(table, max_chunksize=max(1, table.num_rows))
         file.flush()
-        os.fsync(file.fileno())
-    tokens = sum(len(chunk.values) for chunk in table["input_ids"].chunks)
+        size = file.tell()
+        file.seek(0)
+        checksum = stream_hash(file)
     full = {
         **sidecar,
         "format": FORMAT_VERSION,
         "shard": path.name,
         "rows": table.num_rows,
-        "tokens": tokens,
-        "bytes": temporary.stat().st_size,
-        "xxh3_128": file_hash(temporary),
+        "tokens": sum(len(chunk.flatten()) for chunk in table["input_ids"].chunks),
+        "bytes": size,
+        "xxh3_128": checksum,
     }
-    commit(temporary, path)
     write_atomically(sidecar_path(path), dump_json(full))
     return full
 
@@ -98,14 +92,14 @@ def read_sidecar(shard: Path) -> dict[str, Any] | None:
         return None
 
 
-def shard_problem(shard: Path, sidecar: dict[str, Any]) -> str:
-    """What is wrong with a shard's file, or "": it is there, has the sidecar's size, and its checksum."""
+def shard_problem(shard: Path, sidecar: dict[str, Any], *, whole: bool = True) -> str:
+    """What is wrong with a shard's file, or "": it is there, has the sidecar's size and, if `whole`, its checksum."""
     if not shard.exists():
         return "is missing"
     size = shard.stat().st_size
     if size != sidecar["bytes"]:
         return f"has {size:,} bytes instead of {sidecar['bytes']:,}"
-    return "" if file_hash(shard) == sidecar["xxh3_128"] else "does not match its checksum"
+    return "" if not whole or file_hash(shard) == sidecar["xxh3_128"] else "does not match its checksum"
 
 
 @dataclass(frozen=True)
@@ -114,35 +108,23 @@ class Shard:
 
     Args:
         ids: uint64[n].
-        tokens: uint16 or uint32[t], the token ids of all rows, one after the other.
-        offsets: int32[n + 1], where each row's tokens begin in `tokens`.
+        tokens: of n sentences.
         embeddings: float16 or float32[n, dim].
     """
 
     ids: np.ndarray
-    tokens: np.ndarray
-    offsets: np.ndarray
+    tokens: Tokens
     embeddings: np.ndarray
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
-        """Map a shard whose checksum is known to be right."""
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        """Map a shard whose checksum is known to be right; one in an object store is read whole."""
+        source = pa.memory_map(str(path)) if is_local(path) else pa.BufferReader(path.read_bytes())
+        table = pa.ipc.open_file(source).read_all()
         ids, input_ids, embedding = (table[name].combine_chunks() for name in ("id", "input_ids", "embedding"))
-        dim = embedding.type.list_size
+        flat, offsets = (part.to_numpy(zero_copy_only=False) for part in (input_ids.values, input_ids.offsets))
         return cls(
             ids=ids.to_numpy(zero_copy_only=False),
-            tokens=input_ids.values.to_numpy(zero_copy_only=False),
-            offsets=input_ids.offsets.to_numpy(zero_copy_only=False),
-            embeddings=embedding.values.to_numpy(zero_copy_only=False).reshape(-1, dim),
+            tokens=Tokens(flat, offsets),
+            embeddings=embedding.values.to_numpy(zero_copy_only=False).reshape(-1, embedding.type.list_size),
         )
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """int32[n]: the tokens of each row."""
-        return np.diff(self.offsets)
-
-    def input_ids(self, rows: np.ndarray, length: int) -> np.ndarray:
-        """int64[len(rows), length]: the tokens of rows that all have `length` of them."""
-        places = self.offsets[rows].astype(np.int64)[:, None] + np.arange(length)
-        return self.tokens[places].astype(np.int64)

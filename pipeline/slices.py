@@ -1,8 +1,10 @@
-"""One slice of the plan: from its records to the rows of its shard."""
+"""One slice of the plan: from its records to sentences and token ids, and with their vectors to a shard."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,29 +12,37 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import sentence_id
 from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record
 from sentence_distill.data.sentences import SentenceRules, split_sentences
+from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.plan import Slice
-from sentence_distill.pipeline.shards import DTYPES, Rows
-from sentence_distill.pipeline.teacher import Teacher
+from sentence_distill.pipeline.rejected import Rejection, write_list
+from sentence_distill.pipeline.shards import DTYPES, make_table, shard_name, write_shard
+from sentence_distill.pipeline.tokens import Tokens, tokenize
 
-
-@dataclass(frozen=True)
-class Rejection:
-    """A sentence or record that can't be used, where it stands and why."""
-
-    position: Position
-    reason: str
-    excerpt: str
+# A few vectors may overflow; beyond this share something is wrong with the teacher or its precision.
+_MOST_NON_FINITE = 0.01
 
 
 @dataclass
 class SliceText:
-    """The sentences of a slice, and what became of the others."""
+    """The sentences of a slice, and what became of the others.
 
+    Attributes:
+        part: the slice.
+        sentences: n sentences that may become rows.
+        places: n pairs of file and record.
+        rejections: what was rejected so far.
+        records: how many were read.
+        duplicates: how many sentences were left out because they occurred earlier.
+        tokens: of n sentences, once `prepare_slice` is done.
+    """
+
+    part: Slice
     sentences: list[str] = field(default_factory=list)
-    positions: list[Position] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     records: int = 0
     duplicates: int = 0
+    tokens: Tokens | None = None
 
     def counts(self) -> dict[str, object]:
         """How the slice's records were used; rows + duplicates + all rejected = sentences."""
@@ -44,15 +54,21 @@ class SliceText:
             "rejected": dict(sorted(reasons.items())),
         }
 
-    def reject(self, index: int, reason: str) -> None:
-        """List sentence `index` as rejected; `keep` takes it out."""
-        text = self.sentences[index][:EXCERPT_CHARACTERS]
-        self.rejections.append(Rejection(self.positions[index], reason, text))
+    def reject(self, unfit: np.ndarray, reason: str) -> None:
+        """Reject the sentences that bool[n] `unfit` marks; `keep` takes them out."""
+        for row in np.flatnonzero(unfit):
+            file, record = self.places[row]
+            self.rejections.append(Rejection(file, record, reason, self.sentences[row][:EXCERPT_CHARACTERS]))
 
-    def keep(self, rows: np.ndarray) -> None:
-        """Keep only the sentences of int[k] `rows`."""
+    def keep(self, fit: np.ndarray) -> None:
+        """Keep only the sentences that bool[n] `fit` marks."""
+        if fit.all():
+            return
+        rows = np.flatnonzero(fit)
         self.sentences = [self.sentences[row] for row in rows]
-        self.positions = [self.positions[row] for row in rows]
+        self.places = [self.places[row] for row in rows]
+        if self.tokens is not None:
+            self.tokens = self.tokens.take(rows)
 
 
 def read_slice(records: Iterable[Record], part: Slice, rules: SentenceRules) -> SliceText:
@@ -61,24 +77,24 @@ def read_slice(records: Iterable[Record], part: Slice, rules: SentenceRules) -> 
     Raises:
         UserError: the corpus no longer yields what the plan found in it.
     """
-    text = SliceText()
+    text = SliceText(part)
     duplicates = frozenset(part.duplicates.tolist())
     usable = 0
     for record in records:
         text.records += 1
+        place = (record.position.file, record.position.record)
         if record.text is None:
-            text.rejections.append(Rejection(record.position, record.reason, record.excerpt))
+            text.rejections.append(Rejection(*place, record.reason, record.excerpt))
             continue
         for sentence in split_sentences(record.text, rules):
             if sentence.reason:
-                excerpt = sentence.text[:EXCERPT_CHARACTERS]
-                text.rejections.append(Rejection(record.position, sentence.reason, excerpt))
+                text.rejections.append(Rejection(*place, sentence.reason, sentence.text[:EXCERPT_CHARACTERS]))
                 continue
             if usable in duplicates:
                 text.duplicates += 1
             else:
                 text.sentences.append(sentence.text)
-                text.positions.append(record.position)
+                text.places.append(place)
             usable += 1
     if (text.records, usable) != (part.records, part.sentences):
         raise UserError(
@@ -88,50 +104,78 @@ def read_slice(records: Iterable[Record], part: Slice, rules: SentenceRules) -> 
     return text
 
 
-def embed_slice(
-    text: SliceText,
-    teacher: Teacher,
-    *,
-    max_tokens: int,
-    token_budget: int,
-    dtype: str,
-    keep_text: bool,
-    advance: Callable[[int], None],
-) -> Rows:
-    """Tokenise and embed a slice's sentences; what the teacher can't take is rejected into `text`.
+def prepare_slice(
+    records: Iterable[Record], part: Slice, config: EmbedConfig, tokenizer: Any, dtype: type[np.unsignedinteger[Any]]
+) -> SliceText:
+    """Read and tokenise a slice; what has no tokens, or too many, is rejected.
 
     Args:
-        text: the slice; on return it holds the sentences of the rows, and all rejections.
-        teacher: the loaded teacher.
-        max_tokens: longest sentence in tokens, special tokens not counted.
-        token_budget: tokens of a batch.
-        dtype: "float16" or "float32", of the vectors that are kept.
-        keep_text: whether the rows carry their sentences.
-        advance: called with the number of sentences done.
+        records: of the slice.
+        part: the slice.
+        config: rules and the most tokens.
+        tokenizer: the teacher's `tokenizers.Tokenizer`.
+        dtype: of the token ids.
     """
-    input_ids = teacher.tokenize(text.sentences)
-    lengths = np.array([len(ids) for ids in input_ids], dtype=np.int64)
-    for index in np.flatnonzero(lengths > max_tokens):
-        text.reject(int(index), "too many tokens")
+    text = read_slice(records, part, config.rules)
+    text.tokens = tokenize(tokenizer, text.sentences, dtype)
+    lengths = text.tokens.lengths
+    text.reject(lengths > config.max_tokens, "too many tokens")
     # A sentence whose every character the tokenizer drops has no tokens to pool.
-    for index in np.flatnonzero(lengths == 0):
-        text.reject(int(index), "no tokens")
-    fits = np.flatnonzero((lengths > 0) & (lengths <= max_tokens))
-    advance(len(lengths) - len(fits))
-    text.keep(fits)
-    input_ids = [input_ids[row] for row in fits]
+    text.reject(lengths == 0, "no tokens")
+    text.keep((lengths > 0) & (lengths <= config.max_tokens))
+    return text
 
+
+def commit_slice(
+    text: SliceText,
+    vectors: np.ndarray,
+    *,
+    config: EmbedConfig,
+    out: Path,
+    names: list[str],
+    fingerprint: dict[str, Any],
+    notice: str,
+) -> None:
+    """Write the shard of a prepared slice and its list of rejected sentences.
+
+    Args:
+        text: the prepared slice of n sentences.
+        vectors: float32[n, dim], the teacher's.
+        config: how rows are written.
+        out: folder of the shards.
+        names: of the corpus files.
+        fingerprint: of the run.
+        notice: of the run, see `EmbedRun`.
+
+    Raises:
+        UserError: more than a hundredth of the vectors are not finite.
+    """
     with np.errstate(over="ignore"):  # what float16 can't hold becomes infinite, and is rejected below
-        vectors = teacher.embed(input_ids, token_budget, advance).astype(DTYPES[dtype])
-    finite = np.isfinite(vectors).all(axis=1)
-    for index in np.flatnonzero(~finite):
-        text.reject(int(index), "non-finite embedding")
-    rows = np.flatnonzero(finite)
-    text.keep(rows)
-    text.rejections.sort(key=lambda rejection: (rejection.position.file, rejection.position.record))
-    return Rows(
-        ids=np.array([sentence_id(sentence) for sentence in text.sentences], dtype=np.uint64),
-        texts=text.sentences if keep_text else None,
-        input_ids=[input_ids[row] for row in rows],
-        embeddings=vectors[rows],
+        rows = vectors.astype(DTYPES[config.dtype])
+    finite = np.isfinite(rows).all(axis=1)
+    if (~finite).sum() > 1 + _MOST_NON_FINITE * len(finite):
+        raise UserError(
+            f"the teacher gave {(~finite).sum():,} of {len(finite):,} vectors in slice {text.part.index} that are "
+            f"not finite in {config.dtype}; try --precision fp32, and --dtype float32 for vectors beyond 65,504"
+        )
+    text.reject(~finite, "non-finite embedding")
+    text.keep(finite)
+    text.rejections.sort(key=lambda rejection: (rejection.file, rejection.record))
+    ids = np.array([sentence_id(sentence) for sentence in text.sentences], dtype=np.uint64)
+    assert text.tokens is not None
+    table = make_table(ids, text.tokens, rows[finite], text.sentences if config.keep_text else None)
+    # Before the sidecar, so that a shard that exists always has its list.
+    rejected = write_list(out, text.part.index, text.rejections, names)
+    start: Position = text.part.start
+    write_shard(
+        out / shard_name(text.part.index),
+        table,
+        config.compression,
+        {
+            "source": {"file": start.file, "record": start.record, "offset": start.offset},
+            "counts": text.counts(),
+            "rejected_xxh3_128": rejected,
+            "fingerprint": fingerprint,
+            "notice": notice,
+        },
     )

@@ -1,21 +1,58 @@
 """The teacher: a frozen transformer encoder that turns exact-length batches into sentence embeddings."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save as save_safetensors
 from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash, file_hash
 from sentence_distill.pipeline.batches import exact_length_batches
+from sentence_distill.pipeline.cpu_kernels import use_cpu_kernels
+from sentence_distill.pipeline.launched import Launched
+from sentence_distill.pipeline.load import load_parts, special_tokens, unusable
 from sentence_distill.pipeline.locate import Located
+from sentence_distill.pipeline.precision import has_bf16
 from sentence_distill.pipeline.recipe import Recipe, make_recipe
+from sentence_distill.pipeline.tokens import Tokens, tokenize
 
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 _NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """What a run has to know of its teacher, wherever that is loaded.
+
+    Args:
+        fingerprint: what decides the embeddings, as JSON values.
+        dim: width of the embeddings of all layers together.
+        vocabulary: rows of the word embeddings; some may belong to no token.
+        max_tokens: the most tokens of a sentence, special tokens not counted.
+        tokenizer_json: the tokenizer; adds no special tokens.
+        word_embeddings: safetensors file of "weight", float16[vocabulary, width].
+        device: where it computes.
+    """
+
+    fingerprint: dict[str, Any]
+    dim: int
+    vocabulary: int
+    max_tokens: int
+    tokenizer_json: str
+    word_embeddings: bytes
+    device: str
+
+    def __str__(self) -> str:
+        found = self.fingerprint
+        return (
+            f"teacher {found['teacher']}, pooling {found['pooling']}, layers {','.join(map(str, found['layers']))}"
+            f"{', normalised' if found['normalize'] else ''}, {found['compute_dtype']} on {self.device}"
+        )
 
 
 class Teacher:
@@ -26,6 +63,7 @@ class Teacher:
         recipe: pooling, layers (counted from 0, ascending as given) and normalisation.
         tokenizer: a `tokenizers.Tokenizer` without truncation and padding.
         dim: width of the embeddings of all layers together.
+        most_tokens: tokens of a batch that memory was found to hold.
     """
 
     def __init__(self, *, located: Located, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device) -> None:
@@ -35,8 +73,9 @@ class Teacher:
         self.device = device
         self.model = model
         self.tokenizer = tokenizer
-        self.prefix, self.suffix = _special_tokens(tokenizer)
+        self.prefix, self.suffix = special_tokens(tokenizer)
         self.dtype = model.dtype
+        self.most_tokens = sys.maxsize
 
     @classmethod
     def load(
@@ -60,14 +99,18 @@ class Teacher:
         Raises:
             UserError: the folder holds no encoder that can be loaded safely, or has no such layer or pooling.
         """
-        model, tokenizer = _load_parts(located, dtype)
+        model, tokenizer = load_parts(located, dtype)
         recipe = make_recipe(located.folder, pooling, layers, model.config.num_hidden_layers)
+        if recipe.pooling != "pooler" and getattr(model, "pooler", None) is not None:
+            model.pooler = None
         teacher = cls(located=located, model=model.to(device).eval(), tokenizer=tokenizer, recipe=recipe, device=device)
+        if device.type == "cpu" and dtype == torch.bfloat16 and has_bf16(device):
+            use_cpu_kernels(teacher.model)
         try:
             # What is no encoder of one sentence shows now, and not once the whole corpus was planned.
             teacher.embed(teacher.tokenize(["a"]), token_budget=64)
         except (ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
-            raise _unusable(located, error) from error
+            raise unusable(located, error) from error
         return teacher
 
     @property
@@ -94,36 +137,82 @@ class Teacher:
             positions -= 2
         return positions - len(self.prefix) - len(self.suffix)
 
-    def tokenize(self, sentences: Sequence[str]) -> list[list[int]]:
+    def tokenize(self, sentences: Sequence[str]) -> Tokens:
         """Token ids of each sentence, without special tokens."""
-        return [e.ids for e in self.tokenizer.encode_batch_fast(list(sentences), add_special_tokens=False)]
+        return tokenize(self.tokenizer, sentences)
 
-    def embed(self, input_ids: Sequence[Sequence[int]], token_budget: int, advance: Any = None) -> np.ndarray:
-        """Embed tokenised sentences in exact-length batches.
-
-        Args:
-            input_ids: n lists of token ids without special tokens.
-            token_budget: tokens of a batch, special tokens counted.
-            advance: called with the number of sentences after each batch.
+    def embed(
+        self, tokens: Tokens, token_budget: int, advance: Callable[[int], None] = lambda count: None
+    ) -> np.ndarray:
+        """Embed tokenised sentences in exact-length batches; see `launch`.
 
         Returns:
             float32[n, dim], in the order given.
         """
-        out = np.empty((len(input_ids), self.dim), dtype=np.float32)
-        specials = len(self.prefix) + len(self.suffix)
-        lengths = np.array([len(ids) + specials for ids in input_ids], dtype=np.int64)
-        for rows in exact_length_batches(lengths, token_budget):
-            batch = np.array([[*self.prefix, *input_ids[row], *self.suffix] for row in rows], dtype=np.int64)
-            out[rows] = self._forward(torch.from_numpy(batch)).cpu().numpy()
-            if advance is not None:
-                advance(len(rows))
-        return out
+        return self.launch(tokens, token_budget, advance).vectors()
 
     @torch.inference_mode()
+    def launch(
+        self, tokens: Tokens, token_budget: int, advance: Callable[[int], None] = lambda count: None
+    ) -> Launched:
+        """Begin to embed tokenised sentences in exact-length batches.
+
+        On a GPU this returns when all batches are queued, and the next slice can be launched before this one's
+        vectors are asked for: the ids travel there in one copy from pinned memory, the vectors come back in
+        one, and no batch waits for another. Where a batch does not fit into memory, it and all later ones are
+        halved.
+
+        Args:
+            tokens: n sentences without special tokens.
+            token_budget: tokens of a batch, special tokens counted.
+            advance: called with the number of sentences after each batch.
+
+        Raises:
+            UserError: not even a single sentence fits into memory.
+        """
+        lengths = tokens.lengths + len(self.prefix) + len(self.suffix)
+        batches = list(exact_length_batches(lengths, token_budget))
+        order = np.concatenate([*batches, np.empty(0, dtype=np.int64)]).astype(np.int64)
+        flat = torch.from_numpy(tokens.take(order).wrapped(self.prefix, self.suffix).ids.astype(np.int64))
+        if self.device.type == "cuda":
+            flat = flat.pin_memory().to(self.device, non_blocking=True)
+        parts: list[torch.Tensor] = []
+        first = 0
+        for rows in batches:
+            length = int(lengths[rows[0]])
+            batch = flat[first : first + len(rows) * length].view(len(rows), length)
+            parts += self._within_memory(batch)
+            first += batch.numel()
+            advance(len(rows))
+        vectors = torch.cat(parts) if parts else torch.empty(0, self.dim)
+        return Launched.fetch(vectors, order)
+
+    def _within_memory(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        """The vectors of a batch, in as many parts as memory asks for; what was learned of it is kept."""
+        rows, length = batch.shape
+        size = max(1, min(rows, self.most_tokens // length))
+        parts: list[torch.Tensor] = []
+        while (first := sum(map(len, parts))) < rows:
+            try:
+                parts.append(self._forward(batch[first : first + size]))
+                continue
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise UserError(
+                        f"{self.device} has not enough memory for one sentence of {length} tokens; free some, "
+                        "lower --max-tokens, or use --device cpu"
+                    ) from error
+            # Outside the handler, whose traceback would keep the failed batch's tensors alive.
+            size = (size + 1) // 2
+            self.most_tokens = size * length
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return parts
+
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         last = self.model.config.num_hidden_layers
         # No attention mask: exact-length batches have no padding, and attention takes its fastest path.
-        output = self.model(input_ids=batch.to(self.device), output_hidden_states=self.recipe.layers != (last,))
+        output = self.model(input_ids=batch, output_hidden_states=self.recipe.layers != (last,))
         if self.recipe.pooling == "pooler":
             pooled = [_pooler_output(output)]
         elif self.recipe.layers == (last,):
@@ -133,10 +222,6 @@ class Teacher:
         if self.recipe.normalize:
             pooled = [functional.normalize(vector, dim=-1) for vector in pooled]
         return torch.cat(pooled, dim=-1)
-
-    def word_embeddings(self) -> torch.Tensor:
-        """float32[vocabulary, width]: the teacher's input word embeddings, for the student to start from."""
-        return self.model.get_input_embeddings().weight.detach().float().cpu()  # type: ignore[no-any-return]
 
     def tokenizer_json(self) -> str:
         """The tokenizer as tokenizer.json without post-processor: it adds no special tokens."""
@@ -148,10 +233,10 @@ class Teacher:
         """xxh3-128 of each weights file, by name."""
         return [file_hash(file) for file in sorted(self.folder.glob("*.safetensors"))]
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides the embeddings, as JSON values."""
+    def facts(self) -> TeacherFacts:
+        """What a run has to know of it."""
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_ARCHITECTURE}
-        return {
+        fingerprint = {
             "teacher": self.name,
             "teacher_weights": self.weights_hashes(),
             "teacher_config": bytes_hash(json.dumps(config, sort_keys=True, default=str).encode()),
@@ -162,54 +247,16 @@ class Teacher:
             "normalize": self.recipe.normalize,
             "compute_dtype": str(self.dtype).removeprefix("torch."),
         }
-
-
-def _load_parts(located: Located, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder; every weight of the model comes from its file."""
-    from safetensors import SafetensorError
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
-
-    # Without a vocabulary transformers makes up an empty one, to which every word is unknown.
-    if not any((located.folder / name).exists() for name in _VOCABULARIES):
-        raise _unusable(located, ValueError("it has no tokenizer.json and no vocabulary"))
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # a checkpoint with a head that is left out is no cause for a warning
-    try:
-        model, report = AutoModel.from_pretrained(
-            located.folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
+        words = self.model.get_input_embeddings().weight.detach().cpu().half().contiguous()
+        return TeacherFacts(
+            fingerprint=fingerprint,
+            dim=self.dim,
+            vocabulary=self.vocabulary_size,
+            max_tokens=self.max_tokens,
+            tokenizer_json=self.tokenizer_json(),
+            word_embeddings=save_safetensors({"weight": words}),
+            device=str(self.device),
         )
-        tokenizer = AutoTokenizer.from_pretrained(located.folder, local_files_only=True, use_fast=True)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, SafetensorError) as error:
-        raise _unusable(located, error) from error
-    missing = sorted(report["missing_keys"])
-    if [name for name in missing if not name.startswith("pooler.")]:
-        raise _unusable(located, ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} others"))
-    if missing:
-        # transformers would have made up random weights; without a pooler, asking for it is an error.
-        model.pooler = None
-    if not tokenizer.is_fast:
-        raise UserError(f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it")
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    largest = max(backend.get_vocab(with_added_tokens=True).values())
-    if largest >= model.get_input_embeddings().num_embeddings:
-        raise _unusable(located, ValueError(f"its tokenizer has an id {largest} that its word embeddings lack"))
-    return model, backend
-
-
-def _unusable(located: Located, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(
-        f"teacher {located.name!r} can't be used: {reason}; it needs the config.json, model.safetensors "
-        "and tokenizer of a transformer encoder in one folder"
-    )
 
 
 def _pool(states: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -225,11 +272,3 @@ def _pooler_output(output: Any) -> torch.Tensor:
     if getattr(output, "pooler_output", None) is None:
         raise UserError("this teacher has no pooler; use --pooling cls, mean or max")
     return output.pooler_output.float()  # type: ignore[no-any-return]
-
-
-def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer puts before and behind a sentence."""
-    inner = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a", add_special_tokens=True).ids
-    start = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
-    return whole[:start], whole[start + len(inner) :]

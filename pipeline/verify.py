@@ -1,5 +1,6 @@
 """Checks a folder of shards: every checksum, every count, every row."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from sentence_distill.pipeline.fingerprint import differing_fields
-from sentence_distill.pipeline.manifest import file_problems, load_manifest
+from sentence_distill.pipeline.manifest import PLAN, file_problems, load_manifest
+from sentence_distill.pipeline.plan import Plan
 from sentence_distill.pipeline.shards import Shard, read_sidecar, shard_name, shard_problem
 
 
@@ -34,7 +36,32 @@ def verify_folder(folder: Path, advance: Callable[[int], None]) -> list[str]:
         for extra in sorted(folder.glob("shard-*"))
         if extra.with_suffix(".arrow").name not in known
     ]
-    return problems + file_problems(folder, manifest)
+    problems += file_problems(folder, manifest)
+    return problems or _totals(folder, manifest)
+
+
+def _totals(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """What does not add up: every record of the plan has to be accounted for by rows, duplicates or rejections."""
+    totals = manifest["totals"]
+    sums: Counter[str] = Counter()
+    for entry in manifest["shards"]:
+        sidecar = read_sidecar(folder / entry["shard"])
+        assert sidecar is not None, "every shard was found to be right"
+        sums.update({key: sidecar[key] for key in ("rows", "tokens", "bytes")} | _flat(sidecar["counts"]))
+    problems = []
+    if sums != Counter(_flat(totals)):
+        problems.append("manifest.json has other totals than its shards add up to")
+    if totals["sentences"] != totals["rows"] + totals["duplicates"] + sum(totals["rejected"].values()):
+        problems.append("manifest.json has totals that do not add up")
+    plan = Plan.load(folder / PLAN)
+    if plan is not None and totals["records"] != sum(part.records for part in plan.slices):
+        problems.append("manifest.json has another number of records than the plan")
+    return problems
+
+
+def _flat(counts: dict[str, Any]) -> dict[str, int]:
+    rejected = {f"rejected, {reason}": count for reason, count in counts["rejected"].items()}
+    return {key: value for key, value in counts.items() if key != "rejected"} | rejected
 
 
 def _shard(shard: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> str:
@@ -58,14 +85,14 @@ def _shard(shard: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> str:
 
 def _rows(rows: Shard, sidecar: dict[str, Any]) -> str:
     fingerprint = sidecar["fingerprint"]
-    if len(rows.ids) != sidecar["rows"] or len(rows.tokens) != sidecar["tokens"]:
+    if len(rows.ids) != sidecar["rows"] or len(rows.tokens.ids) != sidecar["tokens"]:
         return "has other numbers of rows or tokens than its sidecar says"
     if rows.embeddings.shape[1] != fingerprint["dim"] or str(rows.embeddings.dtype) != fingerprint["dtype"]:
         return "has embeddings of another width or type than its fingerprint says"
-    if len(rows.tokens) and int(rows.tokens.max()) >= fingerprint["vocabulary"]:
+    if len(rows.tokens.ids) and int(rows.tokens.ids.max()) >= fingerprint["vocabulary"]:
         return "has a token id outside the vocabulary"
     if not np.isfinite(rows.embeddings).all():
         return "has an embedding that is not finite"
-    if not ((rows.lengths > 0) & (rows.lengths <= fingerprint["max_tokens"])).all():
+    if not ((rows.tokens.lengths > 0) & (rows.tokens.lengths <= fingerprint["max_tokens"])).all():
         return "has a sentence with no tokens or too many"
     return ""

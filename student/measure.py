@@ -94,8 +94,8 @@ def load_teacher_of(distillation: dict[str, Any], name: str | None) -> Encode:
     token_budget = distillation["corpus"]["fingerprint"]["token_budget"]
 
     def encode(sentences: Sequence[str]) -> np.ndarray:
-        ids = [tokens[: teacher.max_tokens] for tokens in teacher.tokenize(sentences)]
-        return teacher.embed(ids, token_budget)[:, -teacher.layer_dim :]
+        tokens = teacher.tokenize(sentences).take(np.arange(len(sentences)), most=teacher.max_tokens)
+        return teacher.embed(tokens, token_budget)[:, -teacher.layer_dim :]
 
     return encode
 

@@ -85,7 +85,7 @@ class ShardStream:
             # and stays the same each time.
             parts = [(shard, rows[:, 1][rows[:, 0] == number]) for number, shard in enumerate(shards)]
             parts = [(shard, part) for shard, part in parts if len(part)]
-            input_ids = np.concatenate([shard.input_ids(part, length) for shard, part in parts])
+            input_ids = np.concatenate([shard.tokens.rectangle(part, length) for shard, part in parts])
             targets = np.concatenate([shard.embeddings[part] for shard, part in parts])
             yield Batch(torch.from_numpy(input_ids), torch.from_numpy(targets).float())
 
@@ -98,7 +98,7 @@ class ShardStream:
             shards = [Shard.open(self._paths[shard]) for shard in window]
             kept = [_split(shard, self._limit)[0] for shard in shards]
             places = np.concatenate([np.stack([np.full(len(k), i), k], axis=1) for i, k in enumerate(kept)])
-            lengths = np.concatenate([shard.lengths[k] for shard, k in zip(shards, kept, strict=True)])
+            lengths = np.concatenate([shard.tokens.lengths[k] for shard, k in zip(shards, kept, strict=True)])
             rng = np.random.default_rng([seed, epoch, number])
             for rows in window_batches(lengths, batch_size, rng):
                 if skip:
@@ -117,7 +117,7 @@ class ShardStream:
         for path in self._paths:
             shard = Shard.open(path)
             rows = _split(shard, self._limit)[1][: _HELD_OUT_ROWS - len(input_ids)]
-            input_ids += [shard.tokens[shard.offsets[r] : shard.offsets[r + 1]].astype(np.int64) for r in rows]
+            input_ids += [shard.tokens[row].astype(np.int64) for row in rows]
             targets.append(np.array(shard.embeddings[rows], dtype=np.float32))
         # Three rows are the fewest among which ranks of similarities can agree or not.
         if len(input_ids) < 3:

@@ -192,14 +192,14 @@ def test_more_tokens_than_the_teacher_has_positions_for_are_refused(sd, argument
 def test_vectors_that_are_not_finite_are_rejected(sd, arguments, tmp_path, monkeypatch):
     from sentence_distill.pipeline.teacher import Teacher
 
-    embed = Teacher.embed
+    launch = Teacher.launch
 
-    def broken(self, input_ids, *rest, **options):
-        vectors = embed(self, input_ids, *rest, **options)
-        vectors[3:4, 5] = np.nan
-        return vectors
+    def broken(self, tokens, *rest):
+        launched = launch(self, tokens, *rest)
+        launched.copy[3:4, 5] = np.nan
+        return launched
 
-    monkeypatch.setattr(Teacher, "embed", broken)
+    monkeypatch.setattr(Teacher, "launch", broken)
     assert sd(*arguments, "--out", tmp_path / "out") == 0
     totals = load_manifest(tmp_path / "out")["totals"]
     assert totals["rejected"]["non-finite embedding"] == len(load_manifest(tmp_path / "out")["shards"])

@@ -150,7 +150,7 @@ def test_another_number_of_heads_is_another_teacher(teacher_folder, tmp_path):
     folder = shutil.copytree(teacher_folder, tmp_path / "heads")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 8}))
-    assert load(folder).fingerprint() != load(teacher_folder).fingerprint()
+    assert load(folder).facts().fingerprint != load(teacher_folder).facts().fingerprint
 
 
 def test_a_teacher_that_can_not_be_had_names_both_ways_out():

@@ -1,0 +1,25 @@
+"""Options of stage one."""
+
+from dataclasses import dataclass
+
+from sentence_distill.data.sentences import SentenceRules
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """Options of a run that its output depends on."""
+
+    rules: SentenceRules
+    """What becomes a sentence."""
+    shard_rows: int = 16_384
+    """Sentences of a slice; a shard holds at most slightly more rows. A kill loses at most one shard's work."""
+    max_tokens: int = 128
+    """Sentences with more tokens, special tokens not counted, are rejected."""
+    token_budget: int = 4096
+    """Tokens of a teacher's batch."""
+    dtype: str = "float16"
+    """Of the embeddings on disk, "float16" or "float32"."""
+    keep_text: bool = True
+    """Whether the shards carry the sentences."""
+    compression: str | None = None
+    """Of the shards' buffers: None, "zstd" or "lz4"; compressed shards can't be memory-mapped."""

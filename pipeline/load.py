@@ -1,0 +1,67 @@
+"""Loading a teacher's weights and tokenizer: safetensors only, and every weight from its file."""
+
+from typing import Any
+
+import torch
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.locate import Located
+
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+
+
+def load_parts(located: Located, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder; every weight of the model comes from its file."""
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    # Without a vocabulary transformers makes up an empty one, to which every word is unknown.
+    if not any((located.folder / name).exists() for name in _VOCABULARIES):
+        raise unusable(located, ValueError("it has no tokenizer.json and no vocabulary"))
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # a checkpoint with a head that is left out is no cause for a warning
+    try:
+        model, report = AutoModel.from_pretrained(
+            located.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(located.folder, local_files_only=True, use_fast=True)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, SafetensorError) as error:
+        raise unusable(located, error) from error
+    missing = sorted(report["missing_keys"])
+    if [name for name in missing if not name.startswith("pooler.")]:
+        raise unusable(located, ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} others"))
+    if missing:
+        # transformers would have made up random weights; without a pooler, asking for it is an error.
+        model.pooler = None
+    if not tokenizer.is_fast:
+        raise UserError(f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it")
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    largest = max(backend.get_vocab(with_added_tokens=True).values())
+    if largest >= model.get_input_embeddings().num_embeddings:
+        raise unusable(located, ValueError(f"its tokenizer has an id {largest} that its word embeddings lack"))
+    return model, backend
+
+
+def unusable(located: Located, error: Exception) -> UserError:
+    """What to raise for a folder from which no teacher can be had."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"teacher {located.name!r} can't be used: {reason}; it needs the config.json, model.safetensors "
+        "and tokenizer of a transformer encoder in one folder"
+    )
+
+
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and behind a sentence."""
+    inner = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    start = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
+    return whole[:start], whole[start + len(inner) :]
