@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from multiprocessing.connection import Connection
@@ -117,7 +118,7 @@ def slice_records(corpus: Corpus, todo: Sequence[Slice], stride: int = 1) -> Ite
     it from its start.
     """
     records: Iterator[Record] = iter(())
-    following = -1  # the slice that `records` stands before
+    following = sys.maxsize  # the slice that `records` stands before
     for part in todo:
         near = 0 <= part.index - following < stride
         records = _forward(records, part.start) if near else corpus.records(part.start)

@@ -1,6 +1,7 @@
 """Embedding on a Ray cluster: actors hold the teacher, Ray hands them slices and replaces those that die."""
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,13 @@ from sentence_distill.pipeline.work import Job, embed_slices
 # A group of slices starts its readers once; small enough that actors end at about the same time.
 _GROUPS_PER_ACTOR = 8
 _LARGEST_GROUP = 64
+
+
+def _reach(address: str | None) -> None:
+    """Fail in seconds where nothing listens at `address`: Ray itself asks for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 class _Actor:
@@ -62,16 +70,23 @@ class RayEngine:
         except ImportError as error:
             raise UserError("--engine ray needs Ray: pip install 'sentence-distill[ray]'") from error
         try:
+            _reach(address)
             own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
             ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, **own)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}; see ray status") from error
         self._ray = ray
         gpus = int(ray.cluster_resources().get("GPU", 0))
         nodes = [node for node in ray.nodes() if node["Alive"]]
         count = workers or gpus or len(nodes)
         options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
-        options |= {"num_gpus": 1} if gpus else {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
+        if gpus:
+            options["num_gpus"] = 1
+        else:
+            # Ray gives an actor as many threads as it asks for CPUs.
+            cpus = int(min(node["Resources"].get("CPU", 1) for node in nodes))
+            share = max(1, cpus * len(nodes) // max(count, len(nodes)))
+            options |= {"num_cpus": share, "scheduling_strategy": "SPREAD"}
         actor = ray.remote(**options)(_Actor)
         self.actors: list[Any] = [actor.remote(spec, "cuda" if gpus else "cpu", readers) for _ in range(count)]
 

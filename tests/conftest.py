@@ -6,6 +6,8 @@ from pathlib import Path
 
 # No test asks the network, whatever the machine has; the libraries read this when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Over shapes as small as these tests', the last bit of a product depends on the number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -69,6 +71,11 @@ def corpus_file(tmp_path_factory) -> Path:
     return path
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file in a folder, by name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def run_sd(*arguments: str | Path) -> int:
     """Run `sd` in this process; its exit code."""
     import sys
@@ -98,6 +105,15 @@ def shards(teacher_folder, corpus_file, tmp_path_factory) -> Path:
     )
     assert code == 0
     return folder
+
+
+@pytest.fixture
+def arguments(teacher_folder, corpus_file) -> list[str]:
+    """The options with which the fixture `shards` was made, without --out."""
+    return [
+        *("embed", "--corpus", str(corpus_file), "--teacher", str(teacher_folder), "--shard-rows", "200"),
+        *("--pooling", "mean", "--dtype", "float32", "--precision", "fp32"),
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -9,15 +9,13 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from sentence_distill.data.hashing import sentence_id
 from sentence_distill.pipeline.manifest import load_manifest
 from sentence_distill.pipeline.shards import Shard
 from sentence_distill.pipeline.verify import verify_folder
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+from tests.conftest import contents
 
 
 def rows(folder):
@@ -26,15 +24,6 @@ def rows(folder):
         for path in sorted(folder.glob("*.arrow"))
         if "shard" in path.name
     )
-
-
-@pytest.fixture
-def arguments(teacher_folder, corpus_file):
-    """The options with which the fixture `shards` was made, without --out."""
-    return [
-        *("embed", "--corpus", str(corpus_file), "--teacher", str(teacher_folder), "--shard-rows", "200"),
-        *("--pooling", "mean", "--dtype", "float32", "--precision", "fp32"),
-    ]
 
 
 def test_each_sentence_is_there_once_in_the_order_of_the_corpus(shards, corpus_file):
@@ -196,7 +185,8 @@ def test_vectors_that_are_not_finite_are_rejected(sd, arguments, tmp_path, monke
 
     def broken(self, tokens, *rest):
         launched = launch(self, tokens, *rest)
-        launched.copy[3:4, 5] = np.nan
+        with torch.inference_mode():
+            launched.copy[3:4, 5] = np.nan
         return launched
 
     monkeypatch.setattr(Teacher, "launch", broken)

@@ -1,0 +1,170 @@
+"""Runs over several jobs, devices, machines and stores leave the bytes of a run on one."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from sentence_distill.data.corpus import Corpus
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.progress import Silent
+from sentence_distill.data.sentences import SentenceRules
+from sentence_distill.pipeline.config import EmbedConfig
+from sentence_distill.pipeline.embed import EmbedRun
+from sentence_distill.pipeline.engines import TeacherSpec
+from sentence_distill.pipeline.files import open_folder
+from sentence_distill.pipeline.locate import Located
+from sentence_distill.pipeline.lock import lock_folder
+from sentence_distill.pipeline.manifest import load_manifest
+from sentence_distill.pipeline.verify import verify_folder
+from tests.conftest import contents
+
+
+def test_shares_of_an_array_and_a_merge_leave_the_bytes_of_one_run(sd, arguments, shards, tmp_path, capsys):
+    out = tmp_path / "out"
+    for share in ("3/3", "1/3"):
+        assert sd(*arguments, "--out", out, "--slice", share) == 0
+    assert not (out / "manifest.json").exists()
+    assert sd("shards", "merge", out) == 1
+    assert "lacks 2 of 5 shards, the first is shard-00001.arrow" in capsys.readouterr().err
+    assert sd(*arguments, "--out", out, "--slice", "2/3") == 0
+    assert sd("shards", "merge", out) == 0
+    assert {name: b for name, b in contents(out).items() if ".lock" not in name} == contents(shards)
+
+
+def test_more_shares_than_slices_leave_some_with_nothing_to_do(sd, arguments, shards, tmp_path):
+    for share in range(1, 8):
+        assert sd(*arguments, "--out", tmp_path / "out", "--slice", f"{share}/7") == 0
+    assert sd("shards", "merge", tmp_path / "out") == 0
+    assert load_manifest(tmp_path / "out") == load_manifest(shards)
+
+
+@pytest.mark.parametrize("share", ["0/3", "4/3", "1", "a/b", "1/0"])
+def test_a_share_that_is_none_is_wrong_usage(sd, arguments, tmp_path, share, capsys):
+    assert sd(*arguments, "--out", tmp_path / "out", "--slice", share) == 2
+    assert "no share" in capsys.readouterr().err
+
+
+def test_a_share_is_refused_beside_a_whole_run_and_beside_itself_but_not_beside_another(
+    sd, arguments, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    with lock_folder(out):
+        assert sd(*arguments, "--out", out, "--slice", "1/2") == 1
+    with lock_folder(out, shared=True), lock_folder(out, name=".lock-1-of-2"):
+        assert sd(*arguments, "--out", out, "--slice", "1/2") == 1
+        assert sd(*arguments, "--out", out) == 1
+        assert sd("shards", "merge", out) == 1
+        assert sd(*arguments, "--out", out, "--slice", "2/2") == 0
+    assert "in use by jobs of --slice" in capsys.readouterr().err
+
+
+def test_merging_shards_of_different_runs_is_refused_with_what_differs(sd, arguments, shards, tmp_path, capsys):
+    out, other = tmp_path / "out", tmp_path / "other"
+    sd(*arguments, "--out", out, "--slice", "1/2")
+    sd(*arguments, "--out", other, "--slice", "2/2", "--dtype", "float16")
+    for path in other.glob("shard-*"):
+        path.rename(out / path.name)
+    assert sd("shards", "merge", out) == 1
+    assert "dtype (float32 -> float16)" in capsys.readouterr().err
+
+
+def test_two_devices_leave_the_bytes_of_one(sd, arguments, shards, tmp_path):
+    assert sd(*arguments, "--out", tmp_path / "out", "--devices", "cpu,cpu") == 0
+    assert contents(tmp_path / "out") == contents(shards)
+
+
+def test_a_device_that_is_not_there_is_refused(sd, arguments, tmp_path, capsys):
+    assert sd(*arguments, "--out", tmp_path / "out", "--devices", "0,99") == 1
+    assert "CUDA devices here" in capsys.readouterr().err
+
+
+def test_several_readers_leave_the_bytes_of_one(sd, arguments, shards, tmp_path):
+    assert sd(*arguments, "--out", tmp_path / "out", "--readers", "3") == 0
+    assert contents(tmp_path / "out") == contents(shards)
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """A bucket of a server on this machine that speaks S3."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name, value in (("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("bucket")
+    yield "s3://bucket/shards"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_a_run_into_s3_leaves_the_same_files_and_goes_on_where_it_stood(sd, arguments, shards, s3, capsys):
+    assert sd(*arguments, "--out", s3) == 0
+    folder = open_folder(s3)
+    assert {str(p.path).split("shards/")[1]: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == contents(
+        shards
+    )
+    assert sd("shards", "verify", s3) == 0
+    (folder / "shard-00002.json").unlink()
+    (folder / "shard-00003.arrow").write_bytes(b"cut short")
+    assert sd("shards", "verify", s3) == 1
+    assert sd(*arguments, "--out", s3) == 0
+    assert sd("shards", "verify", s3) == 0
+    assert "shard-00003.arrow has 9 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["sftp://host/shards", "http://host/shards"])
+def test_a_store_that_shows_half_written_files_is_refused(sd, arguments, url, capsys):
+    assert sd(*arguments, "--out", url) == 1
+    assert "puts files atomically" in capsys.readouterr().err
+
+
+def test_ray_replaces_a_worker_that_is_killed_and_leaves_the_bytes_of_the_local_engine(
+    teacher_folder, corpus_file, arguments, sd, tmp_path
+):
+    pytest.importorskip("ray")
+    from sentence_distill.pipeline.ray_engine import RayEngine
+
+    small = ["--shard-rows", "20"]
+    assert sd(*arguments, *small, "--out", tmp_path / "local") == 0
+    spec = TeacherSpec(located=Located(teacher_folder, teacher_folder.name), pooling="mean", precision="fp32")
+    engine = RayEngine(spec, address=None, workers=2, readers=1)
+    out = tmp_path / "ray"
+    killed = []
+
+    def kill_one() -> None:
+        while not list(out.glob("shard-*.json")):
+            time.sleep(0.01)
+        killed.append(engine._ray.get(engine.actors[0].pid.remote()))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    try:
+        config = EmbedConfig(rules=SentenceRules(), shard_rows=20, dtype="float32")
+        corpus = Corpus.open([str(corpus_file)])
+        run = EmbedRun(corpus=corpus, engine=engine, out=out, config=config, notice="", progress=Silent())
+        killer.start()
+        run.run()
+        killer.join()
+        assert engine._ray.get(engine.actors[0].pid.remote()) != killed[0]
+    finally:
+        engine.close()
+    assert contents(out) == contents(tmp_path / "local")
+    assert verify_folder(out, lambda n: None) == []
+
+
+def test_a_ray_cluster_that_does_not_answer_is_said_so():
+    pytest.importorskip("ray")
+    from sentence_distill.pipeline.ray_engine import RayEngine
+
+    with pytest.raises(UserError, match="no Ray cluster at 127.0.0.1:1"):
+        RayEngine(TeacherSpec(located=Located(None, "x")), address="127.0.0.1:1", workers=1, readers=1)
