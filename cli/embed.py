@@ -11,7 +11,9 @@ import click
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
+    from sentence_distill.data.corpus import Corpus
     from sentence_distill.data.progress import Progress
+    from sentence_distill.pipeline.config import EmbedConfig
     from sentence_distill.pipeline.embed import Engine
     from sentence_distill.pipeline.locate import Located
 
@@ -94,8 +96,8 @@ def _share(context: click.Context, parameter: click.Parameter, value: str | None
 )
 @click.option(
     "--token-budget",
-    default=None,
-    type=click.IntRange(1),
+    default=0,
+    type=click.IntRange(0),
     help="Tokens of a teacher's batch.  [default: 4096, on a GPU 16384]",
 )
 @click.option(
@@ -127,6 +129,11 @@ def _share(context: click.Context, parameter: click.Parameter, value: str | None
     callback=_share,
     metavar="I/N",
     help="Do only the I-th of N shares, as one of many jobs over one folder; sd shards merge ends the run.",
+)
+@click.option(
+    "--plan-only",
+    is_flag=True,
+    help="Make the plan and stop: ahead of many jobs, on a machine without GPU.",
 )
 @click.option(
     "--engine",
@@ -183,29 +190,44 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
         progress.log(f"note: {located.notice} ({located.reason})")
 
     from sentence_distill.pipeline.config import EmbedConfig
+
+    config = EmbedConfig(
+        rules=rules,
+        keep_text=not options["no_text"],
+        compression=None if options["compression"] == "none" else options["compression"],
+        **{name: options[name] for name in ("shard_rows", "max_tokens", "token_budget", "dtype")},
+    )
+    if options["plan_only"]:
+        with _stopped_by_signals(out):
+            _plan(corpus, config, folder, progress)
+        return
+
     from sentence_distill.pipeline.embed import EmbedRun
 
     with _engine(located, options) as engine:
-        facts = engine.facts()
-        progress.log(str(facts))
-        config = EmbedConfig(
-            rules=rules,
-            shard_rows=options["shard_rows"],
-            max_tokens=options["max_tokens"],
-            token_budget=options["token_budget"] or (4096 if facts.device == "cpu" else 16_384),
-            dtype=options["dtype"],
-            keep_text=not options["no_text"],
-            compression=None if options["compression"] == "none" else options["compression"],
-        )
         run = EmbedRun(
             corpus=corpus, engine=engine, out=folder, config=config, notice=located.notice, progress=progress
         )
+        progress.log(str(run.teacher))
         with _stopped_by_signals(out):
             if options["share"]:
                 shards = run.run_share(*options["share"])
                 click.echo(f"{out}: the share's {shards} shards are there\nnext, once all are: sd shards merge {out}")
             else:
                 _summary(out, run.run())
+
+
+def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progress") -> None:
+    from sentence_distill.pipeline.embed import make_folder, make_or_load_plan
+    from sentence_distill.pipeline.lock import lock_folder
+
+    make_folder(out)
+    with lock_folder(out):
+        plan = make_or_load_plan(corpus, config, out, progress)
+    click.echo(
+        f"{out}: a plan of {plan.rows:,} sentences in {len(plan.slices):,} slices\n"
+        f"next: the same command without --plan-only, or as jobs with --slice 1/N to N/N"
+    )
 
 
 @contextmanager

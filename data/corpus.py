@@ -60,12 +60,16 @@ class Corpus:
             UserError: a file that can't be read, is cut short, or lacks the text field; it names the file.
         """
         for index in range(start.file, len(self.sources)):
-            source = self.sources[index]
-            try:
-                yield from self._reader(source)(source, start if index == start.file else Position(index))
-            except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                raise UserError(f"corpus file {source.name} can't be read to its end: {reason[0]}") from error
+            yield from self.file_records(index, start if index == start.file else None)
+
+    def file_records(self, index: int, start: Position | None = None) -> Iterator[Record]:
+        """Yield the records of the file with number `index`, from `start` on; see `records`."""
+        source = self.sources[index]
+        try:
+            yield from self._reader(source)(source, start or Position(index))
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"corpus file {source.name} can't be read to its end: {reason[0]}") from error
 
     def _reader(self, source: Source) -> "partial[Iterator[Record]]":
         kind = self.format or detect_format(source)

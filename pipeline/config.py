@@ -15,8 +15,8 @@ class EmbedConfig:
     """Sentences of a slice; a shard holds at most slightly more rows. A kill loses at most one shard's work."""
     max_tokens: int = 128
     """Sentences with more tokens, special tokens not counted, are rejected."""
-    token_budget: int = 4096
-    """Tokens of a teacher's batch."""
+    token_budget: int = 0
+    """Tokens of a teacher's batch; 0 lets the run take what suits the device."""
     dtype: str = "float16"
     """Of the embeddings on disk, "float16" or "float32"."""
     keep_text: bool = True

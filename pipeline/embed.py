@@ -1,6 +1,7 @@
 """Stage one: from a corpus to a folder of shards; what a run does around the work of its engine."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,9 @@ from sentence_distill.pipeline.shards import read_sidecar, shard_name, shard_pro
 from sentence_distill.pipeline.teacher import TeacherFacts
 from sentence_distill.pipeline.work import Job
 
+# No larger batch was faster on a CPU; a GPU needs more to be filled (not measured).
+CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 4096, 16_384
+
 
 class Engine(Protocol):
     """Decides where slices are embedded; what they yield is the same everywhere."""
@@ -27,6 +31,52 @@ class Engine(Protocol):
 
     def run(self, job: Job, todo: Sequence[Slice], progress: Progress, advance: Callable[[int], None]) -> None:
         """Commit the shards of `todo`."""
+
+
+def make_folder(out: Path) -> None:
+    """Make a local folder; in an object store there is none to make."""
+    if is_local(out):
+        out.mkdir(parents=True, exist_ok=True)
+
+
+def make_or_load_plan(
+    corpus: Corpus, config: EmbedConfig, out: Path, progress: Progress, *, trusting: bool = False
+) -> Plan:
+    """The plan in `out`, made where there is none of this corpus and these rules; hold the folder's lock.
+
+    Args:
+        corpus: what is to be embedded.
+        config: the rules, and the sentences of a slice.
+        out: folder of the shards.
+        progress: where to report.
+        trusting: whether a plan's word is taken for the content of files with the same names and sizes.
+
+    Raises:
+        UserError: the folder holds shards of another corpus or other rules.
+    """
+    plan = Plan.load(out / PLAN)
+    text = text_fingerprint(corpus, config.rules, config.shard_rows, plan if trusting else None)
+    if plan is None or plan.fingerprint != text:
+        _refuse_other_runs(out, text)
+        with progress.task("plan", None, "records") as advance:
+            plan = make_plan(corpus, config.rules, config.shard_rows, text, advance)
+        plan.save(out / PLAN)
+    progress.log(f"plan: {plan.rows:,} sentences in {len(plan.slices):,} slices")
+    return plan
+
+
+def _refuse_other_runs(out: Path, fingerprint: dict[str, Any]) -> None:
+    """Refuse a folder with shards that differ in a field of `fingerprint`."""
+    for shard in sorted(out.glob("shard-*.arrow")):
+        sidecar = read_sidecar(shard)
+        if sidecar is None:
+            continue
+        old = {field: sidecar["fingerprint"].get(field) for field in fingerprint}
+        if differing := differing_fields(old, fingerprint):
+            raise UserError(
+                f"{out} holds shards of another run, which differs in {'; '.join(differing)}; "
+                "run with the options of that run, or write to another folder with --out"
+            )
 
 
 class EmbedRun:
@@ -58,7 +108,8 @@ class EmbedRun:
         if config.max_tokens > self.teacher.max_tokens:
             raise UserError(f"--max-tokens {config.max_tokens}: this teacher takes {self.teacher.max_tokens} at most")
         self.out = out
-        self.config = config
+        budget = config.token_budget or (CPU_TOKEN_BUDGET if self.teacher.device == "cpu" else GPU_TOKEN_BUDGET)
+        self.config = replace(config, token_budget=budget)
         self.notice = notice
         self.progress = progress
 
@@ -68,10 +119,10 @@ class EmbedRun:
         Raises:
             UserError: the folder is in use, or holds shards of another run.
         """
-        self._make_folder()
+        make_folder(self.out)
         with lock_folder(self.out):
             remove_temporaries(self.out)
-            plan = self._plan(text_fingerprint(self.corpus, self.config.rules, self.config.shard_rows))
+            plan = make_or_load_plan(self.corpus, self.config, self.out, self.progress)
             self._embed(plan, plan.slices)
             self.progress.log("closing the folder")
             return close_folder(self.out, plan)
@@ -85,31 +136,15 @@ class EmbedRun:
         Raises:
             UserError: a whole run or the same share is at work here, or the folder holds shards of another run.
         """
-        self._make_folder()
+        make_folder(self.out)
         with lock_folder(self.out, shared=True), lock_folder(self.out, name=f".lock-{number}-of-{count}"):
             with lock_folder(self.out, name=".lock-plan", wait=True):
-                known = Plan.load(self.out / PLAN)
-                text = text_fingerprint(self.corpus, self.config.rules, self.config.shard_rows, known)
-                plan = self._plan(text)
+                plan = make_or_load_plan(self.corpus, self.config, self.out, self.progress, trusting=True)
                 self._write_assets()
             size = len(plan.slices)
             share = plan.slices[size * (number - 1) // count : size * number // count]
             self._embed(plan, share)
             return len(share)
-
-    def _make_folder(self) -> None:
-        if is_local(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-
-    def _plan(self, text: dict[str, Any]) -> Plan:
-        path = self.out / PLAN
-        if (plan := Plan.load(path)) is None or plan.fingerprint != text:
-            self._refuse_other_runs(text)
-            with self.progress.task("plan", None, "records") as advance:
-                plan = make_plan(self.corpus, self.config.rules, self.config.shard_rows, text, advance)
-            plan.save(path)
-        self.progress.log(f"plan: {plan.rows:,} sentences in {len(plan.slices):,} slices")
-        return plan
 
     def _fingerprint(self, plan: Plan) -> dict[str, Any]:
         return {
@@ -125,21 +160,8 @@ class EmbedRun:
             "compression": self.config.compression or "none",
         }
 
-    def _refuse_other_runs(self, fingerprint: dict[str, Any]) -> None:
-        """Refuse a folder with shards that differ in a field of `fingerprint`."""
-        for shard in sorted(self.out.glob("shard-*.arrow")):
-            sidecar = read_sidecar(shard)
-            if sidecar is None:
-                continue
-            old = {field: sidecar["fingerprint"].get(field) for field in fingerprint}
-            if differing := differing_fields(old, fingerprint):
-                raise UserError(
-                    f"{self.out} holds shards of another run, which differs in {'; '.join(differing)}; "
-                    "run with the options of that run, or write to another folder with --out"
-                )
-
     def _missing(self, plan: Plan, share: Sequence[Slice], fingerprint: dict[str, Any]) -> list[Slice]:
-        self._refuse_other_runs(fingerprint)
+        _refuse_other_runs(self.out, fingerprint)
         lists = listed(self.out, len(plan.slices))
         todo = []
         for part in share:

@@ -17,10 +17,11 @@ import pyarrow.ipc
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.hashing import bytes_hash, sentence_id
+from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.records import Position
-from sentence_distill.data.sentences import SentenceRules, split_sentences
+from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.pipeline.files import dump_json, load_json, write_atomically
+from sentence_distill.pipeline.scan import scan_corpus
 
 _PARTITIONS = 64
 
@@ -127,20 +128,26 @@ def make_plan(
     hashes = array("Q")
     cuts: list[tuple[Position, int, int]] = []  # start, records and sentences of each slice
     start: Position | None = None
-    records = first = 0
-    for record in corpus.records():
-        if start is None:
-            start = record.position
-        records += 1
-        if record.text is not None:
-            hashes.extend(sentence_id(s.text) for s in split_sentences(record.text, rules) if not s.reason)
-        if records % 1000 == 0:
-            advance(1000)
-        if len(hashes) - first >= shard_rows:
-            cuts.append((start, records, len(hashes) - first))
-            start, records, first = None, 0, len(hashes)
+    records = sentences = 0
+    for block in scan_corpus(corpus, rules):
+        hashes.frombytes(block.hashes.tobytes())
+        ends = np.cumsum(block.sentences)
+        first = 0
+        while first < len(ends):
+            if start is None:
+                start = Position(block.file, int(block.records[first]), int(block.offsets[first]))
+            before = int(ends[first - 1]) if first else 0
+            last = int(np.searchsorted(ends, before + shard_rows - sentences))
+            after = min(last + 1, len(ends))
+            records += after - first
+            sentences += int(ends[after - 1]) - before
+            first = after
+            if last < len(ends):
+                cuts.append((start, records, sentences))
+                start, records, sentences = None, 0, 0
+        advance(len(ends))
     if start is not None:
-        cuts.append((start, records, len(hashes) - first))
+        cuts.append((start, records, sentences))
     if not hashes:
         raise UserError(
             "the corpus holds no sentence that can be used: "

@@ -1,10 +1,5 @@
 import json
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -69,23 +64,6 @@ def test_a_second_run_elsewhere_gives_the_same_bytes(sd, arguments, shards, tmp_
     assert contents(tmp_path / "again") == contents(shards)
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(arguments, shards, tmp_path):
-    out = tmp_path / "killed"
-    command = [sys.executable, "-m", "sentence_distill.cli", *arguments, "--out", str(out)]
-    rng = random.Random(0)
-    for _ in range(4):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        # Wait until it writes, so that the kill falls into its work and not into its imports.
-        shards_before = len(list(out.glob("*.arrow*")))
-        while process.poll() is None and len(list(out.glob("*.arrow*"))) == shards_before:
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    assert contents(out) == contents(shards)
-
-
 @pytest.mark.parametrize(
     ("option", "value", "field"),
     [("--pooling", "cls", "pooling"), ("--shard-rows", "100", "shard_rows"), ("--min-words", "5", "min_words")],
@@ -129,20 +107,6 @@ def test_a_damaged_shard_is_found_and_only_it_is_made_again(sd, arguments, shard
     assert contents(folder) == contents(shards)
 
 
-def test_every_flipped_bit_is_found(shards, tmp_path):
-    folder = shutil.copytree(shards, tmp_path / "shards")
-    rng = random.Random(1)
-    for path in sorted(folder.glob("shard-00002.*")):
-        content = path.read_bytes()
-        for _ in range(25):
-            flipped = bytearray(content)
-            flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
-            path.write_bytes(flipped)
-            assert verify_folder(folder, lambda n: None), path
-        path.write_bytes(content)
-    assert verify_folder(folder, lambda n: None) == []
-
-
 def test_a_shard_of_another_run_is_found(shards, tmp_path, sd, arguments):
     folder = shutil.copytree(shards, tmp_path / "shards")
     sd(*arguments[:-4], "--dtype", "float16", "--out", tmp_path / "other")
@@ -151,19 +115,6 @@ def test_a_shard_of_another_run_is_found(shards, tmp_path, sd, arguments):
     (problem,) = verify_folder(folder, lambda n: None)
     assert "another run" in problem
     assert "dtype" in problem
-
-
-def test_two_runs_at_once_in_one_folder_are_refused(sd, arguments, tmp_path, capsys):
-    import fcntl
-
-    out = tmp_path / "out"
-    out.mkdir()
-    with (out / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.write("4711")
-        lock.flush()
-        assert sd(*arguments, "--out", out) == 1
-    assert "in use by process 4711" in capsys.readouterr().err
 
 
 def test_sentences_with_too_many_tokens_are_rejected(sd, arguments, tmp_path):

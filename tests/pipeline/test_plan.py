@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.sentences import SentenceRules
+from sentence_distill.pipeline import scan
 from sentence_distill.pipeline.plan import Plan, make_plan, mark_duplicates
+from tests.conftest import make_sentences
 
 RULES = SentenceRules(min_words=2)
 
@@ -56,3 +58,32 @@ def test_a_corpus_without_a_usable_sentence_is_an_error(tmp_path):
     (tmp_path / "a.txt").write_text("1\n2\n")
     with pytest.raises(UserError, match="no sentence that can be used"):
         plan_of(tmp_path / "a.txt", 10)
+
+
+def test_cuts_fall_where_a_slice_has_enough_sentences_and_span_files(tmp_path):
+    words = "The red cat ran over the bridge."
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text((words + " " + words + "\n") * 7)
+    plan = make_plan(Corpus.open([str(tmp_path)]), SentenceRules(), 9, {}, lambda n: None)
+    assert [(part.start.file, part.start.record, part.records, part.sentences) for part in plan.slices] == [
+        *((0, 0, 5, 10), (0, 5, 5, 10), (1, 3, 5, 10), (2, 1, 5, 10), (2, 6, 1, 2)),
+    ]
+
+
+def test_several_processes_make_the_plan_of_one(tmp_path, monkeypatch):
+    for number, sentences in enumerate((50, 3, 200)):
+        (tmp_path / f"{number}.txt").write_text("\n".join(make_sentences(sentences, seed=number % 2)))
+    corpus = Corpus.open([str(tmp_path)])
+    alone = make_plan(corpus, SentenceRules(), 20, {}, lambda n: None)
+    monkeypatch.setattr(scan, "_PARALLEL_BYTES", 0)
+    monkeypatch.setattr(scan.os, "cpu_count", lambda: 2)
+    assert make_plan(corpus, SentenceRules(), 20, {}, lambda n: None).hash == alone.hash
+
+
+@pytest.mark.parametrize("block", [1, 3, 8])
+def test_a_plan_does_not_depend_on_how_records_are_read_in_blocks(tmp_path, monkeypatch, block):
+    (tmp_path / "corpus.txt").write_text("\n".join(make_sentences(40)) + "\n\nNo.\n")
+    corpus = Corpus.open([str(tmp_path / "corpus.txt")])
+    expected = make_plan(corpus, SentenceRules(), 7, {}, lambda n: None)
+    monkeypatch.setattr(scan, "_BLOCK_RECORDS", block)
+    assert make_plan(corpus, SentenceRules(), 7, {}, lambda n: None).hash == expected.hash

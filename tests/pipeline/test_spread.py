@@ -72,6 +72,15 @@ def test_merging_shards_of_different_runs_is_refused_with_what_differs(sd, argum
     assert "dtype (float32 -> float16)" in capsys.readouterr().err
 
 
+def test_a_plan_made_ahead_is_what_the_jobs_work_by(sd, arguments, shards, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert sd(*arguments, "--out", out, "--plan-only") == 0
+    assert "a plan of 900 sentences in 5 slices" in capsys.readouterr().out
+    assert sorted(contents(out)) == ["plan.arrow", "plan.json"]
+    assert sd(*arguments, "--out", out) == 0
+    assert contents(out) == contents(shards)
+
+
 def test_two_devices_leave_the_bytes_of_one(sd, arguments, shards, tmp_path):
     assert sd(*arguments, "--out", tmp_path / "out", "--devices", "cpu,cpu") == 0
     assert contents(tmp_path / "out") == contents(shards)
@@ -166,5 +175,5 @@ def test_a_ray_cluster_that_does_not_answer_is_said_so():
     pytest.importorskip("ray")
     from sentence_distill.pipeline.ray_engine import RayEngine
 
-    with pytest.raises(UserError, match="no Ray cluster at 127.0.0.1:1"):
+    with pytest.raises(UserError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
         RayEngine(TeacherSpec(located=Located(None, "x")), address="127.0.0.1:1", workers=1, readers=1)

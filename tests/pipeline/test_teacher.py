@@ -8,7 +8,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.samples import packaged_teacher
+from sentence_distill.pipeline.cpu_kernels import attention, use_cpu_kernels
 from sentence_distill.pipeline.locate import Located, locate_teacher
+from sentence_distill.pipeline.precision import has_bf16
 from sentence_distill.pipeline.teacher import Teacher
 from tests.conftest import make_sentences
 
@@ -183,3 +185,57 @@ def test_bfloat16_stays_close_to_float32():
         embed(Teacher.load(located, device=CPU, dtype=dtype), sentences) for dtype in (torch.float32, torch.bfloat16)
     )
     assert ((exact * rounded).sum(axis=1) > 0.999).all()
+
+
+def test_what_does_not_fit_into_memory_is_halved_and_later_batches_with_it(teacher_folder, monkeypatch):
+    teacher, sentences = load(teacher_folder), make_sentences(60)
+    expected, sizes, forward = embed(teacher, sentences, budget=10_000), [], Teacher._forward
+
+    def small_memory(self, batch):
+        sizes.append(batch.numel())
+        if batch.numel() > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch)
+
+    monkeypatch.setattr(Teacher, "_forward", small_memory)
+    np.testing.assert_allclose(embed(teacher, sentences, budget=10_000), expected, atol=1e-6)
+    failed = [size for size in sizes if size > 40]
+    assert failed
+    sizes.clear()
+    np.testing.assert_allclose(embed(teacher, sentences, budget=10_000), expected, atol=1e-6)
+    assert max(sizes) <= 40
+
+
+def test_a_sentence_that_does_not_fit_into_memory_is_an_error_that_says_what_to_do(teacher_folder, monkeypatch):
+    def no_memory(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    teacher = load(teacher_folder)
+    monkeypatch.setattr(Teacher, "_forward", no_memory)
+    with pytest.raises(UserError, match="not enough memory for one sentence of"):
+        embed(teacher, make_sentences(3))
+
+
+@pytest.mark.skipif(not has_bf16(CPU), reason="this processor has no bfloat16 instructions")
+def test_the_kernels_for_cpus_give_what_pytorch_gives_within_rounding(teacher_folder):
+    sentences = make_sentences(80)
+    exact = embed(load(teacher_folder), sentences)
+    vectors = embed(load(teacher_folder, dtype=torch.bfloat16), sentences)
+    plain = AutoModel.from_pretrained(teacher_folder, dtype=torch.bfloat16).eval()
+    fast = AutoModel.from_pretrained(teacher_folder, dtype=torch.bfloat16).eval()
+    use_cpu_kernels(fast)
+    batch = torch.randint(5, 40, (16, 9))
+    with torch.inference_mode():
+        expected, got = (model(input_ids=batch).last_hidden_state.float() for model in (plain, fast))
+    torch.testing.assert_close(got, expected, atol=0.05, rtol=0.05)
+    cosines = (exact * vectors).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(vectors, axis=1)
+    assert cosines.min() > 0.999
+
+
+@pytest.mark.skipif(not has_bf16(CPU), reason="this processor has no bfloat16 instructions")
+@pytest.mark.parametrize("length", [1, 7, 64])
+def test_attention_for_cpus_is_scaled_dot_product_attention(length):
+    query, key, value = torch.randn(3, 5, 4, length, 16).to(torch.bfloat16)
+    expected = torch.nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    got, _ = attention(None, query, key, value, None)
+    torch.testing.assert_close(got.float(), expected.transpose(1, 2), atol=0.03, rtol=0.03)

@@ -1,0 +1,141 @@
+"""Does to real runs of `sd embed` what machines do to them, and counts what was survived.
+
+usage: python benchmarks/faults.py CORPUS WORKDIR [--kills 30] [--signals 5] [--flips 400] [--seed 0]
+
+CORPUS is a few thousand sentences; the teacher is MiniLM, in shards of 250 sentences. A kill or signal is survived
+where the same command goes on to the bytes of a run that was left alone; damage where `sd shards verify` and training
+both find it, and `sd embed` makes that shard again and no other. Writes a dated file.
+"""
+
+import argparse
+import hashlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from record import write_result
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.verify import verify_folder
+from sentence_distill.student.stream import ShardStream
+
+# Making the damaged shard again takes a start of the teacher each time; this many of the flips are mended.
+_MENDED = 10
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over the names and bytes of all files."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            total.update(f"{path.relative_to(folder)}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def stop_and_go_on(command: list[str], out: Path, whole: str, number: int, times: int, rng: random.Random) -> int:
+    """Send a signal to `times` runs at random moments, each in the folder of the one before; return survivals.
+
+    A run that has come to its end before is compared, and the next begins in an empty folder.
+    """
+    survived = sent = pending = 0
+    while sent < times or pending:
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        if sent < times:
+            # Most of a start are imports; the moments cover them, the plan, all shards and the end.
+            time.sleep(rng.uniform(2, 14))
+            if process.poll() is None:
+                process.send_signal(number)
+                process.wait()
+                sent, pending = sent + 1, pending + 1
+                continue
+        process.wait()
+        survived += pending if digest(out) == whole else 0
+        pending = 0
+        shutil.rmtree(out)
+    return survived
+
+
+def damage(folder: Path, command: list[str], changes: list[tuple[Path, bytes]]) -> dict[str, int]:
+    """Replace one file after the other by what is wrong with it; count who finds it, and how often it is mended."""
+    counts = {"tried": len(changes), "found_by_verify": 0, "found_by_training": 0, "mended_tried": 0, "mended": 0}
+    whole = digest(folder)
+    for number, (path, wrong) in enumerate(changes):
+        right = path.read_bytes()
+        path.write_bytes(wrong)
+        counts["found_by_verify"] += any(path.stem in problem for problem in verify_folder(folder, lambda n: None))
+        try:
+            ShardStream(folder, held_out=0.1)
+        except UserError as error:
+            counts["found_by_training"] += path.stem in str(error)
+        if number % (len(changes) // _MENDED) == 0:
+            others = {p: p.stat().st_mtime_ns for p in folder.glob("shard-*") if p.stem != path.stem}
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            untouched = all(p.stat().st_mtime_ns == at for p, at in others.items())
+            counts["mended_tried"] += 1
+            counts["mended"] += untouched and digest(folder) == whole
+        path.write_bytes(right)
+    return counts
+
+
+def flipped(rng: random.Random, content: bytes) -> bytes:
+    """One bit of `content` turned."""
+    changed = bytearray(content)
+    changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def cut(rng: random.Random, content: bytes) -> bytes:
+    """`content` without its end."""
+    return content[: rng.randrange(len(content))]
+
+
+def main() -> None:
+    """Run, break, count; exit with 1 where anything was not survived."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--signals", type=int, default=5)
+    parser.add_argument("--flips", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    command = [sys.executable, "-m", "sentence_distill.cli", "embed", "--corpus", str(options.corpus)]
+    command += ["--teacher", "minilm", "--shard-rows", "250", "--out"]
+    whole, out = options.workdir / "whole", options.workdir / "out"
+    for folder in (whole, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([*command, str(whole)], check=True)
+    expected = digest(whole)
+    rows: list[dict[str, Any]] = []
+    for number, times in (
+        (signal.SIGKILL, options.kills),
+        (signal.SIGTERM, options.signals),
+        (signal.SIGINT, options.signals),
+    ):
+        survived = stop_and_go_on([*command, str(out)], out, expected, number, times, rng)
+        rows.append({"fault": f"{number.name} at a random moment", "tried": times, "survived": survived})
+        print(rows[-1], flush=True)
+    files = sorted(path for path in whole.glob("shard-*"))
+    kinds: tuple[tuple[str, Callable[[random.Random, bytes], bytes], int], ...] = (
+        ("one bit flipped in a shard or sidecar", flipped, options.flips),
+        ("a shard or sidecar cut short", cut, options.flips // 10),
+    )
+    for name, change, times in kinds:
+        chosen = [rng.choice(files) for _ in range(times)]
+        changes = [(path, change(rng, path.read_bytes())) for path in chosen]
+        rows.append({"fault": name, **damage(whole, [*command, str(whole)], changes)})
+        print(rows[-1], flush=True)
+    write_result("faults", {"teacher": "minilm", "shards": len(files) // 2}, rows)
+    lost = [row for row in rows if row["tried"] != row.get("survived", row.get("found_by_verify"))]
+    sys.exit(1 if lost else 0)
+
+
+if __name__ == "__main__":
+    main()

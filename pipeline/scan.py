@@ -1,0 +1,76 @@
+"""One pass over a corpus for its plan: how many sentences each record has, and their hashes."""
+
+import multiprocessing
+import os
+import signal
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import numpy as np
+
+from sentence_distill.data.corpus import Corpus
+from sentence_distill.data.hashing import sentence_id
+from sentence_distill.data.sentences import SentenceRules, split_sentences
+
+_BLOCK_RECORDS = 8192
+# Below this, starting processes takes longer than reading.
+_PARALLEL_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Block:
+    """Records of one file that follow each other.
+
+    Args:
+        file: number of the file.
+        records: uint64[r], number of each record in it.
+        offsets: uint64[r], where each record begins, see `Position`.
+        sentences: uint32[r], how many sentences of each pass the rules.
+        hashes: uint64[sum of sentences], their ids.
+    """
+
+    file: int
+    records: np.ndarray
+    offsets: np.ndarray
+    sentences: np.ndarray
+    hashes: np.ndarray
+
+
+def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[Block]:
+    """Yield all records in the order of the corpus; large corpora of several files are read by all cores."""
+    files = range(len(corpus.sources))
+    processes = min(len(files), os.cpu_count() or 1)
+    if processes == 1 or sum(source.size for source in corpus.sources) < _PARALLEL_BYTES:
+        for file in files:
+            yield from _scan(corpus, rules, file)
+        return
+    # Ctrl-C is for the process that waits for them, which then ends them.
+    with multiprocessing.get_context("spawn").Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        for blocks in pool.imap(partial(_scan_whole, corpus, rules), files):
+            yield from blocks
+
+
+def _scan_whole(corpus: Corpus, rules: SentenceRules, file: int) -> list[Block]:
+    return list(_scan(corpus, rules, file))
+
+
+def _scan(corpus: Corpus, rules: SentenceRules, file: int) -> Iterator[Block]:
+    records = corpus.file_records(file)
+    while block := list(islice(records, _BLOCK_RECORDS)):
+        hashes = array("Q")
+        sentences = np.zeros(len(block), dtype=np.uint32)
+        for number, record in enumerate(block):
+            if record.text is not None:
+                before = len(hashes)
+                hashes.extend(sentence_id(s.text) for s in split_sentences(record.text, rules) if not s.reason)
+                sentences[number] = len(hashes) - before
+        yield Block(
+            file=file,
+            records=np.array([record.position.record for record in block], dtype=np.uint64),
+            offsets=np.array([record.position.offset for record in block], dtype=np.uint64),
+            sentences=sentences,
+            hashes=np.frombuffer(hashes, dtype=np.uint64),
+        )
