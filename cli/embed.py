@@ -176,6 +176,7 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
     from sentence_distill.pipeline.files import open_folder
     from sentence_distill.pipeline.locate import locate_teacher
 
+    _check_engine(options)
     progress = ConsoleProgress()
     folder = open_folder(out)
     rules = SentenceRules(**{field.name: options[field.name] for field in fields(SentenceRules)})
@@ -215,6 +216,19 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
                 click.echo(f"{out}: the share's {shards} shards are there\nnext, once all are: sd shards merge {out}")
             else:
                 _summary(out, run.run())
+
+
+def _check_engine(options: dict[str, Any]) -> None:
+    """Refuse options that would be ignored."""
+    ray = options["engine"] == "ray"
+    if not ray and (options["ray_address"] or options["workers"]):
+        raise click.UsageError("--ray-address and --workers go with --engine ray")
+    if ray and (options["devices"] or options["device"] != "auto"):
+        raise click.UsageError("--engine ray takes the cluster's GPUs, or its CPUs; leave --device and --devices out")
+    if options["devices"] and options["device"] != "auto":
+        raise click.UsageError("--device and --devices are two ways to say the same; give one of them")
+    if options["plan_only"] and options["share"]:
+        raise click.UsageError("a plan is of the whole corpus; leave --slice out, or --plan-only")
 
 
 def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progress") -> None:

@@ -110,6 +110,8 @@ def train_student(
     from sentence_distill.student.train import Trainer
     from sentence_distill.student.write import write_trained
 
+    if ":/" in str(shards):
+        raise UserError(f"{shards} is a URL, and shards are mapped into memory; copy them to a local folder first")
     config = TrainConfig(**{field.name: options[field.name] for field in fields(TrainConfig)})
     fingerprint = require_manifest(shards)["fingerprint"]
     targets = len(fingerprint["layers"])

@@ -104,7 +104,11 @@ class Teacher:
         if recipe.pooling != "pooler" and getattr(model, "pooler", None) is not None:
             model.pooler = None
         teacher = cls(located=located, model=model.to(device).eval(), tokenizer=tokenizer, recipe=recipe, device=device)
-        if device.type == "cpu" and dtype == torch.bfloat16 and has_bf16(device):
+        if (
+            device.type == "cpu"
+            and torch.backends.mkldnn.is_available()
+            and (dtype == torch.float32 or has_bf16(device))
+        ):
             use_cpu_kernels(teacher.model)
         try:
             # What is no encoder of one sentence shows now, and not once the whole corpus was planned.

@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.samples import packaged_teacher
-from sentence_distill.pipeline.cpu_kernels import attention, use_cpu_kernels
+from sentence_distill.pipeline.cpu_kernels import PackedLinear, attention, use_cpu_kernels
 from sentence_distill.pipeline.locate import Located, locate_teacher
 from sentence_distill.pipeline.precision import has_bf16
 from sentence_distill.pipeline.teacher import Teacher
@@ -232,10 +232,15 @@ def test_the_kernels_for_cpus_give_what_pytorch_gives_within_rounding(teacher_fo
     assert cosines.min() > 0.999
 
 
-@pytest.mark.skipif(not has_bf16(CPU), reason="this processor has no bfloat16 instructions")
 @pytest.mark.parametrize("length", [1, 7, 64])
 def test_attention_for_cpus_is_scaled_dot_product_attention(length):
-    query, key, value = torch.randn(3, 5, 4, length, 16).to(torch.bfloat16)
-    expected = torch.nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    query, key, value = torch.randn(3, 5, 4, length, 16)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     got, _ = attention(None, query, key, value, None)
-    torch.testing.assert_close(got.float(), expected.transpose(1, 2), atol=0.03, rtol=0.03)
+    torch.testing.assert_close(got, expected.transpose(1, 2))
+
+
+def test_a_packed_linear_layer_is_that_linear_layer():
+    linear, states = torch.nn.Linear(48, 32), torch.randn(5, 7, 48)
+    with torch.inference_mode():
+        torch.testing.assert_close(PackedLinear(linear)(states), linear(states))
