@@ -176,7 +176,7 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
     from sentence_distill.pipeline.files import open_folder
     from sentence_distill.pipeline.locate import locate_teacher
 
-    _check_engine(options)
+    _check_engine(corpora, options)
     progress = ConsoleProgress()
     folder = open_folder(out)
     rules = SentenceRules(**{field.name: options[field.name] for field in fields(SentenceRules)})
@@ -184,11 +184,9 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
     paths = [corpus for corpus in corpora if corpus != "-" and not corpus.startswith(HUB_PREFIX)]
     if paths:
         find_sources(paths, folder)
-    located = locate_teacher(teacher)
+    located = None if options["plan_only"] else locate_teacher(teacher)
     locations = _readable_twice(corpora, options["text_field"], folder, progress)
     corpus = Corpus.open(locations, format=options["format_"], text_field=options["text_field"], leave_out=folder)
-    if located.notice:
-        progress.log(f"note: {located.notice} ({located.reason})")
 
     from sentence_distill.pipeline.config import EmbedConfig
 
@@ -198,10 +196,12 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
         compression=None if options["compression"] == "none" else options["compression"],
         **{name: options[name] for name in ("shard_rows", "max_tokens", "token_budget", "dtype")},
     )
-    if options["plan_only"]:
+    if located is None:
         with _stopped_by_signals(out):
             _plan(corpus, config, folder, progress)
         return
+    if located.notice:
+        progress.log(f"note: {located.notice} ({located.reason})")
 
     from sentence_distill.pipeline.embed import EmbedRun
 
@@ -218,7 +218,7 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
                 _summary(out, run.run())
 
 
-def _check_engine(options: dict[str, Any]) -> None:
+def _check_engine(corpora: tuple[str, ...], options: dict[str, Any]) -> None:
     """Refuse options that would be ignored."""
     ray = options["engine"] == "ray"
     if not ray and (options["ray_address"] or options["workers"]):
@@ -227,6 +227,8 @@ def _check_engine(options: dict[str, Any]) -> None:
         raise click.UsageError("--engine ray takes the cluster's GPUs, or its CPUs; leave --device and --devices out")
     if options["devices"] and options["device"] != "auto":
         raise click.UsageError("--device and --devices are two ways to say the same; give one of them")
+    if options["share"] and "-" in corpora:
+        raise click.UsageError("many jobs can't read one standard input; give --slice a corpus in files")
     if options["plan_only"] and options["share"]:
         raise click.UsageError("a plan is of the whole corpus; leave --slice out, or --plan-only")
 
@@ -255,14 +257,12 @@ def _engine(located: "Located", options: dict[str, Any]) -> "Iterator[Engine]":
     if options["engine"] == "ray":
         from sentence_distill.pipeline.ray_engine import RayEngine
 
-        engine = RayEngine(
-            spec, address=options["ray_address"], workers=options["workers"], readers=options["readers"] or 1
-        )
+        engine = RayEngine(spec, address=options["ray_address"], workers=options["workers"], readers=options["readers"])
         try:
             yield engine
         finally:
             engine.close()
-    elif options["devices"]:
+    elif options["devices"] is not None:
         devices = pick_devices(options["devices"])
         yield DevicesEngine(spec, devices, options["readers"] or pick_readers(devices))
     else:

@@ -29,7 +29,7 @@ def spool_stream(stream: BinaryIO, folder: Path) -> Path:
             digest.update(chunk)
             yield chunk
 
-    incoming = _write(chunks(), folder / "stdin.incoming")
+    incoming = _write(chunks(), folder / f"stdin.{os.getpid()}.incoming")
     path = folder / f"stdin-{digest.hexdigest()}.zst"
     os.replace(incoming, path)
     return path
@@ -51,7 +51,7 @@ def spool_hub_dataset(name: str, text_field: str, folder: Path, progress: Progre
     if not path.exists():
         rows = _hub_rows(name, text_field)
         with progress.task(f"copy {name}", None, "rows") as advance:
-            incoming = _write(_json_lines(rows, text_field, advance), path.with_suffix(".incoming"))
+            incoming = _write(_json_lines(rows, text_field, advance), path.with_suffix(f".{os.getpid()}.incoming"))
         os.replace(incoming, path)
     return path
 

@@ -1,7 +1,6 @@
 """Reading and tokenising ahead of the teacher, in processes of its own."""
 
 import multiprocessing
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -14,6 +13,7 @@ import numpy as np
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import Position, Record
+from sentence_distill.pipeline.children import deaf_to_ctrl_c, receive, sendable
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.plan import Slice
 from sentence_distill.pipeline.slices import SliceText, prepare_slice
@@ -56,7 +56,8 @@ class ReadAhead:
             arguments = (theirs, corpus, config, tokenizer_json, dtype, todo[number::processes], processes)
             self._processes.append(context.Process(target=_prepare, args=arguments, daemon=True))
             self._connections.append(ours)
-            self._processes[-1].start()
+            with deaf_to_ctrl_c():
+                self._processes[-1].start()
             # Only the reader holds this end, so that its death shows as the end of the stream.
             theirs.close()
 
@@ -74,16 +75,16 @@ class ReadAhead:
     def __iter__(self) -> Iterator[SliceText]:
         for number in range(self._count):
             place = number % len(self._connections)
-            try:
-                text = self._connections[place].recv()
-            except EOFError:
+            text = receive(self._connections[place])
+            if text is None:
                 self._processes[place].join()
                 raise UserError(
                     f"a process that reads the corpus ended with code {self._processes[place].exitcode}, for want of "
                     "memory perhaps; what is committed stays, and the same command goes on from there"
-                ) from None
+                )
             if isinstance(text, Exception):
                 raise text
+            assert isinstance(text, SliceText)
             yield text
 
 
@@ -99,8 +100,6 @@ def _prepare(
     """What a reading process does: send each slice, or the error that ends the run."""
     from tokenizers import Tokenizer
 
-    # Ctrl-C goes to all processes of a terminal; the one that runs the teacher decides, and ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         tokenizer = Tokenizer.from_str(tokenizer_json)
         for part, records in slice_records(corpus, todo, stride):
@@ -108,7 +107,7 @@ def _prepare(
     except (BrokenPipeError, ConnectionResetError):
         return  # nobody is left to read for
     except Exception as error:  # raised again where the run is
-        connection.send(error)
+        connection.send(sendable(error))
 
 
 def slice_records(corpus: Corpus, todo: Sequence[Slice], stride: int = 1) -> Iterator[tuple[Slice, Iterator[Record]]]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 ATTENTION = "sentence_distill_cpu"
+_PLAIN_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet")
 # Names and the largest value that glibc takes, from malloc.h and mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_THRESHOLD, _NO_TRIM = 32 << 20, (1 << 31) - 1
@@ -66,10 +67,12 @@ def attention(
 def use_cpu_kernels(model: Any) -> None:
     """Replace, in an encoder on the CPU, what PyTorch computes slowly; its vectors stay within rounding.
 
-    In bfloat16 only where the processor has instructions for it: oneDNN has no kernels elsewhere.
-
-    Architectures that don't take their attention from transformers' registry (MPNet) keep their own.
+    Only in architectures whose attention sees the whole sentence and whose linear layers are plain: others, with a
+    local window for example, keep what they have. MPNet takes its attention from no registry and keeps it. In
+    bfloat16 only where the processor has instructions for it: oneDNN has no kernels elsewhere.
     """
+    if model.config.model_type not in _PLAIN_ENCODERS or getattr(model.config, "is_decoder", False):
+        return
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, attention)

@@ -140,7 +140,6 @@ class EmbedRun:
         with lock_folder(self.out, shared=True), lock_folder(self.out, name=f".lock-{number}-of-{count}"):
             with lock_folder(self.out, name=".lock-plan", wait=True):
                 plan = make_or_load_plan(self.corpus, self.config, self.out, self.progress, trusting=True)
-                self._write_assets()
             size = len(plan.slices)
             share = plan.slices[size * (number - 1) // count : size * number // count]
             self._embed(plan, share)
@@ -205,3 +204,8 @@ class EmbedRun:
         total = sum(part.sentences - len(part.duplicates) for part in todo)
         with self.progress.task("embed", total, "sentences") as advance:
             self.engine.run(job, todo, self.progress, advance)
+        if undone := [part for part in todo if read_sidecar(self.out / shard_name(part.index)) is None]:
+            raise UserError(
+                f"{len(undone)} of {len(todo)} slices were not done, the first is {undone[0].index}; "
+                "the same command goes on with them"
+            )

@@ -1,16 +1,19 @@
 """Where slices are embedded: in this process, or in one process a device."""
 
 import multiprocessing
-import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess as Process
 
 import torch
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Progress
+from sentence_distill.pipeline.children import cores, deaf_to_ctrl_c, receive, sendable
+from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.locate import Located, locate_teacher
 from sentence_distill.pipeline.plan import Slice
 from sentence_distill.pipeline.precision import pick_device, pick_precision
@@ -37,12 +40,29 @@ class TeacherSpec:
     def load(self, device: str) -> Teacher:
         """Load it on `device` (see `pick_device`)."""
         where = pick_device(device)
-        return Teacher.load(
-            self.located if self.located.folder.is_dir() else locate_teacher(self.located.name),
-            pooling=self.pooling,
-            layers=self.layers,
-            device=where,
-            dtype=pick_precision(self.precision, where),
+        try:
+            return Teacher.load(
+                self.located if self.located.folder.is_dir() else locate_teacher(self.located.name),
+                pooling=self.pooling,
+                layers=self.layers,
+                device=where,
+                dtype=pick_precision(self.precision, where),
+            )
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"{where} has not enough memory for the teacher; free some, or use --device cpu") from error
+
+
+def require_same_teacher(teacher: Teacher, job: Job) -> None:
+    """Refuse a worker whose teacher is not that of the run.
+
+    Raises:
+        UserError: it has other weights, or computes in another type, because hardware or folders differ.
+    """
+    own = teacher.facts().fingerprint
+    if differing := differing_fields({field: job.fingerprint[field] for field in own}, own):
+        raise UserError(
+            f"the teacher on {teacher.device} is not that of the run: {'; '.join(differing)}; name a folder that is "
+            "the same everywhere, and --precision where devices differ"
         )
 
 
@@ -58,9 +78,9 @@ def pick_devices(names: str) -> list[str]:
     if not devices:
         raise UserError("--devices all: PyTorch sees no CUDA device here; leave the flag out")
     for device in devices:
-        if device.startswith("cuda:") and int(device.removeprefix("cuda:")) >= count:
-            raise UserError(f"--devices {names}: PyTorch sees {count} CUDA devices here, numbered from 0")
         pick_device(device)
+        if device != "cpu" and devices.count(device) > 1:
+            raise UserError(f"--devices {names} names {device} twice")
     return devices
 
 
@@ -68,7 +88,7 @@ def pick_readers(devices: Sequence[str]) -> int:
     """Reading processes for each of `devices`: one feeds a CPU; a GPU takes what cores there are, up to 8."""
     if devices[0] == "cpu":
         return 1
-    return max(1, min(8, (os.cpu_count() or 1) // (2 * len(devices))))
+    return max(1, min(8, cores() // (2 * len(devices))))
 
 
 class LocalEngine:
@@ -105,61 +125,72 @@ class DevicesEngine:
         Raises:
             UserError: a device's process failed or died; the others have finished their parts by then.
         """
-        context = multiprocessing.get_context("spawn")
-        running = {}
-        for number, device in enumerate(self.devices):
-            part = todo[len(todo) * number // len(self.devices) : len(todo) * (number + 1) // len(self.devices)]
-            ours, theirs = context.Pipe(duplex=False)
-            arguments = (theirs, job, self.spec, device, len(self.devices), part, self.readers)
-            process = context.Process(target=_work, args=arguments)
-            process.start()
-            theirs.close()
-            running[ours] = (device, process)
+        running: dict[Connection, tuple[str, Process]] = {}
+        processes: list[Process] = []
         problems = []
-        processes = list(running.values())
         try:
+            for number, device in enumerate(self.devices):
+                part = todo[len(todo) * number // len(self.devices) : len(todo) * (number + 1) // len(self.devices)]
+                connection, process = self._start(job, device, part)
+                processes.append(process)
+                running[connection] = (device, process)
             while running:
-                for connection in wait(list(running)):
-                    assert isinstance(connection, Connection)
-                    device, process = running[connection]
-                    if (message := _receive(connection)) is None:
+                for ready in wait(list(running)):
+                    assert isinstance(ready, Connection)
+                    device, process = running[ready]
+                    message = receive(ready)
+                    if message is None:
                         process.join()
-                        del running[connection]
+                        del running[ready]
                         if process.exitcode:
                             problems.append(f"{device}: its process ended with code {process.exitcode}")
                     elif isinstance(message, int):
                         advance(message)
-                    elif isinstance(message, Exception):
+                    elif isinstance(message, (UserError, OSError)):
                         problems.append(f"{device}: {message}")
+                    elif isinstance(message, Exception):
+                        raise message
                     else:
                         progress.log(f"{device}: {message}")
         finally:
-            for _, process in processes:
+            for process in processes:
                 process.terminate()
+            for process in processes:
                 process.join()
         if problems:
             raise UserError(f"{'; '.join(problems)}; what is committed stays, the same command goes on from there")
 
-
-def _receive(connection: Connection) -> object:
-    try:
-        return connection.recv()
-    except EOFError:
-        return None
+    def _start(self, job: Job, device: str, todo: Sequence[Slice]) -> tuple[Connection, Process]:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        arguments = (theirs, job, self.spec, device, len(self.devices), todo, self.readers)
+        process = context.Process(target=_work, args=arguments)
+        with deaf_to_ctrl_c():
+            process.start()
+        # Only the child holds this end, so that its death shows as the end of the stream.
+        theirs.close()
+        return ours, process
 
 
 def _work(
     connection: Connection, job: Job, spec: TeacherSpec, device: str, devices: int, todo: Sequence[Slice], readers: int
 ) -> None:
     """What a device's process does: send counts of sentences, and at the end what there is to say."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         if device == "cpu":
             torch.set_num_threads(max(1, torch.get_num_threads() // devices))
         if todo:
             teacher = spec.load(device)
+            require_same_teacher(teacher, job)
             connection.send(str(embed_slices(job, teacher, todo, readers=readers, advance=connection.send)))
-    except (KeyboardInterrupt, BrokenPipeError):
-        return  # told to stop, or nobody is left to tell
-    except Exception as error:  # said where the run is
-        connection.send(error)
+    except KeyboardInterrupt:
+        sys.exit(1)
+    except Exception as error:  # raised again where the run is
+        connection.send(sendable(error))
+
+
+def _stop(number: int, frame: object) -> None:
+    # What is embedded is still written; a second signal must not break into that.
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt

@@ -38,12 +38,18 @@ def open_folder(location: str | Path) -> Path:
         from upath import UPath
 
         # Listings are not kept: other machines write to the same folder.
-        return cast(Path, UPath(str(location).rstrip("/"), use_listings_cache=False))
+        folder = UPath(str(location).rstrip("/"), use_listings_cache=False)
+        # Wrong credentials, bucket or network show now, each store with errors of its own, and not after hours.
+        folder.fs.ls(folder.path.split("/")[0])
     except ImportError as error:
         raise UserError(
             f"{location}: {error}; install what opens it: pip install 'sentence-distill[s3]', or gcsfs, or adlfs "
             "beside universal-pathlib"
         ) from error
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{location} can't be opened: {reason}; check bucket, credentials and endpoint") from error
+    return cast(Path, folder)
 
 
 def is_local(path: Path) -> bool:

@@ -1,9 +1,10 @@
 """One run a folder: a lock that dies with its process."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -56,10 +57,19 @@ def _locked(path: Path, kind: int, wait: bool) -> TextIO:
             holder = file.read().strip()
             file.close()
             raise UserError(
-                f"{path.parent} is in use by {f'process {holder}' if holder else 'jobs of --slice'}; "
+                f"{path.parent} is in use by {f'process {holder}' if holder else 'jobs of --slice'} ({path.name}); "
                 "wait for it to end, or write to another folder"
             ) from None
+        except OSError as error:
+            file.close()
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            raise UserError(
+                f"{path.parent} lies in a file system without locks ({error.strerror}); mount it with them, "
+                "or write to another folder"
+            ) from error
         # The holder before may have removed the file between our opening and locking it.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
         file.close()

@@ -10,7 +10,7 @@ from sentence_distill.pipeline.files import dump_json, load_json, write_atomical
 from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.plan import Plan
 from sentence_distill.pipeline.rejected import REJECTED, join_lists, remove_lists
-from sentence_distill.pipeline.shards import FORMAT_VERSION, read_sidecar, shard_name
+from sentence_distill.pipeline.shards import FORMAT_VERSION, read_sidecar, shard_name, shard_problem
 
 MANIFEST = "manifest.json"
 PLAN = "plan.arrow"
@@ -67,6 +67,11 @@ def close_folder(folder: Path, plan: Plan) -> dict[str, Any]:
         UserError: shards are missing or of different runs, or no sentence could be embedded at all.
     """
     sidecars = _sidecars(folder, plan)
+    fingerprint = sidecars[0]["fingerprint"]
+    if fingerprint["plan"] != plan.hash:
+        raise UserError(f"{folder}: its plan is not that of its shards; run sd embed with the options of their run")
+    if file_hash(folder / TOKENIZER) != fingerprint["tokenizer"]:
+        raise UserError(f"{folder}: {TOKENIZER} is not that of its shards; run sd embed with the options of their run")
     join_lists(folder, len(sidecars))
     totals: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
@@ -79,7 +84,7 @@ def close_folder(folder: Path, plan: Plan) -> dict[str, Any]:
         raise UserError(f"no sentence could be embedded; {folder / REJECTED} says why")
     manifest = {
         "format": FORMAT_VERSION,
-        "fingerprint": sidecars[0]["fingerprint"],
+        "fingerprint": fingerprint,
         "notice": next((sidecar["notice"] for sidecar in sidecars if sidecar["notice"]), ""),
         "totals": {**totals, "rejected": dict(sorted(rejected.items()))},
         "files": {name: file_hash(folder / name) for name in _CHECKED},
@@ -92,7 +97,12 @@ def close_folder(folder: Path, plan: Plan) -> dict[str, Any]:
 
 def _sidecars(folder: Path, plan: Plan) -> list[dict[str, Any]]:
     found = [read_sidecar(folder / shard_name(part.index)) for part in plan.slices]
-    if missing := [number for number, sidecar in enumerate(found) if sidecar is None]:
+    missing = [
+        number
+        for number, sidecar in enumerate(found)
+        if sidecar is None or shard_problem(folder / shard_name(number), sidecar, whole=False)
+    ]
+    if missing:
         raise UserError(
             f"{folder} lacks {len(missing)} of {len(found)} shards, the first is {shard_name(missing[0])}; "
             "run the jobs that make them again"

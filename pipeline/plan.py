@@ -113,7 +113,8 @@ def make_plan(
 ) -> Plan:
     """Read the corpus once and cut it, at record ends, into slices of at least `shard_rows` sentences.
 
-    Memory: 8 bytes a sentence for its hash (9 while the list grows), and 2 while duplicates are marked.
+    Memory: 8 bytes a sentence for its hash (9 while the list grows), and 2 while duplicates are marked; where several
+    processes read, besides 20 bytes a record and 8 a sentence of the files in hand.
 
     Args:
         corpus: what to read.

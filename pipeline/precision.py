@@ -15,11 +15,14 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if available else "cpu")
     if name.startswith("cuda") and not available:
-        raise UserError("--device cuda: PyTorch sees no CUDA device here; leave the flag out or use cpu")
+        raise UserError(f"device {name!r}: PyTorch sees no CUDA device here; leave the flag out or use cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name}: PyTorch knows no such device; use auto, cpu, cuda or cuda:N") from error
+        raise UserError(f"device {name!r}: PyTorch knows no such device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices here, from cuda:0 on")
+    return device
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
@@ -36,7 +39,8 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 def has_bf16(device: torch.device) -> bool:
     """Whether `device` has instructions that multiply bfloat16, and this PyTorch the kernels for them."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return False
     try:

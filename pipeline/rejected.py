@@ -49,10 +49,11 @@ def write_list(folder: Path, shard: int, rejections: Iterable[Rejection], names:
 def listed(folder: Path, shards: int) -> list[set[str]]:
     """For each shard the checksums of the lists that are there: beside it, in the joined file, or both."""
     found: list[set[str]] = [set() for _ in range(shards)]
+    closed = (folder / REJECTED).exists()
     joined = {shard: bytes_hash(b"".join(lines)) for shard, lines in _joined(folder)}
     for shard in range(shards):
         # A shard with nothing rejected has no line in the joined file.
-        if (folder / REJECTED).exists():
+        if closed:
             found[shard].add(joined.get(shard, bytes_hash(b"")))
         if _list(folder, shard).exists():
             found[shard].add(bytes_hash(_list(folder, shard).read_bytes()))

@@ -1,19 +1,21 @@
 """One pass over a corpus for its plan: how many sentences each record has, and their hashes."""
 
 import multiprocessing
-import os
-import signal
 from array import array
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 
 import numpy as np
 
 from sentence_distill.data.corpus import Corpus
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import sentence_id
 from sentence_distill.data.sentences import SentenceRules, split_sentences
+from sentence_distill.pipeline.children import cores, deaf_to_ctrl_c
 
 _BLOCK_RECORDS = 8192
 # Below this, starting processes takes longer than reading.
@@ -42,15 +44,29 @@ class Block:
 def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[Block]:
     """Yield all records in the order of the corpus; large corpora of several files are read by all cores."""
     files = range(len(corpus.sources))
-    processes = min(len(files), os.cpu_count() or 1)
+    processes = min(len(files), cores())
     if processes == 1 or sum(source.size for source in corpus.sources) < _PARALLEL_BYTES:
         for file in files:
             yield from _scan(corpus, rules, file)
         return
-    # Ctrl-C is for the process that waits for them, which then ends them.
-    with multiprocessing.get_context("spawn").Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        for blocks in pool.imap(partial(_scan_whole, corpus, rules), files):
-            yield from blocks
+    with deaf_to_ctrl_c():
+        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+        waiting = deque(pool.submit(_scan_whole, corpus, rules, file) for file in files[: processes + 1])
+    try:
+        for file in files:
+            yield from waiting.popleft().result()
+            if file + processes + 1 < len(files):
+                # At most one file more than there are processes lies read in memory.
+                waiting.append(pool.submit(_scan_whole, corpus, rules, file + processes + 1))
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that reads the corpus ended, for want of memory perhaps; parted into more and smaller files it "
+            "takes less"
+        ) from error
+    finally:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        pool.shutdown(cancel_futures=True)
 
 
 def _scan_whole(corpus: Corpus, rules: SentenceRules, file: int) -> list[Block]:

@@ -2,7 +2,10 @@
 
 import os
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # No test asks the network, whatever the machine has; the libraries read this when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -74,6 +77,15 @@ def corpus_file(tmp_path_factory) -> Path:
 def contents(folder: Path) -> dict[str, bytes]:
     """The bytes of every file in a folder, by name."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def wait_for(found: Callable[[], Any]) -> Any:
+    """What `found` returns once that is something; fails after a minute."""
+    deadline = time.monotonic() + 60
+    while not (result := found()):
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0.002)
+    return result
 
 
 def run_sd(*arguments: str | Path) -> int:

@@ -37,7 +37,7 @@ from sentence_distill.pipeline.manifest import load_manifest
 from sentence_distill.pipeline.teacher import Teacher
 from sentence_distill.pipeline.verify import verify_folder
 from sentence_distill.student.stream import ShardStream
-from tests.conftest import contents, run_sd
+from tests.conftest import contents, run_sd, wait_for
 
 # A server that has imported what a run needs and forks each victim from there: a start costs no imports.
 forks = multiprocessing.get_context("forkserver")
@@ -110,22 +110,22 @@ def test_killed_at_every_kind_of_rename_it_ends_with_the_same_bytes(arguments, s
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_with_what_is_embedded_written(arguments, shards, tmp_path, number):
+def test_a_signal_ends_the_run_with_what_is_embedded_written(arguments, tmp_path, number):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "sentence_distill.cli", *arguments, "--out", str(out)]
+    command += ["--shard-rows", "5"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list(out.glob("shard-*.json")):
-        time.sleep(0.005)
+    wait_for(lambda: list(out.glob("shard-*.json")))
     # As a terminal does it: to the whole group, the reading processes included.
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     _, said = process.communicate()
-    if process.returncode != 0:  # else it had come to its end before
-        assert process.returncode == 1
-        assert said.splitlines()[-1].startswith("error: stopped; the shards in")
-        assert "Traceback" not in said
-        assert not list(out.rglob("*.incomplete"))
-    assert run_sd(*arguments, "--out", out) == 0
-    assert contents(out) == contents(shards)
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith("error: stopped; the shards in")
+    assert "Traceback" not in said
+    assert not list(out.rglob("*.incomplete"))
+    for folder in (out, tmp_path / "alone"):
+        assert run_sd(*arguments, "--shard-rows", "5", "--out", folder) == 0
+    assert contents(out) == contents(tmp_path / "alone")
 
 
 def full_disk(monkeypatch, after):
@@ -195,13 +195,13 @@ class FailingCorpus(Corpus):
             yield record
 
 
-def make_run(teacher_folder, corpus, out):
+def make_run(teacher_folder, corpus, out, shard_rows=200):
     spec = TeacherSpec(located=Located(teacher_folder, teacher_folder.name), pooling="mean", precision="fp32")
     return EmbedRun(
         corpus=corpus,
         engine=LocalEngine(spec.load("cpu"), readers=1),
         out=out,
-        config=EmbedConfig(rules=SentenceRules(), shard_rows=200, dtype="float32"),
+        config=EmbedConfig(rules=SentenceRules(), shard_rows=shard_rows, dtype="float32"),
         notice="",
         progress=Silent(),
     )
@@ -223,21 +223,23 @@ def test_a_read_error_in_mid_corpus_names_the_file_and_leaves_what_is_committed(
     assert contents(tmp_path / "out") == contents(shards)
 
 
-def test_the_death_of_a_reading_process_is_said(teacher_folder, corpus_file, shards, tmp_path):
-    run = make_run(teacher_folder, Corpus.open([str(corpus_file)]), tmp_path / "out")
+@pytest.mark.parametrize("moment", ["at its start", "while it sends"])
+def test_the_death_of_a_reading_process_is_said(moment, teacher_folder, corpus_file, shards, tmp_path):
+    run = make_run(teacher_folder, Corpus.open([str(corpus_file)]), tmp_path / "out", shard_rows=5)
 
     def kill_reader():
-        while not (readers := multiprocessing.active_children()):
-            time.sleep(0.001)
-        readers[0].kill()
+        reader = wait_for(multiprocessing.active_children)[0]
+        if moment == "while it sends":
+            wait_for(lambda: list((tmp_path / "out").glob("shard-*.json")))
+        reader.kill()
 
     killer = threading.Thread(target=kill_reader)
     killer.start()
     with pytest.raises(UserError, match="ended with code -9"):
         run.run()
     killer.join()
-    run.run()
-    assert contents(tmp_path / "out") == contents(shards)
+    assert run.run()["totals"]["rows"] == load_manifest(shards)["totals"]["rows"]
+    assert verify_folder(tmp_path / "out", lambda n: None) == []
 
 
 def test_each_of_400_flipped_bits_is_found_by_verify_and_by_training(shards, tmp_path):
@@ -259,8 +261,7 @@ def test_each_of_400_flipped_bits_is_found_by_verify_and_by_training(shards, tmp
 def test_a_folder_is_refused_while_its_run_lives_and_taken_over_when_it_is_dead(arguments, shards, tmp_path, capsys):
     out = tmp_path / "out"
     process = start([*arguments, "--out", out, "--shard-rows", "10"])
-    while not list(out.glob("shard-*.json")):
-        time.sleep(0.002)
+    wait_for(lambda: list(out.glob("shard-*.json")))
     os.kill(process.pid, signal.SIGSTOP)  # alive, and at no risk of ending meanwhile
     assert run_sd(*arguments, "--out", out) == 1
     assert f"in use by process {process.pid}" in capsys.readouterr().err

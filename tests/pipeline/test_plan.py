@@ -76,7 +76,7 @@ def test_several_processes_make_the_plan_of_one(tmp_path, monkeypatch):
     corpus = Corpus.open([str(tmp_path)])
     alone = make_plan(corpus, SentenceRules(), 20, {}, lambda n: None)
     monkeypatch.setattr(scan, "_PARALLEL_BYTES", 0)
-    monkeypatch.setattr(scan.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(scan, "cores", lambda: 2)
     assert make_plan(corpus, SentenceRules(), 20, {}, lambda n: None).hash == alone.hash
 
 

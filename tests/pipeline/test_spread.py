@@ -1,9 +1,13 @@
 """Runs over several jobs, devices, machines and stores leave the bytes of a run on one."""
 
+import json
+import multiprocessing
 import os
+import shutil
 import signal
 import threading
-import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,13 +17,15 @@ from sentence_distill.data.progress import Silent
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.embed import EmbedRun
-from sentence_distill.pipeline.engines import TeacherSpec
+from sentence_distill.pipeline.engines import TeacherSpec, require_same_teacher
 from sentence_distill.pipeline.files import open_folder
 from sentence_distill.pipeline.locate import Located
 from sentence_distill.pipeline.lock import lock_folder
 from sentence_distill.pipeline.manifest import load_manifest
+from sentence_distill.pipeline.plan import Plan
 from sentence_distill.pipeline.verify import verify_folder
-from tests.conftest import contents
+from sentence_distill.pipeline.work import Job
+from tests.conftest import contents, wait_for
 
 
 def test_shares_of_an_array_and_a_merge_leave_the_bytes_of_one_run(sd, arguments, shards, tmp_path, capsys):
@@ -31,7 +37,7 @@ def test_shares_of_an_array_and_a_merge_leave_the_bytes_of_one_run(sd, arguments
     assert "lacks 2 of 5 shards, the first is shard-00001.arrow" in capsys.readouterr().err
     assert sd(*arguments, "--out", out, "--slice", "2/3") == 0
     assert sd("shards", "merge", out) == 0
-    assert {name: b for name, b in contents(out).items() if ".lock" not in name} == contents(shards)
+    assert contents(out) == contents(shards)
 
 
 def test_more_shares_than_slices_leave_some_with_nothing_to_do(sd, arguments, shards, tmp_path):
@@ -77,6 +83,75 @@ def test_a_plan_made_ahead_is_what_the_jobs_work_by(sd, arguments, shards, tmp_p
     assert sd(*arguments, "--out", out, "--plan-only") == 0
     assert "a plan of 900 sentences in 5 slices" in capsys.readouterr().out
     assert sorted(contents(out)) == ["plan.arrow", "plan.json"]
+    assert sd(*arguments, "--out", out) == 0
+    assert contents(out) == contents(shards)
+
+
+def test_a_share_with_another_teacher_is_refused_and_changes_nothing(sd, arguments, teacher_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    sd(*arguments, "--out", out, "--slice", "1/2")
+    before = contents(out)
+    other = shutil.copytree(teacher_folder, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["cat"], vocabulary["dog"] = vocabulary["dog"], vocabulary["cat"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert sd(*arguments, "--teacher", other, "--out", out, "--slice", "2/2") == 1
+    assert "tokenizer (" in capsys.readouterr().err
+    assert contents(out) == before
+
+
+def damaged(folder, damage):
+    if damage == "no shard":
+        (folder / "shard-00003.arrow").unlink()
+    elif damage == "other plan":
+        plan = Plan.load(folder / "plan.arrow")
+        Plan(plan.slices[:4], plan.fingerprint).save(folder / "plan.arrow")
+    else:
+        (folder / "teacher" / "tokenizer.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("no shard", "lacks 1 of 5 shards, the first is shard-00003.arrow"),
+        ("other plan", "its plan is not that of its shards"),
+        ("other tokenizer", "tokenizer.json is not that of its shards"),
+    ],
+)
+def test_a_merge_of_what_does_not_belong_together_is_refused(sd, shards, tmp_path, damage, message, capsys):
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    (folder / "manifest.json").unlink()
+    damaged(folder, damage)
+    assert sd("shards", "merge", folder) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_worker_with_another_teacher_than_the_run_s_is_refused(teacher_folder, shards):
+    fingerprint = load_manifest(shards)["fingerprint"]
+    spec = TeacherSpec(located=Located(teacher_folder, teacher_folder.name), pooling="mean", precision="fp32")
+    job = Job(Corpus([]), EmbedConfig(rules=SentenceRules()), shards, fingerprint, "")
+    require_same_teacher(spec.load("cpu"), job)
+    other = replace(spec, precision="bf16")
+    with pytest.raises(UserError, match=r"compute_dtype \(float32 -> bfloat16\)"):
+        require_same_teacher(other.load("cpu"), job)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_device_whose_process_dies_is_named_and_its_part_is_done_by_the_same_command(
+    sd, arguments, shards, tmp_path, number, capsys
+):
+    out = tmp_path / "out"
+
+    def kill_one() -> None:
+        children = wait_for(multiprocessing.active_children)
+        os.kill(children[-1].pid, number)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    assert sd(*arguments, "--out", out, "--devices", "cpu,cpu") == 1
+    killer.join()
+    assert "cpu: its process ended with code" in capsys.readouterr().err
     assert sd(*arguments, "--out", out) == 0
     assert contents(out) == contents(shards)
 
@@ -132,9 +207,22 @@ def test_a_run_into_s3_leaves_the_same_files_and_goes_on_where_it_stood(sd, argu
 
 
 @pytest.mark.parametrize("url", ["sftp://host/shards", "http://host/shards"])
+def test_a_bucket_that_is_not_there_is_said_before_anything_is_read(sd, arguments, s3, capsys):
+    assert sd(*arguments, "--out", "s3://no-such-bucket/shards") == 1
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert "s3://no-such-bucket/shards can't be opened" in error[0]
+
+
 def test_a_store_that_shows_half_written_files_is_refused(sd, arguments, url, capsys):
     assert sd(*arguments, "--out", url) == 1
     assert "puts files atomically" in capsys.readouterr().err
+
+
+def ray_workers() -> list[int]:
+    """Processes of Ray's that hold an actor of ours."""
+    names = {path.parent.name: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+    return sorted(int(pid) for pid, name in names.items() if name.startswith(b"ray::_Actor"))
 
 
 def test_ray_replaces_a_worker_that_is_killed_and_leaves_the_bytes_of_the_local_engine(
@@ -146,14 +234,15 @@ def test_ray_replaces_a_worker_that_is_killed_and_leaves_the_bytes_of_the_local_
     small = ["--shard-rows", "20"]
     assert sd(*arguments, *small, "--out", tmp_path / "local") == 0
     spec = TeacherSpec(located=Located(teacher_folder, teacher_folder.name), pooling="mean", precision="fp32")
+    with pytest.raises(UserError, match="--workers 99: the cluster has room for"):
+        RayEngine(spec, address=None, workers=99, readers=1)
     engine = RayEngine(spec, address=None, workers=2, readers=1)
     out = tmp_path / "ray"
     killed = []
 
     def kill_one() -> None:
-        while not list(out.glob("shard-*.json")):
-            time.sleep(0.01)
-        killed.append(engine._ray.get(engine.actors[0].pid.remote()))
+        wait_for(lambda: list(out.glob("shard-*.json")))
+        killed.extend(ray_workers())
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one)
@@ -164,7 +253,8 @@ def test_ray_replaces_a_worker_that_is_killed_and_leaves_the_bytes_of_the_local_
         killer.start()
         run.run()
         killer.join()
-        assert engine._ray.get(engine.actors[0].pid.remote()) != killed[0]
+        assert len(killed) == 2
+        assert set(ray_workers()) != set(killed)
     finally:
         engine.close()
     assert contents(out) == contents(tmp_path / "local")
