@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sentence_distill.cli.engine import check_engine, open_engine
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_distill.data.corpus import Corpus
     from sentence_distill.data.progress import Progress
     from sentence_distill.pipeline.config import EmbedConfig
-    from sentence_distill.pipeline.embed import Engine
-    from sentence_distill.pipeline.locate import Located
 
 
 def _layers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -176,7 +175,7 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
     from sentence_distill.pipeline.files import open_folder
     from sentence_distill.pipeline.locate import locate_teacher
 
-    _check_engine(corpora, options)
+    check_engine(corpora, options)
     progress = ConsoleProgress()
     folder = open_folder(out)
     rules = SentenceRules(**{field.name: options[field.name] for field in fields(SentenceRules)})
@@ -205,7 +204,7 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
 
     from sentence_distill.pipeline.embed import EmbedRun
 
-    with _engine(located, options) as engine:
+    with open_engine(located, options) as engine:
         run = EmbedRun(
             corpus=corpus, engine=engine, out=folder, config=config, notice=located.notice, progress=progress
         )
@@ -216,21 +215,6 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
                 click.echo(f"{out}: the share's {shards} shards are there\nnext, once all are: sd shards merge {out}")
             else:
                 _summary(out, run.run())
-
-
-def _check_engine(corpora: tuple[str, ...], options: dict[str, Any]) -> None:
-    """Refuse options that would be ignored."""
-    ray = options["engine"] == "ray"
-    if not ray and (options["ray_address"] or options["workers"]):
-        raise click.UsageError("--ray-address and --workers go with --engine ray")
-    if ray and (options["devices"] or options["device"] != "auto"):
-        raise click.UsageError("--engine ray takes the cluster's GPUs, or its CPUs; leave --device and --devices out")
-    if options["devices"] and options["device"] != "auto":
-        raise click.UsageError("--device and --devices are two ways to say the same; give one of them")
-    if options["share"] and "-" in corpora:
-        raise click.UsageError("many jobs can't read one standard input; give --slice a corpus in files")
-    if options["plan_only"] and options["share"]:
-        raise click.UsageError("a plan is of the whole corpus; leave --slice out, or --plan-only")
 
 
 def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progress") -> None:
@@ -244,30 +228,6 @@ def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progres
         f"{out}: a plan of {plan.rows:,} sentences in {len(plan.slices):,} slices\n"
         f"next: the same command without --plan-only, or as jobs with --slice 1/N to N/N"
     )
-
-
-@contextmanager
-def _engine(located: "Located", options: dict[str, Any]) -> "Iterator[Engine]":
-    """What the options ask for to do the work."""
-    from sentence_distill.pipeline.engines import DevicesEngine, LocalEngine, TeacherSpec, pick_devices, pick_readers
-
-    spec = TeacherSpec(
-        located=located, pooling=options["pooling"], layers=options["layers"], precision=options["precision"]
-    )
-    if options["engine"] == "ray":
-        from sentence_distill.pipeline.ray_engine import RayEngine
-
-        engine = RayEngine(spec, address=options["ray_address"], workers=options["workers"], readers=options["readers"])
-        try:
-            yield engine
-        finally:
-            engine.close()
-    elif options["devices"] is not None:
-        devices = pick_devices(options["devices"])
-        yield DevicesEngine(spec, devices, options["readers"] or pick_readers(devices))
-    else:
-        teacher = spec.load(options["device"])
-        yield LocalEngine(teacher, options["readers"] or pick_readers([str(teacher.device)]))
 
 
 @contextmanager
