@@ -96,9 +96,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     colours = ["#1f6f8b" if row["contender"].startswith("sd") else "#b8b8b8" for row in rows]
     bars = axes.barh([row["contender"] for row in rows], [row["sentences_per_second"] for row in rows], color=colours)
     axes.bar_label(
-        bars, [f"{row['ratio']:.1f}x, cosine {row['mean_cosine_to_float32']:.4f}" for row in rows], padding=4
+        bars, [f"{row['ratio']:.1f}x, cosine {row['mean_cosine_to_float32']:.5f}" for row in rows], padding=4
     )
-    axes.set_xlim(right=1.4 * rows[-1]["sentences_per_second"])
+    axes.set_xlim(right=1.6 * rows[-1]["sentences_per_second"])
     axes.set_xlabel("sentences a second, 2 cores" if torch.get_num_threads() == 2 else "sentences a second")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

@@ -33,7 +33,7 @@ class SentenceRules:
     @property
     def splitter(self) -> str:
         """Name and version of what splits, because another version may split otherwise."""
-        return f"sentencex {version('sentencex')}" if self.split else "none"
+        return f"sentencex {version('sentencex')} on normalised lines" if self.split else "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +49,34 @@ def split_sentences(text: str, rules: SentenceRules) -> Iterator[Candidate]:
 
     A record that holds nothing at all yields one candidate with the reason "empty".
     """
-    if rules.split:
-        # sentencex is a compiled extension that some machines lack; without splitting it isn't needed.
-        import sentencex
-
-        # A line is a paragraph in every format, so a sentence never crosses a line end.
-        parts = [part for line in text.splitlines() for part in sentencex.segment(rules.language, line)]
-    else:
-        parts = [text]
-    sentences = [sentence for part in parts if (sentence := normalise(part))]
+    # A line is a paragraph in every format, so a sentence never crosses a line end.
+    lines = [line for part in (text.splitlines() if rules.split else [text]) if (line := normalise(part))]
+    try:
+        sentences = [sentence for line in lines for sentence in _split(line, rules.language)] if rules.split else lines
+    except _SplitterFailed:
+        yield Candidate(text, "splitter failed")
+        return
     if not sentences:
         yield Candidate("", "empty")
     for sentence in sentences:
         yield Candidate(sentence, _problem(sentence, rules))
+
+
+class _SplitterFailed(Exception):
+    pass
+
+
+def _split(line: str, language: str) -> list[str]:
+    # sentencex is a compiled extension that some machines lack; without splitting it isn't needed.
+    import sentencex
+
+    try:
+        return [sentence for part in sentencex.segment(language, line) if (sentence := part.strip())]
+    except BaseException as error:
+        # A panic of Rust is no Exception and can't be named. Seen at "R\u00a0.", which no normalised line holds.
+        if type(error).__name__ == "PanicException":
+            raise _SplitterFailed from error
+        raise
 
 
 def normalise(text: str) -> str:

@@ -1,7 +1,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sentence_distill.data.errors import UserError
@@ -77,3 +77,32 @@ def test_normalised_text_stays_as_it_is(text):
     assert normalise(once) == once
     assert "\x00" not in once
     assert once == once.strip()
+
+
+def test_an_initial_before_a_no_break_space_and_a_period_does_not_end_the_run():
+    line = "He was followed by Johann R\u00a0. Winckler in the year 1849, and by others."
+    assert "splitter failed" not in {candidate.reason for candidate in split_sentences(line, SentenceRules())}
+
+
+def test_a_line_on_which_the_splitter_panics_is_rejected(monkeypatch):
+    class PanicException(BaseException):  # as Rust's comes to Python
+        pass
+
+    def panic(language, line):
+        raise PanicException("end byte index 45 is not a char boundary")
+
+    monkeypatch.setattr("sentencex.segment", panic)
+    (candidate,) = split_sentences("One sentence here. Another one there.", SentenceRules())
+    assert candidate.reason == "splitter failed"
+
+
+SPACES = [" ", "\u00a0", "\u2003", "\u3000", "\u200b"]
+MARKS = [".", "...", "!", "?", '"', "\u201c", "(", ")", "-", "\u2014", "'s", "\u3002", "\u0301"]
+WORDS = ["A", "H.", "Dr.", "J. R. R.", "1.", "2.5", "\u00e9", "\u65e5\u672c", "word", "Word", "\U0001f600", "vs."]
+PIECES = SPACES + MARKS + WORDS
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
+def test_the_splitter_takes_any_mixture_of_initials_marks_and_spaces(text):
+    assert "splitter failed" not in {candidate.reason for candidate in split_sentences(text, SentenceRules())}
