@@ -1,6 +1,7 @@
 #!/bin/sh
 # The figures of README's "Results so far": the first 350,000 lines of a WikiExtractor file of English Wikipedia,
-# teacher MiniLM, default student, everything that sd eval measures. About an hour and a half on two cores.
+# teacher MiniLM, default student, everything that sd eval measures. About an hour and a half on two cores. Stage one
+# beside its peers: embed.sh.
 # usage: wiki.sh WIKIEXTRACTOR.zst GLUE_DIR WORKDIR      (needs the command zstdcat)
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -11,5 +12,4 @@ sd embed --teacher minilm --corpus wiki.txt --out shards
 sd train-student --shards shards --out student
 sd eval --student student --glue-dir "$glue"
 sd eval --student student --glue --glue-dir "$glue" --from-scratch
-python "$here/embed_speed.py" shards
 python "$here/student_results.py" student

@@ -163,7 +163,7 @@ def test_two_devices_leave_the_bytes_of_one(sd, arguments, shards, tmp_path):
 
 def test_a_device_that_is_not_there_is_refused(sd, arguments, tmp_path, capsys):
     assert sd(*arguments, "--out", tmp_path / "out", "--devices", "0,99") == 1
-    assert "CUDA devices here" in capsys.readouterr().err
+    assert "PyTorch sees" in capsys.readouterr().err
 
 
 def test_several_readers_leave_the_bytes_of_one(sd, arguments, shards, tmp_path):
@@ -185,8 +185,9 @@ def s3(monkeypatch):
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("bucket")
-    yield "s3://bucket/shards"
+    bucket = f"bucket-{port}"  # the stand-in keeps its buckets from one server to the next
+    s3fs.S3FileSystem().mkdir(bucket)
+    yield f"s3://{bucket}/shards"
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 
@@ -206,7 +207,6 @@ def test_a_run_into_s3_leaves_the_same_files_and_goes_on_where_it_stood(sd, argu
     assert "shard-00003.arrow has 9 bytes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("url", ["sftp://host/shards", "http://host/shards"])
 def test_a_bucket_that_is_not_there_is_said_before_anything_is_read(sd, arguments, s3, capsys):
     assert sd(*arguments, "--out", "s3://no-such-bucket/shards") == 1
     error = capsys.readouterr().err.splitlines()
@@ -214,6 +214,7 @@ def test_a_bucket_that_is_not_there_is_said_before_anything_is_read(sd, argument
     assert "s3://no-such-bucket/shards can't be opened" in error[0]
 
 
+@pytest.mark.parametrize("url", ["sftp://host/shards", "http://host/shards"])
 def test_a_store_that_shows_half_written_files_is_refused(sd, arguments, url, capsys):
     assert sd(*arguments, "--out", url) == 1
     assert "puts files atomically" in capsys.readouterr().err
