@@ -124,6 +124,8 @@ class EmbedRun:
             remove_temporaries(self.out)
             plan = make_or_load_plan(self.corpus, self.config, self.out, self.progress)
             self._embed(plan, plan.slices)
+            # A worker that died on the way, and whose slice another did, has left its unfinished file.
+            remove_temporaries(self.out)
             self.progress.log("closing the folder")
             return close_folder(self.out, plan)
 
