@@ -165,11 +165,8 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
       zcat wiki.gz | sd embed --corpus - --teacher ./my-bert --pooling mean --layers 6,12
       sd embed --corpus big/ --out /shared/shards --slice 3/64
     """
-    from dataclasses import fields
-
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.corpus import Corpus
-    from sentence_distill.data.sentences import SentenceRules
     from sentence_distill.data.sources import find_sources
     from sentence_distill.data.spool import HUB_PREFIX
     from sentence_distill.pipeline.files import open_folder
@@ -178,7 +175,7 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
     check_engine(corpora, options)
     progress = ConsoleProgress()
     folder = open_folder(out)
-    rules = SentenceRules(**{field.name: options[field.name] for field in fields(SentenceRules)})
+    config = _config(options)
     # Cheap mistakes first: a wrong path shows before any weights are loaded.
     paths = [corpus for corpus in corpora if corpus != "-" and not corpus.startswith(HUB_PREFIX)]
     if paths:
@@ -187,14 +184,6 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
     locations = _readable_twice(corpora, options["text_field"], folder, progress)
     corpus = Corpus.open(locations, format=options["format_"], text_field=options["text_field"], leave_out=folder)
 
-    from sentence_distill.pipeline.config import EmbedConfig
-
-    config = EmbedConfig(
-        rules=rules,
-        keep_text=not options["no_text"],
-        compression=None if options["compression"] == "none" else options["compression"],
-        **{name: options[name] for name in ("shard_rows", "max_tokens", "token_budget", "dtype")},
-    )
     if located is None:
         with _stopped_by_signals(out):
             _plan(corpus, config, folder, progress)
@@ -215,6 +204,20 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
                 click.echo(f"{out}: the share's {shards} shards are there\nnext, once all are: sd shards merge {out}")
             else:
                 _summary(out, run.run())
+
+
+def _config(options: dict[str, Any]) -> "EmbedConfig":
+    from dataclasses import fields
+
+    from sentence_distill.data.sentences import SentenceRules
+    from sentence_distill.pipeline.config import EmbedConfig
+
+    return EmbedConfig(
+        rules=SentenceRules(**{field.name: options[field.name] for field in fields(SentenceRules)}),
+        keep_text=not options["no_text"],
+        compression=None if options["compression"] == "none" else options["compression"],
+        **{name: options[name] for name in ("shard_rows", "max_tokens", "token_budget", "dtype")},
+    )
 
 
 def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progress") -> None:

@@ -5,6 +5,7 @@ import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
 from sentence_distill.data.errors import UserError
@@ -18,11 +19,13 @@ def cores() -> int:
 @contextmanager
 def deaf_to_ctrl_c() -> Iterator[None]:
     """Processes started inside never see Ctrl-C, which goes to all of a terminal; who started them ends them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # multiprocessing starts this process of its own before the first child, and unblocks the signal behind it.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def receive(connection: Connection) -> object:

@@ -52,13 +52,13 @@ class TeacherSpec:
             raise UserError(f"{where} has not enough memory for the teacher; free some, or use --device cpu") from error
 
 
-def require_same_teacher(teacher: Teacher, job: Job) -> None:
+def require_same_teacher(teacher: TeacherFacts, job: Job) -> None:
     """Refuse a worker whose teacher is not that of the run.
 
     Raises:
         UserError: it has other weights, or computes in another type, because hardware or folders differ.
     """
-    own = teacher.facts().fingerprint
+    own = teacher.fingerprint
     if differing := differing_fields({field: job.fingerprint[field] for field in own}, own):
         raise UserError(
             f"the teacher on {teacher.device} is not that of the run: {'; '.join(differing)}; name a folder that is "
@@ -182,7 +182,7 @@ def _work(
             torch.set_num_threads(max(1, torch.get_num_threads() // devices))
         if todo:
             teacher = spec.load(device)
-            require_same_teacher(teacher, job)
+            require_same_teacher(teacher.facts(), job)
             connection.send(str(embed_slices(job, teacher, todo, readers=readers, advance=connection.send)))
     except KeyboardInterrupt:
         sys.exit(1)

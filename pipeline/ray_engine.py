@@ -58,16 +58,18 @@ class _Actor:
     def __init__(self, spec: TeacherSpec, device: str, readers: int | None) -> None:
         self.teacher = spec.load(device)
         self.readers = readers or pick_readers([str(self.teacher.device)])
+        # Once: it reads all weights for their hash.
+        self.known = self.teacher.facts()
 
     def facts(self) -> TeacherFacts:
         """What the run has to know of the teacher."""
-        return self.teacher.facts()
+        return self.known
 
     def embed(self, job: Job, group: Sequence[Slice]) -> int:
         """Commit the shards of a group, of which an actor that died may have left some; return its sentences."""
         todo = [part for part in group if read_sidecar(job.out / shard_name(part.index)) is None]
         if todo:
-            require_same_teacher(self.teacher, job)
+            require_same_teacher(self.known, job)
             embed_slices(job, self.teacher, todo, readers=self.readers)
         return sum(part.sentences - len(part.duplicates) for part in group)
 

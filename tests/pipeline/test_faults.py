@@ -124,6 +124,25 @@ def test_a_signal_ends_the_run_with_what_is_embedded_written(arguments, tmp_path
     assert contents(out) == contents(tmp_path / "alone")
 
 
+def test_ctrl_c_never_reaches_the_processes_that_read(tmp_path):
+    script = """
+import multiprocessing, os, signal, sys, time
+from sentence_distill.pipeline.children import deaf_to_ctrl_c
+if __name__ == "__main__":
+    with deaf_to_ctrl_c():
+        child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+        child.start()
+    mask = next(l for l in open(f"/proc/{child.pid}/status") if l.startswith("SigBlk"))
+    child.kill()
+    print(int(mask.split()[1], 16) >> (signal.SIGINT - 1) & 1)
+    print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+    path = tmp_path / "starts_a_child.py"
+    path.write_text(script)
+    said = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["1", "False"]
+
+
 def full_disk(monkeypatch, after):
     """Let all writes after the first `after` fail as on a full disk."""
     fsync, calls = os.fsync, []

@@ -131,10 +131,10 @@ def test_a_worker_with_another_teacher_than_the_run_s_is_refused(teacher_folder,
     fingerprint = load_manifest(shards)["fingerprint"]
     spec = TeacherSpec(located=Located(teacher_folder, teacher_folder.name), pooling="mean", precision="fp32")
     job = Job(Corpus([]), EmbedConfig(rules=SentenceRules()), shards, fingerprint, "")
-    require_same_teacher(spec.load("cpu"), job)
+    require_same_teacher(spec.load("cpu").facts(), job)
     other = replace(spec, precision="bf16")
     with pytest.raises(UserError, match=r"compute_dtype \(float32 -> bfloat16\)"):
-        require_same_teacher(other.load("cpu"), job)
+        require_same_teacher(other.load("cpu").facts(), job)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
