@@ -2,9 +2,11 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+
+from sentence_distill.data.progress import Advance
 
 LOG_EVERY_S = 15.0
 
@@ -17,14 +19,14 @@ class ConsoleProgress:
         print(message, file=sys.stderr, flush=True)
 
     @contextmanager
-    def task(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    def task(self, name: str, total: int | None, unit: str, done: int = 0) -> Iterator[Advance]:
         """Show a task, with its rate and the time left."""
-        with (_bar if sys.stderr.isatty() else _lines)(name, total, unit) as advance:
+        with (_bar if sys.stderr.isatty() else _lines)(name, total, unit, done) as advance:
             yield advance
 
 
 @contextmanager
-def _bar(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(name: str, total: int | None, unit: str, before: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -35,39 +37,46 @@ def _bar(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], No
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
     started = time.monotonic()
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=total, rate="")
+        task = progress.add_task(name, total=total, completed=before, rate="", note="")
 
-        def advance(count: int) -> None:
+        def advance(count: int, note: str = "") -> None:
             progress.advance(task, count)
-            done = progress.tasks[0].completed
+            done = progress.tasks[0].completed - before
             progress.update(task, rate=f"{done / max(1e-9, time.monotonic() - started):,.0f}/s")
+            if note:
+                progress.update(task, note=note)
 
         yield advance
 
 
 @contextmanager
-def _lines(name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+def _lines(name: str, total: int | None, unit: str, before: int) -> Iterator[Advance]:
     started = last = time.monotonic()
-    done = 0
+    done = before
+    shown = ""
 
     def show(now: float) -> None:
-        rate = done / max(1e-9, now - started)
+        rate = (done - before) / max(1e-9, now - started)
         line = f"{name}: {done:,}{f' of {total:,}' if total is not None else ''} {unit}, {rate:,.0f}/s"
         if total and rate:
             line += f", {timedelta(seconds=round((total - done) / rate))} left"
+        if shown:
+            line += f", {shown}"
         print(line, file=sys.stderr, flush=True)
 
-    def advance(count: int) -> None:
-        nonlocal done, last
+    def advance(count: int, note: str = "") -> None:
+        nonlocal done, last, shown
         done += count
+        shown = note or shown
         now = time.monotonic()
         if now - last >= LOG_EVERY_S:
             last = now
             show(now)
 
     yield advance
-    if done:
+    if done > before:
         show(time.monotonic())

@@ -1,5 +1,6 @@
 """`sd train-student`: stage two."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,15 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sentence_distill.cli.config_file import config_option
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
+    from sentence_distill.student.config import StudentConfig, TrainConfig
     from sentence_distill.student.train import Trainer
 
 DEFAULT_STUDENT = "distilled"
 
 
+def _layers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if value is None else tuple(int(layer) for layer in str(value).split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of layers; give them as 3,6") from None
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(value).strip())
+    if match is None or not float(match[1]):
+        raise click.BadParameter(f"{value!r} is no time; give it as 90s, 30m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
 @click.command("train-student")
+@config_option
 @click.option(
     "--shards",
     type=click.Path(path_type=Path),
@@ -31,10 +51,15 @@ DEFAULT_STUDENT = "distilled"
     help="Folder of the student and its checkpoints.",
 )
 @click.option(
-    "--embedding-dim", default=300, show_default=True, type=click.IntRange(1), help="Width of the word embeddings."
+    "--size",
+    type=click.Choice(["tiny", "small", "base", "large"]),
+    default="base",
+    show_default=True,
+    help="Of the student: 2, 5, 11 or 23 million parameters; the next three options change it.",
 )
-@click.option("--hidden", default=300, show_default=True, type=click.IntRange(1), help="LSTM units in each direction.")
-@click.option("--layers", default=1, show_default=True, type=click.IntRange(1), help="LSTM layers.")
+@click.option("--embedding-dim", default=None, type=click.IntRange(1), help="Width of the word embeddings.")
+@click.option("--hidden", default=None, type=click.IntRange(1), help="LSTM units in each direction.")
+@click.option("--layers", default=None, type=click.IntRange(1), help="LSTM layers.")
 @click.option(
     "--pooling",
     type=click.Choice(["mean", "max", "mean+max"]),
@@ -49,14 +74,43 @@ DEFAULT_STUDENT = "distilled"
     show_default=True,
     help="Word embeddings: the teacher's reduced by PCA, or random.",
 )
-@click.option("--loss", type=click.Choice(["cosine", "mse", "both"]), default="cosine", show_default=True)
-@click.option("--epochs", default=3, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--target-layers",
+    callback=_layers,
+    metavar="N[,N…]",
+    help="Which of the teacher's layers in the shards to approximate, each with a loss of its own; the last is what "
+    "the student encodes to.  [default: all]",
+)
+@click.option("--cosine", default=1.0, show_default=True, type=click.FloatRange(0), help="Weight of 1 - cosine.")
+@click.option("--mse", default=0.0, show_default=True, type=click.FloatRange(0), help="Weight of the squared error.")
+@click.option(
+    "--relational",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Weight of the divergence from the teacher's similarities inside a batch.",
+)
+@click.option(
+    "--temperature",
+    default=0.05,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Of the similarities of --relational.",
+)
+@click.option("--epochs", default=3, show_default=True, type=click.IntRange(1), help="Most passes over the shards.")
+@click.option("--max-steps", default=None, type=click.IntRange(1), help="Most optimizer steps.")
+@click.option(
+    "--max-time",
+    callback=_seconds,
+    metavar="TIME",
+    help="Most time of training, as 90s, 30m or 2h; the learning rate ends with it.",
+)
 @click.option(
     "--batch-size",
     default=128,
     show_default=True,
     type=click.IntRange(1),
-    help="Sentences of a batch, all of one length.",
+    help="Sentences of a batch, all of one length, of all processes together.",
 )
 @click.option(
     "--learning-rate",
@@ -65,7 +119,7 @@ DEFAULT_STUDENT = "distilled"
     type=click.FloatRange(0, min_open=True),
     help="Peak, after warm-up.",
 )
-@click.option("--warmup", default=0.05, show_default=True, type=click.FloatRange(0, 1), help="Share of the steps.")
+@click.option("--warmup", default=0.05, show_default=True, type=click.FloatRange(0, 1), help="Share of the run.")
 @click.option("--weight-decay", default=0.01, show_default=True, type=click.FloatRange(0))
 @click.option(
     "--clip",
@@ -75,11 +129,32 @@ DEFAULT_STUDENT = "distilled"
     help="Largest norm of the gradient.",
 )
 @click.option(
+    "--token-dropout",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the tokens that are hidden.",
+)
+@click.option(
+    "--embedding-dropout",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of a batch's words that are hidden wherever they stand.",
+)
+@click.option(
     "--held-out",
     default=0.01,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Share of the sentences never trained on.",
+)
+@click.option("--validate-every", default=None, type=click.IntRange(1), metavar="STEPS", help="[default: each epoch]")
+@click.option(
+    "--patience",
+    default=None,
+    type=click.IntRange(1),
+    help="Validations without a better held-out cosine after which to end.  [default: never]",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -90,63 +165,125 @@ DEFAULT_STUDENT = "distilled"
     show_default=True,
     help="Of the LSTM's arithmetic; auto is bf16 where the hardware has it.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
+@click.option(
+    "--checkpoint-every",
+    default=300.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="What a kill costs at most.",
+)
+@click.option(
+    "--keep-checkpoints", default=2, show_default=True, type=click.IntRange(1), help="How many stay while it trains."
+)
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's events as well.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
 @click.option("--overwrite", is_flag=True, help="Begin again where --out holds a run already.")
 def train_student(
-    shards: Path, out: Path, device: str, precision: str, resume: bool, overwrite: bool, **options: Any
+    shards: Path,
+    out: Path,
+    device: str,
+    precision: str,
+    checkpoint_every: float,
+    keep_checkpoints: int,
+    tensorboard: bool,
+    resume: bool,
+    overwrite: bool,
+    **options: Any,
 ) -> None:
     """Train a BiLSTM student on the shards; the teacher is never loaded.
 
     Writes a sentence-transformers folder: SentenceTransformer("distilled") loads it without this package.
-    Each epoch is validated on held-out sentences, and the best one is kept.
+    Each epoch is validated on held-out sentences, and the best weights are kept. Stop it when you like: with
+    --resume the same command goes on, to the bit on a CPU.
+
+    \b
+      sd train-student --shards shards/ --size small --max-time 30m
+      torchrun --nproc-per-node 8 -m sentence_distill.cli train-student --shards shards/
     """
     from dataclasses import fields
 
     from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.pipeline.lock import lock_folder
-    from sentence_distill.pipeline.manifest import require_manifest
-    from sentence_distill.pipeline.precision import pick_device, pick_precision
-    from sentence_distill.student.config import StudentConfig, TrainConfig
+    from sentence_distill.data.progress import Silent
+    from sentence_distill.pipeline.precision import pick_precision
+    from sentence_distill.student.config import TrainConfig
+    from sentence_distill.student.ranks import Ranks
     from sentence_distill.student.train import Trainer
-    from sentence_distill.student.write import write_trained
 
     if ":/" in str(shards):
         raise UserError(f"{shards} is a URL, and shards are mapped into memory; copy them to a local folder first")
     config = TrainConfig(**{field.name: options[field.name] for field in fields(TrainConfig)})
-    fingerprint = require_manifest(shards)["fingerprint"]
-    targets = len(fingerprint["layers"])
-    student = StudentConfig(
-        vocabulary=fingerprint["vocabulary"],
-        target_dims=(fingerprint["dim"] // targets,) * targets,
-        # The cosine leaves the length of the student's vectors open, so they get length 1.
-        normalize=fingerprint["normalize"] or config.loss == "cosine",
-        **{name: options[name] for name in ("embedding_dim", "hidden", "layers", "pooling")},
-    )
-    progress = ConsoleProgress()
-    where = pick_device(device)
+    student = _student(shards, config, options)
     _refuse_used(out, resume, overwrite)
+    ranks = Ranks(device)
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         shards=shards,
         out=out,
         student=student,
         config=config,
-        device=where,
-        precision=pick_precision(precision, where),
-        progress=progress,
+        ranks=ranks,
+        precision=pick_precision(precision, ranks.device),
+        progress=ConsoleProgress() if ranks.main else Silent(),
+        checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
     )
-    if resume:
-        trainer.resume()
-    progress.log(
-        f"student: {sum(p.numel() for p in trainer.encoder.parameters()):,} parameters; {trainer.steps:,} steps "
-        f"over {trainer.stream.train_rows:,} sentences, {len(trainer.held_out_ids):,} held out; on {where}"
+    with _stopping_on_signals(trainer):
+        if ranks.main:
+            _train_and_write(trainer, shards, resume, tensorboard)
+        else:
+            _prepare(trainer, resume)
+            trainer.run()
+
+
+def _student(shards: Path, config: "TrainConfig", options: dict[str, Any]) -> "StudentConfig":
+    from sentence_distill.pipeline.manifest import require_manifest
+    from sentence_distill.student.config import SIZES, StudentConfig
+
+    fingerprint = require_manifest(shards)["fingerprint"]
+    layers = len(config.target_layers or fingerprint["layers"])
+    shape = {name: options[name] or value for name, value in SIZES[options["size"]].items()}
+    return StudentConfig(
+        vocabulary=fingerprint["vocabulary"],
+        target_dims=(fingerprint["dim"] // len(fingerprint["layers"]),) * layers,
+        # Without the squared error the length of the student's vectors is open, so they get length 1.
+        normalize=fingerprint["normalize"] or not config.mse,
+        pooling=options["pooling"],
+        **shape,
     )
-    with lock_folder(out), _stopping_on_signals(trainer):
-        scores = write_trained(out, trainer.run(), trainer, shards)
+
+
+def _train_and_write(trainer: "Trainer", shards: Path, resume: bool, tensorboard: bool) -> None:
+    from sentence_distill.pipeline.lock import lock_folder
+    from sentence_distill.student.curves import draw_curves
+    from sentence_distill.student.write import write_trained
+
+    out, progress = trainer.out, trainer.progress
+    with lock_folder(out):
+        _prepare(trainer, resume)
+        progress.log(
+            f"student: {sum(p.numel() for p in trainer.encoder.parameters()):,} parameters; {trainer.steps:,} steps "
+            f"over {trainer.stream.train_rows:,} sentences, {len(trainer.held_out_ids):,} held out; "
+            f"{trainer.ranks.size} process(es), on {trainer.ranks.device}"
+        )
+        scores = write_trained(out, trainer.run(tensorboard=tensorboard), trainer, shards)
+        trainer.checkpoints.remove()
+    try:
+        curves = f"; curves: {draw_curves(out)}"
+    except ImportError:
+        curves = "; curves are drawn where matplotlib is installed"
     click.echo(
         f"{out}: student with held-out cosine {scores['cosine']:.4f}, rank agreement {scores['rank_agreement']:.4f}\n"
+        f"log: {out / 'metrics.jsonl'}{curves}\n"
         f"next: sd eval --student {out}, sd eval --glue --student {out}"
     )
+
+
+def _prepare(trainer: "Trainer", resume: bool) -> None:
+    if resume:
+        trainer.resume()
+    elif trainer.ranks.main:
+        trainer.checkpoints.remove()
 
 
 def _refuse_used(out: Path, resume: bool, overwrite: bool) -> None:
@@ -156,7 +293,7 @@ def _refuse_used(out: Path, resume: bool, overwrite: bool) -> None:
         raise UserError(
             f"{out} holds a student already; measure it with sd eval, or train anew with --overwrite or another --out"
         )
-    if (out / "checkpoints" / "last.pt").exists():
+    if any((out / "checkpoints").glob("step-*.pt")):
         raise UserError(f"{out} holds a run that was stopped; go on with --resume, or begin again with --overwrite")
 
 

@@ -1,8 +1,15 @@
 """What long work reports to whoever started it; the command line shows it, a library user may ignore it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
+
+
+class Advance(Protocol):
+    """Moves a task on."""
+
+    def __call__(self, count: int, note: str = "") -> None:
+        """Count more units as done; a note, a loss for one, is shown until the next one."""
 
 
 class Progress(Protocol):
@@ -11,8 +18,8 @@ class Progress(Protocol):
     def log(self, message: str) -> None:
         """Show one line."""
 
-    def task(self, name: str, total: int | None, unit: str) -> AbstractContextManager[Callable[[int], None]]:
-        """Open a task of `total` units (None: not known); the value called with n advances it by n."""
+    def task(self, name: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Advance]:
+        """Open a task of `total` units (None: not known), of which an earlier run did `done`; the value moves it on."""
 
 
 class Silent:
@@ -22,6 +29,6 @@ class Silent:
         """Drop the line."""
 
     @contextmanager
-    def task(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    def task(self, name: str, total: int | None, unit: str, done: int = 0) -> Iterator[Advance]:
         """Yield a function that does nothing."""
-        yield lambda n: None
+        yield lambda count, note="": None

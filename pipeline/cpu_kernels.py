@@ -7,17 +7,15 @@ layer in bfloat16, most of them for a softmax that has no vector code for short 
 the softmax in float32 it takes 3.
 """
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import nn
 
+from sentence_distill.pipeline.allocator import keep_freed_memory
+
 ATTENTION = "sentence_distill_cpu"
 _PLAIN_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet")
-# Names and the largest value that glibc takes, from malloc.h and mallopt(3).
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_THRESHOLD, _NO_TRIM = 32 << 20, (1 << 31) - 1
 
 
 class PackedLinear(nn.Module):
@@ -82,16 +80,4 @@ def use_cpu_kernels(model: Any) -> None:
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
                 setattr(parent, name, PackedLinear(child))
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory of up to 32 MiB a tensor instead of giving it back and faulting it in again.
-
-    Each layer's activations are freed before the next layer's are allocated; new pages for each cost a tenth of
-    the teacher's time. Other C libraries have no `mallopt`, and need none.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
-        mallopt(_M_TRIM_THRESHOLD, _NO_TRIM)
+    keep_freed_memory()

@@ -1,39 +1,123 @@
 """Checkpoints of training: what a run needs to go on as if it had never stopped."""
 
 import io
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.pipeline.files import write_atomically
+from sentence_distill.pipeline.files import TEMPORARY, replacing
+
+CHECKPOINTS = "checkpoints"
+_BEST = "best.pt"
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, strings and containers of them) atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Through memory: onto a full disk PyTorch's own writer fails with an error that names no reason.
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
+class Checkpoints:
+    """The checkpoints of one run: the newest few, and the best weights.
+
+    Each is written by a thread while training goes on; it stands under its name when it is whole.
+    """
+
+    def __init__(self, out: Path, keep: int) -> None:
+        """Use the folder `checkpoints` in a student's folder.
+
+        Args:
+            out: the student's folder.
+            keep: how many checkpoints stay.
+        """
+        self.folder = out / CHECKPOINTS
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writes: list[Future[None]] = []
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Copy a state (tensors, numbers, strings and containers of them) and let it be written.
+
+        Raises:
+            OSError: an earlier one could not be written.
+        """
+        self._write(self.folder / f"step-{step:010d}.pt", state)
+
+    def save_best(self, weights: dict[str, torch.Tensor]) -> None:
+        """The same for the best weights."""
+        self._write(self.folder / _BEST, weights)
+
+    def wait(self) -> None:
+        """Return when all is written.
+
+        Raises:
+            OSError: something could not be.
+        """
+        while self._writes:
+            self._writes.pop(0).result()
+
+    def check(self) -> None:
+        """Raise the OSError of a write that failed; wait for none."""
+        while self._writes and self._writes[0].done():
+            self._writes.pop(0).result()
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        # Two states in memory are enough.
+        self.wait()
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self._writes.append(self._thread.submit(self._commit, path, buffer))
+
+    def _commit(self, path: Path, buffer: io.BytesIO) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(buffer.getbuffer())
+        for old in self._steps()[: -self._keep]:
+            old.unlink(missing_ok=True)
+
+    def _steps(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.pt"))
+
+    def newest(self) -> dict[str, Any]:
+        """The newest state.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        if not (steps := self._steps()):
+            raise UserError(f"there is no checkpoint in {self.folder} to resume; leave --resume out to begin")
+        return load_checkpoint(steps[-1])
+
+    def best(self) -> dict[str, torch.Tensor]:
+        """The best weights.
+
+        Raises:
+            UserError: there are none, or they are damaged.
+        """
+        return load_checkpoint(self.folder / _BEST)
+
+    def remove(self) -> None:
+        """Remove all checkpoints, and what writers that were killed left of theirs."""
+        for pattern in ("*.pt", "*" + TEMPORARY):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint; no code in it is run.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: it is not there, or damaged.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}")
         return state
-    except FileNotFoundError:
-        raise UserError(f"there is no checkpoint {path} to resume; leave --resume out to begin") from None
     except OSError:
         raise
     except Exception as error:  # a file of random bytes makes PyTorch raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path} is damaged ({reason}); --overwrite begins again") from error
+        raise UserError(
+            f"checkpoint {path} is damaged ({reason}); remove it to go on from the one before, or begin again with "
+            "--overwrite"
+        ) from error

@@ -5,8 +5,16 @@ from dataclasses import dataclass
 from sentence_distill.data.errors import UserError
 
 POOLINGS = ("mean", "max", "mean+max")
-LOSSES = ("cosine", "mse", "both")
 INITS = ("pca", "random")
+
+
+# Shapes that a name stands for; docs/training.md says what each costs and gives.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"embedding_dim": 64, "hidden": 128, "layers": 1},
+    "small": {"embedding_dim": 128, "hidden": 256, "layers": 1},
+    "base": {"embedding_dim": 300, "hidden": 300, "layers": 1},
+    "large": {"embedding_dim": 384, "hidden": 512, "layers": 2},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,33 +52,56 @@ class TrainConfig:
     """How a student is trained."""
 
     epochs: int = 3
-    """Passes over the shards."""
+    """Most passes over the shards."""
+    max_steps: int | None = None
+    """Most optimizer steps."""
+    max_time: float | None = None
+    """Most seconds of training, all resumed parts together."""
     batch_size: int = 128
-    """Sentences of a batch, all of one length."""
+    """Sentences of a batch, all of one length and of all processes together."""
     learning_rate: float = 4e-3
     """Peak of the schedule."""
     warmup: float = 0.05
-    """Share of all steps over which the learning rate rises; then it falls to 0 along a half cosine."""
+    """Share of the run over which the learning rate rises; then it falls to 0 along a half cosine."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """Of AdamW, on all weights but the word embeddings."""
     clip: float = 1.0
     """Largest norm of the gradient."""
-    loss: str = "cosine"
-    """"cosine", "mse" or "both"."""
+    cosine: float = 1.0
+    """Weight of 1 - cosine between the student's and the teacher's vector."""
+    mse: float = 0.0
+    """Weight of the mean squared error of the components."""
+    relational: float = 0.0
+    """Weight of the divergence between the teacher's and the student's similarities inside the batch."""
+    temperature: float = 0.05
+    """Of the softmax over those similarities."""
+    target_layers: tuple[int, ...] | None = None
+    """Which of the layers in the shards to approximate; None is all. The last is the public embedding."""
+    token_dropout: float = 0.0
+    """Share of the tokens whose word embedding is set to 0."""
+    embedding_dropout: float = 0.0
+    """Share of a batch's words whose embedding is set to 0 wherever they stand; the others are scaled up."""
     init: str = "pca"
     """Word embeddings: "pca" reduces the teacher's, "random" starts anew."""
     held_out: float = 0.01
     """Share of the rows, chosen by sentence id, that is never trained on."""
+    validate_every: int | None = None
+    """Steps between two validations; None is an epoch."""
+    patience: int | None = None
+    """Validations without a better held-out cosine after which training ends; None trains to the end."""
     seed: int = 0
-    """Of the initial weights and of the order of batches."""
+    """Of the initial weights, the order of batches and dropout."""
 
     def __post_init__(self) -> None:
-        _one_of("loss", self.loss, LOSSES)
         _one_of("init", self.init, INITS)
-        if self.epochs < 1 or self.batch_size < 1:
-            raise UserError("--epochs and --batch-size must be at least 1")
+        for name in ("epochs", "batch_size", "max_steps", "validate_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
         if not 0 < self.held_out < 1:
             raise UserError(f"--held-out {self.held_out} must lie between 0 and 1, both excluded")
+        if not any((self.cosine, self.mse, self.relational)):
+            raise UserError("all weights of the loss are 0; raise --cosine, --mse or --relational")
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:

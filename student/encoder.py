@@ -31,7 +31,11 @@ class StudentEncoder(nn.Module):
 
     def pool(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Pooled LSTM states, float32[b, pooled_dim], of int64[b, length] sentences of one length."""
-        states = self.lstm(self.embedding(input_ids))[0].float()
+        return self.pool_words(self.embedding(input_ids))
+
+    def pool_words(self, embedded: torch.Tensor) -> torch.Tensor:
+        """The same from word embeddings, float[b, length, embedding_dim]."""
+        states = self.lstm(embedded)[0].float()
         return torch.cat([_pool(states, mode) for mode in self.config.pooling.split("+")], dim=-1)
 
     def pool_padded(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from sentence_distill.student.config import StudentConfig
 
+SCORES = ("cosine", "mse", "rank_agreement", "mean_vector_cosine")
 _PAIRED_ROWS = 1000
 
 

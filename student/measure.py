@@ -109,7 +109,8 @@ def held_out_fidelity(student: Student, shards: Path, distillation: dict[str, An
     Raises:
         UserError: the shards are not there or damaged, or of another teacher than the student's.
     """
-    stream = ShardStream(shards, held_out=distillation["training"]["held_out"])
+    training = distillation["training"]
+    stream = ShardStream(shards, held_out=training["held_out"], layers=training["target_layers"])
     trained = distillation["corpus"]["fingerprint"]
     old, new = ({field: of[field] for field in _SAME_TEACHER} for of in (trained, stream.fingerprint))
     if differing := differing_fields(old, new):

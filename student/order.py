@@ -1,6 +1,10 @@
-"""The order of training batches: a pure function of seed, epoch, shards and batch size."""
+"""The order of training batches: a pure function of seed, epoch, shards and batch size.
 
-from collections.abc import Iterator, Sequence
+A batch holds sentences of one token length. How many processes share the work has no part in it: each takes its
+share of every batch.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,7 +32,7 @@ def shard_windows(rows: Sequence[int], window_rows: int, seed: int, epoch: int) 
     return windows
 
 
-def window_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def window_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Cut a window's rows into batches of one length each, in random order.
 
     Args:
@@ -36,8 +40,8 @@ def window_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generato
         batch_size: rows of a batch; the last of each length may be smaller.
         rng: random numbers of this window.
 
-    Yields:
-        int64[b], row numbers in the window; each row exactly once.
+    Returns:
+        For each batch int64[b], row numbers in the window; each row is in exactly one.
     """
     shuffled = rng.permutation(len(lengths))
     order = shuffled[np.argsort(lengths[shuffled], kind="stable")]
@@ -47,5 +51,14 @@ def window_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generato
         for group in np.split(order, cuts)
         for first in range(0, len(group), batch_size)
     ]
-    for batch in rng.permutation(len(batches)):
-        yield batches[batch]
+    return [batches[number] for number in rng.permutation(len(batches))]
+
+
+def count_batches(rows_of_length: np.ndarray, batch_size: int) -> int:
+    """Number of batches that `window_batches` makes of a window.
+
+    Args:
+        rows_of_length: int[longest + 1], how many rows have each length.
+        batch_size: rows of a batch.
+    """
+    return int((-(-rows_of_length // batch_size)).sum())

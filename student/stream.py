@@ -1,6 +1,8 @@
 """The stream of training batches, read from memory-mapped shards."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +14,12 @@ import torch
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.manifest import file_problems, require_manifest
 from sentence_distill.pipeline.shards import Shard, read_sidecar, shard_problem
-from sentence_distill.student.order import shard_windows, window_batches
+from sentence_distill.student.order import count_batches, shard_windows, window_batches
+from sentence_distill.student.window import Window
 
 WINDOW_ROWS = 1 << 20
+# So many are read in one go: over all shards of a window, a batch alone would touch a row or two of each.
+_READ_ROWS = 8192
 _HELD_OUT_ROWS = 20_000
 
 
@@ -24,7 +29,7 @@ class Batch:
 
     Args:
         input_ids: int64[b, length].
-        targets: float32[b, dim].
+        targets: float16 or float32[b, dim], as the shards hold them.
     """
 
     input_ids: torch.Tensor
@@ -38,17 +43,20 @@ class ShardStream:
         manifest: the folder's manifest.
     """
 
-    def __init__(self, folder: Path, *, held_out: float) -> None:
+    def __init__(self, folder: Path, *, held_out: float, layers: Sequence[int] | None = None) -> None:
         """Check and map a folder.
 
         Args:
             folder: a complete folder of shards.
             held_out: share of the rows that is held out.
+            layers: the teacher's layers to read, as the manifest numbers them; None is all in the shards.
 
         Raises:
-            UserError: the folder is not complete, or a shard is missing or damaged; it names the shard.
+            UserError: the folder is not complete, a shard is missing or damaged, which is named, or the shards lack
+                a layer.
         """
         self.manifest = require_manifest(folder)
+        self._columns = _columns(self.fingerprint, layers)
         self._limit = np.uint64(held_out * 2**64)
         self._paths = [folder / entry["shard"] for entry in self.manifest["shards"]]
         self._rows = [int(entry["rows"]) for entry in self.manifest["shards"]]
@@ -63,54 +71,81 @@ class ShardStream:
         return self.manifest["fingerprint"]  # type: ignore[no-any-return]
 
     @cached_property
+    def _rows_of_length(self) -> np.ndarray:
+        """int64[shards, longest + 1]: how many rows to train on each shard has of each length."""
+        counts = []
+        for path in self._paths:
+            shard = Shard.open(path)
+            counts.append(np.bincount(shard.tokens.lengths[_split(shard, self._limit)[0]]))
+        longest = max(map(len, counts))
+        return np.stack([np.pad(count, (0, longest - len(count))) for count in counts])
+
+    @property
     def train_rows(self) -> int:
         """Number of rows that are trained on."""
-        return sum(len(_split(Shard.open(path), self._limit)[0]) for path in self._paths)
+        return int(self._rows_of_length.sum())
 
     def steps(self, batch_size: int, seed: int, epoch: int) -> int:
         """Number of batches of an epoch."""
-        return sum(1 for _ in self._plan(batch_size, seed, epoch))
+        windows = shard_windows(self._rows, WINDOW_ROWS, seed, epoch)
+        return sum(self._count(window, batch_size) for window in windows)
+
+    def _count(self, window: list[int], batch_size: int) -> int:
+        return count_batches(self._rows_of_length[window].sum(axis=0), batch_size)
 
     def batches(self, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield an epoch's batches; the first `skip` are passed over without reading a vector.
+        """Yield an epoch's batches; a thread reads ahead.
 
         Args:
             batch_size: sentences of a batch.
             seed: of the run.
             epoch: counted from 0.
-            skip: batches already done.
+            skip: batches already done; none of their rows is read.
         """
-        for shards, rows, length in self._plan(batch_size, seed, epoch, skip):
-            # Rows of one shard are taken together; their order inside the batch does not matter to the loss,
-            # and stays the same each time.
-            parts = [(shard, rows[:, 1][rows[:, 0] == number]) for number, shard in enumerate(shards)]
-            parts = [(shard, part) for shard, part in parts if len(part)]
-            input_ids = np.concatenate([shard.tokens.rectangle(part, length) for shard, part in parts])
-            targets = np.concatenate([shard.embeddings[part] for shard, part in parts])
-            yield Batch(torch.from_numpy(input_ids), torch.from_numpy(targets).float())
+        reads = self._reads(batch_size, seed, epoch, skip)
+        with ThreadPoolExecutor(1, "shards") as thread:
+            upcoming = thread.submit(next, reads, None)
+            while (read := upcoming.result()) is not None:
+                upcoming = thread.submit(next, reads, None)
+                yield from read
 
-    def _plan(
-        self, batch_size: int, seed: int, epoch: int, skip: int = 0
-    ) -> Iterator[tuple[list[Shard], np.ndarray, int]]:
-        """Each batch as (shards of its window, int64[b, 2] of shard in the window and row, length)."""
-        for number, window in enumerate(shard_windows(self._rows, WINDOW_ROWS, seed, epoch)):
-            # The shards of a window are mapped only while it lasts, so that memory does not grow with them.
-            shards = [Shard.open(self._paths[shard]) for shard in window]
-            kept = [_split(shard, self._limit)[0] for shard in shards]
-            places = np.concatenate([np.stack([np.full(len(k), i), k], axis=1) for i, k in enumerate(kept)])
-            lengths = np.concatenate([shard.tokens.lengths[k] for shard, k in zip(shards, kept, strict=True)])
-            rng = np.random.default_rng([seed, epoch, number])
-            for rows in window_batches(lengths, batch_size, rng):
-                if skip:
-                    skip -= 1
-                else:
-                    yield shards, places[rows], int(lengths[rows[0]])
+    def _reads(self, batch_size: int, seed: int, epoch: int, skip: int) -> Iterator[list[Batch]]:
+        windows = shard_windows(self._rows, WINDOW_ROWS, seed, epoch)
+        for number, shards in enumerate(windows):
+            count = self._count(shards, batch_size)
+            if skip >= count:
+                skip -= count
+                continue
+            window = self._open(shards)
+            for later in windows[number + 1 : number + 2]:
+                self._read_ahead(later)
+            order = window_batches(window.lengths, batch_size, np.random.default_rng([seed, epoch, number]))[skip:]
+            skip = 0
+            together = max(1, _READ_ROWS // batch_size)
+            for first in range(0, len(order), together):
+                read = window.take(order[first : first + together])
+                yield [Batch(input_ids, targets[:, self._columns]) for input_ids, targets in read]
+
+    def _open(self, numbers: list[int]) -> Window:
+        # The shards of a window are mapped only while it lasts, so that memory does not grow with them.
+        shards = [Shard.open(self._paths[number]) for number in numbers]
+        return Window(shards, [_split(shard, self._limit)[0] for shard in shards])
+
+    def _read_ahead(self, numbers: list[int]) -> None:
+        """Tell the system that a window's files are next, so that it reads them in whole pieces."""
+        if hasattr(os, "posix_fadvise"):
+            for number in numbers:
+                with self._paths[number].open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def held_out(self) -> tuple[list[np.ndarray], torch.Tensor]:
         """The held-out rows, at most 20,000, in corpus order.
 
         Returns:
             n arrays of token ids, and float32[n, dim].
+
+        Raises:
+            UserError: they are fewer than three.
         """
         input_ids: list[np.ndarray] = []
         targets: list[np.ndarray] = []
@@ -118,7 +153,7 @@ class ShardStream:
             shard = Shard.open(path)
             rows = _split(shard, self._limit)[1][: _HELD_OUT_ROWS - len(input_ids)]
             input_ids += [shard.tokens[row].astype(np.int64) for row in rows]
-            targets.append(np.array(shard.embeddings[rows], dtype=np.float32))
+            targets.append(np.array(shard.embeddings[rows][:, self._columns], dtype=np.float32))
         # Three rows are the fewest among which ranks of similarities can agree or not.
         if len(input_ids) < 3:
             raise UserError(f"only {len(input_ids)} rows are held out; take a larger corpus, or raise --held-out")
@@ -139,3 +174,16 @@ def _check(path: Path, entry: dict[str, Any]) -> None:
         problem = shard_problem(path, sidecar)
     if problem:
         raise UserError(f"shard {path} {problem}; run sd embed again, it makes damaged shards anew")
+
+
+def _columns(fingerprint: dict[str, Any], layers: Sequence[int] | None) -> slice | np.ndarray:
+    known = fingerprint["layers"]
+    if layers is None:
+        return slice(None)
+    if missing := [layer for layer in layers if layer not in known]:
+        raise UserError(
+            f"--target-layers: the shards hold layers {', '.join(map(str, known))} of the teacher, not {missing[0]}; "
+            "sd embed --layers says which to write"
+        )
+    width = fingerprint["dim"] // len(known)
+    return np.concatenate([np.arange(width) + width * known.index(layer) for layer in layers])

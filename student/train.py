@@ -10,38 +10,32 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch.nn.utils import clip_grad_norm_
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.progress import Progress
+from sentence_distill.data.progress import Advance, Progress
+from sentence_distill.pipeline.allocator import keep_freed_memory
 from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.manifest import TOKENIZER, WORD_EMBEDDINGS
-from sentence_distill.student.checkpoint import load_checkpoint, save_checkpoint
+from sentence_distill.student.checkpoint import Checkpoints
 from sentence_distill.student.config import StudentConfig, TrainConfig
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.fidelity import fidelity, public_targets
+from sentence_distill.student.fidelity import SCORES, fidelity, public_targets
 from sentence_distill.student.init import initial_embeddings
-from sentence_distill.student.losses import distillation_loss
+from sentence_distill.student.log import Meter, TrainingLog
 from sentence_distill.student.model import Student, encode_tokens
+from sentence_distill.student.optimizer import Optimizer, learning_rate
+from sentence_distill.student.ranks import LostRankError, Ranks
+from sentence_distill.student.step import Stepper
 from sentence_distill.student.stream import Batch, ShardStream
 
-LAST = "checkpoints/last.pt"
-BEST = "checkpoints/best.pt"
-# A kill costs at most this much work.
-CHECKPOINT_EVERY_S = 300.0
-
-
-def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Learning rate of `step` (from 0) of `steps`: linear warm-up, then half a cosine down to 0."""
-    warmup = max(1, round(config.warmup * steps))
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+LOG_EVERY = 50
+# Processes tell each other of the clock and of a request to stop; it costs a wait for the device.
+_AGREE_EVERY = 10
 
 
 @dataclass
 class State:
-    """Where a run stands; with the weights and the optimizer's moments it is all that a resume needs."""
+    """Where a run stands; with the weights and the optimizers' moments it is all that a resume needs."""
 
     epoch: int = 0
     """Epochs that are complete."""
@@ -49,14 +43,22 @@ class State:
     """Steps done, over all epochs."""
     step_in_epoch: int = 0
     """Steps done in the current epoch."""
+    sentences: int = 0
+    """Sentences done, over all epochs."""
+    seconds: float = 0.0
+    """Time spent training."""
+    loss: float = 0.0
+    """Sum of the losses of all sentences since the last validation."""
+    validated: int = 0
+    """Sentences done at the last validation."""
     best: float = -math.inf
     """Highest held-out cosine so far."""
-    rows: int = 0
-    """Sentences done in the current epoch."""
+    worse: int = 0
+    """Validations since then."""
 
 
 class Trainer:
-    """One training run.
+    """One training run, or one process's part in it.
 
     Attributes:
         stop_requested: set it, from a signal handler for one, to stop behind the step that is under way.
@@ -69,27 +71,31 @@ class Trainer:
         out: Path,
         student: StudentConfig,
         config: TrainConfig,
-        device: torch.device,
+        ranks: Ranks,
         precision: torch.dtype,
         progress: Progress,
+        checkpoint_every: float = 300.0,
+        keep_checkpoints: int = 2,
     ) -> None:
         """Check the shards and build the student with its initial weights.
 
         Args:
             shards: a complete folder of shards.
-            out: folder of the checkpoints.
+            out: folder of the student, its checkpoints and its log.
             student: shape of the student.
             config: options of the training.
-            device: where to train.
+            ranks: the processes that train together.
             precision: bfloat16 computes the LSTM under autocast; weights and loss stay float32.
             progress: where to report.
+            checkpoint_every: seconds between two checkpoints; a kill costs at most this much work.
+            keep_checkpoints: how many stay.
         """
         self.config = config
         self.out = out
-        self.device = device
+        self.ranks = ranks
         self.precision = precision
         self.progress = progress
-        self.stream = ShardStream(shards, held_out=config.held_out)
+        self.stream = ShardStream(shards, held_out=config.held_out, layers=config.target_layers)
         self.held_out_ids, self.held_out_targets = self.stream.held_out()
         torch.manual_seed(config.seed)
         self.encoder = StudentEncoder(student)
@@ -99,141 +105,230 @@ class Trainer:
             self.encoder.embedding.weight.copy_(
                 initial_embeddings(config.init, words, student.embedding_dim, generator)
             )
-        self.encoder.to(device)
+        self.encoder.to(ranks.device)
         self.tokenizer = Tokenizer.from_file(str(shards / TOKENIZER))
-        self.optimizer = torch.optim.AdamW(
-            self.encoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = Optimizer(self.encoder, config)
+        self.stepper = Stepper(self.encoder, config, precision, ranks)
+        self.checkpoints = Checkpoints(out, keep_checkpoints)
         self.state = State()
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.stop_requested = False
-        self.saved = time.monotonic()
         self.history: list[dict[str, float]] = []
-        per_epoch = [self.stream.steps(config.batch_size, config.seed, epoch) for epoch in range(config.epochs)]
-        self.steps = sum(per_epoch)
+        per_epoch = (self.stream.steps(config.batch_size, config.seed, epoch) for epoch in range(config.epochs))
+        self.steps = min(sum(per_epoch), config.max_steps or 1 << 62)
+        self._checkpoint_every = checkpoint_every
+        self._loss = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        self._began = self._saved = time.monotonic()
+        self._meter = Meter(0)
 
-    def run(self) -> Student:
+    def run(self, *, tensorboard: bool = False) -> Student:
         """Train to the end and return the best student.
 
+        Args:
+            tensorboard: write TensorBoard's events.
+
         Raises:
-            UserError: the loss is no longer finite, nothing is left to train on, or a stop was requested.
+            UserError: the loss is no longer finite, nothing is left to train on, a stop was requested, or another
+                process of the run died.
+            OSError: a checkpoint could not be written.
         """
         if not self.steps:
             raise UserError("all rows are held out; take a larger corpus, or lower --held-out")
-        total = self.config.epochs * self.stream.train_rows
-        with self.progress.task("train", total, "sentences") as advance:
-            advance(self._rows_done())
-            for epoch in range(self.state.epoch, self.config.epochs):
-                mean_loss = self._epoch(epoch, advance)
-                self._end_epoch(epoch, mean_loss)
-        self.encoder.load_state_dict(load_checkpoint(self.out / BEST)["model"])
+        log = TrainingLog(self.out, step=self.state.step, tensorboard=tensorboard) if self.ranks.main else None
+        self._saved = time.monotonic()
+        self._began = self._saved - self.state.seconds
+        self._meter = Meter(self.state.sentences)
+        if self.ranks.device.type == "cpu":
+            keep_freed_memory()
+        try:
+            with self.progress.task("train", self._sentences(), "sentences", self.state.sentences) as advance:
+                while not self._finished():
+                    self._epoch(advance, log)
+            self.checkpoints.wait()
+        except LostRankError as error:
+            # No weight has moved since the last whole step.
+            self.save()
+            self.checkpoints.wait()
+            raise UserError(f"{error}, at step {self.state.step:,}; the same command with --resume goes on") from error
+        finally:
+            if log is not None:
+                log.close()
+        self.encoder.load_state_dict(self.checkpoints.best())
         return Student(self.encoder.cpu(), self.tokenizer)
 
-    def _epoch(self, epoch: int, advance: Any) -> float:
-        self.encoder.train()
-        for batch in self._batches(epoch):
-            loss = self._step(batch)
-            advance(len(batch.targets))
-            if self.state.step % 50 == 0:
-                self._check(loss)
-            if self.stop_requested:
-                self._check(loss)
-                self.save()
-                raise UserError(
-                    f"stopped at step {self.state.step:,} of {self.steps:,}; "
-                    "the same command with --resume goes on from there"
-                )
-            if time.monotonic() - self.saved >= CHECKPOINT_EVERY_S:
-                self._check(loss)
-                self.save()
-        self._check(self.loss_sum)
-        return self.loss_sum.item() / self.state.rows
+    def _sentences(self) -> int:
+        """How many there are to train on, if neither time nor patience ends the run."""
+        whole = self.config.epochs * self.stream.train_rows
+        return whole if self.config.max_steps is None else min(whole, self.steps * self.config.batch_size)
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
+    def _finished(self) -> bool:
+        config, state = self.config, self.state
+        return (
+            state.step >= self.steps
+            or (config.max_time is not None and state.seconds >= config.max_time)
+            or (config.patience is not None and state.worse >= config.patience)
+        )
+
+    def _epoch(self, advance: Advance, log: TrainingLog | None) -> None:
+        self.encoder.train()
+        for batch in self._meter.waiting(self._batches()):
+            loss, norm = self._step(batch)
+            advance(len(loss), self._report(loss, norm, log) if self.state.step % LOG_EVERY == 0 else "")
+            stop = self._agree()
+            if self._finished() or (self.config.validate_every and self.state.step % self.config.validate_every == 0):
+                self._validate(log)
+            self._save_or_stop(loss, stop)
+            if self._finished():
+                return
+        self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
+        if self.config.validate_every is None:
+            self._validate(log)
+            self.save()
+
+    def _batches(self) -> Iterator[Batch]:
+        """The rest of the current epoch."""
         return self.stream.batches(
             batch_size=self.config.batch_size,
             seed=self.config.seed,
-            epoch=epoch,
+            epoch=self.state.epoch,
             skip=self.state.step_in_epoch,
         )
 
-    def _step(self, batch: Batch) -> torch.Tensor:
-        rate = learning_rate(self.state.step, self.steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16)
-        with autocast:
-            pooled = self.encoder.pool(batch.input_ids.to(self.device))
-        vectors = self.encoder.targets(pooled)
-        losses = distillation_loss(vectors, batch.targets.to(self.device), self.config.loss)
-        # A batch that its length left small counts by its rows, so that each sentence weighs the same.
-        (losses.sum() / self.config.batch_size).backward()
-        clip_grad_norm_(self.encoder.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.state.step += 1
-        self.state.step_in_epoch += 1
-        self.state.rows += len(losses)
+    def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Train on a batch: the loss of each sentence, and the norm of the gradient."""
+        config, state = self.config, self.state
+        loss, words = self.stepper.gradient(batch, state.step)
+        weights = [*self.optimizer.dense, words.rows]
+        for weight in weights:
+            # A process whose share of a small batch is empty.
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        self.ranks.sum([weight.grad for weight in weights if weight.grad is not None])
+        done = (state.step + 1) / (self.steps + 1)
+        if config.max_time is not None:
+            done = max(done, min(1.0, state.seconds / config.max_time))
+        norm = self.optimizer.step(learning_rate(done, config), words.words, words.rows)
+        state.step += 1
+        state.step_in_epoch += 1
+        state.sentences += len(loss)
         # Summed on the device: reading each step's loss would make it wait.
-        self.loss_sum += losses.detach().sum()
-        return losses.detach().mean()
+        self._loss += loss.sum()
+        return loss, norm
+
+    def _agree(self) -> bool:
+        """Let all processes know the same of the clock and of a request to stop; whether there is one."""
+        if self.ranks.size > 1 and self.state.step % _AGREE_EVERY:
+            return False
+        seconds = time.monotonic() - self._began
+        told = torch.tensor([seconds if self.ranks.main else 0.0, float(self.stop_requested)])
+        if self.ranks.size > 1:
+            told = told.to(self.ranks.device)
+            self.ranks.sum([told])
+        self.state.seconds, stops = told.tolist()
+        return stops > 0
+
+    def _report(self, loss: torch.Tensor, norm: torch.Tensor, log: TrainingLog | None) -> str:
+        """Log the step that was done; what the progress bar shows of it."""
+        self._check(loss)
+        rates = self._meter.rates(self.state.sentences)
+        values = {
+            "epoch": self.state.sentences / self.stream.train_rows,
+            "loss": loss.mean().item(),
+            "learning_rate": self.optimizer.rate,
+            "gradient_norm": norm.item(),
+            "seconds": self.state.seconds,
+            **rates,
+        }
+        if log is not None:
+            log.write("train", self.state.step, values)
+        return f"loss {values['loss']:.4f}, waits {rates['wait_share']:.1%}"
 
     def _check(self, loss: torch.Tensor) -> None:
-        if not torch.isfinite(loss):
+        if not torch.isfinite(loss).all():
             raise UserError(
-                f"the loss is {loss.item()} at step {self.state.step} (learning rate "
-                f"{self.optimizer.param_groups[0]['lr']:.2g}); begin again with a lower --learning-rate, --overwrite"
+                f"the loss is {loss.mean().item()} at step {self.state.step} (learning rate "
+                f"{self.optimizer.rate:.2g}); begin again with a lower --learning-rate, --overwrite"
             )
 
-    def _end_epoch(self, epoch: int, mean_loss: float) -> None:
-        self.encoder.eval()
-        targets = public_targets(self.held_out_targets, self.encoder.config)
-        scores = fidelity(encode_tokens(self.encoder, self.held_out_ids), targets)
-        self.state.epoch, self.state.step_in_epoch, self.state.rows = epoch + 1, 0, 0
-        self.loss_sum.zero_()
-        self.history.append({"epoch": epoch + 1, "loss": mean_loss, **scores})
-        self.progress.log(
-            f"epoch {epoch + 1} of {self.config.epochs}: loss {mean_loss:.4f}, held-out cosine "
-            f"{scores['cosine']:.4f}, MSE {scores['mse']:.3g}, rank agreement {scores['rank_agreement']:.4f}"
-        )
-        if scores["cosine"] > self.state.best:
-            self.state.best = scores["cosine"]
-            save_checkpoint(self.out / BEST, {"model": self.encoder.state_dict()})
-        self.save()
+    def _save_or_stop(self, loss: torch.Tensor, stop: bool) -> None:
+        self.checkpoints.check()
+        if stop:
+            self._check(loss)
+            self.save()
+            self.checkpoints.wait()
+            raise UserError(
+                f"stopped at step {self.state.step:,} of {self.steps:,}; "
+                "the same command with --resume goes on from there"
+            )
+        if time.monotonic() - self._saved >= self._checkpoint_every:
+            self._check(loss)
+            self.save()
 
-    def _rows_done(self) -> int:
-        return self.state.epoch * self.stream.train_rows + self.state.rows
+    def _validate(self, log: TrainingLog | None) -> None:
+        """Measure the student on the held-out sentences, and keep its weights if it is the best so far."""
+        state = self.state
+        self._check(self._loss)
+        scores = torch.zeros(len(SCORES), dtype=torch.float64)
+        if self.ranks.main:
+            self.encoder.eval()
+            targets = public_targets(self.held_out_targets, self.encoder.config)
+            found = fidelity(encode_tokens(self.encoder, self.held_out_ids), targets)
+            scores = torch.tensor([found[name] for name in SCORES], dtype=torch.float64)
+            self.encoder.train()
+        # One process measures and tells the others, so that they all take the same decision.
+        shared = scores.to(self.ranks.device)
+        self.ranks.sum([shared])
+        entry = {
+            "epoch": state.sentences / self.stream.train_rows,
+            "step": state.step,
+            "loss": self._loss.item() / (state.sentences - state.validated),
+            **dict(zip(SCORES, shared.tolist(), strict=True)),
+        }
+        self._loss.zero_()
+        state.validated = state.sentences
+        self.history.append(entry)
+        self.progress.log(
+            f"step {state.step:,} of {self.steps:,} (epoch {entry['epoch']:.2f}): loss {entry['loss']:.4f}, held-out "
+            f"cosine {entry['cosine']:.4f}, MSE {entry['mse']:.3g}, rank agreement {entry['rank_agreement']:.4f}"
+        )
+        if log is not None:
+            log.write("validation", state.step, {name: entry[name] for name in ("epoch", "loss", *SCORES)})
+        state.worse += 1
+        if entry["cosine"] > state.best:
+            state.best, state.worse = entry["cosine"], 0
+            if self.ranks.main:
+                self.checkpoints.save_best(self.encoder.state_dict())
 
     def identity(self) -> dict[str, Any]:
-        """What two runs must share to be the same run."""
+        """What two runs must share to be the same run; the number of processes is not part of it."""
         student = {f"student {field}": value for field, value in asdict(self.encoder.config).items()}
         shards = {f"shards' {field}": value for field, value in self.stream.fingerprint.items()}
         return {**student, **asdict(self.config), **shards, "precision": str(self.precision)}
 
     def save(self) -> None:
-        """Write the last checkpoint."""
-        self.saved = time.monotonic()
-        save_checkpoint(
-            self.out / LAST,
+        """Let a checkpoint be written."""
+        self._saved = time.monotonic()
+        if not self.ranks.main:
+            return
+        self.state.loss = self._loss.item()
+        self.checkpoints.save(
+            self.state.step,
             {
                 "identity": self.identity(),
                 "state": asdict(self.state),
                 "history": self.history,
-                "loss_sum": self.loss_sum,
                 "model": self.encoder.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             },
         )
 
     def resume(self) -> None:
-        """Go on from the last checkpoint.
+        """Go on from the newest checkpoint.
 
         Raises:
             UserError: there is none, or it is of another run; the fields that differ are named.
         """
-        checkpoint = load_checkpoint(self.out / LAST)
-        if missing := {"identity", "state", "history", "loss_sum", "model", "optimizer"} - checkpoint.keys():
-            raise UserError(f"{self.out / LAST} is no checkpoint of this version ({missing}); --overwrite begins again")
+        checkpoint = self.checkpoints.newest()
+        if missing := {"identity", "state", "history", "model", "optimizer"} - checkpoint.keys():
+            raise UserError(f"the checkpoint in {self.out} is of another version ({missing}); --overwrite begins again")
         if differing := differing_fields(checkpoint["identity"], self.identity()):
             raise UserError(
                 f"the checkpoint in {self.out} is of another run, which differs in {'; '.join(differing)}; "
@@ -243,4 +338,4 @@ class Trainer:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.state = State(**checkpoint["state"])
         self.history = checkpoint["history"]
-        self.loss_sum = checkpoint["loss_sum"].to(self.device)
+        self._loss.fill_(self.state.loss)

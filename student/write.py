@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from sentence_distill.student.fidelity import SCORES
 from sentence_distill.student.folder import save_student
 from sentence_distill.student.model import Student
 from sentence_distill.student.train import Trainer
@@ -11,9 +12,10 @@ from sentence_distill.student.train import Trainer
 def write_trained(out: Path, student: Student, trainer: Trainer, shards: Path) -> dict[str, float]:
     """Write the best student of a run; return its held-out scores."""
     best = max(trainer.history, key=lambda epoch: epoch["cosine"])
-    scores = {name: best[name] for name in ("cosine", "mse", "rank_agreement", "mean_vector_cosine")}
+    scores = {name: best[name] for name in SCORES}
     fingerprint = trainer.stream.fingerprint
-    teacher = {name: fingerprint[name] for name in ("teacher", "teacher_weights", "pooling", "layers", "normalize")}
+    teacher = {name: fingerprint[name] for name in ("teacher", "teacher_weights", "pooling", "normalize")}
+    teacher["layers"] = list(trainer.config.target_layers or fingerprint["layers"])
     save_student(
         out,
         student,

@@ -1,0 +1,110 @@
+"""What a training run writes down of itself while it goes: JSON lines, and TensorBoard's events."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.files import write_atomically
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+_Item = TypeVar("_Item")
+
+
+class Meter:
+    """Speed of a run, and the share of its time in which it waited for data."""
+
+    def __init__(self, sentences: int) -> None:
+        """Begin at so many sentences done."""
+        self._waited = 0.0
+        self._before = (time.monotonic(), sentences)
+
+    def waiting(self, items: Iterator[_Item]) -> Iterator[_Item]:
+        """Pass items on; the time until each is there counts as waiting."""
+        while True:
+            began = time.monotonic()
+            item = next(items, None)
+            self._waited += time.monotonic() - began
+            if item is None:
+                return
+            yield item
+
+    def rates(self, sentences: int) -> dict[str, float]:
+        """Speed and wait share since this was last asked.
+
+        Args:
+            sentences: done so far.
+        """
+        (before, sentences_before), now = self._before, time.monotonic()
+        seconds, waited = max(1e-9, now - before), self._waited
+        self._before, self._waited = (now, sentences), 0.0
+        return {"sentences_per_second": (sentences - sentences_before) / seconds, "wait_share": waited / seconds}
+
+
+class TrainingLog:
+    """`metrics.jsonl`, one line for every so many steps and one for each validation."""
+
+    def __init__(self, out: Path, *, step: int, tensorboard: bool) -> None:
+        """Open the log of a run.
+
+        Args:
+            out: the student's folder.
+            step: where the run stands; lines of later steps, which will be done again, are removed.
+            tensorboard: write TensorBoard's events as well.
+
+        Raises:
+            UserError: TensorBoard is not installed.
+        """
+        path = out / METRICS
+        kept = [line for line in read_metrics(out) if line["step"] <= step] if step else []
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = path.open("a", encoding="utf-8")
+        self._events = _open_events(out / TENSORBOARD, step) if tensorboard else None
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Add a line.
+
+        Args:
+            kind: "train" or "validation".
+            step: steps done.
+            values: what was measured.
+        """
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+            self._events.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; a last line that a kill cut short is left out."""
+    try:
+        lines = (out / METRICS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    metrics = []
+    for number, line in enumerate(lines):
+        try:
+            metrics.append(json.loads(line))
+        except ValueError:
+            if number < len(lines) - 1:
+                raise UserError(f"{out / METRICS} is damaged in line {number + 1}; remove that line") from None
+    return metrics
+
+
+def _open_events(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(f"--tensorboard needs its package ({error}): pip install tensorboard") from error
+    return SummaryWriter(str(folder), purge_step=step + 1)

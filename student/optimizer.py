@@ -1,0 +1,73 @@
+"""Optimizers of a student: its word embeddings are most of its weights, and a batch touches few of them."""
+
+import math
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from sentence_distill.student.config import TrainConfig
+from sentence_distill.student.encoder import StudentEncoder
+
+
+def learning_rate(done: float, config: TrainConfig) -> float:
+    """Learning rate after the share `done` of the run: linear warm-up, then half a cosine down to 0."""
+    if done < config.warmup:
+        return config.learning_rate * done / config.warmup
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / max(1e-9, 1 - config.warmup)))
+
+
+class Optimizer:
+    """AdamW for the dense weights, and for the rows of word embeddings that a batch holds their own Adam.
+
+    The rows of absent words keep their value and their moments (the lazy Adam of torch.optim.SparseAdam):
+    nothing passes over the whole table.
+
+    Attributes:
+        dense: all weights but the word embeddings.
+        rate: learning rate of the last step.
+    """
+
+    def __init__(self, encoder: StudentEncoder, config: TrainConfig) -> None:
+        self._table = encoder.embedding.weight
+        self.dense = [weight for weight in encoder.parameters() if weight is not self._table]
+        self._clip = config.clip
+        self._adamw = torch.optim.AdamW(
+            self.dense, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self._lazy = torch.optim.SparseAdam([self._table], lr=config.learning_rate)
+        self.rate = 0.0
+
+    def step(self, rate: float, words: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Update the weights from their gradients, and clear those.
+
+        Args:
+            rate: learning rate.
+            words: int64[u], the different token ids of the batch, ascending.
+            rows: float32[u, embedding_dim] with a gradient, the embeddings of `words`.
+
+        Returns:
+            Norm of the gradient before it was clipped.
+        """
+        self.rate = rate
+        for group in (*self._adamw.param_groups, *self._lazy.param_groups):
+            group["lr"] = rate
+        assert rows.grad is not None
+        norm = clip_grad_norm_([*self.dense, rows], self._clip)
+        self._table.grad = torch.sparse_coo_tensor(
+            words[None], rows.grad, self._table.shape, is_coalesced=True, check_invariants=False
+        )
+        self._adamw.step()
+        self._lazy.step()
+        self._adamw.zero_grad()
+        self._table.grad = None
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of both."""
+        return {"adamw": self._adamw.state_dict(), "lazy": self._lazy.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self._adamw.load_state_dict(state["adamw"])
+        self._lazy.load_state_dict(state["lazy"])

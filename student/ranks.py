@@ -1,0 +1,91 @@
+"""The processes that train one student together, as torchrun or accelerate launch starts them."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import distributed
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.precision import pick_device
+
+
+class LostRankError(UserError):
+    """Another process of the run is gone."""
+
+
+class Ranks:
+    """This process among those of the run; where there is only one, every exchange is nothing.
+
+    Gradients are summed by one reduction of them all behind the backward pass. DistributedDataParallel hides its
+    reductions in that pass; a student's dense weights are a megabyte or six, which leaves nothing to hide, and it would
+    reduce the whole table of word embeddings.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
+        device: of this process.
+    """
+
+    def __init__(self, device: str) -> None:
+        """Join the others.
+
+        Args:
+            device: "auto", "cpu", "cuda" or "cuda:N"; of several processes each takes a GPU of its own.
+
+        Raises:
+            UserError: there is no such device.
+        """
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = 0
+        if self.size == 1:
+            self.device = pick_device(device)
+            return
+        from accelerate import PartialState
+
+        state = PartialState(cpu=pick_device(device).type == "cpu")
+        self.rank, self.device = state.process_index, state.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and reports."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> slice:
+        """Which rows of a batch are this process's."""
+        return slice(self.rank, None, self.size)
+
+    def sum(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over all processes.
+
+        Raises:
+            LostRankError: another process is gone.
+        """
+        if self.size == 1:
+            return
+        flat = torch.cat([tensor.flatten().float() for tensor in tensors])
+        try:
+            distributed.all_reduce(flat)
+        except RuntimeError as error:
+            raise LostRankError(f"another process of the run is gone ({str(error).splitlines()[0]})") from error
+        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+    def gather(self, share: torch.Tensor, rows: int) -> torch.Tensor:
+        """All processes' rows of a batch, of which only this one's carry a gradient.
+
+        Args:
+            share: float32[b, dim], this process's rows, those of `self.share`.
+            rows: of the whole batch.
+
+        Returns:
+            float32[rows, dim].
+        """
+        if self.size == 1:
+            return share
+        whole = share.new_zeros(rows, share.shape[1])
+        whole[self.share] = share.detach()
+        self.sum([whole])
+        whole[self.share] = share
+        return whole

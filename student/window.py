@@ -1,0 +1,62 @@
+"""A shuffle window: the rows of some shards, from which any are taken at once."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sentence_distill.pipeline.shards import Shard
+from sentence_distill.pipeline.tokens import Tokens
+
+
+class Window:
+    """The rows of some shards that are trained on, numbered through.
+
+    Their tokens are copied, 50 MB a million sentences; their embeddings stay where the files are mapped.
+
+    Attributes:
+        lengths: int64[n], tokens of each row.
+    """
+
+    def __init__(self, shards: Sequence[Shard], kept: Sequence[np.ndarray]) -> None:
+        """Number the rows.
+
+        Args:
+            shards: opened.
+            kept: for each shard the rows of it that are trained on, ascending.
+        """
+        self._embeddings = [shard.embeddings for shard in shards]
+        self._starts = np.cumsum([0, *(len(rows) for rows in kept)])
+        self._rows = np.concatenate(kept)
+        parts = [shard.tokens.take(rows) for shard, rows in zip(shards, kept, strict=True)]
+        shifts = np.cumsum([0, *(len(part.ids) for part in parts)])
+        offsets = [part.offsets[:-1] + shift for part, shift in zip(parts, shifts[:-1], strict=True)]
+        self._tokens = Tokens(np.concatenate([part.ids for part in parts]), np.concatenate([*offsets, shifts[-1:]]))
+        self.lengths = self._tokens.lengths
+
+    def take(self, batches: Sequence[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Read several batches at once, shard by shard and within each from its beginning to its end.
+
+        Args:
+            batches: for each batch int64[b], rows of one length.
+
+        Returns:
+            For each batch its token ids, int64[b, length], and embeddings, float16 or float32[b, dim].
+        """
+        rows = np.concatenate(batches)
+        order = np.argsort(rows)
+        ascending = rows[order]
+        places = self._rows[ascending]
+        cuts = np.searchsorted(ascending, self._starts)
+        width = self._embeddings[0].shape[1]
+        buffer = np.empty((len(rows), width), dtype=self._embeddings[0].dtype)
+        for embeddings, first, end in zip(self._embeddings, cuts[:-1], cuts[1:], strict=True):
+            # Without a mode of its own, take fills a copy of its output first.
+            np.take(embeddings, places[first:end], axis=0, out=buffer[first:end], mode="clip")
+        where = np.empty_like(order)
+        where[order] = np.arange(len(order))
+        vectors, numbers = torch.from_numpy(buffer), torch.from_numpy(where)
+        return [
+            (torch.from_numpy(self._tokens.rectangle(batch, int(self.lengths[batch[0]]))), vectors[part])
+            for batch, part in zip(batches, numbers.split([len(batch) for batch in batches]), strict=True)
+        ]
