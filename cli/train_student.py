@@ -266,7 +266,8 @@ def _train_and_write(trainer: "Trainer", shards: Path, resume: bool, tensorboard
             f"over {trainer.stream.train_rows:,} sentences, {len(trainer.held_out_ids):,} held out; "
             f"{trainer.ranks.size} process(es), on {trainer.ranks.device}"
         )
-        scores = write_trained(out, trainer.run(tensorboard=tensorboard), trainer, shards)
+        trainer.run(tensorboard=tensorboard)
+        scores = write_trained(trainer, shards)
         trainer.checkpoints.remove()
     try:
         curves = f"; curves: {draw_curves(out)}"

@@ -59,6 +59,7 @@ class TrainingLog:
             UserError: TensorBoard is not installed.
         """
         path = out / METRICS
+        out.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(out) if line["step"] <= step] if step else []
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")

@@ -9,6 +9,9 @@ from torch import distributed
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.precision import pick_device
 
+# What launchers tell a process of how many it is one of: torchrun and accelerate launch, then those of MPI.
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
 
 class LostRankError(UserError):
     """Another process of the run is gone."""
@@ -36,15 +39,13 @@ class Ranks:
         Raises:
             UserError: there is no such device.
         """
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = 0
-        if self.size == 1:
-            self.device = pick_device(device)
-            return
-        from accelerate import PartialState
+        self.rank, self.size, self.device = 0, 1, pick_device(device)
+        if any(int(os.environ.get(name, "1")) > 1 for name in _SIZES):
+            from accelerate import PartialState
 
-        state = PartialState(cpu=pick_device(device).type == "cpu")
-        self.rank, self.device = state.process_index, state.device
+            state = PartialState(cpu=self.device.type == "cpu")
+            self.rank, self.size = state.process_index, state.num_processes
+            self.device = torch.device("cpu") if self.device.type == "cpu" else state.device
 
     @property
     def main(self) -> bool:

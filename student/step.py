@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -79,10 +80,10 @@ class Stepper:
         if not token and not embedding:
             return None
         # Drawn on the CPU for the whole batch, so that it is the same on any device and number of processes.
-        generator = torch.Generator().manual_seed((self._config.seed << 32) + step)
-        weights = (torch.rand(input_ids.shape, generator=generator) >= token).float()
+        rng = np.random.default_rng([self._config.seed, step])
+        weights = torch.from_numpy(rng.random(input_ids.shape) >= token).float()
         if embedding:
-            table = torch.rand(self.encoder.config.vocabulary, generator=generator) >= embedding
+            table = torch.from_numpy(rng.random(self.encoder.config.vocabulary) >= embedding)
             weights *= table[input_ids] / (1 - embedding)
         return weights[:, :, None].to(self._ranks.device)
 

@@ -120,8 +120,8 @@ class Trainer:
         self._began = self._saved = time.monotonic()
         self._meter = Meter(0)
 
-    def run(self, *, tensorboard: bool = False) -> Student:
-        """Train to the end and return the best student.
+    def run(self, *, tensorboard: bool = False) -> None:
+        """Train to the end.
 
         Args:
             tensorboard: write TensorBoard's events.
@@ -152,6 +152,9 @@ class Trainer:
         finally:
             if log is not None:
                 log.close()
+
+    def best_student(self) -> Student:
+        """The student of the best validation; for the main process, which wrote it."""
         self.encoder.load_state_dict(self.checkpoints.best())
         return Student(self.encoder.cpu(), self.tokenizer)
 

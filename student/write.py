@@ -5,20 +5,19 @@ from pathlib import Path
 
 from sentence_distill.student.fidelity import SCORES
 from sentence_distill.student.folder import save_student
-from sentence_distill.student.model import Student
 from sentence_distill.student.train import Trainer
 
 
-def write_trained(out: Path, student: Student, trainer: Trainer, shards: Path) -> dict[str, float]:
-    """Write the best student of a run; return its held-out scores."""
+def write_trained(trainer: Trainer, shards: Path) -> dict[str, float]:
+    """Write the best student of a run into its folder; return its held-out scores."""
     best = max(trainer.history, key=lambda epoch: epoch["cosine"])
     scores = {name: best[name] for name in SCORES}
     fingerprint = trainer.stream.fingerprint
     teacher = {name: fingerprint[name] for name in ("teacher", "teacher_weights", "pooling", "normalize")}
     teacher["layers"] = list(trainer.config.target_layers or fingerprint["layers"])
     save_student(
-        out,
-        student,
+        trainer.out,
+        trainer.best_student(),
         {
             "teacher": teacher,
             "corpus": {"rows": trainer.stream.manifest["totals"]["rows"], "fingerprint": fingerprint},

@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from tests.conftest import wait_for
+
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "polars", "numpy", "scipy", "sklearn", "rich")
 
 
@@ -117,15 +119,12 @@ def test_the_sample_corpus_is_written_as_text(sd, tmp_path):
 
 def test_a_training_that_is_interrupted_goes_on_with_resume(shards, tmp_path):
     import signal
-    import time
 
     out = tmp_path / "student"
     command = [sys.executable, "-m", "sentence_distill.cli", "train-student", "--shards", shards, "--out", out]
     command += ["--embedding-dim", "8", "--hidden", "8", "--epochs", "30", "--batch-size", "4", "--held-out", "0.1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (out / "checkpoints" / "last.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
+    process = subprocess.Popen([*command, "--checkpoint-every", "0.2"], stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any(out.glob("checkpoints/step-*.pt")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
     assert process.returncode == 1
@@ -136,3 +135,59 @@ def test_a_training_that_is_interrupted_goes_on_with_resume(shards, tmp_path):
     resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
     assert (out / "distillation.json").exists()
+    # What it took to go on is of no use in a finished student's folder.
+    assert not (out / "checkpoints").exists()
+
+
+def train(sd, shards, out, *options):
+    small = ("--embedding-dim", "8", "--hidden", "8", "--held-out", "0.1", "--batch-size", "16")
+    return sd("train-student", "--shards", shards, "--out", out, *small, *options)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.yaml", "epochs: 1\nmax-steps: 5\ntarget_layers: [2]\ntoken-dropout: 0.25\nmax-time: 30m\n"),
+        ("run.toml", 'epochs = 1\nmax-steps = 5\ntarget_layers = [2]\ntoken-dropout = 0.25\nmax-time = "30m"\n'),
+    ],
+)
+def test_options_come_from_a_file_and_the_command_line_wins(sd, shards, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    out = tmp_path / "student"
+    assert train(sd, shards, out, "--config", tmp_path / name, "--max-steps", "7") == 0
+    record = json.loads((out / "distillation.json").read_text())
+    expected = {"epochs": 1, "max_steps": 7, "target_layers": [2], "token_dropout": 0.25, "max_time": 1800.0}
+    assert {name: record["training"][name] for name in expected} == expected
+    assert record["history"][-1]["step"] == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.yaml", "epoch: 1", "'epoch' is no option of train-student"),
+        ("a.yaml", "epochs: [", "is damaged"),
+        ("a.yaml", "- 1", "must hold options"),
+        ("a.toml", "epochs = ", "is damaged"),
+        ("a.toml", "[train]\nepochs = 1", "'train' is no option"),
+        ("a.json", "{}", ".yaml, .yml or .toml"),
+        ("a.yaml", "epochs: many", "many"),
+        ("a.yaml", "max-time: soon", "'soon' is no time"),
+    ],
+)
+def test_a_wrong_file_of_options_is_an_error_that_names_the_fault(sd, shards, tmp_path, capsys, name, content, message):
+    (tmp_path / name).write_text(content)
+    assert train(sd, shards, tmp_path / "student", "--config", tmp_path / name) in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+def test_a_size_is_a_shape_that_single_options_change(sd, shards, tmp_path):
+    out = tmp_path / "student"
+    command = ("train-student", "--shards", shards, "--out", out, "--size", "tiny", "--hidden", "8", "--init", "random")
+    assert sd(*command, "--max-steps", "2", "--held-out", "0.1") == 0
+    student = json.loads((out / "distillation.json").read_text())["student"]
+    assert (student["embedding_dim"], student["hidden"], student["layers"]) == (64, 8, 1)
+
+
+def test_a_layer_that_the_shards_lack_is_named(sd, shards, tmp_path, capsys):
+    assert train(sd, shards, tmp_path / "student", "--target-layers", "1") == 1
+    assert "the shards hold layers 2 of the teacher, not 1" in capsys.readouterr().err

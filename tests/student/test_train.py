@@ -10,8 +10,10 @@ from sentence_distill.data.progress import Silent
 from sentence_distill.student.config import StudentConfig, TrainConfig
 from sentence_distill.student.fidelity import fidelity
 from sentence_distill.student.init import SCALE, initial_embeddings
-from sentence_distill.student.losses import distillation_loss
-from sentence_distill.student.train import LAST, Trainer, learning_rate
+from sentence_distill.student.losses import distillation_loss, relational_loss
+from sentence_distill.student.optimizer import learning_rate
+from sentence_distill.student.ranks import Ranks
+from sentence_distill.student.train import Trainer
 
 
 def make(shards, out, **options):
@@ -22,14 +24,16 @@ def make(shards, out, **options):
         out=out,
         student=student,
         config=config,
-        device=torch.device("cpu"),
+        ranks=Ranks("cpu"),
         precision=torch.float32,
         progress=Silent(),
     )
 
 
-def weights(student):
-    return torch.cat([parameter.flatten() for parameter in student.encoder.parameters()])
+def trained(trainer):
+    """All weights of the best student, in one vector."""
+    trainer.run()
+    return torch.cat([parameter.flatten() for parameter in trainer.best_student().encoder.parameters()])
 
 
 def run_until(trainer, steps):
@@ -37,13 +41,18 @@ def run_until(trainer, steps):
     step = trainer._step
 
     def counted(batch):
-        loss = step(batch)
+        result = step(batch)
         trainer.stop_requested = trainer.state.step >= steps
-        return loss
+        return result
 
     trainer._step = counted
     with pytest.raises(UserError, match=rf"stopped at step {steps}.*--resume"):
         trainer.run()
+
+
+def save(trainer):
+    trainer.save()
+    trainer.checkpoints.wait()
 
 
 def test_training_comes_close_to_the_teacher(student_folder):
@@ -54,15 +63,15 @@ def test_training_comes_close_to_the_teacher(student_folder):
 
 
 def test_the_same_seed_gives_the_same_weights_to_the_bit(shards, tmp_path):
-    first, second = (make(shards, tmp_path / name, epochs=1).run() for name in "ab")
-    assert torch.equal(weights(first), weights(second))
-    other = make(shards, tmp_path / "c", epochs=1, seed=1).run()
-    assert not torch.equal(weights(first), weights(other))
+    first, second = (trained(make(shards, tmp_path / name, epochs=1)) for name in "ab")
+    assert torch.equal(first, second)
+    other = trained(make(shards, tmp_path / "c", epochs=1, seed=1))
+    assert not torch.equal(first, other)
 
 
 def test_a_run_stopped_twice_ends_with_the_weights_of_one_that_was_not(shards, tmp_path):
     expected = make(shards, tmp_path / "whole")
-    whole = expected.run()
+    whole = trained(expected)
     for stop in (5, expected.steps // 2 + 3):
         trainer = make(shards, tmp_path / "stopped")
         if stop > 5:
@@ -71,13 +80,12 @@ def test_a_run_stopped_twice_ends_with_the_weights_of_one_that_was_not(shards, t
     trainer = make(shards, tmp_path / "stopped")
     trainer.resume()
     assert trainer.state.step_in_epoch > 0
-    resumed = trainer.run()
-    assert torch.equal(weights(resumed), weights(whole))
+    assert torch.equal(trained(trainer), whole)
     assert trainer.history == expected.history
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(shards, tmp_path):
-    make(shards, tmp_path).save()
+    save(make(shards, tmp_path))
     with pytest.raises(UserError, match=r"batch_size \(16 -> 32\)"):
         make(shards, tmp_path, batch_size=32).resume()
 
@@ -85,7 +93,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(shards, tmp_pa
 def test_a_checkpoint_of_other_shards_is_refused(sd, shards, teacher_folder, corpus_file, tmp_path):
     embed = ("embed", "--corpus", corpus_file, "--teacher", teacher_folder, "--out", tmp_path / "shards")
     assert sd(*embed, "--pooling", "cls", "--shard-rows", "200", "--dtype", "float32", "--precision", "fp32") == 0
-    make(shards, tmp_path).save()
+    save(make(shards, tmp_path))
     with pytest.raises(UserError, match=r"shards' pooling \(mean -> cls\)"):
         make(tmp_path / "shards", tmp_path).resume()
 
@@ -93,8 +101,8 @@ def test_a_checkpoint_of_other_shards_is_refused(sd, shards, teacher_folder, cor
 @pytest.mark.parametrize("content", [None, b"", b"not a checkpoint", bytes(range(256))])
 def test_a_checkpoint_that_is_not_there_or_damaged_is_an_error(shards, tmp_path, content):
     if content is not None:
-        (tmp_path / LAST).parent.mkdir()
-        (tmp_path / LAST).write_bytes(content)
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "step-0000000001.pt").write_bytes(content)
     with pytest.raises(UserError, match="checkpoint"):
         make(shards, tmp_path).resume()
 
@@ -109,25 +117,51 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(shards, tmp
 
 def test_the_learning_rate_rises_falls_and_ends_at_nothing():
     config = TrainConfig(learning_rate=1.0, warmup=0.1)
-    rates = [learning_rate(step, 100, config) for step in range(101)]
-    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert rates[10] == max(rates) == 1.0
+    rates = [learning_rate(done / 100, config) for done in range(101)]
+    assert rates[:11] == pytest.approx([done / 10 for done in range(11)])
+    assert max(rates) == 1.0
     assert all(a > b for a, b in pairwise(rates[10:]))
-    assert rates[100] == 0.0
+    assert rates[100] == pytest.approx(0)
 
 
 def test_losses_of_vectors_worked_by_hand():
     vector, target = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])
     cosine, mse = 1 - 1 / math.sqrt(2), 0.5
-    assert distillation_loss([vector], target, "cosine").item() == pytest.approx(cosine)
-    assert distillation_loss([vector], target, "mse").item() == pytest.approx(mse)
-    assert distillation_loss([vector], target, "both").item() == pytest.approx(cosine + mse)
+    for weights in ({"cosine": 1.0}, {"cosine": 0.0, "mse": 1.0}, {"cosine": 2.0, "mse": 3.0}):
+        expected = weights["cosine"] * cosine + weights.get("mse", 0) * mse
+        assert distillation_loss([vector], target, TrainConfig(**weights)).item() == pytest.approx(expected)
+
+
+def test_the_relational_loss_of_three_sentences_worked_by_hand():
+    teacher = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]])
+    student = torch.tensor([[5.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    # Of sentence 0 the teacher's cosines to the others are 0 and -1, the student's 1 and 0.
+    p, q = torch.tensor([0.0, -1.0]).div(0.5).softmax(0), torch.tensor([1.0, 0.0]).div(0.5).softmax(0)
+    found = relational_loss(student, teacher, 0.5)
+    assert found[0].item() == pytest.approx((p * (p / q).log()).sum().item(), abs=1e-6)
+    # Sentence 1: the teacher's are 0 and 0, the student's 1 and 0.
+    q = torch.tensor([1.0, 0.0]).div(0.5).softmax(0)
+    assert found[1].item() == pytest.approx((0.5 * (0.5 / q).log()).sum().item(), abs=1e-6)
+
+
+def test_the_relational_loss_asks_for_the_teacher_s_neighbours_and_not_for_its_vectors():
+    torch.manual_seed(0)
+    teacher = torch.randn(20, 8)
+    rotation = torch.linalg.qr(torch.randn(8, 8)).Q
+    assert relational_loss(teacher @ rotation * 3, teacher, 0.05).max() < 1e-4
+    assert relational_loss(torch.randn(20, 8), teacher, 0.05).mean() > 0.5
+    assert relational_loss(teacher[:1].requires_grad_(), teacher[:1], 0.05).tolist() == [0.0]
 
 
 def test_several_targets_count_alike():
     vectors = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])]
     target = torch.tensor([[1.0, 0.0, 0.0, 0.0, 1.0]])
-    assert distillation_loss(vectors, target, "cosine").item() == pytest.approx(0.5)
+    assert distillation_loss(vectors, target, TrainConfig()).item() == pytest.approx(0.5)
+
+
+def test_a_loss_without_any_part_is_an_error():
+    with pytest.raises(UserError, match="--cosine, --mse or --relational"):
+        TrainConfig(cosine=0.0)
 
 
 def test_pca_keeps_the_distances_that_its_components_can_hold():

@@ -1,0 +1,94 @@
+import errno
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline import files
+from sentence_distill.student.checkpoint import Checkpoints
+
+
+def state(value):
+    return {"model": {"weight": torch.full((1000,), float(value))}, "step": value}
+
+
+def test_the_newest_few_are_kept_and_the_best_beside_them(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save_best({"weight": torch.ones(3)})
+    for step in (5, 10, 100, 1000):
+        checkpoints.save(step, state(step))
+    checkpoints.wait()
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == [
+        "best.pt",
+        "step-0000000100.pt",
+        "step-0000001000.pt",
+    ]
+    assert checkpoints.newest()["step"] == 1000
+    checkpoints.remove()
+    assert not checkpoints.folder.exists()
+
+
+def test_what_is_written_is_the_state_at_the_time_of_the_call(tmp_path):
+    checkpoints, weight = Checkpoints(tmp_path, keep=1), torch.zeros(100_000)
+    checkpoints.save(1, {"weight": weight})
+    weight += 1
+    checkpoints.wait()
+    assert checkpoints.newest()["weight"].sum() == 0
+
+
+def test_a_full_disk_shows_and_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, state(1))
+    checkpoints.wait()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    checkpoints.save(2, state(2))
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.wait()
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step-0000000001.pt"]
+    assert Checkpoints(tmp_path, keep=1).newest()["step"] == 1
+
+
+@pytest.mark.parametrize("moment", ["write", "os.replace"])
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, moment):
+    program = f"""
+import os, signal, torch
+from pathlib import Path
+from sentence_distill.pipeline import files
+from sentence_distill.student.checkpoint import Checkpoints
+
+checkpoints = Checkpoints(Path({str(tmp_path)!r}), keep=1)
+checkpoints.save(1, {{"step": 1}})
+checkpoints.wait()
+kill = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+if {moment!r} == "write":
+    files.os.fsync = kill
+else:
+    files.os.replace = kill
+checkpoints.save(2, {{"step": 2, "weight": torch.ones(100_000)}})
+checkpoints.wait()
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    assert checkpoints.newest()["step"] == 1
+    assert any(checkpoints.folder.glob("*.incomplete"))
+    checkpoints.remove()
+    assert not checkpoints.folder.exists()
+
+
+def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2):
+        checkpoints.save(step, state(step))
+    checkpoints.wait()
+    newest = checkpoints.folder / "step-0000000002.pt"
+    newest.write_bytes(newest.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"step-0000000002\.pt is damaged.*remove it to go on from the one before"):
+        checkpoints.newest()
+    newest.unlink()
+    assert checkpoints.newest()["step"] == 1

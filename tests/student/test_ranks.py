@@ -1,0 +1,84 @@
+"""Several processes that train one student, over gloo."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from tests.conftest import wait_for
+
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"],
+    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                   "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def options(shards):
+    return [
+        *("sentence_distill.cli", "train-student", "--shards", str(shards), "--held-out", "0.1", "--device", "cpu"),
+        *("--embedding-dim", "8", "--hidden", "8", "--batch-size", "16", "--epochs", "2", "--precision", "fp32"),
+        # All that mixes the rows of a batch, or draws random numbers for it.
+        *("--relational", "0.5", "--token-dropout", "0.1", "--embedding-dropout", "0.1"),
+    ]
+
+
+def curve(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["kind"], line["step"], line["loss"], line.get("cosine", 0.0)) for line in lines]
+
+
+def launch(launcher, *options):
+    command = [sys.executable, *(LAUNCHERS[launcher] if launcher else ["-m"]), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_follow_the_curve_of_one_and_one_of_them_writes(options, tmp_path, launcher):
+    out, alone = tmp_path / "two", tmp_path / "one"
+    assert launch(None, *options, "--out", alone).returncode == 0
+    done = launch(launcher, *options, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stderr
+    assert done.stdout.count("student with held-out cosine") == 1
+    assert sorted(path.name for path in out.rglob("*")) == sorted(path.name for path in alone.rglob("*"))
+    for (*found_at, loss, cosine), (*expected_at, expected, expected_cosine) in zip(
+        curve(out), curve(alone), strict=True
+    ):
+        assert found_at == expected_at
+        assert loss == pytest.approx(expected, rel=1e-4)
+        assert cosine == pytest.approx(expected_cosine, rel=1e-4)
+
+
+def test_a_process_that_dies_ends_the_run_with_a_checkpoint_that_one_process_goes_on_from(options, tmp_path):
+    out = tmp_path / "student"
+    longer = [*options, "--epochs", "200", "--max-time", "10m", "--out", str(out)]
+    run = subprocess.Popen(
+        [sys.executable, *LAUNCHERS["torchrun"], *longer], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: (out / "metrics.jsonl").exists() and curve(out))
+    workers = {
+        child.environ().get("RANK"): child
+        for child in psutil.Process(run.pid).children(recursive=True)
+        if "train-student" in child.cmdline()
+    }
+    workers["1"].send_signal(signal.SIGKILL)
+    _, error = run.communicate()
+    assert run.returncode == 1
+    assert "another process of the run is gone" in error
+    [checkpoint] = out.glob("checkpoints/step-*.pt")
+    step = int(checkpoint.stem.removeprefix("step-"))
+    assert step > 0
+    assert not list(out.glob("*.json"))
+
+    # The same batches on another number of processes: the curve goes on behind the checkpoint's step.
+    resumed = subprocess.Popen([sys.executable, "-m", *longer, "--resume"], stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: curve(out)[-1][1] > step + 100 or resumed.poll() is not None)
+    resumed.send_signal(signal.SIGINT)
+    _, error = resumed.communicate()
+    assert "--resume goes on" in error
+    assert [at for kind, at, *_ in curve(out) if kind == "train"] == list(range(50, curve(out)[-1][1] + 1, 50))
