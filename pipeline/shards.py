@@ -121,10 +121,16 @@ class Shard:
         """Map a shard whose checksum is known to be right; one in an object store is read whole."""
         source = pa.memory_map(str(path)) if is_local(path) else pa.BufferReader(path.read_bytes())
         table = pa.ipc.open_file(source).read_all()
-        ids, input_ids, embedding = (table[name].combine_chunks() for name in ("id", "input_ids", "embedding"))
+        ids, input_ids, embedding = (_column(table, name) for name in ("id", "input_ids", "embedding"))
         flat, offsets = (part.to_numpy(zero_copy_only=False) for part in (input_ids.values, input_ids.offsets))
         return cls(
             ids=ids.to_numpy(zero_copy_only=False),
             tokens=Tokens(flat, offsets),
             embeddings=embedding.values.to_numpy(zero_copy_only=False).reshape(-1, embedding.type.list_size),
         )
+
+
+def _column(table: pa.Table, name: str) -> pa.Array:
+    # A shard is one record batch, or none if it has no rows; combining would copy even a single one.
+    column = table[name]
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

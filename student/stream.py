@@ -3,12 +3,14 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from sentence_distill.data.errors import UserError
@@ -19,8 +21,12 @@ from sentence_distill.student.window import Window
 
 WINDOW_ROWS = 1 << 20
 # So many are read in one go: over all shards of a window, a batch alone would touch a row or two of each.
-_READ_ROWS = 8192
+_READ_ROWS = 2048
 _HELD_OUT_ROWS = 20_000
+
+
+class LostShardError(UserError):
+    """A shard that was there when training began is not, or can no longer be read."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,9 @@ class ShardStream:
             seed: of the run.
             epoch: counted from 0.
             skip: batches already done; none of their rows is read.
+
+        Raises:
+            LostShardError: a shard is no longer there.
         """
         reads = self._reads(batch_size, seed, epoch, skip)
         with ThreadPoolExecutor(1, "shards") as thread:
@@ -128,15 +137,15 @@ class ShardStream:
 
     def _open(self, numbers: list[int]) -> Window:
         # The shards of a window are mapped only while it lasts, so that memory does not grow with them.
-        shards = [Shard.open(self._paths[number]) for number in numbers]
+        shards = [_reopen(self._paths[number]) for number in numbers]
         return Window(shards, [_split(shard, self._limit)[0] for shard in shards])
 
     def _read_ahead(self, numbers: list[int]) -> None:
         """Tell the system that a window's files are next, so that it reads them in whole pieces."""
-        if hasattr(os, "posix_fadvise"):
-            for number in numbers:
-                with self._paths[number].open("rb") as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        for number in numbers if hasattr(os, "posix_fadvise") else ():
+            # A file that is gone shows when it is opened.
+            with suppress(OSError), self._paths[number].open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def held_out(self) -> tuple[list[np.ndarray], torch.Tensor]:
         """The held-out rows, at most 20,000, in corpus order.
@@ -164,6 +173,13 @@ def _split(shard: Shard, limit: np.uint64) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers to train on and held out; ids are hashes, so their low end is a random share."""
     held_out = shard.ids < limit
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _reopen(path: Path) -> Shard:
+    try:
+        return Shard.open(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise LostShardError(f"shard {path} can no longer be read ({error})") from error
 
 
 def _check(path: Path, entry: dict[str, Any]) -> None:

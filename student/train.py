@@ -26,7 +26,7 @@ from sentence_distill.student.model import Student, encode_tokens
 from sentence_distill.student.optimizer import Optimizer, learning_rate
 from sentence_distill.student.ranks import LostRankError, Ranks
 from sentence_distill.student.step import Stepper
-from sentence_distill.student.stream import Batch, ShardStream
+from sentence_distill.student.stream import Batch, LostShardError, ShardStream
 
 LOG_EVERY = 50
 # Processes tell each other of the clock and of a request to stop; it costs a wait for the device.
@@ -144,11 +144,13 @@ class Trainer:
                 while not self._finished():
                     self._epoch(advance, log)
             self.checkpoints.wait()
-        except LostRankError as error:
+        except (LostRankError, LostShardError) as error:
             # No weight has moved since the last whole step.
             self.save()
             self.checkpoints.wait()
-            raise UserError(f"{error}, at step {self.state.step:,}; the same command with --resume goes on") from error
+            raise UserError(
+                f"{error}; stopped at step {self.state.step:,}, the same command with --resume goes on from there"
+            ) from error
         finally:
             if log is not None:
                 log.close()

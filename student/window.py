@@ -55,8 +55,11 @@ class Window:
             np.take(embeddings, places[first:end], axis=0, out=buffer[first:end], mode="clip")
         where = np.empty_like(order)
         where[order] = np.arange(len(order))
-        vectors, numbers = torch.from_numpy(buffer), torch.from_numpy(where)
+        parts = np.split(where, np.cumsum([len(batch) for batch in batches])[:-1])
         return [
-            (torch.from_numpy(self._tokens.rectangle(batch, int(self.lengths[batch[0]]))), vectors[part])
-            for batch, part in zip(batches, numbers.split([len(batch) for batch in batches]), strict=True)
+            (
+                torch.from_numpy(self._tokens.rectangle(batch, int(self.lengths[batch[0]]))),
+                torch.from_numpy(np.take(buffer, part, axis=0)),
+            )
+            for batch, part in zip(batches, parts, strict=True)
         ]

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sentence_distill.student.order import shard_windows, window_batches
+from sentence_distill.student.order import count_batches, shard_windows, window_batches
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=300), st.integers(1, 50))
@@ -11,6 +11,12 @@ def test_a_window_s_rows_are_each_in_one_batch_of_one_length(lengths, batch_size
     batches = list(window_batches(lengths, batch_size, np.random.default_rng(0)))
     assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
     assert all(len(set(lengths[batch])) == 1 and len(batch) <= batch_size for batch in batches)
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=300), st.integers(1, 50))
+def test_batches_are_counted_without_forming_them(lengths, batch_size):
+    batches = window_batches(np.array(lengths), batch_size, np.random.default_rng(0))
+    assert count_batches(np.bincount(lengths), batch_size) == len(batches)
 
 
 def test_the_order_is_a_function_of_the_seed():

@@ -36,6 +36,25 @@ def test_an_epoch_trains_on_each_row_once_and_never_on_a_held_out_one(shards):
         assert set(seen) == expected
 
 
+def test_shards_are_mapped_and_not_copied(shards):
+    from sentence_distill.pipeline.shards import Shard
+
+    before = pa.total_allocated_bytes()
+    opened = [Shard.open(path) for path in sorted(shards.glob("shard-*.arrow"))]
+    assert sum(len(shard.ids) for shard in opened) == 900
+    assert pa.total_allocated_bytes() == before
+
+
+def test_chosen_layers_are_read_alone(sd, teacher_folder, corpus_file, tmp_path):
+    embed = ("embed", "--corpus", corpus_file, "--teacher", teacher_folder, "--out", tmp_path / "shards")
+    assert sd(*embed, "--layers", "1,2", "--pooling", "mean") == 0
+    both, last = (ShardStream(tmp_path / "shards", held_out=0.1, layers=layers) for layers in (None, (2,)))
+    for whole, part in zip(*(stream.batches(batch_size=16, seed=0, epoch=0) for stream in (both, last)), strict=True):
+        assert torch.equal(whole.input_ids, part.input_ids)
+        assert torch.equal(whole.targets[:, 32:], part.targets)
+    assert torch.equal(both.held_out()[1][:, 32:], last.held_out()[1])
+
+
 def test_held_out_rows_are_those_that_are_not_trained_on(shards):
     stream = ShardStream(shards, held_out=0.1)
     input_ids, targets = stream.held_out()

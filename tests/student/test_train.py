@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Silent
 from sentence_distill.student.config import StudentConfig, TrainConfig
+from sentence_distill.student.curves import draw_curves
 from sentence_distill.student.fidelity import fidelity
 from sentence_distill.student.init import SCALE, initial_embeddings
+from sentence_distill.student.log import read_metrics
 from sentence_distill.student.losses import distillation_loss, relational_loss
 from sentence_distill.student.optimizer import learning_rate
 from sentence_distill.student.ranks import Ranks
@@ -197,3 +200,101 @@ def test_several_layers_are_distilled_each_by_its_own_projection(sd, teacher_fol
     from sentence_distill.student.folder import load_student
 
     assert load_student(tmp_path / "student").encode(["The red cat ran."]).shape == (1, 32)
+
+
+def test_a_run_ends_at_its_last_step_with_a_learning_rate_near_nothing(shards, tmp_path):
+    trainer = make(shards, tmp_path, max_steps=60, validate_every=25)
+    trainer.run()
+    assert [entry["step"] for entry in trainer.history] == [25, 50, 60]
+    assert trainer.optimizer.rate < 0.01 * trainer.config.learning_rate
+    assert trainer.state.sentences < 60 * 16 + 1
+
+
+def test_a_run_limited_in_time_ends_with_it_and_lowers_the_learning_rate_in_it(shards, tmp_path):
+    trainer = make(shards, tmp_path, epochs=10_000, max_time=1.5)
+    trainer.run()
+    assert trainer.state.step < trainer.steps
+    assert trainer.state.seconds >= 1.5
+    assert trainer.optimizer.rate < 0.05 * trainer.config.learning_rate
+    assert trainer.history[-1]["step"] == trainer.state.step
+
+
+def test_time_goes_on_where_a_stopped_run_left_it(shards, tmp_path):
+    trainer = make(shards, tmp_path, epochs=10_000, max_time=600.0)
+    run_until(trainer, 10)
+    resumed = make(shards, tmp_path, epochs=10_000, max_time=600.0)
+    resumed.resume()
+    run_until(resumed, 20)
+    assert resumed.state.seconds > trainer.state.seconds > 0
+
+
+def test_a_run_that_no_longer_improves_ends_and_keeps_its_best(shards, tmp_path, monkeypatch):
+    cosines = iter([0.1, 0.3, 0.2, 0.25, 0.4])
+    monkeypatch.setattr(
+        "sentence_distill.student.train.fidelity",
+        lambda vectors, targets: {**fidelity(vectors, targets), "cosine": next(cosines)},
+    )
+    trainer = make(shards, tmp_path, epochs=50, validate_every=4, patience=2)
+    trainer.run()
+    assert trainer.state.step == 16
+    assert trainer.state.best == pytest.approx(0.3)
+    best = trainer.checkpoints.best()["projections.0.weight"]
+    assert not torch.equal(best, trainer.encoder.state_dict()["projections.0.weight"])
+
+
+def test_the_log_has_each_step_once_however_often_the_run_was_stopped(shards, tmp_path):
+    trainer = make(shards, tmp_path, epochs=4)
+    run_until(trainer, 130)
+    trainer.checkpoints.wait()
+    # Killed behind the checkpoint: lines of steps that will be done again, and one cut short.
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"kind": "train", "step": 150, "loss": 1}\n{"kind": "tra')
+    resumed = make(shards, tmp_path, epochs=4)
+    resumed.resume()
+    resumed.run()
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [50, 100, 150, 200]
+    assert [line["step"] for line in lines if line["kind"] == "validation"] == [
+        entry["step"] for entry in resumed.history
+    ]
+    assert {"loss", "learning_rate", "gradient_norm", "sentences_per_second", "wait_share"} <= lines[0].keys()
+
+
+def test_curves_and_tensorboard_s_events_are_made_of_a_run(shards, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    make(shards, tmp_path, epochs=1).run(tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [50]
+    svg = draw_curves(tmp_path).read_text()
+    assert "held-out cosine" in svg or svg.count("<path") > 20
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert draw_curves(tmp_path).read_text() == svg
+
+
+def test_a_shard_that_vanishes_during_training_is_named_and_the_run_goes_on_when_it_is_back(
+    shards, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    monkeypatch.setattr("sentence_distill.student.stream.WINDOW_ROWS", 200)
+    expected = trained(make(folder, tmp_path / "whole", epochs=2))
+    trainer = make(folder, tmp_path / "student", epochs=2, validate_every=5)
+    run_until(trainer, 10)
+    lost = folder / "shard-00002.arrow"
+    lost.rename(tmp_path / "away")
+    with pytest.raises(UserError, match=r"shard-00002\.arrow is missing"):
+        make(folder, tmp_path / "student", epochs=2, validate_every=5)
+    (tmp_path / "away").rename(lost)
+    resumed = make(folder, tmp_path / "student", epochs=2, validate_every=5)
+    resumed.resume()
+    lost.rename(tmp_path / "away")
+    with pytest.raises(UserError, match=r"shard-00002\.arrow can no longer be read.*--resume"):
+        resumed.run()
+    (tmp_path / "away").rename(lost)
+    resumed = make(folder, tmp_path / "student", epochs=2, validate_every=5)
+    resumed.resume()
+    resumed.run()
+    last = torch.cat([weight.flatten() for weight in resumed.encoder.parameters()])
+    assert last.shape == expected.shape
+    assert resumed.state.step == resumed.steps
