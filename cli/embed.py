@@ -9,31 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sentence_distill.cli.engine import check_engine, open_engine
+from sentence_distill.cli.values import layer_numbers, share
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_distill.data.corpus import Corpus
     from sentence_distill.data.progress import Progress
     from sentence_distill.pipeline.config import EmbedConfig
-
-
-def _layers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of layer numbers such as -1 or 3,6") from None
-
-
-def _share(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    try:
-        number, count = (int(part) for part in value.split("/"))
-    except ValueError:
-        number, count = 0, 0
-    if not 1 <= number <= count:
-        raise click.BadParameter(f"{value!r} is no share such as 1/4 to 4/4")
-    return number, count
 
 
 @click.command()
@@ -69,7 +51,7 @@ def _share(context: click.Context, parameter: click.Parameter, value: str | None
     "--layers",
     default="-1",
     show_default=True,
-    callback=_layers,
+    callback=layer_numbers,
     metavar="N[,N…]",
     help="Hidden layers to pool and concatenate; 0 is the word embeddings, -1 the last layer.",
 )
@@ -125,7 +107,7 @@ def _share(context: click.Context, parameter: click.Parameter, value: str | None
     "--slice",
     "share",
     default=None,
-    callback=_share,
+    callback=share,
     metavar="I/N",
     help="Do only the I-th of N shares, as one of many jobs over one folder; sd shards merge ends the run.",
 )

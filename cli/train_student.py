@@ -1,6 +1,5 @@
 """`sd train-student`: stage two."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sentence_distill.cli.config_file import config_option
+from sentence_distill.cli.values import layer_numbers, seconds
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,22 +16,6 @@ if TYPE_CHECKING:
     from sentence_distill.student.train import Trainer
 
 DEFAULT_STUDENT = "distilled"
-
-
-def _layers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    try:
-        return None if value is None else tuple(int(layer) for layer in str(value).split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of layers; give them as 3,6") from None
-
-
-def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(value).strip())
-    if match is None or not float(match[1]):
-        raise click.BadParameter(f"{value!r} is no time; give it as 90s, 30m or 2h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 @click.command("train-student")
@@ -76,7 +60,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: str | No
 )
 @click.option(
     "--target-layers",
-    callback=_layers,
+    callback=layer_numbers,
     metavar="N[,N…]",
     help="Which of the teacher's layers in the shards to approximate, each with a loss of its own; the last is what "
     "the student encodes to.  [default: all]",
@@ -101,7 +85,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--max-steps", default=None, type=click.IntRange(1), help="Most optimizer steps.")
 @click.option(
     "--max-time",
-    callback=_seconds,
+    callback=seconds,
     metavar="TIME",
     help="Most time of training, as 90s, 30m or 2h; the learning rate ends with it.",
 )
@@ -263,7 +247,7 @@ def _train_and_write(trainer: "Trainer", shards: Path, resume: bool, tensorboard
         _prepare(trainer, resume)
         progress.log(
             f"student: {sum(p.numel() for p in trainer.encoder.parameters()):,} parameters; {trainer.steps:,} steps "
-            f"over {trainer.stream.train_rows:,} sentences, {len(trainer.held_out_ids):,} held out; "
+            f"over {trainer.stream.train_rows:,} sentences, {len(trainer.held_out):,} held out; "
             f"{trainer.ranks.size} process(es), on {trainer.ranks.device}"
         )
         trainer.run(tensorboard=tensorboard)

@@ -1,9 +1,8 @@
 """Stage two: the student learns the teacher's vectors from the shards."""
 
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +18,20 @@ from sentence_distill.pipeline.manifest import TOKENIZER, WORD_EMBEDDINGS
 from sentence_distill.student.checkpoint import Checkpoints
 from sentence_distill.student.config import StudentConfig, TrainConfig
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.fidelity import SCORES, fidelity, public_targets
+from sentence_distill.student.fidelity import SCORES
+from sentence_distill.student.held_out import HeldOut
 from sentence_distill.student.init import initial_embeddings
 from sentence_distill.student.log import Meter, TrainingLog
-from sentence_distill.student.model import Student, encode_tokens
+from sentence_distill.student.model import Student
 from sentence_distill.student.optimizer import Optimizer, learning_rate
 from sentence_distill.student.ranks import LostRankError, Ranks
+from sentence_distill.student.state import State
 from sentence_distill.student.step import Stepper
 from sentence_distill.student.stream import Batch, LostShardError, ShardStream
 
 LOG_EVERY = 50
 # Processes tell each other of the clock and of a request to stop; it costs a wait for the device.
 _AGREE_EVERY = 10
-
-
-@dataclass
-class State:
-    """Where a run stands; with the weights and the optimizers' moments it is all that a resume needs."""
-
-    epoch: int = 0
-    """Epochs that are complete."""
-    step: int = 0
-    """Steps done, over all epochs."""
-    step_in_epoch: int = 0
-    """Steps done in the current epoch."""
-    sentences: int = 0
-    """Sentences done, over all epochs."""
-    seconds: float = 0.0
-    """Time spent training."""
-    loss: float = 0.0
-    """Sum of the losses of all sentences since the last validation."""
-    validated: int = 0
-    """Sentences done at the last validation."""
-    best: float = -math.inf
-    """Highest held-out cosine so far."""
-    worse: int = 0
-    """Validations since then."""
 
 
 class Trainer:
@@ -96,7 +73,7 @@ class Trainer:
         self.precision = precision
         self.progress = progress
         self.stream = ShardStream(shards, held_out=config.held_out, layers=config.target_layers)
-        self.held_out_ids, self.held_out_targets = self.stream.held_out()
+        self.held_out = HeldOut(self.stream)
         torch.manual_seed(config.seed)
         self.encoder = StudentEncoder(student)
         words = load_file(shards / WORD_EMBEDDINGS)["weight"].float()
@@ -139,6 +116,7 @@ class Trainer:
         self._meter = Meter(self.state.sentences)
         if self.ranks.device.type == "cpu":
             keep_freed_memory()
+        self.encoder.train()
         try:
             with self.progress.task("train", self._sentences(), "sentences", self.state.sentences) as advance:
                 while not self._finished():
@@ -174,7 +152,6 @@ class Trainer:
         )
 
     def _epoch(self, advance: Advance, log: TrainingLog | None) -> None:
-        self.encoder.train()
         for batch in self._meter.waiting(self._batches()):
             loss, norm = self._step(batch)
             advance(len(loss), self._report(loss, norm, log) if self.state.step % LOG_EVERY == 0 else "")
@@ -201,7 +178,10 @@ class Trainer:
     def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Train on a batch: the loss of each sentence, and the norm of the gradient."""
         config, state = self.config, self.state
+        pieces = self.stepper.pieces
         loss, words = self.stepper.gradient(batch, state.step)
+        if self.stepper.pieces > pieces:
+            self.progress.log(f"memory ran out; a batch is computed in {self.stepper.pieces} pieces from now on")
         weights = [*self.optimizer.dense, words.rows]
         for weight in weights:
             # A process whose share of a small batch is empty.
@@ -271,21 +251,11 @@ class Trainer:
         """Measure the student on the held-out sentences, and keep its weights if it is the best so far."""
         state = self.state
         self._check(self._loss)
-        scores = torch.zeros(len(SCORES), dtype=torch.float64)
-        if self.ranks.main:
-            self.encoder.eval()
-            targets = public_targets(self.held_out_targets, self.encoder.config)
-            found = fidelity(encode_tokens(self.encoder, self.held_out_ids), targets)
-            scores = torch.tensor([found[name] for name in SCORES], dtype=torch.float64)
-            self.encoder.train()
-        # One process measures and tells the others, so that they all take the same decision.
-        shared = scores.to(self.ranks.device)
-        self.ranks.sum([shared])
         entry = {
             "epoch": state.sentences / self.stream.train_rows,
             "step": state.step,
             "loss": self._loss.item() / (state.sentences - state.validated),
-            **dict(zip(SCORES, shared.tolist(), strict=True)),
+            **self.held_out.scores(self.encoder, self.ranks),
         }
         self._loss.zero_()
         state.validated = state.sentences

@@ -231,7 +231,7 @@ def test_time_goes_on_where_a_stopped_run_left_it(shards, tmp_path):
 def test_a_run_that_no_longer_improves_ends_and_keeps_its_best(shards, tmp_path, monkeypatch):
     cosines = iter([0.1, 0.3, 0.2, 0.25, 0.4])
     monkeypatch.setattr(
-        "sentence_distill.student.train.fidelity",
+        "sentence_distill.student.held_out.fidelity",
         lambda vectors, targets: {**fidelity(vectors, targets), "cosine": next(cosines)},
     )
     trainer = make(shards, tmp_path, epochs=50, validate_every=4, patience=2)

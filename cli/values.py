@@ -1,0 +1,36 @@
+"""Option values that click has no type for, as callbacks; None where the option is not given."""
+
+import re
+
+import click
+
+
+def layer_numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Layers of a teacher, as in 3,6."""
+    try:
+        return None if value is None else tuple(int(part) for part in str(value).split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of layer numbers such as -1 or 3,6") from None
+
+
+def share(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """One of so many shares, as in 3/64."""
+    if value is None:
+        return None
+    try:
+        number, count = (int(part) for part in value.split("/"))
+    except ValueError:
+        number, count = 0, 0
+    if not 1 <= number <= count:
+        raise click.BadParameter(f"{value!r} is no share such as 1/4 to 4/4")
+    return number, count
+
+
+def seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """A time, as in 90s, 30m or 2h."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(value).strip())
+    if match is None or not float(match[1]):
+        raise click.BadParameter(f"{value!r} is no time such as 90s, 30m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
