@@ -1,6 +1,6 @@
 """What each choice of training is worth: fidelity, STS-B and two GLUE tasks of a student for each, all else equal.
 
-usage: python benchmarks/ablations.py SHARDS GLUE_DIR WORKDIR [--steps 800] [--only NAME[,NAME…]]
+usage: python benchmarks/ablations.py SHARDS GLUE_DIR WORKDIR [--steps 800] [--only NAME[;NAME…]]
 
 SHARDS hold layers 3 and 6 of MiniLM (sd embed --teacher minilm --layers 3,6). A variant that is done is not done
 again; a run with all of them writes the dated result and its plot.
@@ -54,19 +54,23 @@ def main() -> None:
         _train(args.train, args.shards, args.work / _folder(args.train), args.steps)
         return
     args.work.mkdir(parents=True, exist_ok=True)
-    for name in args.only.split(",") if args.only else VARIANTS:
-        if not (args.work / _folder(name) / "glue.json").exists():
+    for name in args.only.split(";") if args.only else VARIANTS:
+        if not _done(args.work / _folder(name), args.steps):
             # Each in a process of its own, so that none changes what the next one finds.
             subprocess.run([sys.executable, __file__, *map(str, (args.shards, args.glue, args.work)), "--train", name,
                             "--steps", str(args.steps)], check=True)  # fmt: skip
             _measure(args.work / _folder(name), args.shards, args.glue)
-    rows = [
-        _row(name, args.work / _folder(name)) for name in VARIANTS if (args.work / _folder(name) / "glue.json").exists()
-    ]
+    rows = [_row(name, args.work / _folder(name)) for name in VARIANTS if _done(args.work / _folder(name), args.steps)]
     manifest = json.loads((args.shards / "manifest.json").read_text())
     setting = {"steps": args.steps, "batch": 128, "sentences in the shards": manifest["totals"]["rows"], "tasks": TASKS}
     path = write_result("ablations", setting, rows)
     _plot(rows, path.with_suffix(".svg"))
+
+
+def _done(student: Path, steps: int) -> bool:
+    if not (student / "glue.json").exists():
+        return False
+    return bool(json.loads((student / "distillation.json").read_text())["training"]["max_steps"] == steps)
 
 
 def _folder(name: str) -> str:

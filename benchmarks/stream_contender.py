@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -128,7 +129,11 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.workdir / f"{args.name}-{args.shards.name}"
     if args.convert:
-        convert(args.name, args.shards, folder)
+        # Under its name when it is whole.
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        convert(args.name, args.shards, partial)
+        partial.rename(folder)
         return
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     makers: dict[str, Callable[[Path, Path], Callable[[], Iterator[int]]]] = {

@@ -24,7 +24,7 @@ def _load(context: click.Context, parameter: click.Parameter, path: Path | None)
     if path is None:
         return
     known = {
-        flag.removeprefix("--"): option.name
+        flag.removeprefix("--"): option
         for option in context.command.params
         if isinstance(option, click.Option) and option is not parameter
         for flag in option.opts
@@ -32,15 +32,28 @@ def _load(context: click.Context, parameter: click.Parameter, path: Path | None)
     }
     defaults: dict[str, Any] = {}
     for key, value in _read(path).items():
-        name = known.get(str(key).replace("_", "-"))
-        if name is None:
-            raise UserError(
-                f"{path}: {key!r} is no option of {context.info_name}; sd {context.info_name} --help lists them"
-            )
-        if isinstance(value, dict):
-            raise UserError(f"{path}: {key} holds a table; options stand at the top level, one value each")
-        defaults[name] = ",".join(map(str, value)) if isinstance(value, list) else value
+        option = known.get(str(key).replace("_", "-"))
+        if option is None:
+            command = context.info_name
+            raise UserError(f"{path}: {key!r} is no option of {command}; sd {command} --help lists them")
+        defaults[str(option.name)] = _value(option, value, f"{path}: {key}")
     context.default_map = {**(context.default_map or {}), **defaults}
+
+
+def _value(option: click.Option, value: Any, place: str) -> Any:
+    """As the command line would give it, so that click checks it in the same way."""
+    if option.is_flag:
+        # One that can't be undone on the command line would say the same at every later start.
+        if not option.secondary_opts:
+            raise UserError(f"{place} belongs on the command line")
+        if not isinstance(value, bool):
+            raise UserError(f"{place} must be true or false, not {value!r}")
+        return value
+    if isinstance(value, list) and value:
+        return ",".join(map(str, value))
+    if value is None or isinstance(value, bool | dict | list):
+        raise UserError(f"{place} must be one value, not {value!r}")
+    return str(value)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -160,7 +160,7 @@ DEFAULT_STUDENT = "distilled"
 @click.option(
     "--keep-checkpoints", default=2, show_default=True, type=click.IntRange(1), help="How many stay while it trains."
 )
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's events as well.")
+@click.option("--tensorboard/--no-tensorboard", default=False, help="Write TensorBoard's events as well.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
 @click.option("--overwrite", is_flag=True, help="Begin again where --out holds a run already.")
 def train_student(
@@ -265,21 +265,27 @@ def _train_and_write(trainer: "Trainer", shards: Path, resume: bool, tensorboard
 
 
 def _prepare(trainer: "Trainer", resume: bool) -> None:
+    if trainer.ranks.main:
+        trainer.checkpoints.remove_temporaries()
     if resume:
         trainer.resume()
     elif trainer.ranks.main:
         trainer.checkpoints.remove()
+        # The student of an earlier run and what was measured of it are not this one's.
+        for name in ("distillation.json", "eval.json", "glue.json"):
+            (trainer.out / name).unlink(missing_ok=True)
 
 
 def _refuse_used(out: Path, resume: bool, overwrite: bool) -> None:
-    if resume or overwrite:
-        return
-    if (out / "distillation.json").exists():
-        raise UserError(
-            f"{out} holds a student already; measure it with sd eval, or train anew with --overwrite or another --out"
-        )
-    if any((out / "checkpoints").glob("step-*.pt")):
+    stopped, finished = any((out / "checkpoints").glob("step-*.pt")), (out / "distillation.json").exists()
+    if resume and overwrite:
+        raise click.UsageError("--resume goes on, --overwrite begins again: give one of them")
+    if stopped and not (resume or overwrite):
         raise UserError(f"{out} holds a run that was stopped; go on with --resume, or begin again with --overwrite")
+    if finished and not stopped and not overwrite:
+        raise UserError(
+            f"{out} holds a finished student; measure it with sd eval, or train anew with --overwrite or another --out"
+        )
 
 
 @contextmanager

@@ -40,9 +40,9 @@ class Checkpoints:
         """
         self._write(self.folder / f"step-{step:010d}.pt", state)
 
-    def save_best(self, weights: dict[str, torch.Tensor]) -> None:
-        """The same for the best weights."""
-        self._write(self.folder / _BEST, weights)
+    def save_best(self, state: dict[str, Any]) -> None:
+        """The same for the best weights and what is known of them."""
+        self._write(self.folder / _BEST, state)
 
     def wait(self) -> None:
         """Return when all is written.
@@ -85,21 +85,27 @@ class Checkpoints:
             raise UserError(f"there is no checkpoint in {self.folder} to resume; leave --resume out to begin")
         return load_checkpoint(steps[-1])
 
-    def best(self) -> dict[str, torch.Tensor]:
-        """The best weights.
+    def best(self) -> dict[str, Any]:
+        """What `save_best` saved.
 
         Raises:
-            UserError: there are none, or they are damaged.
+            UserError: it is damaged.
         """
         return load_checkpoint(self.folder / _BEST)
 
     def remove(self) -> None:
-        """Remove all checkpoints, and what writers that were killed left of theirs."""
-        for pattern in ("*.pt", "*" + TEMPORARY):
-            for path in self.folder.glob(pattern):
-                path.unlink(missing_ok=True)
+        """Remove all checkpoints."""
+        self.remove_temporaries()
+        for path in self.folder.glob("*.pt"):
+            path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+    def remove_temporaries(self) -> None:
+        """Remove what writers that were killed left in the run's folder."""
+        for folder in (self.folder, self.folder.parent):
+            for path in folder.glob("*" + TEMPORARY):
+                path.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

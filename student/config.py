@@ -1,5 +1,6 @@
 """Options of the student and of its training."""
 
+import math
 from dataclasses import dataclass
 
 from sentence_distill.data.errors import UserError
@@ -98,6 +99,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"--{name.replace('_', '-')} must be a finite number, not {value}")
         if not 0 < self.held_out < 1:
             raise UserError(f"--held-out {self.held_out} must lie between 0 and 1, both excluded")
         if not any((self.cosine, self.mse, self.relational)):

@@ -46,8 +46,10 @@ def save_student(folder: Path, student: Student, distillation: dict[str, Any]) -
     dense.linear.load_state_dict(encoder.projections[-1].state_dict())
     modules = [words, lstm, pooling, dense] + ([Normalize()] if config.normalize else [])
     model = SentenceTransformer(modules=modules, device="cpu", similarity_fn_name="cosine")
-    model.save_pretrained(str(folder), create_model_card=False)
-
+    try:
+        model.save_pretrained(str(folder), create_model_card=False)
+    except SafetensorError as error:
+        raise UserError(f"the student could not be written to {folder} ({error}); is the disk full?") from error
     _write_record(folder, {**distillation, "student": asdict(config)})
 
 

@@ -47,12 +47,13 @@ class Meter:
 class TrainingLog:
     """`metrics.jsonl`, one line for every so many steps and one for each validation."""
 
-    def __init__(self, out: Path, *, step: int, tensorboard: bool) -> None:
+    def __init__(self, out: Path, *, step: int, validated: int, tensorboard: bool) -> None:
         """Open the log of a run.
 
         Args:
             out: the student's folder.
-            step: where the run stands; lines of later steps, which will be done again, are removed.
+            step: where the run stands; lines of what will be done again are removed.
+            validated: step of its last validation.
             tensorboard: write TensorBoard's events as well.
 
         Raises:
@@ -60,7 +61,8 @@ class TrainingLog:
         """
         path = out / METRICS
         out.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(out) if line["step"] <= step] if step else []
+        reached = {"train": step, "validation": validated}
+        kept = [line for line in read_metrics(out) if line["step"] <= reached[line["kind"]]] if step else []
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
         self._events = _open_events(out / TENSORBOARD, step) if tensorboard else None

@@ -1,5 +1,6 @@
 """Intrinsic measures of a student: fidelity, STS-B, size, and speed beside its teacher's."""
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -110,7 +111,7 @@ def held_out_fidelity(student: Student, shards: Path, distillation: dict[str, An
         UserError: the shards are not there or damaged, or of another teacher than the student's.
     """
     training = distillation["training"]
-    stream = ShardStream(shards, held_out=training["held_out"], layers=training["target_layers"])
+    stream = ShardStream(shards, held_out=training["held_out"], layers=training.get("target_layers"))
     trained = distillation["corpus"]["fingerprint"]
     old, new = ({field: of[field] for field in _SAME_TEACHER} for of in (trained, stream.fingerprint))
     if differing := differing_fields(old, new):
@@ -127,8 +128,10 @@ def sts_spearman(encode: Encode, examples: Examples) -> float:
 
 
 def size(folder: Path, student: Student) -> dict[str, float]:
-    """Parameters, and megabytes of all that is needed to load the student; checkpoints are left out."""
-    files = [f for f in folder.rglob("*") if f.is_file() and "checkpoints" not in f.relative_to(folder).parts]
+    """Parameters, and megabytes of all that is needed to load the student: neither checkpoints nor logs are."""
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    files = [f for module in modules if module["path"] for f in (folder / module["path"]).iterdir()]
+    files += [f for f in folder.iterdir() if f.suffix in (".json", ".safetensors")]
     return {
         "parameters": sum(p.numel() for p in student.encoder.parameters()),
         "megabytes": sum(f.stat().st_size for f in files) / 1e6,

@@ -37,15 +37,21 @@ class Ranks:
             device: "auto", "cpu", "cuda" or "cuda:N"; of several processes each takes a GPU of its own.
 
         Raises:
-            UserError: there is no such device.
+            UserError: there is no such device, or fewer of them than processes.
         """
         self.rank, self.size, self.device = 0, 1, pick_device(device)
-        if any(int(os.environ.get(name, "1")) > 1 for name in _SIZES):
-            from accelerate import PartialState
+        if not any(int(os.environ.get(name) or 1) > 1 for name in _SIZES):
+            return
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.cuda.device_count()
+        if self.device.type == "cuda" and here > gpus:
+            raise UserError(f"{here} processes were started on a machine with {gpus} GPUs; start one for each")
+        from accelerate import PartialState
 
-            state = PartialState(cpu=self.device.type == "cpu")
-            self.rank, self.size = state.process_index, state.num_processes
-            self.device = torch.device("cpu") if self.device.type == "cpu" else state.device
+        state = PartialState(cpu=self.device.type == "cpu")
+        if state.device.type != self.device.type:
+            raise UserError(f"the launcher gave this process {state.device}, not {self.device}; start with torchrun")
+        self.rank, self.size = state.process_index, state.num_processes
+        self.device = torch.device("cpu") if self.device.type == "cpu" else state.device
 
     @property
     def main(self) -> bool:
@@ -72,6 +78,18 @@ class Ranks:
             raise LostRankError(f"another process of the run is gone ({str(error).splitlines()[0]})") from error
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
+
+    def share_first(self, weights: Sequence[torch.Tensor]) -> None:
+        """Give all processes the first one's weights: another machine may have reduced the embeddings otherwise.
+
+        Raises:
+            LostRankError: another process is gone.
+        """
+        with torch.no_grad():
+            if not self.main:
+                for weight in weights:
+                    weight.zero_()
+            self.sum(weights)
 
     def gather(self, share: torch.Tensor, rows: int) -> torch.Tensor:
         """All processes' rows of a batch, of which only this one's carry a gradient.

@@ -13,6 +13,9 @@ from sentence_distill.student.losses import distillation_loss
 from sentence_distill.student.ranks import Ranks
 from sentence_distill.student.stream import Batch
 
+# What the CPU's allocator, cuDNN and cuBLAS say in a RuntimeError of no kind of its own.
+_NO_MEMORY = ("can't allocate memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 @dataclass(frozen=True)
 class Words:
@@ -60,20 +63,29 @@ class Stepper:
             UserError: not even a single sentence fits into memory.
         """
         words = self._words(batch.input_ids, step)
-        targets = batch.targets.to(self._ranks.device, non_blocking=True).float()
+        targets = self._move(batch.targets).float()
         share = torch.arange(len(targets), device=targets.device)[self._ranks.share]
-        vectors = self._forward(words, share)
-        leaf = vectors.detach().requires_grad_()
+        # In a list of its own, so that the graph of a pass that ran out of memory can be let go of.
+        vectors = [self._forward(words, share)]
+        leaf = vectors[0].detach().requires_grad_()
         whole = self._ranks.gather(leaf, len(targets))
         loss = distillation_loss(whole.split(self.encoder.config.target_dims, dim=1), targets, self._config)
         (loss.sum() / self._config.batch_size).backward()
         self._backward(words, share, vectors, leaf.grad)
         return loss.detach(), words
 
+    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+        """To the device of the run, without a wait for what it is computing."""
+        if self._ranks.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self._ranks.device, non_blocking=True)
+
     def _words(self, input_ids: torch.Tensor, step: int) -> Words:
-        words, places = torch.unique(input_ids.to(self._ranks.device, non_blocking=True), return_inverse=True)
+        # On the CPU, where the size of the result is known without a wait for the device.
+        unique, places = torch.unique(input_ids, return_inverse=True)
+        words = self._move(unique)
         rows = self.encoder.embedding.weight.detach()[words].requires_grad_()
-        return Words(words, rows, places, self._dropout(input_ids, step))
+        return Words(words, rows, self._move(places), self._dropout(input_ids, step))
 
     def _dropout(self, input_ids: torch.Tensor, step: int) -> torch.Tensor | None:
         token, embedding = self._config.token_dropout, self._config.embedding_dropout
@@ -85,7 +97,7 @@ class Stepper:
         if embedding:
             table = torch.from_numpy(rng.random(self.encoder.config.vocabulary) >= embedding)
             weights *= table[input_ids] / (1 - embedding)
-        return weights[:, :, None].to(self._ranks.device)
+        return self._move(weights[:, :, None])
 
     def _forward(self, words: Words, share: torch.Tensor) -> torch.Tensor:
         """Vectors of this process's rows; with a graph if all are computed at once."""
@@ -97,7 +109,7 @@ class Stepper:
                 self._halve(error, len(share))
 
     def _backward(
-        self, words: Words, share: torch.Tensor, vectors: torch.Tensor, gradient: torch.Tensor | None
+        self, words: Words, share: torch.Tensor, vectors: list[torch.Tensor], gradient: torch.Tensor | None
     ) -> None:
         """From the gradient of the vectors to that of the weights.
 
@@ -108,22 +120,20 @@ class Stepper:
             weight.grad = None
         while gradient is not None and len(share):
             try:
-                if vectors.requires_grad:
-                    vectors.backward(gradient)
+                if vectors and vectors[0].requires_grad:
+                    vectors.pop().backward(gradient)
                 else:
                     for piece, part in zip(share.chunk(self.pieces), gradient.chunk(self.pieces), strict=True):
                         self._vectors(words, piece).backward(part)
                 break
             except RuntimeError as error:
-                vectors = vectors.detach()
                 self._halve(error, len(share))
                 for weight in (*self.encoder.parameters(), words.rows):
                     weight.grad = None
 
     def _halve(self, error: RuntimeError, rows: int) -> None:
         """Compute in pieces half as large from now on, if it is memory that ran out."""
-        # The CPU's allocator raises a RuntimeError of its own.
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in _NO_MEMORY):
             raise error
         if self.pieces >= rows:
             raise UserError(

@@ -125,6 +125,8 @@ class ShardStream:
             if skip >= count:
                 skip -= count
                 continue
+            # Those of compressed shards are in memory; two windows need not be.
+            window = order = read = None
             window = self._open(shards)
             for later in windows[number + 1 : number + 2]:
                 self._read_ahead(later)
@@ -196,6 +198,8 @@ def _columns(fingerprint: dict[str, Any], layers: Sequence[int] | None) -> slice
     known = fingerprint["layers"]
     if layers is None:
         return slice(None)
+    if len(set(layers)) < len(layers):
+        raise UserError(f"--target-layers {','.join(map(str, layers))} names a layer twice")
     if missing := [layer for layer in layers if layer not in known]:
         raise UserError(
             f"--target-layers: the shards hold layers {', '.join(map(str, known))} of the teacher, not {missing[0]}; "

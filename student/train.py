@@ -110,7 +110,7 @@ class Trainer:
         """
         if not self.steps:
             raise UserError("all rows are held out; take a larger corpus, or lower --held-out")
-        log = TrainingLog(self.out, step=self.state.step, tensorboard=tensorboard) if self.ranks.main else None
+        log = self._open_log(tensorboard) if self.ranks.main else None
         self._saved = time.monotonic()
         self._began = self._saved - self.state.seconds
         self._meter = Meter(self.state.sentences)
@@ -119,24 +119,41 @@ class Trainer:
         self.encoder.train()
         try:
             with self.progress.task("train", self._sentences(), "sentences", self.state.sentences) as advance:
+                self.ranks.share_first(list(self.encoder.parameters()))
+                self._validate_if_due(log)
                 while not self._finished():
                     self._epoch(advance, log)
-            self.checkpoints.wait()
-        except (LostRankError, LostShardError) as error:
-            # No weight has moved since the last whole step.
+            # What is left is to write the student, which a full disk may prevent.
             self.save()
             self.checkpoints.wait()
+        except (LostRankError, LostShardError) as error:
+            raise UserError(f"{error}; {self._save_what_is_left()}") from error
+        except torch.OutOfMemoryError as error:
             raise UserError(
-                f"{error}; stopped at step {self.state.step:,}, the same command with --resume goes on from there"
+                f"memory ran out at step {self.state.step:,} ({str(error).splitlines()[0]}); take a smaller --size or "
+                "--batch-size"
             ) from error
         finally:
             if log is not None:
                 log.close()
 
-    def best_student(self) -> Student:
-        """The student of the best validation; for the main process, which wrote it."""
-        self.encoder.load_state_dict(self.checkpoints.best())
-        return Student(self.encoder.cpu(), self.tokenizer)
+    def _save_what_is_left(self) -> str:
+        """Save the last whole step, which is that of all processes, from whichever of them is left; say so."""
+        if not self.state.step:
+            return "no step was done yet"
+        self._write_checkpoint()
+        self.checkpoints.wait()
+        return f"stopped at step {self.state.step:,}, the same command with --resume goes on from there"
+
+    def best_student(self) -> tuple[Student, dict[str, float]]:
+        """The student of the best validation and its entry of the history; for the main process, which wrote it."""
+        best = self.checkpoints.best()
+        self.encoder.load_state_dict(best["model"])
+        return Student(self.encoder.cpu(), self.tokenizer), best["entry"]
+
+    def _open_log(self, tensorboard: bool) -> TrainingLog:
+        validated = int(self.history[-1]["step"]) if self.history else 0
+        return TrainingLog(self.out, step=self.state.step, validated=validated, tensorboard=tensorboard)
 
     def _sentences(self) -> int:
         """How many there are to train on, if neither time nor patience ends the run."""
@@ -156,14 +173,12 @@ class Trainer:
             loss, norm = self._step(batch)
             advance(len(loss), self._report(loss, norm, log) if self.state.step % LOG_EVERY == 0 else "")
             stop = self._agree()
-            if self._finished() or (self.config.validate_every and self.state.step % self.config.validate_every == 0):
-                self._validate(log)
-            self._save_or_stop(loss, stop)
+            self._validate_if_due(log)
+            self._save_or_stop(stop)
             if self._finished():
                 return
         self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
-        if self.config.validate_every is None:
-            self._validate(log)
+        if self._validate_if_due(log):
             self.save()
 
     def _batches(self) -> Iterator[Batch]:
@@ -212,7 +227,7 @@ class Trainer:
 
     def _report(self, loss: torch.Tensor, norm: torch.Tensor, log: TrainingLog | None) -> str:
         """Log the step that was done; what the progress bar shows of it."""
-        self._check(loss)
+        self._require_finite(torch.stack([loss.mean(), norm]))
         rates = self._meter.rates(self.state.sentences)
         values = {
             "epoch": self.state.sentences / self.stream.train_rows,
@@ -226,17 +241,16 @@ class Trainer:
             log.write("train", self.state.step, values)
         return f"loss {values['loss']:.4f}, waits {rates['wait_share']:.1%}"
 
-    def _check(self, loss: torch.Tensor) -> None:
-        if not torch.isfinite(loss).all():
+    def _require_finite(self, values: torch.Tensor) -> None:
+        if not torch.isfinite(values).all():
             raise UserError(
-                f"the loss is {loss.mean().item()} at step {self.state.step} (learning rate "
+                f"the loss or a weight is no longer finite at step {self.state.step:,} (learning rate "
                 f"{self.optimizer.rate:.2g}); begin again with a lower --learning-rate, --overwrite"
             )
 
-    def _save_or_stop(self, loss: torch.Tensor, stop: bool) -> None:
+    def _save_or_stop(self, stop: bool) -> None:
         self.checkpoints.check()
         if stop:
-            self._check(loss)
             self.save()
             self.checkpoints.wait()
             raise UserError(
@@ -244,18 +258,27 @@ class Trainer:
                 "the same command with --resume goes on from there"
             )
         if time.monotonic() - self._saved >= self._checkpoint_every:
-            self._check(loss)
             self.save()
+
+    def _validate_if_due(self, log: TrainingLog | None) -> bool:
+        """Validate at the end, and each epoch or so many steps, once each; whether it was time."""
+        config, state = self.config, self.state
+        regular = state.step % config.validate_every if config.validate_every else state.step_in_epoch
+        if state.sentences == state.validated or (regular and not self._finished()):
+            return False
+        self._validate(log)
+        return True
 
     def _validate(self, log: TrainingLog | None) -> None:
         """Measure the student on the held-out sentences, and keep its weights if it is the best so far."""
         state = self.state
-        self._check(self._loss)
+        scores = self.held_out.scores(self.encoder, self.ranks)
+        self._require_finite(torch.tensor([self._loss.item(), scores["cosine"]]))
         entry = {
             "epoch": state.sentences / self.stream.train_rows,
             "step": state.step,
             "loss": self._loss.item() / (state.sentences - state.validated),
-            **self.held_out.scores(self.encoder, self.ranks),
+            **scores,
         }
         self._loss.zero_()
         state.validated = state.sentences
@@ -270,7 +293,7 @@ class Trainer:
         if entry["cosine"] > state.best:
             state.best, state.worse = entry["cosine"], 0
             if self.ranks.main:
-                self.checkpoints.save_best(self.encoder.state_dict())
+                self.checkpoints.save_best({"model": self.encoder.state_dict(), "entry": entry})
 
     def identity(self) -> dict[str, Any]:
         """What two runs must share to be the same run; the number of processes is not part of it."""
@@ -279,10 +302,14 @@ class Trainer:
         return {**student, **asdict(self.config), **shards, "precision": str(self.precision)}
 
     def save(self) -> None:
-        """Let a checkpoint be written."""
+        """Let a checkpoint be written, by the first process."""
         self._saved = time.monotonic()
-        if not self.ranks.main:
-            return
+        if self.ranks.main:
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
+        # A gradient that was not finite shows in the weights, and one of them would spoil the run for good.
+        self._require_finite(torch.stack([weight.sum() for weight in self.encoder.parameters()]))
         self.state.loss = self._loss.item()
         self.checkpoints.save(
             self.state.step,

@@ -10,14 +10,14 @@ from sentence_distill.student.train import Trainer
 
 def write_trained(trainer: Trainer, shards: Path) -> dict[str, float]:
     """Write the best student of a run into its folder; return its held-out scores."""
-    best = max(trainer.history, key=lambda epoch: epoch["cosine"])
+    student, best = trainer.best_student()
     scores = {name: best[name] for name in SCORES}
     fingerprint = trainer.stream.fingerprint
     teacher = {name: fingerprint[name] for name in ("teacher", "teacher_weights", "pooling", "normalize")}
     teacher["layers"] = list(trainer.config.target_layers or fingerprint["layers"])
     save_student(
         trainer.out,
-        trainer.best_student(),
+        student,
         {
             "teacher": teacher,
             "corpus": {"rows": trainer.stream.manifest["totals"]["rows"], "fingerprint": fingerprint},

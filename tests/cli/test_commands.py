@@ -172,6 +172,13 @@ def test_options_come_from_a_file_and_the_command_line_wins(sd, shards, tmp_path
         ("a.json", "{}", ".yaml, .yml or .toml"),
         ("a.yaml", "epochs: many", "many"),
         ("a.yaml", "max-time: soon", "'soon' is no time"),
+        ("a.yaml", "epochs:", "epochs must be one value, not None"),
+        ("a.yaml", "epochs: 2.7", "'2.7' is not a valid integer"),
+        ("a.yaml", "epochs: .inf", "'inf' is not a valid integer"),
+        ("a.yaml", "max-steps: yes", "max-steps must be one value, not True"),
+        ("a.yaml", "cosine: .nan", "--cosine must be a finite number"),
+        ("a.yaml", "tensorboard: 3", "tensorboard must be true or false"),
+        ("a.yaml", "overwrite: true", "overwrite belongs on the command line"),
     ],
 )
 def test_a_wrong_file_of_options_is_an_error_that_names_the_fault(sd, shards, tmp_path, capsys, name, content, message):
@@ -191,3 +198,28 @@ def test_a_size_is_a_shape_that_single_options_change(sd, shards, tmp_path):
 def test_a_layer_that_the_shards_lack_is_named(sd, shards, tmp_path, capsys):
     assert train(sd, shards, tmp_path / "student", "--target-layers", "1") == 1
     assert "the shards hold layers 2 of the teacher, not 1" in capsys.readouterr().err
+
+
+def test_a_student_of_a_version_without_target_layers_is_still_measured(sd, student_folder, shards, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(student_folder, tmp_path / "student")
+    record = json.loads((folder / "distillation.json").read_text())
+    del record["training"]["target_layers"]
+    (folder / "distillation.json").write_text(json.dumps(record))
+    assert sd("eval", "--student", folder, "--shards", shards) == 0
+    assert json.loads((folder / "eval.json").read_text())["held_out"]["cosine"] > 0
+
+
+def test_beginning_again_leaves_nothing_of_the_old_student(sd, shards, tmp_path, capsys):
+    out = tmp_path / "student"
+    assert train(sd, shards, out, "--max-steps", "3") == 0
+    (out / "glue.json").write_text("{}")
+    assert train(sd, shards, out, "--max-steps", "3") == 1
+    assert "holds a finished student" in capsys.readouterr().err
+    assert train(sd, shards, out, "--max-steps", "3", "--resume") == 1
+    assert "holds a finished student" in capsys.readouterr().err
+    assert train(sd, shards, out, "--resume", "--overwrite") == 2
+    assert train(sd, shards, out, "--max-steps", "4", "--overwrite") == 0
+    assert not (out / "glue.json").exists()
+    assert json.loads((out / "distillation.json").read_text())["training"]["max_steps"] == 4

@@ -15,7 +15,7 @@ from sentence_distill.student.init import SCALE, initial_embeddings
 from sentence_distill.student.log import read_metrics
 from sentence_distill.student.losses import distillation_loss, relational_loss
 from sentence_distill.student.optimizer import learning_rate
-from sentence_distill.student.ranks import Ranks
+from sentence_distill.student.ranks import LostRankError, Ranks
 from sentence_distill.student.train import Trainer
 
 
@@ -36,7 +36,7 @@ def make(shards, out, **options):
 def trained(trainer):
     """All weights of the best student, in one vector."""
     trainer.run()
-    return torch.cat([parameter.flatten() for parameter in trainer.best_student().encoder.parameters()])
+    return torch.cat([parameter.flatten() for parameter in trainer.best_student()[0].encoder.parameters()])
 
 
 def run_until(trainer, steps):
@@ -114,7 +114,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(shards, tmp
     trainer = make(shards, tmp_path)
     with torch.no_grad():
         trainer.encoder.projections[0].bias.fill_(math.nan)
-    with pytest.raises(UserError, match=r"nan at step .* lower --learning-rate"):
+    with pytest.raises(UserError, match=r"no longer finite at step .* lower --learning-rate"):
         trainer.run()
 
 
@@ -238,7 +238,7 @@ def test_a_run_that_no_longer_improves_ends_and_keeps_its_best(shards, tmp_path,
     trainer.run()
     assert trainer.state.step == 16
     assert trainer.state.best == pytest.approx(0.3)
-    best = trainer.checkpoints.best()["projections.0.weight"]
+    best = trainer.checkpoints.best()["model"]["projections.0.weight"]
     assert not torch.equal(best, trainer.encoder.state_dict()["projections.0.weight"])
 
 
@@ -268,7 +268,8 @@ def test_curves_and_tensorboard_s_events_are_made_of_a_run(shards, tmp_path):
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [50]
     svg = draw_curves(tmp_path).read_text()
-    assert "held-out cosine" in svg or svg.count("<path") > 20
+    # A mark for each validation, and a line for the one logged step.
+    assert svg.count('xlink:href="#m') > 4
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert draw_curves(tmp_path).read_text() == svg
 
@@ -278,7 +279,7 @@ def test_a_shard_that_vanishes_during_training_is_named_and_the_run_goes_on_when
 ):
     folder = shutil.copytree(shards, tmp_path / "shards")
     monkeypatch.setattr("sentence_distill.student.stream.WINDOW_ROWS", 200)
-    expected = trained(make(folder, tmp_path / "whole", epochs=2))
+    expected = trained(make(folder, tmp_path / "whole", epochs=2, validate_every=5))
     trainer = make(folder, tmp_path / "student", epochs=2, validate_every=5)
     run_until(trainer, 10)
     lost = folder / "shard-00002.arrow"
@@ -294,7 +295,58 @@ def test_a_shard_that_vanishes_during_training_is_named_and_the_run_goes_on_when
     (tmp_path / "away").rename(lost)
     resumed = make(folder, tmp_path / "student", epochs=2, validate_every=5)
     resumed.resume()
-    resumed.run()
-    last = torch.cat([weight.flatten() for weight in resumed.encoder.parameters()])
-    assert last.shape == expected.shape
-    assert resumed.state.step == resumed.steps
+    assert torch.equal(trained(resumed), expected)
+
+
+@pytest.mark.parametrize("stop", [1, 12, 54, 55, 56, 110])
+def test_a_run_stopped_at_any_step_has_the_same_history_and_weights(shards, tmp_path, monkeypatch, stop):
+    monkeypatch.setattr("sentence_distill.student.stream.WINDOW_ROWS", 300)
+    options = {"epochs": 2, "validate_every": 12, "token_dropout": 0.2, "embedding_dropout": 0.1, "relational": 0.1}
+    expected = make(shards, tmp_path / "whole", **options)
+    assert len({expected.stream.steps(16, 0, epoch) for epoch in range(2)} | {expected.steps}) > 1
+    whole = trained(expected)
+    stopped = make(shards, tmp_path / "stopped", **options)
+    run_until(stopped, min(stop, expected.steps))
+    resumed = make(shards, tmp_path / "stopped", **options)
+    resumed.resume()
+    assert torch.equal(trained(resumed), whole)
+    assert resumed.history == expected.history
+    steps = [entry["step"] for entry in resumed.history]
+    assert steps == sorted({*range(12, expected.steps + 1, 12), expected.steps})
+    logged = [line["step"] for line in read_metrics(tmp_path / "stopped") if line["kind"] == "validation"]
+    assert logged == steps
+
+
+def test_a_run_that_lost_a_process_at_its_last_validation_makes_it_up(shards, tmp_path):
+    whole = make(shards, tmp_path / "whole", max_steps=20)
+    expected = trained(whole)
+    trainer = make(shards, tmp_path / "student", max_steps=20)
+
+    def lost(encoder, ranks):
+        raise LostRankError("another process of the run is gone")
+
+    trainer.held_out.scores = lost
+    with pytest.raises(UserError, match=r"stopped at step 20.*--resume"):
+        trainer.run()
+    resumed = make(shards, tmp_path / "student", max_steps=20)
+    resumed.resume()
+    assert torch.equal(trained(resumed), expected)
+    assert resumed.history == whole.history
+
+
+def test_weights_that_are_not_finite_never_become_a_checkpoint(shards, tmp_path):
+    trainer = make(shards, tmp_path)
+    trainer.state.step = 1
+    with torch.no_grad():
+        trainer.encoder.projections[0].bias.fill_(math.inf)
+    with pytest.raises(UserError, match="no longer finite"):
+        trainer.save()
+    assert not any(tmp_path.glob("checkpoints/*"))
+
+
+def test_scores_are_those_of_the_weights_that_are_kept(shards, tmp_path):
+    trainer = make(shards, tmp_path, epochs=2)
+    trainer.run()
+    student, entry = trainer.best_student()
+    found = trainer.held_out.scores(student.encoder, trainer.ranks)
+    assert found == {name: entry[name] for name in found}
