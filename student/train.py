@@ -155,8 +155,10 @@ class Trainer:
         validated = int(self.history[-1]["step"]) if self.history else 0
         return TrainingLog(self.out, step=self.state.step, validated=validated, tensorboard=tensorboard)
 
-    def _sentences(self) -> int:
-        """How many there are to train on, if neither time nor patience ends the run."""
+    def _sentences(self) -> int | None:
+        """How many there are to train on if patience does not end the run before; None where a clock ends it."""
+        if self.config.max_time is not None:
+            return None
         whole = self.config.epochs * self.stream.train_rows
         return whole if self.config.max_steps is None else min(whole, self.steps * self.config.batch_size)
 
@@ -239,7 +241,10 @@ class Trainer:
         }
         if log is not None:
             log.write("train", self.state.step, values)
-        return f"loss {values['loss']:.4f}, waits {rates['wait_share']:.1%}"
+        note = f"loss {values['loss']:.4f}, waits {rates['wait_share']:.1%}"
+        if self.config.max_time is not None:
+            note += f", {max(0.0, self.config.max_time - self.state.seconds):,.0f} s left"
+        return note
 
     def _require_finite(self, values: torch.Tensor) -> None:
         if not torch.isfinite(values).all():

@@ -54,7 +54,17 @@ def test_two_processes_follow_the_curve_of_one_and_one_of_them_writes(options, t
         assert cosine == pytest.approx(expected_cosine, rel=1e-4)
 
 
-def test_a_process_that_dies_ends_the_run_with_a_checkpoint_that_one_process_goes_on_from(options, tmp_path):
+@pytest.mark.parametrize(
+    ("rank", "number", "message"),
+    [
+        ("1", signal.SIGKILL, "another process of the run is gone"),
+        ("0", signal.SIGKILL, "another process of the run is gone"),
+        ("1", signal.SIGTERM, "stopped at step"),
+    ],
+)
+def test_a_process_that_dies_or_is_told_to_stop_ends_the_run_with_a_checkpoint_that_one_process_goes_on_from(
+    options, tmp_path, rank, number, message
+):
     out = tmp_path / "student"
     longer = [*options, "--epochs", "200", "--max-time", "10m", "--out", str(out)]
     run = subprocess.Popen(
@@ -66,11 +76,11 @@ def test_a_process_that_dies_ends_the_run_with_a_checkpoint_that_one_process_goe
         for child in psutil.Process(run.pid).children(recursive=True)
         if "train-student" in child.cmdline()
     }
-    workers["1"].send_signal(signal.SIGKILL)
+    workers[rank].send_signal(number)
     _, error = run.communicate()
     assert run.returncode == 1
-    assert "another process of the run is gone" in error
-    [checkpoint] = out.glob("checkpoints/step-*.pt")
+    assert message in error
+    *_, checkpoint = sorted(out.glob("checkpoints/step-*.pt"))
     step = int(checkpoint.stem.removeprefix("step-"))
     assert step > 0
     assert not list(out.glob("*.json"))
