@@ -300,6 +300,11 @@ def _stopping_on_signals(trainer: "Trainer") -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except UserError:
+        # The launcher ends all processes when one is gone; this one has yet to say what became of the run.
+        if trainer.ranks.size > 1:
+            before[signal.SIGTERM] = signal.SIG_IGN
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

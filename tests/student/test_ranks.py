@@ -79,7 +79,7 @@ def test_a_process_that_dies_or_is_told_to_stop_ends_the_run_with_a_checkpoint_t
     workers[rank].send_signal(number)
     _, error = run.communicate()
     assert run.returncode == 1
-    assert message in error
+    assert message in error, error
     *_, checkpoint = sorted(out.glob("checkpoints/step-*.pt"))
     step = int(checkpoint.stem.removeprefix("step-"))
     assert step > 0
