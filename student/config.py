@@ -14,7 +14,7 @@ SIZES: dict[str, dict[str, int]] = {
     "tiny": {"embedding_dim": 64, "hidden": 128, "layers": 1},
     "small": {"embedding_dim": 128, "hidden": 256, "layers": 1},
     "base": {"embedding_dim": 300, "hidden": 300, "layers": 1},
-    "large": {"embedding_dim": 384, "hidden": 512, "layers": 2},
+    "large": {"embedding_dim": 384, "hidden": 512, "layers": 1},
 }
 
 
