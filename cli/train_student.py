@@ -103,6 +103,13 @@ DEFAULT_STUDENT = "distilled"
     type=click.FloatRange(0, min_open=True),
     help="Peak, after warm-up.",
 )
+@click.option(
+    "--embedding-rate",
+    default=4.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Learning rate of the word embeddings, as a multiple of the others'.",
+)
 @click.option("--warmup", default=0.05, show_default=True, type=click.FloatRange(0, 1), help="Share of the run.")
 @click.option("--weight-decay", default=0.01, show_default=True, type=click.FloatRange(0))
 @click.option(

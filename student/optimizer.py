@@ -32,6 +32,7 @@ class Optimizer:
         self._table = encoder.embedding.weight
         self.dense = [weight for weight in encoder.parameters() if weight is not self._table]
         self._clip = config.clip
+        self._embedding_rate = config.embedding_rate
         self._adamw = torch.optim.AdamW(
             self.dense, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -42,7 +43,7 @@ class Optimizer:
         """Update the weights from their gradients, and clear those.
 
         Args:
-            rate: learning rate.
+            rate: learning rate of the dense weights.
             words: int64[u], the different token ids of the batch, ascending.
             rows: float32[u, embedding_dim] with a gradient, the embeddings of `words`.
 
@@ -50,8 +51,8 @@ class Optimizer:
             Norm of the gradient before it was clipped.
         """
         self.rate = rate
-        for group in (*self._adamw.param_groups, *self._lazy.param_groups):
-            group["lr"] = rate
+        self._adamw.param_groups[0]["lr"] = rate
+        self._lazy.param_groups[0]["lr"] = rate * self._embedding_rate
         assert rows.grad is not None
         norm = clip_grad_norm_([*self.dense, rows], self._clip)
         self._table.grad = torch.sparse_coo_tensor(

@@ -133,15 +133,15 @@ def test_only_the_words_of_the_batch_move(batch):
     assert len(words.words) < 30
 
 
-def test_the_first_step_on_word_embeddings_is_that_of_adam(batch):
+def test_the_first_step_on_word_embeddings_is_that_of_adam_at_their_own_rate(batch):
     stepper = make()
-    optimizer = Optimizer(stepper.encoder, TrainConfig(clip=1e9))
+    optimizer = Optimizer(stepper.encoder, TrainConfig(clip=1e9, embedding_rate=3.0))
     table = stepper.encoder.embedding.weight.detach().clone().requires_grad_()
-    adam = torch.optim.Adam([table], lr=1e-2)
+    adam = torch.optim.Adam([table], lr=3e-2)
     _, words = stepper.gradient(batch, 0)
     table.grad = torch.zeros_like(table)
     table.grad[words.words] = words.rows.grad
     adam.step()
     optimizer.step(1e-2, words.words, words.rows)
     # They add their epsilon at different places.
-    torch.testing.assert_close(stepper.encoder.embedding.weight.detach(), table.detach(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(stepper.encoder.embedding.weight.detach(), table.detach(), atol=3e-4, rtol=0)
