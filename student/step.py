@@ -49,7 +49,7 @@ class Stepper:
         self._ranks = ranks
 
     def gradient(self, batch: Batch, step: int) -> tuple[torch.Tensor, Words]:
-        """Add the gradient of a batch's loss, this process's part of it, to the weights.
+        """Compute the gradient of a batch's loss, this process's part of it.
 
         Args:
             batch: of all processes.
