@@ -17,6 +17,8 @@ import torch
 from record import write_result
 
 TASKS = "MRPC,CoLA"
+# What changes neither loss nor regularisation is measured by fidelity and STS-B alone.
+WITHOUT_GLUE = ("float32", "moving average of weights")
 # What a training variant changes of: the last layer, and word embeddings at the rate of all weights.
 BASE = ("--target-layers", "6", "--embedding-rate", "1")
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -53,23 +55,32 @@ def main() -> None:
         return
     args.work.mkdir(parents=True, exist_ok=True)
     for name in args.only.split(";") if args.only else VARIANTS:
-        if not _done(args.work / _folder(name), args.steps):
+        if not _done(name, args.work / _folder(name), args.steps):
             # Each in a process of its own, so that none changes what the next one finds.
             subprocess.run([sys.executable, __file__, *map(str, (args.shards, args.glue, args.work)), "--train", name,
                             "--steps", str(args.steps)], check=True)  # fmt: skip
-            _measure(args.work / _folder(name), args.shards, args.glue)
-    rows = [_row(name, args.work / _folder(name)) for name in VARIANTS if _done(args.work / _folder(name), args.steps)]
+            _measure(name, args.work / _folder(name), args.shards, args.glue)
+    rows = [
+        _row(name, args.work / _folder(name)) for name in VARIANTS if _done(name, args.work / _folder(name), args.steps)
+    ]
     manifest = json.loads((args.shards / "manifest.json").read_text())
     setting = {"steps": args.steps, "batch": 128, "sentences in the shards": manifest["totals"]["rows"], "tasks": TASKS}
     path = write_result("ablations", setting, rows)
     _plot(rows, path.with_suffix(".svg"))
 
 
-def _done(student: Path, steps: int) -> bool:
-    if not (student / "glue.json").exists():
+def _glue(name: str) -> bool:
+    return name not in WITHOUT_GLUE and "size" not in name
+
+
+def _done(name: str, student: Path, steps: int) -> bool:
+    if not (student / "eval.json").exists():
         return False
-    if len(json.loads((student / "glue.json").read_text())["rows"]["distilled"]) < len(TASKS.split(",")):
-        return False
+    if _glue(name):
+        if not (student / "glue.json").exists():
+            return False
+        if len(json.loads((student / "glue.json").read_text())["rows"]["distilled"]) < len(TASKS.split(",")):
+            return False
     return bool(json.loads((student / "distillation.json").read_text())["training"]["max_steps"] == steps)
 
 
@@ -90,15 +101,17 @@ def _train(name: str, shards: Path, out: Path, steps: int) -> None:
     sd()
 
 
-def _measure(student: Path, shards: Path, glue: Path) -> None:
+def _measure(name: str, student: Path, shards: Path, glue: Path) -> None:
     command = [sys.executable, "-m", "sentence_distill.cli", "eval", "--student", student, "--glue-dir", glue]
     subprocess.run([*map(str, command), "--shards", str(shards)], check=True)
-    subprocess.run([*map(str, command), "--glue", "--tasks", TASKS], check=True)
+    if _glue(name):
+        subprocess.run([*map(str, command), "--glue", "--tasks", TASKS], check=True)
 
 
 def _row(name: str, student: Path) -> dict[str, Any]:
-    intrinsic, glue = (json.loads((student / file).read_text()) for file in ("eval.json", "glue.json"))
-    scores = {task: result["scores"]["dev"] for task, result in glue["rows"]["distilled"].items()}
+    intrinsic = json.loads((student / "eval.json").read_text())
+    found = json.loads((student / "glue.json").read_text())["rows"]["distilled"] if _glue(name) else {}
+    scores = {task: result["scores"]["dev"] for task, result in found.items()}
     lines = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
     speeds = sorted(line["sentences_per_second"] for line in lines if line["kind"] == "train")
     return {
@@ -172,7 +185,7 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     measures = [key for key in rows[0] if key in ("cosine", "sts_b_spearman") or " " in key][:5]
     figure = Figure(figsize=(3 * len(measures), 0.32 * len(rows) + 1), layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(measures), sharey=True), measures, strict=True):
-        values = [row[measure] for row in rows]
+        values = [row.get(measure, float("nan")) for row in rows]
         axes.axvline(values[0], color="#94a3b8", linewidth=1)
         axes.plot(values, range(len(rows)), "o", color="#2563eb", markersize=5)
         axes.set_yticks(range(len(rows)), [row["variant"] for row in rows], fontsize=8)
