@@ -1,10 +1,13 @@
 """What the commands print: a progress bar on a terminal, plain log lines elsewhere, one-line errors."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 from sentence_distill.data.progress import Advance
 
@@ -80,3 +83,8 @@ def _lines(name: str, total: int | None, unit: str, before: int) -> Iterator[Adv
     yield advance
     if done > before:
         show(time.monotonic())
+
+
+def write_json(path: Path, figures: dict[str, Any]) -> None:
+    """Write a command's figures."""
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -1,29 +1,14 @@
 """`sd eval`: measure a student."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from sentence_distill.cli.console import write_json
+from sentence_distill.cli.glue import evaluate_glue, glue_options
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue import TASKS
-
-if TYPE_CHECKING:
-    from sentence_distill.data.glue import GlueFolder, GlueHub
-    from sentence_distill.student.finetune import FinetuneConfig
-    from sentence_distill.student.glue import TaskResult
-
-
-def _tasks(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
-    if value is None:
-        return tuple(TASKS)
-    known = {name.lower(): name for name in TASKS}
-    chosen = [name.strip().lower() for name in value.split(",")]
-    if unknown := [name for name in chosen if name not in known]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(TASKS)}")
-    return tuple(known[name] for name in chosen)
 
 
 @click.command("eval")
@@ -60,26 +45,7 @@ def _tasks(context: click.Context, parameter: click.Parameter, value: str | None
     default=None,
     help="GLUE in the official TSV layout.  [default: nyu-mll/glue from the hub]",
 )
-@click.option(
-    "--tasks", callback=_tasks, default=None, metavar="NAME[,NAME…]", help="GLUE: which.  [default: all nine]"
-)
-@click.option("--from-scratch", is_flag=True, help="GLUE: a second row, the same BiLSTM from random weights.")
-@click.option(
-    "--epochs",
-    default=5,
-    show_default=True,
-    type=click.IntRange(1),
-    help="GLUE: most epochs; tasks of over 19,000 examples get fewer, at least 2.  The best on dev counts.",
-)
-@click.option(
-    "--learning-rate",
-    default=1e-3,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="GLUE: of fine-tuning.",
-)
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="GLUE: of fine-tuning.")
-@click.option("--device", default="auto", show_default=True, help="GLUE: auto, cpu, cuda or cuda:N.")
+@glue_options
 @click.option(
     "--json",
     "json_file",
@@ -94,19 +60,13 @@ def evaluate(
     teacher: str | None,
     glue: bool,
     glue_dir: Path | None,
-    tasks: tuple[str, ...],
-    from_scratch: bool,
-    epochs: int,
-    learning_rate: float,
-    seed: int,
-    device: str,
     json_file: Path | None,
+    **options: Any,
 ) -> None:
     """Measure a student: fidelity, STS-B, size and speed, or with --glue its fine-tuned scores.
 
     What can't be measured, because its data is not here, is listed with the reason.
     """
-    from sentence_distill.data.glue import open_glue
     from sentence_distill.student.folder import load_distillation
 
     # Wrong paths show before anything is loaded, asked for or measured.
@@ -115,11 +75,7 @@ def evaluate(
     if not json_file.parent.is_dir():
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
     if glue:
-        source = open_glue(glue_dir)
-        from sentence_distill.student.finetune import FinetuneConfig
-
-        config = FinetuneConfig(epochs=epochs, learning_rate=learning_rate, seed=seed)
-        _glue(folder, source, tasks, config, from_scratch, device, json_file)
+        evaluate_glue(folder, glue_dir, json_file, options)
     else:
         _intrinsic(folder, shards, _sts_file(sts, glue_dir), teacher, json_file)
     click.echo(f"figures: {json_file}" + ("" if glue else f"\nnext: sd eval --glue --student {folder}"))
@@ -140,7 +96,7 @@ def _intrinsic(folder: Path, shards: Path | None, sts: Path | None, teacher: str
     pairs = load_sts(sts) if sts else None
     figures, skipped = measure_student(folder, shards=shards, pairs=pairs, teacher_name=teacher)
     _print_intrinsic(figures, skipped)
-    _write_json(json_file, {**figures, "skipped": skipped})
+    write_json(json_file, {**figures, "skipped": skipped})
     update_distillation(folder, metrics={**load_distillation(folder)["metrics"], **figures})
 
 
@@ -167,64 +123,3 @@ def _print_intrinsic(figures: dict[str, Any], skipped: dict[str, str]) -> None:
     Console().print(table)
     for what, why in skipped.items():
         click.echo(f"not measured: {what}: {why}")
-
-
-def _glue(
-    folder: Path,
-    source: "GlueFolder | GlueHub",
-    tasks: tuple[str, ...],
-    config: "FinetuneConfig",
-    from_scratch: bool,
-    device: str,
-    json_file: Path,
-) -> None:
-    from dataclasses import asdict
-
-    from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.pipeline.precision import pick_device, pick_precision
-    from sentence_distill.student.folder import load_student
-    from sentence_distill.student.glue import describe, run_glue
-
-    student, where, progress = load_student(folder), pick_device(device), ConsoleProgress()
-    precision = pick_precision("auto", where)
-    rows: dict[str, list[TaskResult]] = {}
-    for row in ("distilled", "from scratch") if from_scratch else ("distilled",):
-        rows[row] = []
-        for result in run_glue(
-            student,
-            source,
-            tasks=tasks,
-            config=config,
-            from_scratch=row == "from scratch",
-            device=where,
-            precision=precision,
-        ):
-            rows[row].append(result)
-            progress.log(f"{row}: {describe(result)}")
-            # After each task, so that a run that is stopped leaves what it has.
-            figures = {name: {r.task: asdict(r) for r in results} for name, results in rows.items()}
-            _write_json(json_file, {"finetuning": asdict(config), "rows": figures})
-    _print_glue(rows)
-
-
-def _write_json(path: Path, figures: dict[str, Any]) -> None:
-    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-
-
-def _print_glue(rows: dict[str, "list[TaskResult]"]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("GLUE dev", "metric", *rows, box=None, header_style="bold")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    results = list(zip(*rows.values(), strict=True))
-    for row in results:
-        for dev, scores in row[0].scores.items():
-            name = row[0].task + dev.removeprefix("dev").replace("_matched", "-m").replace("_mismatched", "-mm")
-            for metric in scores:
-                table.add_row(name, metric, *(f"{100 * result.scores[dev][metric]:.1f}" for result in row))
-    Console().print(table)
-    for row in results:
-        if row[0].skipped:
-            click.echo(f"skipped: {row[0].task}: {row[0].skipped}")
