@@ -1,153 +1,50 @@
-"""The nine GLUE tasks: where their files are, what their columns mean, and their official metrics.
+"""GLUE's examples, from a folder of the official TSV files or from the hub."""
 
-Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform" (ICLR 2019), table 1.
-"""
-
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.glue_tasks import DIAGNOSTIC, TASKS, GlueTask
 from sentence_distill.data.hub import HubUnreachable, ask_hub, offline_requested
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = [
+    "DIAGNOSTIC",
+    "TASKS",
+    "Examples",
+    "GlueFolder",
+    "GlueHub",
+    "GlueTask",
+    "TaskMissing",
+    "examples_from_tsv",
+    "open_glue",
+]
+
+_Table = dict[str, list[str | None]]
 HUB_NAME = "nyu-mll/glue"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GlueTask:
-    """One task.
-
-    `folder` and `columns` are of the official download; `hub` and `hub_columns` of its copy on the hub.
-    `labels` lists the classes in the order of their numbers; without any the task is a regression.
-    """
-
-    name: str
-    folder: str
-    columns: tuple[str, ...]
-    label: str
-    hub: str
-    hub_columns: tuple[str, ...]
-    labels: tuple[str, ...]
-    metrics: tuple[str, ...]
-    dev: tuple[str, ...] = ("dev",)
-
-    @property
-    def regression(self) -> bool:
-        """Whether labels are numbers (0 to 5 in STS-B) and not classes."""
-        return not self.labels
-
-
-_PAIR = ("sentence1", "sentence2")
-_BINARY = ("0", "1")
-_ENTAILMENT = ("entailment", "not_entailment")
-TASKS = {
-    task.name: task
-    for task in (
-        GlueTask(
-            name="CoLA",
-            folder="CoLA",
-            columns=("3",),
-            label="1",
-            hub="cola",
-            hub_columns=("sentence",),
-            labels=_BINARY,
-            metrics=("matthews",),
-        ),
-        GlueTask(
-            name="SST-2",
-            folder="SST-2",
-            columns=("sentence",),
-            label="label",
-            hub="sst2",
-            hub_columns=("sentence",),
-            labels=_BINARY,
-            metrics=("accuracy",),
-        ),
-        GlueTask(
-            name="MRPC",
-            folder="MRPC",
-            columns=("#1 String", "#2 String"),
-            label="Quality",
-            hub="mrpc",
-            hub_columns=_PAIR,
-            labels=_BINARY,
-            metrics=("f1", "accuracy"),
-        ),
-        GlueTask(
-            name="STS-B",
-            folder="STS-B",
-            columns=_PAIR,
-            label="score",
-            hub="stsb",
-            hub_columns=_PAIR,
-            labels=(),
-            metrics=("pearson", "spearman"),
-        ),
-        GlueTask(
-            name="QQP",
-            folder="QQP",
-            columns=("question1", "question2"),
-            label="is_duplicate",
-            hub="qqp",
-            hub_columns=("question1", "question2"),
-            labels=_BINARY,
-            metrics=("f1", "accuracy"),
-        ),
-        GlueTask(
-            name="MNLI",
-            folder="MNLI",
-            columns=_PAIR,
-            label="gold_label",
-            hub="mnli",
-            hub_columns=("premise", "hypothesis"),
-            labels=("entailment", "neutral", "contradiction"),
-            metrics=("accuracy",),
-            dev=("dev_matched", "dev_mismatched"),
-        ),
-        GlueTask(
-            name="QNLI",
-            folder="QNLI",
-            columns=("question", "sentence"),
-            label="label",
-            hub="qnli",
-            hub_columns=("question", "sentence"),
-            labels=_ENTAILMENT,
-            metrics=("accuracy",),
-        ),
-        GlueTask(
-            name="RTE",
-            folder="RTE",
-            columns=_PAIR,
-            label="label",
-            hub="rte",
-            hub_columns=_PAIR,
-            labels=_ENTAILMENT,
-            metrics=("accuracy",),
-        ),
-        GlueTask(
-            name="WNLI",
-            folder="WNLI",
-            columns=_PAIR,
-            label="label",
-            hub="wnli",
-            hub_columns=_PAIR,
-            labels=_BINARY,
-            metrics=("accuracy",),
-        ),
-    )
-}
+# Where downloads of the official files put the diagnostic set.
+DIAGNOSTIC_FILES = ("AX/AX.tsv", "diagnostic/diagnostic.tsv", "AX.tsv")
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled examples.
+    """Examples of a split.
 
     Args:
         texts: one or two columns of n sentences.
-        labels: n class numbers, or scores in a regression.
+        labels: n class numbers, or scores in a regression; empty for a test split, whose labels are not public.
+        ids: the n rows' numbers in a test split, which a submission repeats; empty for the others.
     """
 
     texts: tuple[list[str], ...]
     labels: list[float]
+    ids: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.texts[0])
 
 
 class TaskMissing(Exception):
@@ -156,7 +53,7 @@ class TaskMissing(Exception):
 
 @dataclass(frozen=True)
 class GlueFolder:
-    """Tasks in the layout of the official download: FOLDER/TASK/train.tsv, dev.tsv."""
+    """Tasks in the layout of the official download: FOLDER/TASK/train.tsv, dev.tsv, test.tsv."""
 
     folder: Path
 
@@ -167,12 +64,29 @@ class GlueFolder:
             TaskMissing: the file is not there, or empty.
             UserError: the file lacks a column or holds a label that the task does not know.
         """
-        path = self.folder / task.folder / f"{split}.tsv"
-        if not path.exists():
-            raise TaskMissing(f"no {task.folder}/{split}.tsv")
-        examples = examples_from_tsv(task, path)
-        if not examples.labels:
-            raise TaskMissing(f"{task.folder}/{split}.tsv holds no example")
+        path = self._find(f"{task.folder}/{split}.tsv")
+        return self._some(examples_from_tsv(task, path), path)
+
+    def load_test(self, task: GlueTask, split: str) -> Examples:
+        """Read a split without labels, one of `task.test`.
+
+        Raises:
+            TaskMissing: the file is not there, or empty.
+            UserError: the file lacks a column, or a row's number is none.
+        """
+        names = DIAGNOSTIC_FILES if task.name == DIAGNOSTIC.name else (f"{task.folder}/{split}.tsv",)
+        path = self._find(*names)
+        return self._some(_test_from_tsv(task, path), path)
+
+    def _find(self, *names: str) -> Path:
+        for path in map(self.folder.joinpath, names):
+            if path.exists():
+                return path
+        raise TaskMissing(f"no {names[0]}")
+
+    def _some(self, examples: Examples, path: Path) -> Examples:
+        if not len(examples):
+            raise TaskMissing(f"{path.relative_to(self.folder)} holds no example")
         return examples
 
 
@@ -186,13 +100,29 @@ class GlueHub:
         Raises:
             UserError: neither the hub nor the cache has it.
         """
+        rows = self._rows(task, split.replace("dev", "validation", 1))
+        return Examples(_texts(task, rows), [float(label) for label in rows["label"]])
+
+    def load_test(self, task: GlueTask, split: str) -> Examples:
+        """Fetch a split without labels, one of `task.test`; MRPC's labels, which the hub's copy has, stay out.
+
+        Raises:
+            UserError: neither the hub nor the cache has it.
+        """
+        rows = self._rows(task, split)
+        return Examples(_texts(task, rows), [], [int(number) for number in rows["idx"]])
+
+    def _rows(self, task: GlueTask, split: str) -> "Dataset":
         import datasets
 
         try:
-            rows = datasets.load_dataset(HUB_NAME, task.hub, split=split.replace("dev", "validation", 1))
+            return datasets.load_dataset(HUB_NAME, task.hub, split=split)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise _no_hub(error) from error
-        return Examples(tuple(list(rows[column]) for column in task.hub_columns), [float(v) for v in rows["label"]])
+
+
+def _texts(task: GlueTask, rows: "Dataset") -> tuple[list[str], ...]:
+    return tuple(list(rows[column]) for column in task.hub_columns)
 
 
 def open_glue(folder: Path | None) -> GlueFolder | GlueHub:
@@ -234,16 +164,37 @@ def examples_from_tsv(task: GlueTask, path: Path) -> Examples:
         UserError: it lacks a column, or holds a label that the task does not know.
     """
     table = _read_tsv(path, header=task.name != "CoLA")
-    if missing := [name for name in (*task.columns, task.label) if name not in table]:
-        raise UserError(f"{path} has no column {missing[0]!r} but {', '.join(table)}; is it {task.name}?")
+    _check_columns(task, path, table, (*task.columns, task.label))
     labels = table[task.label]
     # Cut lines at a file's end have no label; the official files end so in places.
     rows = [i for i, value in enumerate(labels) if value is not None]
-    texts = tuple([table[name][i] or "" for i in rows] for name in task.columns)
-    return Examples(texts, [_label(task, str(labels[i]).strip(), path, i) for i in rows])
+    return Examples(_pick(table, task.columns, rows), [_label(task, str(labels[i]).strip(), path, i) for i in rows])
 
 
-def _read_tsv(path: Path, *, header: bool) -> dict[str, list[str | None]]:
+def _test_from_tsv(task: GlueTask, path: Path) -> Examples:
+    # Of CoLA's files this one has a header.
+    table = _read_tsv(path, header=True)
+    columns = task.test_columns or task.columns
+    _check_columns(task, path, table, (task.index, *columns))
+    numbers = table[task.index]
+    rows = [i for i, value in enumerate(numbers) if value is not None]
+    try:
+        ids = [int(str(numbers[i])) for i in rows]
+    except ValueError:
+        raise UserError(f"{path}: its column {task.index!r} should hold rows' numbers; is it {task.name}?") from None
+    return Examples(_pick(table, columns, rows), [], ids)
+
+
+def _check_columns(task: GlueTask, path: Path, table: _Table, names: tuple[str, ...]) -> None:
+    if missing := [name for name in names if name not in table]:
+        raise UserError(f"{path} has no column {missing[0]!r} but {', '.join(table)}; is it {task.name}?")
+
+
+def _pick(table: _Table, columns: tuple[str, ...], rows: list[int]) -> tuple[list[str], ...]:
+    return tuple([table[name][i] or "" for i in rows] for name in columns)
+
+
+def _read_tsv(path: Path, *, header: bool) -> _Table:
     import polars as pl
 
     try:

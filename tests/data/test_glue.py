@@ -1,7 +1,7 @@
 import pytest
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue import TASKS, GlueFolder, TaskMissing, open_glue
+from sentence_distill.data.glue import DIAGNOSTIC, TASKS, GlueFolder, TaskMissing, open_glue
 
 
 def write(folder, task, split, content, encoding="utf-8"):
@@ -78,3 +78,56 @@ def test_the_hub_s_copy_is_read_by_its_own_names(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     examples = open_glue(None).load(TASKS["MNLI"], "dev_matched")
     assert (examples.texts, examples.labels) == ((["a"], ["b"]), [2.0])
+
+
+def test_a_test_split_has_its_rows_numbers_and_no_labels(tmp_path):
+    write(tmp_path, "CoLA", "test", "index\tsentence\n0\tThe sailors rode.\n1\tSailors the rode.\n")
+    write(tmp_path, "QQP", "test", "id\tquestion1\tquestion2\n7\tWhy?\tWhy not?\n3\tWho?\n")
+    single, pair = (GlueFolder(tmp_path).load_test(TASKS[name], "test") for name in ("CoLA", "QQP"))
+    assert (single.texts, single.labels, single.ids) == ((["The sailors rode.", "Sailors the rode."],), [], [0, 1])
+    # Each row of a test split needs a prediction, one that was cut too.
+    assert (pair.texts, pair.ids, len(pair)) == ((["Why?", "Who?"], ["Why not?", ""]), [7, 3], 2)
+
+
+def test_mnli_has_two_test_splits_each_missing_on_its_own(tmp_path):
+    write(tmp_path, "MNLI", "test_matched", "index\tgenre\tsentence1\tsentence2\n4\tfiction\ta\tb\n")
+    folder = GlueFolder(tmp_path)
+    assert TASKS["MNLI"].test == ("test_matched", "test_mismatched")
+    assert folder.load_test(TASKS["MNLI"], "test_matched").ids == [4]
+    with pytest.raises(TaskMissing, match=r"no MNLI/test_mismatched\.tsv"):
+        folder.load_test(TASKS["MNLI"], "test_mismatched")
+
+
+@pytest.mark.parametrize("name", ["AX/AX.tsv", "diagnostic/diagnostic.tsv", "AX.tsv"])
+def test_the_diagnostic_set_is_found_where_downloads_put_it(tmp_path, name):
+    with pytest.raises(TaskMissing, match=r"no AX/AX\.tsv"):
+        GlueFolder(tmp_path).load_test(DIAGNOSTIC, "test")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("index\tsentence1\tsentence2\n0\tThe cat sat.\tThe cat did not sit.\n")
+    examples = GlueFolder(tmp_path).load_test(DIAGNOSTIC, "test")
+    assert (examples.texts, examples.ids) == ((["The cat sat."], ["The cat did not sit."]), [0])
+    assert DIAGNOSTIC.labels == TASKS["MNLI"].labels
+
+
+def test_a_test_file_without_numbers_is_an_error(tmp_path):
+    write(tmp_path, "SST-2", "test", "index\tsentence\nx\tfine\n")
+    with pytest.raises(UserError, match=r"test\.tsv: its column 'index' should hold rows' numbers"):
+        GlueFolder(tmp_path).load_test(TASKS["SST-2"], "test")
+    write(tmp_path, "SST-2", "test", "sentence\nfine\n")
+    with pytest.raises(UserError, match=r"test\.tsv has no column 'index' but sentence"):
+        GlueFolder(tmp_path).load_test(TASKS["SST-2"], "test")
+
+
+def test_the_hub_s_test_splits_have_numbers_and_no_labels(monkeypatch):
+    import datasets
+
+    def load_dataset(name, config, split):
+        assert (config, split) in {("wnli", "validation"), ("mnli", "test_mismatched"), ("ax", "test")}
+        columns = ("sentence1", "sentence2") if config == "wnli" else ("premise", "hypothesis")
+        return datasets.Dataset.from_dict({columns[0]: ["a"], columns[1]: ["b"], "label": [-1], "idx": [5]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    hub = open_glue(None)
+    for task, split in ((TASKS["MNLI"], "test_mismatched"), (DIAGNOSTIC, "test")):
+        examples = hub.load_test(task, split)
+        assert (examples.texts, examples.labels, examples.ids) == ((["a"], ["b"]), [], [5])

@@ -1,0 +1,152 @@
+"""The nine GLUE tasks and the diagnostic set: where their files are, what their columns mean, and their metrics.
+
+Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform" (ICLR 2019), table 1.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlueTask:
+    """One task.
+
+    `folder` and `columns` are of the official download; `hub` and `hub_columns` of its copy on the hub.
+    `labels` lists the classes in the order of their numbers; without any the task is a regression.
+    `dev` and `test` are names of splits. A file of a test split has a header and no labels: its texts are in
+    `test_columns`, `columns` where that is empty, and its rows' numbers in `index`.
+    """
+
+    name: str
+    folder: str
+    columns: tuple[str, ...]
+    label: str
+    hub: str
+    hub_columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    dev: tuple[str, ...] = ("dev",)
+    test: tuple[str, ...] = ("test",)
+    test_columns: tuple[str, ...] = ()
+    index: str = "index"
+
+    @property
+    def regression(self) -> bool:
+        """Whether labels are numbers (0 to 5 in STS-B) and not classes."""
+        return not self.labels
+
+
+_PAIR = ("sentence1", "sentence2")
+_BINARY = ("0", "1")
+_ENTAILMENT = ("entailment", "not_entailment")
+TASKS = {
+    task.name: task
+    for task in (
+        GlueTask(
+            name="CoLA",
+            folder="CoLA",
+            columns=("3",),
+            label="1",
+            hub="cola",
+            hub_columns=("sentence",),
+            labels=_BINARY,
+            metrics=("matthews",),
+            test_columns=("sentence",),
+        ),
+        GlueTask(
+            name="SST-2",
+            folder="SST-2",
+            columns=("sentence",),
+            label="label",
+            hub="sst2",
+            hub_columns=("sentence",),
+            labels=_BINARY,
+            metrics=("accuracy",),
+        ),
+        GlueTask(
+            name="MRPC",
+            folder="MRPC",
+            columns=("#1 String", "#2 String"),
+            label="Quality",
+            hub="mrpc",
+            hub_columns=_PAIR,
+            labels=_BINARY,
+            metrics=("f1", "accuracy"),
+        ),
+        GlueTask(
+            name="STS-B",
+            folder="STS-B",
+            columns=_PAIR,
+            label="score",
+            hub="stsb",
+            hub_columns=_PAIR,
+            labels=(),
+            metrics=("pearson", "spearman"),
+        ),
+        GlueTask(
+            name="QQP",
+            folder="QQP",
+            columns=("question1", "question2"),
+            label="is_duplicate",
+            hub="qqp",
+            hub_columns=("question1", "question2"),
+            labels=_BINARY,
+            metrics=("f1", "accuracy"),
+            index="id",
+        ),
+        GlueTask(
+            name="MNLI",
+            folder="MNLI",
+            columns=_PAIR,
+            label="gold_label",
+            hub="mnli",
+            hub_columns=("premise", "hypothesis"),
+            labels=("entailment", "neutral", "contradiction"),
+            metrics=("accuracy",),
+            dev=("dev_matched", "dev_mismatched"),
+            test=("test_matched", "test_mismatched"),
+        ),
+        GlueTask(
+            name="QNLI",
+            folder="QNLI",
+            columns=("question", "sentence"),
+            label="label",
+            hub="qnli",
+            hub_columns=("question", "sentence"),
+            labels=_ENTAILMENT,
+            metrics=("accuracy",),
+        ),
+        GlueTask(
+            name="RTE",
+            folder="RTE",
+            columns=_PAIR,
+            label="label",
+            hub="rte",
+            hub_columns=_PAIR,
+            labels=_ENTAILMENT,
+            metrics=("accuracy",),
+        ),
+        GlueTask(
+            name="WNLI",
+            folder="WNLI",
+            columns=_PAIR,
+            label="label",
+            hub="wnli",
+            hub_columns=_PAIR,
+            labels=_BINARY,
+            metrics=("accuracy",),
+        ),
+    )
+}
+
+DIAGNOSTIC = GlueTask(
+    name="AX",
+    folder="AX",
+    columns=_PAIR,
+    label="label",
+    hub="ax",
+    hub_columns=("premise", "hypothesis"),
+    labels=TASKS["MNLI"].labels,
+    metrics=("matthews",),
+    dev=(),
+)
+"""The diagnostic set: a test split without labels, for the model that was fine-tuned on MNLI."""
