@@ -4,14 +4,14 @@ import json
 import platform
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sentence_distill.student.environment import cpu, versions
+
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("sentence-distill", "torch", "transformers", "sentence-transformers", "tokenizers", "pyarrow", "numpy")
 
 
 def write_result(name: str, setting: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
@@ -23,8 +23,8 @@ def write_result(name: str, setting: dict[str, Any], rows: list[dict[str, Any]])
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *(Path(a).name for a in sys.argv[1:])]),
         "setting": setting,
-        "hardware": {"cpu": _cpu(), "threads": torch.get_num_threads(), "system": platform.system()},
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
+        "hardware": {"cpu": cpu(), "threads": torch.get_num_threads(), "system": platform.system()},
+        "versions": {"python": platform.python_version(), **versions()},
         "rows": rows,
     }
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -32,11 +32,3 @@ def write_result(name: str, setting: dict[str, Any], rows: list[dict[str, Any]])
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     print(path)
     return path
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
