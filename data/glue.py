@@ -152,8 +152,8 @@ def open_glue(folder: Path | None) -> GlueFolder | GlueHub:
 def _no_hub(error: Exception) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(
-        f"GLUE can't be had from the hub ({reason}); give a folder of the official TSV files: "
-        "sd eval --glue --glue-dir DIR, or set HF_HUB_OFFLINE=1 where it lies in the cache"
+        f"GLUE can't be had from the hub ({reason}); give a folder of the official TSV files with "
+        "--glue-dir DIR, or set HF_HUB_OFFLINE=1 where it lies in the cache"
     )
 
 
