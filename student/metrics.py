@@ -12,7 +12,12 @@ def glue_metrics(names: tuple[str, ...], labels: np.ndarray, predictions: np.nda
         names: of "accuracy", "f1" (of class 1), "matthews", "pearson" and "spearman".
         labels: float[n], class numbers or scores.
         predictions: float[n], likewise.
+
+    Returns:
+        For each name a value between 0 and 1, or between -1 and 1; 0 where it is not defined, as for predictions
+        that are all the same.
     """
+    labels, predictions = (np.asarray(values, dtype=np.float64) for values in (labels, predictions))
     return {name: _metric(name, labels, predictions) for name in names}
 
 
@@ -21,6 +26,8 @@ def _metric(name: str, labels: np.ndarray, predictions: np.ndarray) -> float:
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     if name in ("pearson", "spearman"):
+        if len(labels) < 2:
+            return 0.0
         with warnings.catch_warnings():
             # One value for all examples correlates with nothing; SciPy says so with a warning and NaN.
             warnings.simplefilter("ignore")

@@ -3,25 +3,6 @@ import json
 import numpy as np
 import pytest
 
-from sentence_distill.student.metrics import glue_metrics
-
-
-def test_metrics_worked_by_hand():
-    labels, predictions = np.array([1, 1, 1, 0, 0, 0.0]), np.array([1, 1, 0, 1, 0, 0.0])
-    scores = glue_metrics(("accuracy", "f1", "matthews"), labels, predictions)
-    # 2 true and 1 false positive, 2 true and 1 false negative.
-    assert scores["accuracy"] == pytest.approx(4 / 6)
-    assert scores["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
-    assert scores["matthews"] == pytest.approx((2 * 2 - 1 * 1) / (3 * 3))
-    scores = glue_metrics(("pearson", "spearman"), np.array([1, 2, 3, 4.0]), np.array([1, 2, 4, 3.0]))
-    assert scores["spearman"] == pytest.approx(1 - 6 * 2 / (4 * 15))
-    assert scores["pearson"] == pytest.approx(0.8)
-
-
-def test_one_prediction_for_all_scores_nothing():
-    constant = glue_metrics(("matthews", "spearman", "f1"), np.array([0, 1, 0.0, 1]), np.zeros(4))
-    assert constant == {"matthews": 0.0, "spearman": 0.0, "f1": 0.0}
-
 
 @pytest.fixture
 def glue_dir(tmp_path):
