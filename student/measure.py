@@ -1,14 +1,13 @@
-"""Intrinsic measures of a student: fidelity, STS-B, size, and speed beside its teacher's."""
+"""Intrinsic measures of models, side by side: fidelity to a teacher, STS-B, size, and speed."""
 
-import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 import torch
@@ -17,107 +16,142 @@ from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
-from sentence_distill.pipeline.fingerprint import differing_fields
-from sentence_distill.pipeline.locate import locate_local, locate_teacher
 from sentence_distill.pipeline.precision import pick_precision
-from sentence_distill.pipeline.teacher import Teacher
-from sentence_distill.student.fidelity import fidelity, public_targets
-from sentence_distill.student.folder import load_distillation, load_student
-from sentence_distill.student.model import Student, encode_tokens
-from sentence_distill.student.stream import ShardStream
+from sentence_distill.student.buckets import by_frequency, by_length
+from sentence_distill.student.config import TrainConfig
+from sentence_distill.student.fidelity import fidelity, paired_rank_agreement, public_targets
+from sentence_distill.student.model import encode_tokens
+from sentence_distill.student.models import Encode, Model, open_teacher
+from sentence_distill.student.reference import Reference
+from sentence_distill.student.retrieval import recall_of_neighbours
 
-Encode = Callable[[Sequence[str]], np.ndarray]
 TIMED_SENTENCES = 2000
 _REPEATS = 3
 
 
-def measure_student(
-    folder: Path, *, shards: Path | None, pairs: Examples | None, teacher_name: str | None
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Measure all that can be measured here.
+@dataclass
+class Measured:
+    """What was measured.
 
     Args:
-        folder: of the student.
-        shards: for held-out rows and sentences to time; None takes those of the training.
-        pairs: sentence pairs with human scores, for STS.
-        teacher_name: see `load_teacher_of`.
-
-    Returns:
-        figures: by measure; student and teacher are timed in the same type, `precision`.
+        models: figures by model and measure.
         skipped: what could not be measured, with the reason.
+        precision: in which type all were timed.
     """
-    distillation, student = load_distillation(folder), load_student(folder)
-    precision = pick_precision("auto", torch.device("cpu"))
-    figures: dict[str, Any] = {"size": size(folder, student), "precision": str(precision).removeprefix("torch.")}
-    skipped: dict[str, str] = {}
-    timed: dict[str, Encode] = {"student": partial(student.encode, precision=precision)}
-    exact: dict[str, Encode] = {"student": student.encode}
-    try:
-        timed["teacher"] = exact["teacher"] = load_teacher_of(distillation, teacher_name)
-    except UserError as error:
-        skipped["teacher"] = str(error)
-    shards = shards or Path(distillation["shards"])
-    try:
-        figures["held_out"] = held_out_fidelity(student, shards, distillation)
-        if sentences := sample_sentences(shards):
-            figures["sentences_per_second"] = speed(timed, sentences)
-        else:
-            skipped["speed"] = "the shards keep no text (--no-text)"
-    except UserError as error:
-        skipped["held-out fidelity and speed"] = str(error)
-    if pairs is None or len(pairs.labels) < 2:
-        skipped["STS-B"] = "no pairs; name them with --sts dev.tsv or --glue-dir DIR"
-    else:
-        figures["sts_spearman"] = {name: sts_spearman(encode, pairs) for name, encode in exact.items()}
-    return figures, skipped
+
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    precision: str = ""
 
 
-def load_teacher_of(distillation: dict[str, Any], name: str | None) -> Encode:
-    """The teacher of a student, as a function from sentences to vectors of its last target layer.
+def measure_models(
+    models: Sequence[Model], *, shards: Path | None, pairs: Examples | None, teacher_name: str | None
+) -> Measured:
+    """Measure all that can be measured here, on the same sentences for all models.
 
     Args:
-        distillation: of the student.
-        name: where the teacher is; None looks for the recorded one on this machine, and asks no hub.
+        models: of different names; the teachers of students join them.
+        shards: for held-out rows and sentences to time; None takes those that the first student was trained on.
+        pairs: sentence pairs with human scores, for STS.
+        teacher_name: where the teacher is, see `open_teacher`.
+    """
+    measured = Measured(precision=str(pick_precision("auto", torch.device("cpu"))).removeprefix("torch."))
+    columns = [*models, *_teachers(models, teacher_name, measured)]
+    for model in columns:
+        size = {"parameters": model.parameters, "megabytes": model.megabytes}
+        measured.models[model.name] = {"size": size}
+    recorded = [Path(model.distillation["shards"]) for model in models if model.distillation]
+    if shards := shards or next(iter(recorded), None):
+        try:
+            _measure_fidelity(models, shards, measured)
+            _measure_speed(columns, shards, measured)
+        except UserError as error:
+            measured.skipped["held-out fidelity and speed"] = str(error)
+    else:
+        measured.skipped["held-out fidelity and speed"] = "no student that names its shards; name some with --shards"
+    if pairs is None or len(pairs.labels) < 2:
+        measured.skipped["STS-B"] = "no pairs; name them with --sts dev.tsv or --glue-dir DIR"
+    else:
+        for model in columns:
+            measured.models[model.name]["sts_spearman"] = sts_spearman(model.encode, pairs)
+    return measured
+
+
+def _teachers(models: Sequence[Model], given: str | None, measured: Measured) -> list[Model]:
+    """The students' teachers, each once; the first is the "teacher"."""
+    teachers: list[Model] = []
+    known: list[dict[str, Any]] = []
+    for model in models:
+        if model.distillation is None or model.distillation["teacher"] in known:
+            continue
+        name = f"teacher of {model.name}" if known else "teacher"
+        known.append(model.distillation["teacher"])
+        try:
+            teachers.append(open_teacher(model.distillation, given, name))
+        except UserError as error:
+            measured.skipped[name] = str(error)
+    return teachers
+
+
+def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured) -> None:
+    """Fidelity of each model on rows that no student was trained on.
+
+    Which rows are held out is decided by the sentence alone, so those of the smallest share are held out for all.
+    """
+    trainings = [model.distillation["training"] for model in models if model.distillation]
+    share = min((training["held_out"] for training in trainings), default=TrainConfig.held_out)
+    first = trainings[0] if trainings else {}
+    read = cache(partial(Reference.read, shards, share))
+    for number, model in enumerate(models):
+        training = model.distillation["training"] if model.distillation else first
+        layers = training.get("target_layers")
+        try:
+            reference = read(tuple(layers) if layers else None)
+        except UserError as error:
+            if number == 0:
+                raise
+            measured.skipped[f"held-out fidelity of {model.name}"] = str(error)
+            continue
+        try:
+            measured.models[model.name]["held_out"] = held_out_fidelity(model, reference)
+        except UserError as error:
+            measured.skipped[f"held-out fidelity of {model.name}"] = str(error)
+
+
+def held_out_fidelity(model: Model, reference: Reference) -> dict[str, Any]:
+    """Fidelity on held-out rows: all of it for a student, and for others what works across widths.
 
     Raises:
-        UserError: it is not here, or has other weights than the student's teacher.
+        UserError: the rows' vectors are of another teacher than the student's, or their sentences were not kept.
     """
-    recorded = distillation["teacher"]
-    located = locate_teacher(name) if name else locate_local(recorded["teacher"])
-    if located is None:
-        raise UserError(f"{recorded['teacher']} is not on this machine; name its folder with --teacher DIR")
-    cpu = torch.device("cpu")
-    teacher = Teacher.load(
-        located, pooling=recorded["pooling"], layers=recorded["layers"], device=cpu, dtype=pick_precision("auto", cpu)
-    )
-    if teacher.weights_hashes() != recorded["teacher_weights"]:
-        raise UserError(f"{located.name} has other weights than the student's teacher; name that one with --teacher")
-    token_budget = distillation["corpus"]["fingerprint"]["token_budget"]
+    if model.student is None or model.distillation is None:
+        if reference.texts is None:
+            raise UserError("the shards keep no text (--no-text)")
+        vectors, targets = torch.from_numpy(model.encode(reference.texts)), reference.targets[:, -reference.dim :]
+        return {
+            "rank_agreement": paired_rank_agreement(vectors, targets),
+            "recall_at_10": recall_of_neighbours(vectors, targets),
+        }
+    reference.require_teacher_of(model.distillation)
+    encoder = model.student.encoder
+    vectors = encode_tokens(encoder, reference.input_ids)
+    targets = public_targets(reference.targets, encoder.config)
+    cosines = functional.cosine_similarity(vectors, targets).numpy()
+    return {
+        **fidelity(vectors, targets),
+        "recall_at_10": recall_of_neighbours(vectors, targets),
+        "rows": len(vectors),
+        "by_length": by_length(cosines, [len(ids) for ids in reference.input_ids]),
+        "by_frequency": by_frequency(cosines, reference.rarest),
+    }
 
-    def encode(sentences: Sequence[str]) -> np.ndarray:
-        tokens = teacher.tokenize(sentences).take(np.arange(len(sentences)), most=teacher.max_tokens)
-        return teacher.embed(tokens, token_budget)[:, -teacher.layer_dim :]
 
-    return encode
-
-
-_SAME_TEACHER = ("teacher_weights", "tokenizer", "pooling", "layers", "normalize")
-
-
-def held_out_fidelity(student: Student, shards: Path, distillation: dict[str, Any]) -> dict[str, float]:
-    """`fidelity` on the rows of `shards` that training held out.
-
-    Raises:
-        UserError: the shards are not there or damaged, or of another teacher than the student's.
-    """
-    training = distillation["training"]
-    stream = ShardStream(shards, held_out=training["held_out"], layers=training.get("target_layers"))
-    trained = distillation["corpus"]["fingerprint"]
-    old, new = ({field: of[field] for field in _SAME_TEACHER} for of in (trained, stream.fingerprint))
-    if differing := differing_fields(old, new):
-        raise UserError(f"{shards} holds vectors of another teacher: {'; '.join(differing)}; name others with --shards")
-    input_ids, targets = stream.held_out()
-    return fidelity(encode_tokens(student.encoder, input_ids), public_targets(targets, student.encoder.config))
+def _measure_speed(columns: Sequence[Model], shards: Path, measured: Measured) -> None:
+    if sentences := sample_sentences(shards):
+        for name, rate in speed({model.name: model.timed for model in columns}, sentences).items():
+            measured.models[name]["sentences_per_second"] = rate
+    else:
+        measured.skipped["speed"] = "the shards keep no text (--no-text)"
 
 
 def sts_spearman(encode: Encode, examples: Examples) -> float:
@@ -125,17 +159,6 @@ def sts_spearman(encode: Encode, examples: Examples) -> float:
     first, second = (torch.from_numpy(encode(column)) for column in examples.texts)
     cosines = functional.cosine_similarity(first, second, dim=1).numpy()
     return float(spearmanr(cosines, examples.labels).statistic)
-
-
-def size(folder: Path, student: Student) -> dict[str, float]:
-    """Parameters, and megabytes of all that is needed to load the student: neither checkpoints nor logs are."""
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    files = [f for module in modules if module["path"] for f in (folder / module["path"]).iterdir()]
-    files += [f for f in folder.iterdir() if f.suffix in (".json", ".safetensors")]
-    return {
-        "parameters": sum(p.numel() for p in student.encoder.parameters()),
-        "megabytes": sum(f.stat().st_size for f in files) / 1e6,
-    }
 
 
 def sample_sentences(shards: Path, count: int = TIMED_SENTENCES) -> list[str]:

@@ -14,8 +14,9 @@ import pyarrow as pa
 import torch
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.pipeline.manifest import file_problems, require_manifest
-from sentence_distill.pipeline.shards import Shard, read_sidecar, shard_problem
+from sentence_distill.pipeline.logits import require_vectors
+from sentence_distill.pipeline.manifest import file_problems, require_shard
+from sentence_distill.pipeline.shards import Shard
 from sentence_distill.student.order import count_batches, shard_windows, window_batches
 from sentence_distill.student.window import Window
 
@@ -61,13 +62,13 @@ class ShardStream:
             UserError: the folder is not complete, a shard is missing or damaged, which is named, or the shards lack
                 a layer.
         """
-        self.manifest = require_manifest(folder)
+        self.manifest = require_vectors(folder)
         self._columns = _columns(self.fingerprint, layers)
         self._limit = np.uint64(held_out * 2**64)
         self._paths = [folder / entry["shard"] for entry in self.manifest["shards"]]
         self._rows = [int(entry["rows"]) for entry in self.manifest["shards"]]
         for path, entry in zip(self._paths, self.manifest["shards"], strict=True):
-            _check(path, entry)
+            require_shard(path, entry)
         if problems := file_problems(folder, self.manifest):
             raise UserError(f"{folder / problems[0]}; run sd embed again, it makes damaged files anew")
 
@@ -149,6 +150,11 @@ class ShardStream:
             with suppress(OSError), self._paths[number].open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
+    def split(self) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+        """Each shard's path, with the numbers of its rows to train on and of those held out."""
+        for path in self._paths:
+            yield path, *_split(Shard.open(path), self._limit)
+
     def held_out(self) -> tuple[list[np.ndarray], torch.Tensor]:
         """The held-out rows, at most 20,000, in corpus order.
 
@@ -182,16 +188,6 @@ def _reopen(path: Path) -> Shard:
         return Shard.open(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise LostShardError(f"shard {path} can no longer be read ({error})") from error
-
-
-def _check(path: Path, entry: dict[str, Any]) -> None:
-    sidecar = read_sidecar(path)
-    if sidecar is None or sidecar["xxh3_128"] != entry["xxh3_128"]:
-        problem = "has no sidecar that matches the manifest"
-    else:
-        problem = shard_problem(path, sidecar)
-    if problem:
-        raise UserError(f"shard {path} {problem}; run sd embed again, it makes damaged shards anew")
 
 
 def _columns(fingerprint: dict[str, Any], layers: Sequence[int] | None) -> slice | np.ndarray:

@@ -1,0 +1,98 @@
+"""`sd eval` without --glue: fidelity, STS-B, size and speed of models side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sentence_distill.cli.console import write_json
+
+if TYPE_CHECKING:
+    from sentence_distill.student.measure import Measured
+
+_SCORES = {
+    "cosine": ("cosine to the teacher, held out", "{:.4f}"),
+    "mean_vector_cosine": ("  the same of one constant vector", "{:.4f}"),
+    "mse": ("MSE, held out", "{:.3g}"),
+    "rank_agreement": ("rank agreement, held out", "{:.4f}"),
+    "recall_at_10": ("recall of the teacher's 10 neighbours", "{:.4f}"),
+}
+_PARTS = {
+    "by_length": ("cosine by length: {} tokens", "{:.4f}"),
+    "by_frequency": ("cosine by rarest token: seen {} times", "{:.4f}"),
+}
+
+
+def evaluate_intrinsic(
+    models: tuple[str, ...], shards: Path | None, sts: Path | None, teacher: str | None, json_file: Path
+) -> None:
+    """Measure, print and write; a single student's card shows the figures too."""
+    from sentence_distill.data.sts import load_sts
+    from sentence_distill.student.folder import load_distillation, update_distillation
+    from sentence_distill.student.measure import measure_models
+    from sentence_distill.student.models import find_model, is_student, open_model, short_names
+
+    pairs = load_sts(sts) if sts else None
+    # All are looked for before the first is loaded.
+    located = [find_model(model) for model in models]
+    alone = len(models) == 1 and is_student(models[0])
+    names = ["student"] if alone else short_names(models)
+    opened = [open_model(found, name) for name, found in zip(names, located, strict=True)]
+    measured = measure_models(opened, shards=shards, pairs=pairs, teacher_name=teacher)
+    _print(measured)
+    if alone:
+        folder, figures = Path(models[0]), _of_one(measured)
+        update_distillation(folder, metrics={**load_distillation(folder)["metrics"], **figures})
+    else:
+        figures = {"precision": measured.precision, "models": measured.models}
+    write_json(json_file, {**figures, "skipped": measured.skipped})
+
+
+def _of_one(measured: "Measured") -> dict[str, Any]:
+    """Figures of a student and its teacher, by measure."""
+    student, teacher = measured.models["student"], measured.models.get("teacher")
+    figures: dict[str, Any] = {"size": student["size"], "precision": measured.precision}
+    if teacher:
+        figures["teacher_size"] = teacher["size"]
+    if "held_out" in student:
+        figures["held_out"] = student["held_out"]
+    for measure in ("sentences_per_second", "sts_spearman"):
+        if values := {name: model[measure] for name, model in measured.models.items() if measure in model}:
+            figures[measure] = values
+    return figures
+
+
+def _print(measured: "Measured") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    models = list(measured.models.values())
+    table = Table("measure", *measured.models, box=None, header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+
+    def row(name: str, form: str, values: list[Any]) -> None:
+        if any(value is not None for value in values):
+            table.add_row(name, *("" if value is None else form.format(value) for value in values))
+
+    held_out = [model.get("held_out", {}) for model in models]
+    for score, (name, form) in _SCORES.items():
+        row(name, form, [scores.get(score) for scores in held_out])
+    for measure, (name, form) in _PARTS.items():
+        by_range = [{_range(part): part["cosine"] for part in scores.get(measure, [])} for scores in held_out]
+        for part in dict.fromkeys(part for parts in by_range for part in parts):
+            row("  " + name.format(part), form, [parts.get(part) for parts in by_range])
+    row("STS-B Spearman", "{:.4f}", [model.get("sts_spearman") for model in models])
+    row("sentences/s", "{:,.0f}", [model.get("sentences_per_second") for model in models])
+    row("parameters", "{:,}", [model["size"]["parameters"] for model in models])
+    row("size on disk, MB", "{:.1f}", [model["size"]["megabytes"] for model in models])
+    Console().print(table)
+    for what, why in measured.skipped.items():
+        click.echo(f"not measured: {what}: {why}")
+
+
+def _range(part: dict[str, Any]) -> str:
+    least, most = part["least"], part["most"]
+    if most is None:
+        return f"{least:,} and more"
+    return f"{least:,}" if least == most else f"{least:,}-{most:,}"

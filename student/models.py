@@ -1,0 +1,207 @@
+"""Any sentence encoder as a function from sentences to vectors: a student, its teacher, or another model."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.locate import Located, locate_local, locate_teacher
+from sentence_distill.pipeline.precision import pick_precision
+from sentence_distill.pipeline.teacher import Teacher
+from sentence_distill.student.folder import DISTILLATION, load_distillation, load_student
+from sentence_distill.student.model import Student
+
+Encode = Callable[[Sequence[str]], np.ndarray]
+_CPU = torch.device("cpu")
+_LOADED = (".json", ".safetensors", ".txt", ".model")
+_UNREADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened model.
+
+    Args:
+        name: in tables and files of figures.
+        encode: sentences to float32[n, dim] vectors, in float32; a teacher's as in stage one.
+        timed: the same in the type that the processor multiplies fastest.
+        parameters: number of its weights.
+        megabytes: on disk, of what loading it needs.
+        student: the student, where it is one.
+        distillation: how that was made.
+    """
+
+    name: str
+    encode: Encode
+    timed: Encode
+    parameters: int
+    megabytes: float
+    student: Student | None = None
+    distillation: dict[str, Any] | None = None
+
+
+def is_student(model: str) -> bool:
+    """Whether `model` is a folder that sd train-student made."""
+    return (Path(model) / DISTILLATION).exists()
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """Names of models for tables: the last part of each, where that tells them apart."""
+    last = [Path(model).name for model in models]
+    return [short if short and last.count(short) == 1 else model for short, model in zip(last, models, strict=True)]
+
+
+def find_model(model: str) -> Located:
+    """The folder of a student, of a sentence-transformers model, or of one that the hub's cache or the hub has.
+
+    Raises:
+        UserError: there is none.
+    """
+    if is_student(model):
+        load_distillation(Path(model))
+        return Located(Path(model), model)
+    try:
+        return locate_teacher(model)
+    except UserError as error:
+        raise UserError(
+            f"{model} is no model: neither a student's folder (train one: sd train-student --out {model}) nor a "
+            "sentence-transformers one, and the hub and its cache gave none of that name"
+        ) from error
+
+
+def open_model(located: Located, name: str) -> Model:
+    """Open what `find_model` found, as `name`.
+
+    Raises:
+        UserError: the folder holds nothing that can be opened.
+    """
+    if is_student(str(located.folder)):
+        return open_student(located.folder, name)
+    model = load_sentence_transformer(located)
+    plain = not (located.folder / "modules.json").exists()
+    return Model(
+        # sentence-transformers puts mean pooling behind a plain transformer.
+        name=f"{name} (mean pooling)" if plain else name,
+        encode=partial(_encode, model, torch.float32),
+        timed=partial(_encode, model, pick_precision("auto", _CPU)),
+        parameters=sum(p.numel() for p in model.parameters()),
+        megabytes=megabytes(located.folder),
+    )
+
+
+def open_student(folder: Path, name: str) -> Model:
+    """Open a student.
+
+    Raises:
+        UserError: the folder holds no student.
+    """
+    student = load_student(folder)
+    return Model(
+        name=name,
+        encode=student.encode,
+        timed=partial(student.encode, precision=pick_precision("auto", _CPU)),
+        parameters=sum(p.numel() for p in student.encoder.parameters()),
+        megabytes=megabytes(folder),
+        student=student,
+        distillation=load_distillation(folder),
+    )
+
+
+def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> Model:
+    """The teacher of a student, giving vectors of its last target layer.
+
+    Args:
+        distillation: of the student.
+        given: where the teacher is; None looks for the recorded one on this machine, and asks no hub.
+        name: of the model that is returned.
+
+    Raises:
+        UserError: it is not here, or has other weights than the student's teacher.
+    """
+    recorded = distillation["teacher"]
+    located = find_teacher(distillation, given)
+    teacher = Teacher.load(
+        located,
+        pooling=recorded["pooling"],
+        layers=recorded["layers"],
+        device=_CPU,
+        dtype=pick_precision("auto", _CPU),
+    )
+    if teacher.weights_hashes() != recorded["teacher_weights"]:
+        raise UserError(f"{located.name} has other weights than the student's teacher; name that one with --teacher")
+    encode = teacher_encode(teacher, distillation["corpus"]["fingerprint"]["token_budget"])
+    return Model(
+        name=name,
+        encode=encode,
+        timed=encode,
+        parameters=sum(p.numel() for p in teacher.model.parameters()),
+        megabytes=megabytes(located.folder),
+    )
+
+
+def find_teacher(distillation: dict[str, Any], given: str | None) -> Located:
+    """The folder of a student's teacher; see `open_teacher`."""
+    recorded = distillation["teacher"]["teacher"]
+    located = locate_teacher(given) if given else locate_local(recorded)
+    if located is None:
+        raise UserError(f"{recorded} is not on this machine; name its folder with --teacher DIR")
+    return located
+
+
+def teacher_encode(teacher: Teacher, token_budget: int) -> Encode:
+    """A teacher as a function from sentences to the vectors of its last target layer."""
+
+    def encode(sentences: Sequence[str]) -> np.ndarray:
+        tokens = teacher.tokenize(sentences).take(np.arange(len(sentences)), most=teacher.max_tokens)
+        return teacher.embed(tokens, token_budget)[:, -teacher.layer_dim :]
+
+    return encode
+
+
+def load_sentence_transformer(located: Located, **options: Any) -> Any:
+    """`SentenceTransformer` of a folder on the CPU, from safetensors and without code of others.
+
+    Raises:
+        UserError: it holds no model.
+    """
+    from safetensors import SafetensorError
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    options = {"model_kwargs": {"use_safetensors": True}, **options}
+    try:
+        return SentenceTransformer(str(located.folder), device="cpu", local_files_only=True, **options)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        SafetensorError,
+    ) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{located.folder} holds no model that sentence-transformers can open ({reason})") from error
+
+
+def _encode(model: Any, precision: torch.dtype, sentences: Sequence[str]) -> np.ndarray:
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        return model.encode(list(sentences), show_progress_bar=False)  # type: ignore[no-any-return]
+
+
+def megabytes(folder: Path) -> float:
+    """Size of what loading a model's folder needs: neither checkpoints nor logs are."""
+    file = folder / "modules.json"
+    modules = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    files = [f for module in modules if module["path"] for f in (folder / module["path"]).iterdir()]
+    files += [f for f in folder.iterdir() if f.suffix in _LOADED]
+    return sum(f.stat().st_size for f in files if f.is_file()) / 1e6

@@ -1,0 +1,101 @@
+"""Held-out rows of shards, with what the measures of fidelity need to know of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import torch
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.fingerprint import differing_fields
+from sentence_distill.pipeline.shards import Shard
+from sentence_distill.student.buckets import rarest_counts
+from sentence_distill.student.stream import ShardStream
+
+_SAME_TEACHER = ("teacher_weights", "tokenizer", "pooling", "layers", "normalize")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Held-out rows and the teacher's vectors of them.
+
+    Args:
+        shards: where they are from.
+        fingerprint: of the run that made the shards.
+        input_ids: n arrays of token ids.
+        targets: float32[n, sum of dims], the teacher's layers one beside the other.
+        dim: width of one layer.
+        rarest: int64[n], how often the rarest token of each row occurs in the rows to train on.
+        texts: n sentences; None where the shards keep no text.
+    """
+
+    shards: Path
+    fingerprint: dict[str, Any]
+    input_ids: list[np.ndarray]
+    targets: torch.Tensor
+    dim: int
+    rarest: np.ndarray
+    texts: list[str] | None
+
+    @classmethod
+    def read(cls, shards: Path, held_out: float, layers: Sequence[int] | None) -> "Reference":
+        """Read the held-out rows, at most 20,000.
+
+        Args:
+            shards: a complete folder of shards.
+            held_out: share of the rows.
+            layers: of the teacher; None is all in the shards.
+
+        Raises:
+            UserError: the shards are not there, damaged, lack a layer, or hold out too few rows.
+        """
+        stream = ShardStream(shards, held_out=held_out, layers=layers)
+        input_ids, targets = stream.held_out()
+        return cls(
+            shards=shards,
+            fingerprint=stream.fingerprint,
+            input_ids=input_ids,
+            targets=targets,
+            dim=stream.fingerprint["dim"] // len(stream.fingerprint["layers"]),
+            rarest=rarest_counts(input_ids, _token_counts(stream)),
+            texts=_texts(stream, len(input_ids)),
+        )
+
+    def require_teacher_of(self, distillation: dict[str, Any]) -> None:
+        """Refuse a student of another teacher than the shards'.
+
+        Raises:
+            UserError: naming what differs.
+        """
+        trained = distillation["corpus"]["fingerprint"]
+        old, new = ({field: of[field] for field in _SAME_TEACHER} for of in (trained, self.fingerprint))
+        if differing := differing_fields(old, new):
+            raise UserError(
+                f"{self.shards} holds vectors of another teacher: {'; '.join(differing)}; name others with --shards"
+            )
+
+
+def _token_counts(stream: ShardStream) -> np.ndarray:
+    """int64[vocabulary]: how often each token occurs in the rows to train on; one shard is in memory at a time."""
+    vocabulary = int(stream.fingerprint["vocabulary"])
+    counts = np.zeros(vocabulary, dtype=np.int64)
+    for path, _, held_out in stream.split():
+        tokens = Shard.open(path).tokens
+        for ids, sign in ((tokens.ids, 1), (tokens.take(held_out).ids, -1)):
+            counts += sign * np.bincount(ids, minlength=vocabulary)
+    return counts
+
+
+def _texts(stream: ShardStream, count: int) -> list[str] | None:
+    """The sentences of the first `count` held-out rows."""
+    texts: list[str] = []
+    for path, _, held_out in stream.split():
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        if "text" not in table.column_names:
+            return None
+        texts += table["text"].take(pa.array(held_out[: count - len(texts)])).to_pylist()
+    return texts

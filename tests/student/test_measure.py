@@ -1,0 +1,164 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.student.buckets import by_frequency, by_length, rarest_counts
+from sentence_distill.student.card import model_card
+from sentence_distill.student.folder import load_distillation
+from sentence_distill.student.models import find_model, open_model, open_student, short_names
+from sentence_distill.student.reference import Reference
+from sentence_distill.student.retrieval import recall_of_neighbours
+from sentence_distill.student.stream import ShardStream
+
+
+def neighbours(vectors: torch.Tensor, row: int, k: int) -> set[int]:
+    """The k nearest other rows, one cosine at a time."""
+    cosines = torch.nn.functional.cosine_similarity(vectors[row : row + 1], vectors)
+    return set([other for other in cosines.argsort(descending=True).tolist() if other != row][:k])
+
+
+def test_recall_counts_the_neighbours_that_both_find(monkeypatch):
+    monkeypatch.setattr("sentence_distill.student.retrieval._CHUNK_ROWS", 7)
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randn(50, 8, generator=generator)
+    vectors = torch.cat([targets[:, :4], torch.randn(50, 1, generator=generator)], dim=1)
+    expected = np.mean([len(neighbours(targets, row, 10) & neighbours(vectors, row, 10)) / 10 for row in range(50)])
+    assert 0.2 < expected < 0.9
+    assert recall_of_neighbours(vectors, targets) == pytest.approx(expected)
+    assert recall_of_neighbours(targets, targets) == 1
+
+
+def test_few_rows_have_as_many_neighbours_as_there_are():
+    targets = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    assert recall_of_neighbours(-targets, targets) == 1
+    assert recall_of_neighbours(targets, targets, k=1) == 1
+
+
+def test_every_row_falls_into_one_length():
+    lengths = [0, 1, 8, 9, 16, 17, 48, 49, 500]
+    parts = by_length(np.linspace(0, 1, 9, dtype=np.float32), lengths)
+    assert [(part["least"], part["most"], part["rows"]) for part in parts] == [
+        (1, 8, 3), (9, 16, 2), (17, 24, 1), (33, 48, 1), (49, None, 2)
+    ]  # fmt: skip
+    assert parts[0]["cosine"] == pytest.approx(0.125)
+
+
+def test_fifths_by_the_rarest_token_hold_all_rows_in_order():
+    counts = np.array([100, 50, 7, 1])
+    rarest = rarest_counts([np.array([0, 1]), np.array([0]), np.array([2, 0]), np.array([3, 2]), np.array([])], counts)
+    assert rarest.tolist() == [50, 100, 7, 1, 0]
+    parts = by_frequency(np.array([0.5, 0.6, 0.3, 0.2, 0.1], dtype=np.float32), rarest)
+    assert [(part["least"], part["rows"]) for part in parts] == [(0, 1), (1, 1), (7, 1), (50, 1), (100, 1)]
+    assert [round(part["cosine"], 1) for part in parts] == [0.1, 0.2, 0.3, 0.5, 0.6]
+    assert sum(part["rows"] for part in by_frequency(np.zeros(103), np.arange(103))) == 103
+    assert [part["rows"] for part in by_frequency(np.zeros(2), np.arange(2))] == [1, 1]
+
+
+def test_words_are_counted_in_the_rows_to_train_on(shards):
+    reference = Reference.read(shards, 0.1, None)
+    stream = ShardStream(shards, held_out=0.1)
+    trained: dict[int, int] = {}
+    for batch in stream.batches(batch_size=8, seed=0, epoch=0):
+        for token in batch.input_ids.flatten().tolist():
+            trained[token] = trained.get(token, 0) + 1
+    assert len(reference.input_ids) + stream.train_rows == 900
+    assert reference.rarest.tolist() == [min(trained.get(int(i), 0) for i in ids) for ids in reference.input_ids]
+
+
+def test_held_out_sentences_are_those_of_the_rows(shards, student_folder):
+    reference = Reference.read(shards, 0.1, None)
+    student = open_student(student_folder, "student").student
+    assert [list(ids) for ids in reference.input_ids] == student.tokenize(reference.texts)
+
+
+def test_a_student_opens_as_itself_and_through_sentence_transformers(student_folder, tmp_path):
+    bare = shutil.copytree(student_folder, tmp_path / "bare")
+    (bare / "distillation.json").unlink()
+    own, other = (open_model(find_model(str(folder)), "x") for folder in (student_folder, bare))
+    assert own.student is not None
+    assert other.student is None
+    assert own.parameters == other.parameters
+    assert own.megabytes == pytest.approx(other.megabytes, rel=0.1)
+    sentences = ["The red cat ran.", "One ship."]
+    np.testing.assert_allclose(own.encode(sentences), other.encode(sentences), atol=1e-5)
+
+
+def test_a_plain_transformer_says_how_it_is_pooled(teacher_folder):
+    assert open_model(find_model(str(teacher_folder)), "bert").name == "bert (mean pooling)"
+
+
+def test_what_is_no_model_is_an_error_of_one_line(tmp_path):
+    (tmp_path / "modules.json").write_text("[]")
+    for name in ("no-such/model", str(tmp_path)):
+        with pytest.raises(UserError) as raised:
+            open_model(find_model(name), name)
+        assert "\n" not in str(raised.value)
+        assert "model" in str(raised.value)
+
+
+def test_a_card_shows_figures_and_leaves_tables_out(student_folder):
+    distillation = load_distillation(student_folder)
+    parts = [{"least": 1, "most": 8, "rows": 3, "cosine": 0.9}]
+    metrics = {"held_out": {"cosine": 0.87654, "by_length": parts, "recall_at_10": 0.54321}}
+    card = model_card({**distillation, "metrics": metrics})
+    assert "| held_out cosine | 0.8765 |" in card
+    assert "| held_out recall at 10 | 0.5432 |" in card
+    assert "least" not in card
+
+
+def test_names_in_tables_are_short_where_that_tells_models_apart():
+    assert short_names(["a/x", "hub/y", "b/x"]) == ["a/x", "y", "b/x"]
+
+
+def run(sd, capsys, *arguments):
+    assert sd("eval", *arguments) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_one_student_is_measured_in_its_folder(sd, student_folder, capsys):
+    shown = run(sd, capsys, student_folder)
+    assert "recall of the teacher's 10 neighbours" in shown
+    assert "cosine by length: 9-16 tokens" in shown
+    assert "cosine by rarest token: seen" in shown
+    held_out = json.loads((student_folder / "eval.json").read_text())["held_out"]
+    assert 0 < held_out["recall_at_10"] <= 1
+    for parts in (held_out["by_length"], held_out["by_frequency"]):
+        assert sum(part["rows"] for part in parts) == held_out["rows"]
+        mean = sum(part["rows"] * part["cosine"] for part in parts) / held_out["rows"]
+        assert mean == pytest.approx(held_out["cosine"], abs=1e-5)
+    assert load_distillation(student_folder)["metrics"]["held_out"] == held_out
+
+
+def test_models_stand_side_by_side_in_one_file(sd, student_folder, teacher_folder, tmp_path, capsys):
+    other = shutil.copytree(student_folder, tmp_path / "other")
+    json_file = tmp_path / "all.json"
+    models = (student_folder, other, teacher_folder)
+    shown = run(sd, capsys, *models, "--teacher", teacher_folder, "--json", json_file)
+    figures = json.loads(json_file.read_text())
+    assert list(figures["skipped"]) == ["STS-B"]
+    names = [student_folder.name, "other", f"{teacher_folder.name} (mean pooling)", "teacher"]
+    assert list(figures["models"]) == names
+    mine, copy, general, teacher = figures["models"].values()
+    assert mine["held_out"] == copy["held_out"]
+    # The teacher through sentence-transformers, pooled as it was: it agrees with its own vectors.
+    assert set(general["held_out"]) == {"rank_agreement", "recall_at_10"}
+    assert general["held_out"]["recall_at_10"] > 0.99
+    assert all(model["sentences_per_second"] > 0 for model in figures["models"].values())
+    assert teacher["size"]["parameters"] > 0
+    assert "rank agreement" in shown
+
+
+def test_a_student_of_another_teacher_is_left_out_of_the_comparison(sd, student_folder, tmp_path, capsys):
+    other = shutil.copytree(student_folder, tmp_path / "other")
+    record = load_distillation(other)
+    record["corpus"]["fingerprint"]["pooling"] = "max"
+    (other / "distillation.json").write_text(json.dumps(record))
+    run(sd, capsys, student_folder, other, "--json", tmp_path / "all.json")
+    figures = json.loads((tmp_path / "all.json").read_text())
+    assert "held_out" in figures["models"]["student"]
+    assert "held_out" not in figures["models"]["other"]
+    assert "another teacher" in figures["skipped"]["held-out fidelity of other"]
