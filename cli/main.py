@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from sentence_distill.cli.augment import augment
 from sentence_distill.cli.embed import embed
 from sentence_distill.cli.eval import evaluate
 from sentence_distill.cli.sample import sample
@@ -27,7 +28,7 @@ def sd() -> None:
     """
 
 
-for command in (embed, train_student, evaluate, shards, sample):
+for command in (embed, train_student, evaluate, shards, sample, augment):
     sd.add_command(command)
 
 
