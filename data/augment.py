@@ -18,7 +18,7 @@ _PAIR_CYCLE = ((0,), (1,), (0, 1))
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Probabilities of the rules; the paper's, which it uses for all tasks."""
+    """Probabilities of the rules, by default the paper's."""
 
     p_mask: float = 0.1
     """That a word becomes the mask token."""
@@ -58,7 +58,7 @@ def synthetic_examples(
 
     Args:
         texts: one or two columns of n sentences.
-        copies: the paper has 20, for its two large tasks 10.
+        copies: of each example; what they have in common is dropped, so that fewer may come.
         mask: the teacher's mask token.
         seed: of the drawing; the same arguments always give the same examples.
         config: probabilities.

@@ -65,7 +65,7 @@ class GlueFolder:
             UserError: the file lacks a column or holds a label that the task does not know.
         """
         path = self._find(f"{task.folder}/{split}.tsv")
-        return self._some(examples_from_tsv(task, path), path)
+        return self._not_empty(examples_from_tsv(task, path), path)
 
     def load_test(self, task: GlueTask, split: str) -> Examples:
         """Read a split without labels, one of `task.test`.
@@ -76,7 +76,7 @@ class GlueFolder:
         """
         names = DIAGNOSTIC_FILES if task.name == DIAGNOSTIC.name else (f"{task.folder}/{split}.tsv",)
         path = self._find(*names)
-        return self._some(_test_from_tsv(task, path), path)
+        return self._not_empty(_test_from_tsv(task, path), path)
 
     def _find(self, *names: str) -> Path:
         for path in map(self.folder.joinpath, names):
@@ -84,7 +84,7 @@ class GlueFolder:
                 return path
         raise TaskMissing(f"no {names[0]}")
 
-    def _some(self, examples: Examples, path: Path) -> Examples:
+    def _not_empty(self, examples: Examples, path: Path) -> Examples:
         if not len(examples):
             raise TaskMissing(f"{path.relative_to(self.folder)} holds no example")
         return examples

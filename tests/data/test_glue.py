@@ -105,6 +105,9 @@ def test_the_diagnostic_set_is_found_where_downloads_put_it(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("index\tsentence1\tsentence2\n0\tThe cat sat.\tThe cat did not sit.\n")
     examples = GlueFolder(tmp_path).load_test(DIAGNOSTIC, "test")
+    (tmp_path / name).write_text("index\tsentence1\tsentence2\n")
+    with pytest.raises(TaskMissing, match=rf"^{name} holds no example"):
+        GlueFolder(tmp_path).load_test(DIAGNOSTIC, "test")
     assert (examples.texts, examples.ids) == ((["The cat sat."], ["The cat did not sit."]), [0])
     assert DIAGNOSTIC.labels == TASKS["MNLI"].labels
 
