@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="minilm")
     parser.add_argument("--slices", type=int, default=4)
     options = parser.parse_args()
-    config = EmbedConfig(rules=SentenceRules(), token_budget=CPU_TOKEN_BUDGET)
+    config = EmbedConfig(rules=SentenceRules(), token_budget=CPU_TOKEN_BUDGET, dtype="float16")
     corpus = Corpus.open([options.corpus])
     started = time.perf_counter()
     plan = make_plan(corpus, config.rules, config.shard_rows, {}, lambda count: None)

@@ -43,9 +43,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--pooling",
-    type=click.Choice(["cls", "mean", "max", "pooler"]),
+    type=click.Choice(["cls", "mean", "max", "pooler", "logits"]),
     default=None,
-    help="[default: a sentence-transformers teacher's own, otherwise cls]",
+    help="[default: logits of a teacher with a classification head, a sentence-transformers teacher's own, otherwise "
+    "cls]",
 )
 @click.option(
     "--layers",
@@ -62,7 +63,13 @@ if TYPE_CHECKING:
     type=click.Choice(["text", "wikiextractor", "jsonl", "parquet", "arrow", "csv", "tsv"]),
     help="[default: found from name and content]",
 )
-@click.option("--text-field", default="text", show_default=True, help="JSON field or table column of the text.")
+@click.option(
+    "--text-field",
+    default="text",
+    show_default=True,
+    metavar="NAME[,NAME]",
+    help="JSON field or table column of the text; two make each record a pair of sentences, which is not split.",
+)
 @click.option("--split/--no-split", default=True, show_default=True, help="Split each line into sentences.")
 @click.option("--language", default="en", show_default=True, help="Language of the splitter's rules.")
 @click.option("--min-words", default=3, show_default=True, help="Reject shorter sentences.")
@@ -84,9 +91,8 @@ if TYPE_CHECKING:
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "float32"]),
-    default="float16",
-    show_default=True,
-    help="Of the embeddings on disk.",
+    default=None,
+    help="Of the embeddings on disk.  [default: float16, for logits float32]",
 )
 @click.option(
     "--precision",
@@ -148,7 +154,7 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
       sd embed --corpus big/ --out /shared/shards --slice 3/64
     """
     from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.data.corpus import Corpus
+    from sentence_distill.data.corpus import Corpus, text_fields
     from sentence_distill.data.sources import find_sources
     from sentence_distill.data.spool import HUB_PREFIX
     from sentence_distill.pipeline.files import open_folder
@@ -157,7 +163,8 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
     check_engine(corpora, options)
     progress = ConsoleProgress()
     folder = open_folder(out)
-    config = _config(options)
+    pairs = len(text_fields(options["text_field"])) == 2
+    config = _config(options, pairs)
     # Cheap mistakes first: a wrong path shows before any weights are loaded.
     paths = [corpus for corpus in corpora if corpus != "-" and not corpus.startswith(HUB_PREFIX)]
     if paths:
@@ -175,7 +182,7 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
 
     from sentence_distill.pipeline.embed import EmbedRun
 
-    with open_engine(located, options) as engine:
+    with open_engine(located, options, pairs) as engine:
         run = EmbedRun(
             corpus=corpus, engine=engine, out=folder, config=config, notice=located.notice, progress=progress
         )
@@ -188,17 +195,20 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
                 _summary(out, run.run())
 
 
-def _config(options: dict[str, Any]) -> "EmbedConfig":
+def _config(options: dict[str, Any], pairs: bool) -> "EmbedConfig":
     from dataclasses import fields
 
     from sentence_distill.data.sentences import SentenceRules
     from sentence_distill.pipeline.config import EmbedConfig
 
     return EmbedConfig(
-        rules=SentenceRules(**{field.name: options[field.name] for field in fields(SentenceRules)}),
+        rules=SentenceRules(
+            pairs=pairs, **{field.name: options[field.name] for field in fields(SentenceRules) if field.name in options}
+        ),
         keep_text=not options["no_text"],
         compression=None if options["compression"] == "none" else options["compression"],
-        **{name: options[name] for name in ("shard_rows", "max_tokens", "token_budget", "dtype")},
+        dtype=options["dtype"] or "",
+        **{name: options[name] for name in ("shard_rows", "max_tokens", "token_budget")},
     )
 
 

@@ -27,12 +27,16 @@ def check_engine(corpora: tuple[str, ...], options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def open_engine(located: "Located", options: dict[str, Any]) -> "Iterator[Engine]":
+def open_engine(located: "Located", options: dict[str, Any], pairs: bool) -> "Iterator[Engine]":
     """What the options ask for to do the work."""
     from sentence_distill.pipeline.engines import DevicesEngine, LocalEngine, TeacherSpec, pick_devices, pick_readers
 
     spec = TeacherSpec(
-        located=located, pooling=options["pooling"], layers=options["layers"], precision=options["precision"]
+        located=located,
+        pooling=options["pooling"],
+        layers=options["layers"],
+        precision=options["precision"],
+        pairs=pairs,
     )
     if options["engine"] == "ray":
         from sentence_distill.pipeline.ray_engine import RayEngine

@@ -228,10 +228,10 @@ def train_student(
 
 
 def _student(shards: Path, config: "TrainConfig", options: dict[str, Any]) -> "StudentConfig":
-    from sentence_distill.pipeline.manifest import require_manifest
+    from sentence_distill.pipeline.logits import require_vectors
     from sentence_distill.student.config import SIZES, StudentConfig
 
-    fingerprint = require_manifest(shards)["fingerprint"]
+    fingerprint = require_vectors(shards)["fingerprint"]
     layers = len(config.target_layers or fingerprint["layers"])
     shape = {name: options[name] or value for name, value in SIZES[options["size"]].items()}
     return StudentConfig(

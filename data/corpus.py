@@ -34,7 +34,7 @@ class Corpus:
     """Sources read one after the other.
 
     `format` is one of `FORMATS`, or None to find each file's from its name and content; `text_field` names
-    the JSON field or the table column that holds the text.
+    the JSON field or the table column that holds the text, or, with a comma between, the two of a pair.
     """
 
     sources: Sequence[Source]
@@ -51,7 +51,13 @@ class Corpus:
         leave_out: Path | None = None,
     ) -> "Corpus":
         """Find the files of `locations` (see `find_sources`)."""
+        text_fields(text_field)
         return cls(find_sources(locations, leave_out), format, text_field)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether each record is a pair of sentences."""
+        return len(text_fields(self.text_field)) == 2
 
     def records(self, start: Position = Position()) -> Iterator[Record]:  # noqa: B008 (frozen)
         """Yield the records from `start` on, in an order that never changes.
@@ -73,15 +79,33 @@ class Corpus:
 
     def _reader(self, source: Source) -> "partial[Iterator[Record]]":
         kind = self.format or detect_format(source)
+        fields = text_fields(self.text_field)
         if kind == "jsonl":
-            return partial(read_jsonl, field=self.text_field)
+            return partial(read_jsonl, fields=fields)
         if kind == "parquet":
-            return partial(read_parquet, field=self.text_field)
+            return partial(read_parquet, fields=fields)
         if kind == "arrow":
-            return partial(read_arrow, field=self.text_field)
+            return partial(read_arrow, fields=fields)
         if kind in ("csv", "tsv"):
-            return partial(read_csv, field=self.text_field, delimiter="," if kind == "csv" else "\t")
+            return partial(read_csv, fields=fields, delimiter="," if kind == "csv" else "\t")
+        if self.pairs:
+            raise UserError(
+                f"{source.name} is read as {kind}, where a record has no fields; --text-field {self.text_field} asks "
+                "for pairs, which come from JSON lines, Parquet, Arrow, CSV or TSV (--format says which it is)"
+            )
         return partial(read_wikiextractor if kind == "wikiextractor" else read_text)
+
+
+def text_fields(text_field: str) -> tuple[str, ...]:
+    """The one name of a text field, or the two of a pair, which a comma parts.
+
+    Raises:
+        UserError: more than two, an empty one, or the same twice.
+    """
+    fields = tuple(field.strip() for field in text_field.split(","))
+    if len(fields) > 2 or not all(fields) or len(set(fields)) < len(fields):
+        raise UserError(f"--text-field {text_field}: name one field, or two for pairs, as in sentence1,sentence2")
+    return fields if len(fields) == 2 else (text_field,)
 
 
 def detect_format(source: Source) -> str:

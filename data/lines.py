@@ -3,11 +3,11 @@
 import html
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record
+from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record, join_sides
 from sentence_distill.data.sources import Source, open_source
 
 # No paragraph of prose is longer; the bound keeps memory flat on a file that has no line ends.
@@ -50,20 +50,20 @@ def read_wikiextractor(source: Source, start: Position) -> Iterator[Record]:
                 yield record
 
 
-def read_jsonl(source: Source, start: Position, field: str) -> Iterator[Record]:
-    """Yield the string at `field` of the JSON object on each line.
+def read_jsonl(source: Source, start: Position, fields: Sequence[str]) -> Iterator[Record]:
+    """Yield the string at the one of `fields`, or the pair at the two, of the JSON object on each line.
 
     Raises:
-        UserError: the file's first object has no such field (in later ones it is a rejected record).
+        UserError: the file's first object lacks a field (in later ones it is a rejected record).
     """
     for record in _lines(source, start):
         if record.text is None:
             yield record
         elif record.text.strip():
-            yield _json_record(record, field, source)
+            yield _json_record(record, fields, source)
 
 
-def _json_record(record: Record, field: str, source: Source) -> Record:
+def _json_record(record: Record, fields: Sequence[str], source: Source) -> Record:
     assert record.text is not None
     excerpt = record.text[:EXCERPT_CHARACTERS]
     try:
@@ -72,16 +72,17 @@ def _json_record(record: Record, field: str, source: Source) -> Record:
         return Record(record.position, None, "not JSON", excerpt)
     if not isinstance(value, dict):
         return Record(record.position, None, "not a JSON object", excerpt)
-    if field not in value:
-        if record.position.record == 0:
-            raise UserError(
-                f"{source.name}: no field {field!r} in its first line, which has "
-                f"{', '.join(sorted(value)) or 'none'}; name one with --text-field"
-            )
-        return Record(record.position, None, f"no field {field}", excerpt)
-    text = value[field]
-    if not isinstance(text, str):
-        return Record(record.position, None, f"field {field} is not a string", excerpt)
+    for field in fields:
+        if field not in value:
+            if record.position.record == 0:
+                raise UserError(
+                    f"{source.name}: no field {field!r} in its first line, which has "
+                    f"{', '.join(sorted(value)) or 'none'}; name one with --text-field"
+                )
+            return Record(record.position, None, f"no field {field}", excerpt)
+        if not isinstance(value[field], str):
+            return Record(record.position, None, f"field {field} is not a string", excerpt)
+    text = join_sides([value[field] for field in fields])
     # A lone surrogate is legal in JSON's escapes, and in no encoding of text.
     if not text.isascii() and re.search("[\ud800-\udfff]", text):
         return Record(record.position, None, "not UTF-8", excerpt)

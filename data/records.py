@@ -1,6 +1,10 @@
-"""The unit that every reader yields: one paragraph or sentence of a corpus, or the reason why it is none."""
+"""The unit that every reader yields: one paragraph, sentence or pair of a corpus, or the reason why it is none."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+# Between the two sides of a pair: a sentence can't hold one, because normalisation makes it a blank.
+PAIR_SEPARATOR = "\t"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +22,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record: its text, or, where it can't be used, `text` None and the `reason`.
+    """One record: its text, that of a pair joined by `join_sides`, or, where it can't be used, None and the `reason`.
 
     `excerpt` shows a record that can't be used in rejected.jsonl.
     """
@@ -30,3 +34,10 @@ class Record:
 
 
 EXCERPT_CHARACTERS = 120
+
+
+def join_sides(sides: Sequence[str]) -> str:
+    """The text of a record from one field, or from the two of a pair as one string."""
+    if len(sides) == 1:
+        return sides[0]
+    return PAIR_SEPARATOR.join(side.replace(PAIR_SEPARATOR, " ") for side in sides)

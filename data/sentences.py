@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.records import PAIR_SEPARATOR
 
 # Control characters and byte-order marks; white space proper is handled by str.split.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff\u200b]")
@@ -18,17 +19,21 @@ class SentenceRules:
     """What becomes a sentence."""
 
     split: bool = True
-    """Split each record into sentences; False takes a record as one sentence."""
+    """Split each record into sentences; False takes a record as one sentence. Pairs are never split."""
     language: str = "en"
     """Language code of the splitter's rules."""
     min_words: int = 3
     """Sentences with fewer words (separated by white space) are rejected."""
     max_words: int = 100
     """Sentences with more words are rejected: mostly lists and tables that no splitter can part."""
+    pairs: bool = False
+    """Records are pairs of sentences, see `join_sides`; each side has to keep the rules."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_words <= self.max_words:
             raise UserError(f"--min-words {self.min_words} and --max-words {self.max_words} leave no sentence")
+        if self.pairs:
+            object.__setattr__(self, "split", False)
 
     @property
     def splitter(self) -> str:
@@ -47,8 +52,11 @@ class Candidate:
 def split_sentences(text: str, rules: SentenceRules) -> Iterator[Candidate]:
     """Yield the sentences of one record in order, normalised and checked against `rules`.
 
-    A record that holds nothing at all yields one candidate with the reason "empty".
+    A record that holds nothing at all yields one candidate with the reason "empty"; a pair is one candidate.
     """
+    if rules.pairs:
+        yield _pair(text, rules)
+        return
     # A line is a paragraph in every format, so a sentence never crosses a line end.
     lines = [line for part in (text.splitlines() if rules.split else [text]) if (line := normalise(part))]
     try:
@@ -60,6 +68,12 @@ def split_sentences(text: str, rules: SentenceRules) -> Iterator[Candidate]:
         yield Candidate("", "empty")
     for sentence in sentences:
         yield Candidate(sentence, _problem(sentence, rules))
+
+
+def _pair(text: str, rules: SentenceRules) -> Candidate:
+    sides = [normalise(side) for side in text.split(PAIR_SEPARATOR)]
+    reasons = [_problem(side, rules) if side else "empty" for side in sides]
+    return Candidate(PAIR_SEPARATOR.join(sides), next(filter(None, reasons), ""))
 
 
 class _SplitterFailed(Exception):

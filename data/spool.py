@@ -6,12 +6,13 @@ again is first written down beside the shards, compressed.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import xxhash
 
+from sentence_distill.data.corpus import text_fields
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub
 from sentence_distill.data.progress import Progress
@@ -40,7 +41,7 @@ def spool_hub_dataset(name: str, text_field: str, folder: Path, progress: Progre
 
     Args:
         name: `NAME`, `NAME:CONFIG` or `NAME:CONFIG:SPLIT`; the split is "train" unless named.
-        text_field: the column that holds the text, kept under that name.
+        text_field: the column that holds the text, or the two of a pair, kept under their names.
         folder: where the copy goes.
         progress: shows the rows copied.
 
@@ -49,14 +50,15 @@ def spool_hub_dataset(name: str, text_field: str, folder: Path, progress: Progre
     """
     path = folder / f"{name.replace('/', '--').replace(':', '-')}.{text_field}.jsonl.zst"
     if not path.exists():
-        rows = _hub_rows(name, text_field)
+        fields = text_fields(text_field)
+        rows = _hub_rows(name, fields)
         with progress.task(f"copy {name}", None, "rows") as advance:
-            incoming = _write(_json_lines(rows, text_field, advance), path.with_suffix(f".{os.getpid()}.incoming"))
+            incoming = _write(_json_lines(rows, fields, advance), path.with_suffix(f".{os.getpid()}.incoming"))
         os.replace(incoming, path)
     return path
 
 
-def _hub_rows(name: str, text_field: str) -> Iterable[dict[str, object]]:
+def _hub_rows(name: str, fields: Sequence[str]) -> Iterable[dict[str, object]]:
     repo, config, split = [*name.split(":"), "", ""][:3]
     try:
         from huggingface_hub import HfApi
@@ -73,19 +75,25 @@ def _hub_rows(name: str, text_field: str) -> Iterable[dict[str, object]]:
         rows = datasets.load_dataset(repo, config or None, split=split or "train", streaming=True)
     except (ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"dataset {name!r}: {str(error).splitlines()[0]}") from error
-    if rows.column_names is not None and text_field not in rows.column_names:
+    if rows.column_names is not None and (missing := [field for field in fields if field not in rows.column_names]):
         raise UserError(
-            f"dataset {repo!r} has no column {text_field!r} but {', '.join(rows.column_names)}; "
+            f"dataset {repo!r} has no column {missing[0]!r} but {', '.join(rows.column_names)}; "
             "name one with --text-field"
         )
     return rows  # type: ignore[no-any-return]
 
 
-def _json_lines(rows: Iterable[dict[str, object]], field: str, advance: Callable[[int], None]) -> Iterator[bytes]:
+def _json_lines(
+    rows: Iterable[dict[str, object]], fields: Sequence[str], advance: Callable[[int], None]
+) -> Iterator[bytes]:
     for number, row in enumerate(rows):
-        if not number and not isinstance(row.get(field), str):
-            raise UserError(f"the first row has no text at {field!r} but {', '.join(row)}; name it with --text-field")
-        yield json.dumps({field: row.get(field)}, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
+        texts = {field: row.get(field) for field in fields}
+        missing = [field for field, text in texts.items() if not isinstance(text, str)]
+        if not number and missing:
+            raise UserError(
+                f"the first row has no text at {missing[0]!r} but {', '.join(row)}; name it with --text-field"
+            )
+        yield json.dumps(texts, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
         advance(1)
 
 

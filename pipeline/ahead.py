@@ -32,6 +32,7 @@ class ReadAhead:
         corpus: Corpus,
         config: EmbedConfig,
         tokenizer_json: str,
+        separator: Sequence[int],
         dtype: type[np.unsignedinteger[Any]],
         todo: Sequence[Slice],
         processes: int,
@@ -42,6 +43,7 @@ class ReadAhead:
             corpus: the run's.
             config: the run's.
             tokenizer_json: the teacher's tokenizer.
+            separator: the teacher's, between the sides of pairs; empty for single sentences.
             dtype: of the token ids.
             todo: slices to prepare.
             processes: how many read; the k-th takes every k-th slice.
@@ -53,7 +55,8 @@ class ReadAhead:
         context = multiprocessing.get_context("spawn")
         for number in range(min(processes, len(todo))):
             ours, theirs = context.Pipe(duplex=False)
-            arguments = (theirs, corpus, config, tokenizer_json, dtype, todo[number::processes], processes)
+            mine = todo[number::processes]
+            arguments = (theirs, corpus, config, tokenizer_json, separator, dtype, mine, processes)
             self._processes.append(context.Process(target=_prepare, args=arguments, daemon=True))
             self._connections.append(ours)
             with deaf_to_ctrl_c():
@@ -93,6 +96,7 @@ def _prepare(
     corpus: Corpus,
     config: EmbedConfig,
     tokenizer_json: str,
+    separator: Sequence[int],
     dtype: type[np.unsignedinteger[Any]],
     todo: Sequence[Slice],
     stride: int,
@@ -103,7 +107,7 @@ def _prepare(
     try:
         tokenizer = Tokenizer.from_str(tokenizer_json)
         for part, records in slice_records(corpus, todo, stride):
-            connection.send(prepare_slice(records, part, config, tokenizer, dtype))
+            connection.send(prepare_slice(records, part, config, tokenizer, dtype, separator))
     except (BrokenPipeError, ConnectionResetError):
         return  # nobody is left to read for
     except Exception as error:  # raised again where the run is

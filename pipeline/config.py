@@ -17,8 +17,8 @@ class EmbedConfig:
     """Sentences with more tokens, special tokens not counted, are rejected."""
     token_budget: int = 0
     """Tokens of a teacher's batch; 0 lets the run take what suits the device."""
-    dtype: str = "float16"
-    """Of the embeddings on disk, "float16" or "float32"."""
+    dtype: str = ""
+    """Of the embeddings on disk, "float16" or "float32"; "" lets the run take float16, and float32 for logits."""
     keep_text: bool = True
     """Whether the shards carry the sentences."""
     compression: str | None = None

@@ -9,11 +9,14 @@ from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Progress
 from sentence_distill.pipeline.config import EmbedConfig
+from sentence_distill.pipeline.engines import LocalEngine, TeacherSpec, pick_readers
 from sentence_distill.pipeline.files import is_local, remove_temporaries, write_atomically
 from sentence_distill.pipeline.fingerprint import differing_fields, text_fingerprint
+from sentence_distill.pipeline.locate import Located
 from sentence_distill.pipeline.lock import lock_folder
 from sentence_distill.pipeline.manifest import MANIFEST, PLAN, TOKENIZER, WORD_EMBEDDINGS, close_folder
 from sentence_distill.pipeline.plan import Plan, Slice, make_plan
+from sentence_distill.pipeline.recipe import LOGITS
 from sentence_distill.pipeline.rejected import listed
 from sentence_distill.pipeline.shards import read_sidecar, shard_name, shard_problem, sidecar_path
 from sentence_distill.pipeline.teacher import TeacherFacts
@@ -105,11 +108,13 @@ class EmbedRun:
         self.corpus = corpus
         self.engine = engine
         self.teacher = engine.facts()
+        assert config.rules.pairs == ("separator" in self.teacher.fingerprint), "rules and teacher differ about pairs"
         if config.max_tokens > self.teacher.max_tokens:
             raise UserError(f"--max-tokens {config.max_tokens}: this teacher takes {self.teacher.max_tokens} at most")
         self.out = out
         budget = config.token_budget or (CPU_TOKEN_BUDGET if self.teacher.device == "cpu" else GPU_TOKEN_BUDGET)
-        self.config = replace(config, token_budget=budget)
+        dtype = config.dtype or ("float32" if self.teacher.fingerprint["pooling"] == LOGITS else "float16")
+        self.config = replace(config, token_budget=budget, dtype=dtype)
         self.notice = notice
         self.progress = progress
 
@@ -211,3 +216,45 @@ class EmbedRun:
                 f"{len(undone)} of {len(todo)} slices were not done, the first is {undone[0].index}; "
                 "the same command goes on with them"
             )
+
+
+def embed_corpus(
+    *,
+    corpus: Corpus,
+    located: Located,
+    out: Path,
+    config: EmbedConfig,
+    pooling: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress,
+) -> dict[str, Any]:
+    """Embed a corpus in this process, as `sd embed` does on one device; a run that was stopped goes on.
+
+    Args:
+        corpus: what to embed; with two text fields it is one of pairs.
+        located: the teacher, see `locate_teacher`.
+        out: folder of the shards.
+        config: options; whether records are pairs is the corpus's to say.
+        pooling: see `Teacher.load`.
+        device: see `pick_device`.
+        precision: see `pick_precision`.
+        progress: where to report.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: the corpus or teacher can't be used, or the folder is in use or holds shards of another run.
+    """
+    spec = TeacherSpec(located=located, pooling=pooling, precision=precision, pairs=corpus.pairs)
+    teacher = spec.load(device)
+    run = EmbedRun(
+        corpus=corpus,
+        engine=LocalEngine(teacher, pick_readers([str(teacher.device)])),
+        out=out,
+        config=replace(config, rules=replace(config.rules, pairs=corpus.pairs)),
+        notice=located.notice,
+        progress=progress,
+    )
+    return run.run()

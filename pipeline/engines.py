@@ -30,12 +30,14 @@ class TeacherSpec:
         pooling: see `Teacher.load`.
         layers: see `Teacher.load`.
         precision: see `pick_precision`.
+        pairs: see `Teacher.load`.
     """
 
     located: Located
     pooling: str | None = None
     layers: Sequence[int] = (-1,)
     precision: str = "auto"
+    pairs: bool = False
 
     def load(self, device: str) -> Teacher:
         """Load it on `device` (see `pick_device`)."""
@@ -47,6 +49,7 @@ class TeacherSpec:
                 layers=self.layers,
                 device=where,
                 dtype=pick_precision(self.precision, where),
+                pairs=self.pairs,
             )
         except torch.OutOfMemoryError as error:
             raise UserError(f"{where} has not enough memory for the teacher; free some, or use --device cpu") from error
@@ -59,7 +62,7 @@ def require_same_teacher(teacher: TeacherFacts, job: Job) -> None:
         UserError: it has other weights, or computes in another type, because hardware or folders differ.
     """
     own = teacher.fingerprint
-    if differing := differing_fields({field: job.fingerprint[field] for field in own}, own):
+    if differing := differing_fields({field: job.fingerprint.get(field) for field in own}, own):
         raise UserError(
             f"the teacher on {teacher.device} is not that of the run: {'; '.join(differing)}; name a folder that is "
             "the same everywhere, and --precision where devices differ"

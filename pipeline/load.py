@@ -10,10 +10,10 @@ from sentence_distill.pipeline.locate import Located
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
 
-def load_parts(located: Located, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder; every weight of the model comes from its file."""
+def load_parts(located: Located, dtype: torch.dtype, *, head: bool = False) -> tuple[Any, Any]:
+    """Model, with its classification head if asked, and tokenizer of a folder; every weight comes from its file."""
     from safetensors import SafetensorError
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
     # Without a vocabulary transformers makes up an empty one, to which every word is unknown.
@@ -22,7 +22,7 @@ def load_parts(located: Located, dtype: torch.dtype) -> tuple[Any, Any]:
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # a checkpoint with a head that is left out is no cause for a warning
     try:
-        model, report = AutoModel.from_pretrained(
+        model, report = (AutoModelForSequenceClassification if head else AutoModel).from_pretrained(
             located.folder,
             dtype=dtype,
             use_safetensors=True,
@@ -34,7 +34,7 @@ def load_parts(located: Located, dtype: torch.dtype) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, SafetensorError) as error:
         raise unusable(located, error) from error
     missing = sorted(report["missing_keys"])
-    if [name for name in missing if not name.startswith("pooler.")]:
+    if [name for name in missing if head or not name.startswith("pooler.")]:
         raise unusable(located, ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} others"))
     if missing:
         # transformers would have made up random weights; without a pooler, asking for it is an error.

@@ -49,6 +49,21 @@ def require_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def require_shard(shard: Path, entry: dict[str, Any]) -> None:
+    """Check a shard against its `entry` in the manifest, to the checksum.
+
+    Raises:
+        UserError: it is missing, damaged, or not the one that the manifest names.
+    """
+    sidecar = read_sidecar(shard)
+    if sidecar is None or sidecar["xxh3_128"] != entry["xxh3_128"]:
+        problem = "has no sidecar that matches the manifest"
+    else:
+        problem = shard_problem(shard, sidecar)
+    if problem:
+        raise UserError(f"shard {shard} {problem}; run sd embed again, it makes damaged shards anew")
+
+
 def file_problems(folder: Path, manifest: dict[str, Any]) -> list[str]:
     """One line for each file beside the shards that is missing or damaged."""
     return [

@@ -8,11 +8,12 @@ from pathlib import Path
 from sentence_distill.data.errors import UserError
 
 POOLINGS = ("cls", "mean", "max", "pooler")
+LOGITS = "logits"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a teacher's hidden states become one sentence embedding.
+    """How a teacher's hidden states become one sentence embedding, or, with the pooling `LOGITS`, its head's logits.
 
     `layers` counts as transformers does: 0 is the word embeddings, 1 the first layer, -1 the last. Several
     layers' pooled vectors are concatenated, each L2-normalised on its own where `normalize` is set.
@@ -21,6 +22,40 @@ class Recipe:
     pooling: str
     layers: tuple[int, ...]
     normalize: bool
+
+
+def wants_logits(folder: Path, pooling: str | None) -> bool:
+    """Whether the teacher's classification head is to be used: it is asked for, or there is one and nothing is.
+
+    Args:
+        folder: the teacher's folder.
+        pooling: one of `POOLINGS`, `LOGITS` or None, see `Teacher.load`.
+
+    Raises:
+        UserError: logits are asked for and the teacher has no head.
+    """
+    try:
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+        head = any(str(name).endswith("ForSequenceClassification") for name in names)
+    except (OSError, ValueError, AttributeError, TypeError):
+        head = False  # loading it says what is wrong
+    if pooling == LOGITS and not head:
+        raise UserError(
+            f"--pooling logits: {folder} has no classification head (its config.json names none that ends in "
+            "ForSequenceClassification); fine-tune the teacher first, or take --pooling cls, mean or max"
+        )
+    return head and pooling in (None, LOGITS)
+
+
+def logits_recipe(layers: Sequence[int], last: int) -> Recipe:
+    """The recipe of logits, which come from the last layer and keep their length.
+
+    Raises:
+        UserError: another layer is asked for.
+    """
+    if _absolute_layers(layers, last) != (last,):
+        raise UserError("--pooling logits goes with the last layer only; leave --layers out, or name another pooling")
+    return Recipe(LOGITS, (last,), normalize=False)
 
 
 def make_recipe(folder: Path, pooling: str | None, layers: Sequence[int], last: int) -> Recipe:

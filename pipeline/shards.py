@@ -119,8 +119,7 @@ class Shard:
     @classmethod
     def open(cls, path: Path) -> "Shard":
         """Map a shard whose checksum is known to be right; one in an object store is read whole."""
-        source = pa.memory_map(str(path)) if is_local(path) else pa.BufferReader(path.read_bytes())
-        table = pa.ipc.open_file(source).read_all()
+        table = _table(path)
         ids, input_ids, embedding = (_column(table, name) for name in ("id", "input_ids", "embedding"))
         flat, offsets = (part.to_numpy(zero_copy_only=False) for part in (input_ids.values, input_ids.offsets))
         return cls(
@@ -128,6 +127,16 @@ class Shard:
             tokens=Tokens(flat, offsets),
             embeddings=embedding.values.to_numpy(zero_copy_only=False).reshape(-1, embedding.type.list_size),
         )
+
+
+def shard_texts(path: Path) -> list[str]:
+    """The sentences of a shard that keeps its text; pairs as they stand there, see `join_sides`."""
+    return _table(path)["text"].to_pylist()  # type: ignore[no-any-return]
+
+
+def _table(path: Path) -> pa.Table:
+    source = pa.memory_map(str(path)) if is_local(path) else pa.BufferReader(path.read_bytes())
+    return pa.ipc.open_file(source).read_all()
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:

@@ -1,7 +1,7 @@
 """One slice of the plan: from its records to sentences and token ids, and with their vectors to a shard."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from sentence_distill.data.hashing import sentence_id
 from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record
 from sentence_distill.data.sentences import SentenceRules, split_sentences
 from sentence_distill.pipeline.config import EmbedConfig
+from sentence_distill.pipeline.pairs import tokenize_pairs
 from sentence_distill.pipeline.plan import Slice
 from sentence_distill.pipeline.rejected import Rejection, write_list
 from sentence_distill.pipeline.shards import DTYPES, make_table, shard_name, write_shard
@@ -105,7 +106,12 @@ def read_slice(records: Iterable[Record], part: Slice, rules: SentenceRules) -> 
 
 
 def prepare_slice(
-    records: Iterable[Record], part: Slice, config: EmbedConfig, tokenizer: Any, dtype: type[np.unsignedinteger[Any]]
+    records: Iterable[Record],
+    part: Slice,
+    config: EmbedConfig,
+    tokenizer: Any,
+    dtype: type[np.unsignedinteger[Any]],
+    separator: Sequence[int] = (),
 ) -> SliceText:
     """Read and tokenise a slice; what has no tokens, or too many, is rejected.
 
@@ -115,9 +121,13 @@ def prepare_slice(
         config: rules and the most tokens.
         tokenizer: the teacher's `tokenizers.Tokenizer`.
         dtype: of the token ids.
+        separator: the teacher's, between the sides of pairs.
     """
     text = read_slice(records, part, config.rules)
-    text.tokens = tokenize(tokenizer, text.sentences, dtype)
+    if separator:
+        text.tokens = tokenize_pairs(tokenizer, text.sentences, separator, dtype)
+    else:
+        text.tokens = tokenize(tokenizer, text.sentences, dtype)
     lengths = text.tokens.lengths
     text.reject(lengths > config.max_tokens, "too many tokens")
     # A sentence whose every character the tokenizer drops has no tokens to pool.

@@ -1,4 +1,4 @@
-"""The teacher: a frozen transformer encoder that turns exact-length batches into sentence embeddings."""
+"""The teacher: a frozen transformer encoder that turns exact-length batches into sentence embeddings or logits."""
 
 import json
 import sys
@@ -18,8 +18,9 @@ from sentence_distill.pipeline.cpu_kernels import use_cpu_kernels
 from sentence_distill.pipeline.launched import Launched
 from sentence_distill.pipeline.load import load_parts, special_tokens, unusable
 from sentence_distill.pipeline.locate import Located
+from sentence_distill.pipeline.pairs import separator_tokens, token_types, tokenize_pairs
 from sentence_distill.pipeline.precision import has_bf16
-from sentence_distill.pipeline.recipe import Recipe, make_recipe
+from sentence_distill.pipeline.recipe import LOGITS, Recipe, logits_recipe, make_recipe, wants_logits
 from sentence_distill.pipeline.tokens import Tokens, tokenize
 
 _NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
@@ -61,12 +62,15 @@ class Teacher:
     Attributes:
         name: as in manifests.
         recipe: pooling, layers (counted from 0, ascending as given) and normalisation.
+        separator: ids between the sides of a pair; none where it embeds single sentences.
         tokenizer: a `tokenizers.Tokenizer` without truncation and padding.
         dim: width of the embeddings of all layers together.
         most_tokens: tokens of a batch that memory was found to hold.
     """
 
-    def __init__(self, *, located: Located, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, *, located: Located, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device, pairs: bool
+    ) -> None:
         self.name = located.name
         self.folder = located.folder
         self.recipe = recipe
@@ -74,6 +78,7 @@ class Teacher:
         self.model = model
         self.tokenizer = tokenizer
         self.prefix, self.suffix = special_tokens(tokenizer)
+        self.separator = separator_tokens(tokenizer, self.prefix, self.suffix, self.name) if pairs else []
         self.dtype = model.dtype
         self.most_tokens = sys.maxsize
 
@@ -86,24 +91,31 @@ class Teacher:
         layers: Sequence[int] = (-1,),
         device: torch.device,
         dtype: torch.dtype,
+        pairs: bool = False,
     ) -> "Teacher":
         """Load weights (safetensors only) and tokenizer.
 
         Args:
             located: see `locate_teacher`.
-            pooling: one of `POOLINGS`; None takes a sentence-transformers folder's own, otherwise "cls".
+            pooling: one of `POOLINGS`, or `LOGITS` of a classification head; None takes the logits of a teacher that
+                has a head, a sentence-transformers folder's own pooling, otherwise "cls".
             layers: hidden layers to pool.
             device: where to compute.
             dtype: compute type of the weights and activations.
+            pairs: whether what it embeds are pairs of sentences, see `join_sides`.
 
         Raises:
-            UserError: the folder holds no encoder that can be loaded safely, or has no such layer or pooling.
+            UserError: the folder holds no encoder that can be loaded safely, has no such layer or pooling, or takes no
+                pairs.
         """
-        model, tokenizer = load_parts(located, dtype)
-        recipe = make_recipe(located.folder, pooling, layers, model.config.num_hidden_layers)
-        if recipe.pooling != "pooler" and getattr(model, "pooler", None) is not None:
+        head = wants_logits(located.folder, pooling)
+        model, tokenizer = load_parts(located, dtype, head=head)
+        last = model.config.num_hidden_layers
+        recipe = logits_recipe(layers, last) if head else make_recipe(located.folder, pooling, layers, last)
+        if recipe.pooling not in ("pooler", LOGITS) and getattr(model, "pooler", None) is not None:
             model.pooler = None
-        teacher = cls(located=located, model=model.to(device).eval(), tokenizer=tokenizer, recipe=recipe, device=device)
+        model = model.to(device).eval()
+        teacher = cls(located=located, model=model, tokenizer=tokenizer, recipe=recipe, device=device, pairs=pairs)
         if (
             device.type == "cpu"
             and torch.backends.mkldnn.is_available()
@@ -112,15 +124,16 @@ class Teacher:
             use_cpu_kernels(teacher.model)
         try:
             # What is no encoder of one sentence shows now, and not once the whole corpus was planned.
-            teacher.embed(teacher.tokenize(["a"]), token_budget=64)
+            # Two at once, because some heads take no batch.
+            teacher.embed(teacher.tokenize(["a\ta" if pairs else "a"] * 2), token_budget=64)
         except (ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
             raise unusable(located, error) from error
         return teacher
 
     @property
     def layer_dim(self) -> int:
-        """Width of one layer's pooled vector."""
-        return int(self.model.config.hidden_size)
+        """Width of one layer's pooled vector; the number of logits where those are asked for."""
+        return int(self.model.config.num_labels if self.recipe.pooling == LOGITS else self.model.config.hidden_size)
 
     @property
     def dim(self) -> int:
@@ -142,7 +155,9 @@ class Teacher:
         return positions - len(self.prefix) - len(self.suffix)
 
     def tokenize(self, sentences: Sequence[str]) -> Tokens:
-        """Token ids of each sentence, without special tokens."""
+        """Token ids of each sentence, without special tokens, or of each pair, with those between its sides."""
+        if self.separator:
+            return tokenize_pairs(self.tokenizer, sentences, self.separator)
         return tokenize(self.tokenizer, sentences)
 
     def embed(
@@ -216,7 +231,10 @@ class Teacher:
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         last = self.model.config.num_hidden_layers
         # No attention mask: exact-length batches have no padding, and attention takes its fastest path.
-        output = self.model(input_ids=batch, output_hidden_states=self.recipe.layers != (last,))
+        types = {"token_type_ids": token_types(batch, len(self.prefix), self.separator)} if self._typed else {}
+        output = self.model(input_ids=batch, output_hidden_states=self.recipe.layers != (last,), **types)
+        if self.recipe.pooling == LOGITS:
+            return output.logits.float()  # type: ignore[no-any-return]
         if self.recipe.pooling == "pooler":
             pooled = [_pooler_output(output)]
         elif self.recipe.layers == (last,):
@@ -226,6 +244,11 @@ class Teacher:
         if self.recipe.normalize:
             pooled = [functional.normalize(vector, dim=-1) for vector in pooled]
         return torch.cat(pooled, dim=-1)
+
+    @property
+    def _typed(self) -> bool:
+        """Whether the model is told which tokens are of the second sentence; of a single one it takes type 0."""
+        return bool(self.separator) and getattr(self.model.config, "type_vocab_size", 0) > 1
 
     def tokenizer_json(self) -> str:
         """The tokenizer as tokenizer.json without post-processor: it adds no special tokens."""
@@ -251,6 +274,8 @@ class Teacher:
             "normalize": self.recipe.normalize,
             "compute_dtype": str(self.dtype).removeprefix("torch."),
         }
+        if self.separator:
+            fingerprint["separator"] = self.separator
         words = self.model.get_input_embeddings().weight.detach().cpu().half().contiguous()
         return TeacherFacts(
             fingerprint=fingerprint,

@@ -68,6 +68,7 @@ def embed_slices(
         corpus=job.corpus,
         config=job.config,
         tokenizer_json=teacher.tokenizer_json(),
+        separator=teacher.separator,
         dtype=token_dtype(teacher.vocabulary_size),
         todo=todo,
         processes=readers,

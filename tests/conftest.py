@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
 from sentence_distill.cli.main import main
 
@@ -34,10 +35,17 @@ def teacher_folder(tmp_path_factory) -> Path:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
     ).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
@@ -49,6 +57,23 @@ def teacher_folder(tmp_path_factory) -> Path:
         max_position_embeddings=160,
     )
     BertModel(config).eval().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classifier_folder(teacher_folder, tmp_path_factory) -> Path:
+    """A BERT of the same shape under a head of 3 labels, as transformers saves a fine-tuned one."""
+    return make_classifier(teacher_folder, tmp_path_factory.mktemp("classifier"), labels=3)
+
+
+def make_classifier(teacher_folder: Path, folder: Path, labels: int) -> Path:
+    """Save a model like the teacher under a head of `labels` outputs; its logits differ from sentence to sentence."""
+    torch.manual_seed(1)
+    config = BertConfig.from_pretrained(teacher_folder, num_labels=labels, initializer_range=0.2)
+    model = BertForSequenceClassification(config)
+    model.eval().save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(teacher_folder / name, folder)
     return folder
 
 

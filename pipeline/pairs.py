@@ -1,0 +1,79 @@
+"""Pairs of sentences, "first\\tsecond": how a teacher's tokenizer joins the two sides."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.records import PAIR_SEPARATOR
+from sentence_distill.pipeline.tokens import Tokens, tokenize
+
+
+def separator_tokens(tokenizer: Any, prefix: Sequence[int], suffix: Sequence[int], name: str) -> list[int]:
+    """The ids that the tokenizer puts between two sentences: one [SEP] for BERT, </s></s> for RoBERTa.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer` with its post-processor.
+        prefix: what it puts before a sentence.
+        suffix: what it puts behind one.
+        name: the teacher's, for messages.
+
+    Raises:
+        UserError: it puts nothing there, or joins a pair in another way than first, separator, second.
+    """
+    inner = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", "a", add_special_tokens=True).ids
+    separator = whole[len(prefix) + len(inner) : len(whole) - len(inner) - len(suffix)]
+    if not separator or whole != [*prefix, *inner, *separator, *inner, *suffix]:
+        raise UserError(
+            f"teacher {name!r} takes no pairs: its tokenizer puts nothing between two sentences; name one --text-field "
+            "only, or a teacher whose tokenizer.json has a template for pairs"
+        )
+    return separator
+
+
+def tokenize_pairs(tokenizer: Any, pairs: Sequence[str], separator: Sequence[int], dtype: Any = np.uint32) -> Tokens:
+    """Token ids of each pair: those of its first side, the separator, those of its second side.
+
+    The separator stands in a pair once, so that its ids tell where the second side begins: text such as "[SEP]"
+    is ordinary text here, while other special tokens, [MASK] above all, stay what they are.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer` without truncation and padding.
+        pairs: n strings, see `join_sides`.
+        separator: see `separator_tokens`.
+        dtype: of the ids.
+
+    Returns:
+        Tokens of n pairs; none at all for a pair that can't be told apart, because a side has no tokens or makes the
+        separator's even so.
+    """
+    sides = [side for pair in pairs for side in pair.split(PAIR_SEPARATOR)]
+    for token in {tokenizer.id_to_token(number) for number in separator}:
+        sides = [side.replace(token, f"{token[0]} {token[1:]}") for side in sides]
+    tokens = tokenize(tokenizer, sides, dtype)
+    lists = []
+    for row in range(0, len(sides), 2):
+        first, second = tokens[row].tolist(), tokens[row + 1].tolist()
+        parted = first and second and not {*first, *second}.intersection(separator)
+        lists.append([*first, *separator, *second] if parted else [])
+    return Tokens.of(lists, dtype)
+
+
+def token_types(batch: torch.Tensor, prefix: int, separator: Sequence[int]) -> torch.Tensor:
+    """0 up to and with the first separator, 1 behind it.
+
+    Args:
+        batch: int64[b, length], pairs with the special tokens around them.
+        prefix: how many special tokens stand before a pair.
+        separator: see `separator_tokens`.
+
+    Returns:
+        int64[b, length].
+    """
+    # The first of several maxima is the one that argmax gives.
+    found = (batch[:, prefix:] == separator[0]).int().argmax(dim=1, keepdim=True)
+    second = found + prefix + len(separator)
+    return (torch.arange(batch.shape[1], device=batch.device) >= second).long()
