@@ -9,6 +9,7 @@ import click
 from sentence_distill.cli.augment import augment
 from sentence_distill.cli.embed import embed
 from sentence_distill.cli.eval import evaluate
+from sentence_distill.cli.report import report
 from sentence_distill.cli.sample import sample
 from sentence_distill.cli.shards import shards
 from sentence_distill.cli.train_student import train_student
@@ -25,10 +26,11 @@ def sd() -> None:
       sd train-student --shards shards/          the student learns from the shards
       sd eval                                    fidelity, STS-B and speed
       sd eval --glue                             fine-tunes and scores the student on GLUE
+      sd report                                  a page of HTML with all that is known of the student
     """
 
 
-for command in (embed, train_student, evaluate, shards, sample, augment):
+for command in (embed, train_student, evaluate, report, shards, sample, augment):
     sd.add_command(command)
 
 

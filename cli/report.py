@@ -1,0 +1,69 @@
+"""`sd report`: a page about a student."""
+
+from pathlib import Path
+
+import click
+
+from sentence_distill.cli.train_student import DEFAULT_STUDENT
+from sentence_distill.data.errors import UserError
+
+
+def _notes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    from sentence_distill.data.glue_tasks import TASKS
+
+    known = {name.lower(): name for name in TASKS}
+    notes = {}
+    for value in values:
+        task, _, text = value.partition("=")
+        if task.strip().lower() not in known or not text.strip():
+            raise click.BadParameter(f"{value!r} is no TASK=TEXT with one of {', '.join(TASKS)}")
+        notes[known[task.strip().lower()]] = text.strip()
+    return notes
+
+
+@click.command()
+@click.argument("student", type=click.Path(path_type=Path), default=DEFAULT_STUDENT)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="report.html",
+    show_default=True,
+    help="File to write.",
+)
+@click.option(
+    "--shards",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="For nearest neighbours of held-out sentences.  [default: those that the student was trained on]",
+)
+@click.option("--title", default=None, help="Of the page.  [default: names the teacher]")
+@click.option(
+    "--note",
+    "notes",
+    multiple=True,
+    callback=_notes,
+    metavar="TASK=TEXT",
+    help="Footnote at every figure of a GLUE task, where its data is not the official one say; may be repeated.",
+)
+def report(student: Path, out: Path, shards: Path | None, title: str | None, notes: dict[str, str]) -> None:
+    """Write one page of HTML about a student, from what training and sd eval left in its folder.
+
+    The page holds everything itself and fetches nothing. What was not measured yet is named in it with the
+    command that measures it.
+
+    \b
+      sd report distilled --out report.html
+      sd report distilled --note 'QQP=another split than the official one'
+    """
+    from sentence_distill.student.folder import load_distillation
+
+    load_distillation(student)
+    if not out.resolve().parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    from sentence_distill.student.report import write_report
+
+    missing = write_report(student, out, shards=shards, title=title, notes=notes)
+    for section, reason in missing.items():
+        if reason:
+            click.echo(f"{section}: {reason}")
+    click.echo(f"report: {out}")

@@ -1,0 +1,127 @@
+"""One page of HTML about a student, of what lies in its folder; it needs nothing from the network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.published import PUBLISHED
+from sentence_distill.pipeline.files import write_atomically
+from sentence_distill.student.folder import load_student
+from sentence_distill.student.report_charts import require_matplotlib
+from sentence_distill.student.report_files import EVAL, GLUE, SPEED, StudentFiles
+from sentence_distill.student.report_glue import glue_table, low_data_charts, low_data_legend
+from sentence_distill.student.report_measures import (
+    bucket_charts,
+    cards,
+    curve_charts,
+    fidelity_table,
+    measured_models,
+)
+from sentence_distill.student.report_neighbours import Example, nearest_examples, read_reference
+from sentence_distill.student.report_origin import commands, environments, history_table, option_rows, origin
+from sentence_distill.student.report_speed import speed_charts, speed_table
+
+TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True)
+class Footnote:
+    """A remark on all figures of a task."""
+
+    number: int
+    task: str
+    text: str
+
+
+def write_report(
+    folder: Path, out: Path, *, shards: Path | None, title: str | None, notes: Mapping[str, str]
+) -> dict[str, str]:
+    """Write the page.
+
+    Args:
+        folder: of the student.
+        out: file to write.
+        shards: where held-out sentences are looked for; None takes those that the student was trained on.
+        title: of the page; None names the teacher.
+        notes: remarks on the figures of GLUE tasks, by task.
+
+    Returns:
+        What is missing, by section, with how to get it.
+
+    Raises:
+        UserError: there is no student, a file of it is damaged, or matplotlib is not installed.
+    """
+    require_matplotlib()
+    files = StudentFiles.read(folder)
+    context = gather(files, shards=shards, title=title, notes=notes)
+    write_atomically(out, render(context).encode())
+    return context["missing"]  # type: ignore[no-any-return]
+
+
+def gather(files: StudentFiles, *, shards: Path | None, title: str | None, notes: Mapping[str, str]) -> dict[str, Any]:
+    """All that the template shows; arguments as in `write_report`."""
+    footnotes = [Footnote(number, task, text) for number, (task, text) in enumerate(notes.items(), start=1)]
+    marks = {note.task: note.number for note in footnotes}
+    models = measured_models(files)
+    examples, no_examples = _examples(files, shards)
+    table, charts = glue_table(files.glue, marks), low_data_charts(files.glue, marks)
+    teacher = files.distillation["teacher"]["teacher"]
+    name = files.folder.resolve().name
+    missing = {
+        "curves": "" if files.metrics else "no metrics.jsonl in the folder; sd train-student writes it",
+        "fidelity": "" if files.evaluation else f"more is measured by: {files.command(EVAL)}",
+        "glue": "" if table else f"not measured yet; this does it: {files.command(GLUE)}",
+        "speed": "" if files.speed else f"not measured yet; this does it: {files.command(SPEED)}",
+        "low-data": "" if charts else f"not measured yet; this does it: {files.command(GLUE)} --fractions 0.01,0.1,1",
+        "neighbours": no_examples,
+    }
+    return {
+        "title": title or f"{teacher.rsplit('/', 1)[-1]} distilled into a BiLSTM",
+        "name": name,
+        "missing": missing,
+        "cards": cards(files, marks),
+        "origin": origin(files),
+        "options": option_rows(files),
+        "history": history_table(files),
+        "curves": curve_charts(files.metrics),
+        "fidelity": fidelity_table(models),
+        "buckets": bucket_charts(models),
+        "unmeasured": files.evaluation.get("skipped", {}),
+        "glue": table,
+        "glue_skipped": files.glue.get("skipped", {}),
+        "published": PUBLISHED,
+        "footnotes": footnotes,
+        "speed": speed_table(files.speed) if files.speed else None,
+        "speed_charts": speed_charts(files.speed) if files.speed else [],
+        "speed_skipped": files.speed.get("skipped", {}),
+        "low_data": charts,
+        "low_data_legend": low_data_legend(files.glue),
+        "examples": examples,
+        "environments": environments(files),
+        "commands": commands(files),
+    }
+
+
+def render(context: Mapping[str, Any]) -> str:
+    """The page; whatever stands in the context is escaped, charts excepted."""
+    environment = Environment(
+        loader=PackageLoader("sentence_distill.student"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE).render(context)
+
+
+def _examples(files: StudentFiles, shards: Path | None) -> tuple[list[Example], str]:
+    """Neighbours, or why there are none."""
+    try:
+        reference = read_reference(shards or Path(files.distillation["shards"]), files.distillation)
+    except UserError as error:
+        return [], f"{error}; sd report {files.folder} --shards FOLDER names others"
+    return nearest_examples(load_student(files.folder), reference), ""

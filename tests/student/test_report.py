@@ -1,0 +1,196 @@
+import json
+import re
+import shutil
+import sys
+
+import pytest
+
+FOLDER_FILES = ("eval.json", "glue.json", "speed.json")
+HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)>'
+
+
+@pytest.fixture
+def student(student_folder, tmp_path):
+    """A copy of the small student, in whose folder a test may write."""
+    return shutil.copytree(student_folder, tmp_path / "student")
+
+
+def page(sd, student, *options):
+    out = student.parent / "report.html"
+    assert sd("report", student, "--out", out, *options) == 0
+    return out.read_text(encoding="utf-8")
+
+
+def result(task_scores, *, seed=0, fraction=1.0, examples=1000):
+    return {"seed": seed, "fraction": fraction, "scores": task_scores, "examples": examples}
+
+
+def write_glue(student, rows):
+    (student / "glue.json").write_text(json.dumps({"source": "nyu-mll/glue", "rows": rows, "skipped": {}}))
+
+
+def cells(html, row):
+    """Texts of the cells of a table's row, without marks of footnotes and small letters."""
+    body = next(
+        part for part in re.findall(r"<tr>.*?</tr>", html, re.DOTALL) if re.search(f">{re.escape(row)}\\s*<", part)
+    )
+    body = re.sub(r"<(sup|small)>.*?</\1>", "", body, flags=re.DOTALL)
+    return [re.sub("<.*?>", "", cell).strip() for cell in re.findall(r"<td.*?</td>", body, re.DOTALL)]
+
+
+def test_what_was_not_measured_is_named_with_its_command(sd, student, capsys):
+    html = page(sd, student)
+    said = capsys.readouterr().out
+    for command in ("sd eval", "sd eval --glue", "sd eval --speed"):
+        assert f"{command} --student {student}" in html
+        assert f"{command} --student {student}" in said
+    assert "<h2" in html
+    assert html.count("<figure>") >= 3
+
+
+def test_shards_that_are_gone_are_said_to_be_gone(sd, student, shards, tmp_path):
+    assert "found by both" in page(sd, student, "--shards", shards)
+    html = page(sd, student, "--shards", tmp_path / "gone")
+    assert f"No folder {tmp_path / 'gone'}" in html
+    assert "found by both" not in html
+
+
+def test_text_of_others_cannot_become_markup(sd, student, monkeypatch):
+    record = json.loads((student / "distillation.json").read_text())
+    record["teacher"]["teacher"] = HOSTILE
+    (student / "distillation.json").write_text(json.dumps(record))
+    write_glue(student, {"distilled": {"CoLA": [result({"dev": {"matthews": 0.1}})]}})
+    from sentence_distill.student import report_neighbours
+
+    read = report_neighbours.Reference.read
+
+    def hostile(*arguments):
+        reference = read(*arguments)
+        reference.texts[:] = [HOSTILE] * len(reference.texts)
+        return reference
+
+    monkeypatch.setattr(report_neighbours.Reference, "read", hostile)
+    html = page(sd, student, "--note", f"CoLA={HOSTILE}", "--title", HOSTILE)
+    assert html.count("&lt;script&gt;alert") > 10
+    assert html.count("<script") == 1
+    assert "<img" not in html
+
+
+def test_the_same_folder_gives_the_same_bytes(sd, student):
+    (student / "eval.json").write_text(json.dumps({"held_out": {"by_length": [part(1, 8), part(9, None)]}}))
+    assert page(sd, student) == page(sd, student)
+
+
+def part(least, most):
+    return {"least": least, "most": most, "rows": 10, "cosine": 0.9}
+
+
+def test_ids_are_unique_and_what_refers_to_them_finds_them(sd, student):
+    (student / "eval.json").write_text(json.dumps({"held_out": {"by_length": [part(1, 8), part(9, None)]}}))
+    html = page(sd, student, "--note", "QQP=another split")
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="#|url\(#|aria-labelledby=")([^")]+)', html)) <= set(ids)
+
+
+@pytest.mark.parametrize("name", FOLDER_FILES)
+@pytest.mark.parametrize("content", ["{", "[]", '"x"'])
+def test_a_damaged_file_is_an_error_of_one_line_that_names_it(sd, student, capsys, name, content):
+    (student / name).write_text(content)
+    assert sd("report", student, "--out", student / "report.html") == 1
+    error = capsys.readouterr().err
+    assert str(student / name) in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (student / "report.html").exists()
+
+
+def test_figures_of_an_earlier_version_are_refused_by_name(sd, student, capsys):
+    write_glue(student, {"distilled": {"CoLA": {"task": "CoLA", "scores": {"dev": {"matthews": 0.1}}}}})
+    assert sd("report", student, "--out", student / "report.html") == 1
+    assert "another version (row 'distilled' has no list of results for CoLA)" in capsys.readouterr().err
+
+
+def test_several_seeds_become_mean_and_deviation_and_the_best_student_is_marked(sd, student):
+    accuracies = {"scratch": (0.80, 0.82), "distilled": (0.86, 0.88), "teacher": (0.92,)}
+    write_glue(
+        student,
+        {
+            row: {"SST-2": [result({"dev": {"accuracy": value}}, seed=seed) for seed, value in enumerate(values)]}
+            for row, values in accuracies.items()
+        },
+    )
+    html = page(sd, student)
+    assert cells(html, "distilled student, fine-tuned") == ["87.0"]
+    assert "± 1.4" in html
+    assert html.count("<strong>87.0</strong>") == 1
+    assert "<strong>92.0</strong>" not in html
+    assert cells(html, "BERT-base, test") == ["93.5"]
+
+
+def test_a_note_stands_at_every_figure_of_its_task_and_at_no_other(sd, student):
+    scores = {"QQP": [result({"dev": {"f1": 0.7, "accuracy": 0.8}})], "RTE": [result({"dev": {"accuracy": 0.5}})]}
+    write_glue(student, {"scratch": scores, "distilled": scores})
+    html = page(sd, student, "--note", "qqp=another split")
+    assert html.count('href="#note-1"') == 5, "four in the table, one at the mean of both tasks"
+    assert "QQP: another split" in html
+
+
+def test_shares_of_the_examples_become_curves_and_stay_out_of_the_table(sd, student):
+    few = [result({"dev": {"accuracy": 0.6}}, fraction=0.1, examples=100)]
+    whole = [result({"dev": {"accuracy": 0.8}}, examples=1000)]
+    write_glue(student, {"distilled": {"SST-2": few + whole}, "scratch": {"SST-2": whole}})
+    html = page(sd, student)
+    assert cells(html, "distilled student, fine-tuned") == ["80.0"]
+    assert "distilled student, fine-tuned: from 60 at 100 to 80 at 1,000" in html
+
+
+def test_contenders_are_numbered_alike_in_table_and_charts(sd, student):
+    def contender(model, quality, rate):
+        rates = {"1": rate / 10, "128": rate}
+        return {"model": model, "threads": {"2": {"by_batch": rates}}, "sts_spearman": quality, "megabytes": 40}
+
+    contenders = {"student (sd, bf16)": contender("student", 0.8, 2000), "teacher": contender("teacher", 0.9, 300)}
+    speed = {"threads": [1, 2], "contenders": contenders, "skipped": {"TF-IDF": "no text"}}
+    (student / "speed.json").write_text(json.dumps(speed))
+    html = page(sd, student)
+    assert cells(html, "2. student (sd, bf16)")[:3] == ["0.800", "200", "2,000"]
+    assert "no. 1: 0.9 at 300; no. 2: 0.8 at 2,000" in html
+
+
+def test_figures_of_several_models_stand_side_by_side(sd, student):
+    models = {"other": {"sts_spearman": 0.7}, str(student): {"sts_spearman": 0.8, "held_out": {"recall_at_10": 0.5}}}
+    (student / "eval.json").write_text(json.dumps({"models": models, "skipped": {}}))
+    html = page(sd, student)
+    assert cells(html, "STS-B, Spearman, no fine-tuning") == ["0.8000", "0.7000"]
+    assert '<span class="value">0.800</span>' in html
+
+
+def test_commands_repeat_the_options_that_were_not_the_default(sd, student):
+    html = page(sd, student)
+    assert "--pooling mean --layers 2 --shard-rows 200 --dtype float32" in html
+    assert "--embedding-dim 16 --hidden 16 --layers 1 --batch-size 16 --held-out 0.1" in html
+    assert "--weight-decay" not in html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--note", "QQP"), 2, "no TASK=TEXT"),
+        (("--note", "ABC=text"), 2, "one of CoLA"),
+        (("--out", "no-such/report.html"), 1, "there is no folder no-such"),
+    ],
+)
+def test_mistakes_in_options_are_named(sd, student, capsys, arguments, code, message):
+    assert sd("report", student, *arguments) == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_student_is_named(sd, tmp_path, capsys):
+    assert sd("report", tmp_path / "none") == 1
+    assert "sd train-student" in capsys.readouterr().err
+
+
+def test_without_matplotlib_the_package_is_named(sd, student, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert sd("report", student, "--out", student / "report.html") == 1
+    assert "pip install matplotlib" in capsys.readouterr().err
