@@ -76,7 +76,9 @@ def gather(files: StudentFiles, *, shards: Path | None, title: str | None, notes
         "fidelity": "" if files.evaluation else f"more is measured by: {files.command(EVAL)}",
         "glue": "" if table else f"not measured yet; this does it: {files.command(GLUE)}",
         "speed": "" if files.speed else f"not measured yet; this does it: {files.command(SPEED)}",
-        "low-data": "" if charts else f"not measured yet; this does it: {files.command(GLUE)} --fractions 0.01,0.1,1",
+        "low-data": ""
+        if charts
+        else f"not measured yet; this does it: {files.command(GLUE)} --train-fraction 0.01,0.1,1",
         "neighbours": no_examples,
     }
     return {

@@ -10,7 +10,7 @@ from sentence_distill.student.folder import load_distillation
 from sentence_distill.student.log import read_metrics
 
 EVAL, GLUE, SPEED = "eval.json", "glue.json", "speed.json"
-_MADE_BY = {EVAL: "sd eval", GLUE: "sd eval --glue", SPEED: "sd eval --speed"}
+_MADE_BY = {EVAL: "sd eval", GLUE: "sd eval --glue --rows all", SPEED: "sd eval --speed"}
 
 
 @dataclass(frozen=True)

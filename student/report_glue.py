@@ -1,7 +1,7 @@
 """GLUE in a report: the rows of glue.json beside published systems, and scores by number of training examples."""
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,12 +89,10 @@ def low_data_charts(glue: dict[str, Any], notes: Mapping[str, int]) -> list[Char
     """For each task that was fine-tuned on shares of its examples, score against their number, a line a row."""
     charts: list[Chart] = []
     for column in _first_columns():
-        task, split = task_of(column), _split(column)
-        lines = []
-        for row, tasks in _known_rows(glue):
-            results = tasks.get(task, [])
-            if any(result.get("fraction", 1.0) < 1 for result in results):
-                lines.append(_line(row, results, split, column[1]))
+        task = task_of(column)
+        rows = {row: tasks[task] for row, tasks in _known_rows(glue) if _has_shares(tasks.get(task, []))}
+        examples = _examples(rows.values())
+        lines = [_line(row, results, column, examples) for row, results in rows.items()]
         if any(line.points for line in lines):
             mark = f" [{notes[task]}]" if task in notes else ""
             y = f"{_METRICS[column[1]]}, %"
@@ -105,11 +103,7 @@ def low_data_charts(glue: dict[str, Any], notes: Mapping[str, int]) -> list[Char
 
 def low_data_legend(glue: dict[str, Any]) -> list[tuple[str, str]]:
     """Title and line of each row in the low-data charts."""
-    shown = [
-        row
-        for row, tasks in _known_rows(glue)
-        if any(result.get("fraction", 1.0) < 1 for results in tasks.values() for result in results)
-    ]
+    shown = [row for row, tasks in _known_rows(glue) if any(_has_shares(results) for results in tasks.values())]
     return [(ROWS[row], swatch(f"row-{row}", _colour(row))) for row in shown]
 
 
@@ -184,16 +178,31 @@ def _published(columns: Sequence[Score]) -> list[list[Cell]]:
     return rows
 
 
-def _line(row: str, results: Sequence[dict[str, Any]], split: str, metric: str) -> Series:
+def _has_shares(results: Sequence[dict[str, Any]]) -> bool:
+    """Whether a row of a task was fine-tuned on less than all examples, too."""
+    return any(result.get("fraction", 1.0) < 1 for result in results)
+
+
+def _examples(rows: Iterable[Sequence[dict[str, Any]]]) -> dict[float, int]:
+    """Number of a task's examples by their share; rows that learn from a teacher count augmented copies as well."""
+    found: dict[float, int] = {}
+    for result in (result for results in rows for result in results):
+        fraction, examples = result.get("fraction", 1.0), int(result["examples"])
+        found[fraction] = min(examples, found.get(fraction, examples))
+    return found
+
+
+def _line(row: str, results: Sequence[dict[str, Any]], column: Score, examples: Mapping[float, int]) -> Series:
     """Mean score by number of examples."""
-    by_examples: dict[int, list[dict[str, Any]]] = {}
-    for result in results:
-        by_examples.setdefault(int(result["examples"]), []).append(result)
-    measured = {
-        examples: Measured(values)
-        for examples, group in sorted(by_examples.items())
-        if (values := _values(group, split, metric))
+    by_share = {
+        fraction: [result for result in results if result.get("fraction", 1.0) == fraction]
+        for fraction in sorted(examples)
     }
-    points = [(float(examples), one.mean) for examples, one in measured.items()]
+    measured = {
+        fraction: Measured(values)
+        for fraction, group in by_share.items()
+        if (values := _values(group, _split(column), column[1]))
+    }
+    points = [(float(examples[fraction]), one.mean) for fraction, one in measured.items()]
     deviations = [one.deviation or 0.0 for one in measured.values()]
     return Series(ROWS[row], points, colour=_colour(row), deviations=deviations if any(deviations) else ())

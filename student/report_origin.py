@@ -22,6 +22,14 @@ _EMBED = {
     "dtype": "float16",
     "compression": "none",
 }
+# Fields of glue.json's finetuning that are options of sd eval --glue.
+_FINETUNING = {
+    "epochs": "epochs",
+    "max_steps": "finetune_steps",
+    "learning_rates": "learning_rate",
+    "encoder_rate": "encoder_rate",
+    "copies": "copies",
+}
 _PRECISION = {"bfloat16": "bf16", "float32": "fp32"}
 
 
@@ -80,7 +88,7 @@ def commands(files: StudentFiles) -> list[str]:
     lines = [embed, train]
     if files.evaluation:
         lines.append(f"sd eval --student {folder}")
-    if files.glue:
+    if files.glue.get("rows"):
         lines.append(" ".join(["sd eval --glue --student", folder, *_glue_options(files.glue)]))
     if files.speed:
         lines.append(f"sd eval --speed --student {folder}")
@@ -131,13 +139,8 @@ def _shown(value: Any) -> str:
 
 def _option(name: str, value: Any) -> Iterator[str]:
     yield f"--{name.replace('_', '-')}"
-    yield shlex.quote(
-        ",".join(map(str, value))
-        if isinstance(value, list | tuple)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    values = value if isinstance(value, list | tuple) else [value]
+    yield shlex.quote(",".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values))
 
 
 def _embed_options(record: dict[str, Any]) -> list[str]:
@@ -168,10 +171,17 @@ def _train_options(record: dict[str, Any]) -> list[str]:
 
 
 def _glue_options(glue: dict[str, Any]) -> list[str]:
-    source = glue.get("source", "")
-    return [] if source == "nyu-mll/glue" else ["--glue-dir", "GLUE"]
-
-
-def student_name(folder: Path) -> str:
-    """What a page calls a student: its folder's name."""
-    return folder.resolve().name
+    results = [result for tasks in glue["rows"].values() for several in tasks.values() for result in several]
+    seeds = {result["seed"] for result in results if "seed" in result}
+    fractions = sorted({result.get("fraction", 1.0) for result in results}, reverse=True)
+    options: dict[str, Any] = {"rows": list(glue["rows"])}
+    if len(seeds) > 1:
+        options["seeds"] = len(seeds)
+    if min(seeds, default=0):
+        options["seed"] = min(seeds)
+    if fractions not in ([], [1.0]):
+        options["train_fraction"] = fractions
+    finetuning = glue.get("finetuning", {})
+    options |= {option: finetuning[name] for name, option in _FINETUNING.items() if name in finetuning}
+    words = [word for name, value in options.items() for word in _option(name, value)]
+    return words + ([] if glue.get("source") == "nyu-mll/glue" else ["--glue-dir", "GLUE"])

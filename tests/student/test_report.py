@@ -31,9 +31,8 @@ def write_glue(student, rows):
 
 def cells(html, row):
     """Texts of the cells of a table's row, without marks of footnotes and small letters."""
-    body = next(
-        part for part in re.findall(r"<tr>.*?</tr>", html, re.DOTALL) if re.search(f">{re.escape(row)}\\s*<", part)
-    )
+    named = re.compile(f">{re.escape(row)}\\s*<")
+    body = next(part for part in re.findall(r"<tr>.*?</tr>", html, re.DOTALL) if named.search(part))
     body = re.sub(r"<(sup|small)>.*?</\1>", "", body, flags=re.DOTALL)
     return [re.sub("<.*?>", "", cell).strip() for cell in re.findall(r"<td.*?</td>", body, re.DOTALL)]
 
