@@ -73,12 +73,10 @@ def gather(files: StudentFiles, *, shards: Path | None, title: str | None, notes
     name = files.folder.resolve().name
     missing = {
         "curves": "" if files.metrics else "no metrics.jsonl in the folder; sd train-student writes it",
-        "fidelity": "" if files.evaluation else f"more is measured by: {files.command(EVAL)}",
-        "glue": "" if table else f"not measured yet; this does it: {files.command(GLUE)}",
-        "speed": "" if files.speed else f"not measured yet; this does it: {files.command(SPEED)}",
-        "low-data": ""
-        if charts
-        else f"not measured yet; this does it: {files.command(GLUE)} --train-fraction 0.01,0.1,1",
+        "fidelity": "" if files.evaluation else f"more of it is measured by: {files.command(EVAL)}",
+        "glue": "" if table else f"not measured yet: {files.command(GLUE)}",
+        "speed": "" if files.speed else f"not measured yet: {files.command(SPEED)}",
+        "low-data": "" if charts else f"not measured yet: {files.command(GLUE)} --train-fraction 0.01,0.1,1",
         "neighbours": no_examples,
     }
     return {

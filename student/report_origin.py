@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from sentence_distill.student.config import SIZES, TrainConfig

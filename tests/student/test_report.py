@@ -40,7 +40,7 @@ def cells(html, row):
 def test_what_was_not_measured_is_named_with_its_command(sd, student, capsys):
     html = page(sd, student)
     said = capsys.readouterr().out
-    for command in ("sd eval", "sd eval --glue", "sd eval --speed"):
+    for command in ("sd eval", "sd eval --glue --rows all", "sd eval --speed"):
         assert f"{command} --student {student}" in html
         assert f"{command} --student {student}" in said
     assert "<h2" in html
