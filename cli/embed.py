@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sentence_distill.cli.engine import check_engine, open_engine
+from sentence_distill.cli.shards import next_command
 from sentence_distill.cli.values import layer_numbers, share
 from sentence_distill.data.errors import UserError
 
@@ -142,7 +143,7 @@ if TYPE_CHECKING:
 )
 @click.option("--no-text", is_flag=True, help="Keep token ids only, not the sentences.")
 def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: Any) -> None:
-    """Run the teacher once over a corpus and write its sentence embeddings to sharded Arrow files.
+    """Run the teacher once over a corpus and write its embeddings, or logits, to sharded Arrow files.
 
     The corpus is split into sentences, cleaned and freed of exact duplicates; what can't be used is listed
     in rejected.jsonl. Stop it when you like: the same command goes on with the shard it was at.
@@ -152,6 +153,7 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
       sd embed --corpus 'dumps/*.jsonl.zst' --text-field body --teacher minilm
       zcat wiki.gz | sd embed --corpus - --teacher ./my-bert --pooling mean --layers 6,12
       sd embed --corpus big/ --out /shared/shards --slice 3/64
+      sd embed --corpus qqp.jsonl --text-field question1,question2 --teacher ./bert-qqp --out logits/
     """
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.corpus import Corpus, text_fields
@@ -268,5 +270,5 @@ def _summary(out: str, manifest: dict[str, Any]) -> None:
         f"from {totals['records']:,} records; {totals['duplicates']:,} duplicates left out, {rejected:,} rejected"
         + (f" (see {out.rstrip('/')}/rejected.jsonl): " if rejected else "")
         + ", ".join(f"{count:,} {reason}" for reason, count in totals["rejected"].items())
-        + f"\nnext: sd train-student --shards {out}"
+        + f"\nnext: {next_command(out, manifest['fingerprint'])}"
     )

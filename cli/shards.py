@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,6 +20,13 @@ def _open(context: click.Context, parameter: click.Parameter, value: str) -> Pat
     from sentence_distill.pipeline.files import open_folder
 
     return open_folder(value)
+
+
+def next_command(folder: str | Path, fingerprint: dict[str, Any]) -> str:
+    """What to do with finished shards."""
+    if fingerprint["pooling"] == "logits":
+        return f"sd finetune STUDENT --task NAME --logits {folder}"
+    return f"sd shards verify {folder}" if "separator" in fingerprint else f"sd train-student --shards {folder}"
 
 
 _folder = click.argument("folder", callback=_open, metavar="SHARDS", default="shards")
@@ -57,7 +65,7 @@ def list_(folder: Path) -> None:
     )
     if manifest["notice"]:
         click.echo(f"note: {manifest['notice']}")
-    click.echo(f"next: sd train-student --shards {folder}")
+    click.echo(f"next: {next_command(folder, fingerprint)}")
 
 
 @shards.command()
@@ -97,8 +105,8 @@ def merge(folder: Path) -> None:
         raise UserError(f"{folder} has no plan, or a damaged one; make it: sd embed --slice 1/N --out {folder}")
     with lock_folder(folder):
         remove_temporaries(folder)
-        totals = close_folder(folder, plan)["totals"]
+        manifest = close_folder(folder, plan)
     click.echo(
-        f"{folder}: {len(plan.slices)} shards, {totals['rows']:,} sentences\n"
-        f"next: sd shards verify {folder}, sd train-student --shards {folder}"
+        f"{folder}: {len(plan.slices)} shards, {manifest['totals']['rows']:,} sentences\n"
+        f"next: sd shards verify {folder}, {next_command(folder, manifest['fingerprint'])}"
     )

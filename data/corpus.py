@@ -50,9 +50,19 @@ class Corpus:
         text_field: str = "text",
         leave_out: Path | None = None,
     ) -> "Corpus":
-        """Find the files of `locations` (see `find_sources`)."""
-        text_fields(text_field)
-        return cls(find_sources(locations, leave_out), format, text_field)
+        """Find the files of `locations` (see `find_sources`).
+
+        Raises:
+            UserError: there are none, or pairs are asked for and one has no fields.
+        """
+        corpus = cls(find_sources(locations, leave_out), format, text_field)
+        for source in corpus.sources if corpus.pairs else ():
+            if (kind := format or detect_format(source)) in ("text", "wikiextractor"):
+                raise UserError(
+                    f"{source.name} is read as {kind}, which has no fields; pairs, as --text-field {text_field}, "
+                    "come from JSON lines, Parquet, Arrow, CSV or TSV (--format names it where that was not found)"
+                )
+        return corpus
 
     @property
     def pairs(self) -> bool:
@@ -88,11 +98,6 @@ class Corpus:
             return partial(read_arrow, fields=fields)
         if kind in ("csv", "tsv"):
             return partial(read_csv, fields=fields, delimiter="," if kind == "csv" else "\t")
-        if self.pairs:
-            raise UserError(
-                f"{source.name} is read as {kind}, where a record has no fields; --text-field {self.text_field} asks "
-                "for pairs, which come from JSON lines, Parquet, Arrow, CSV or TSV (--format says which it is)"
-            )
         return partial(read_wikiextractor if kind == "wikiextractor" else read_text)
 
 

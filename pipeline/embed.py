@@ -108,7 +108,7 @@ class EmbedRun:
         self.corpus = corpus
         self.engine = engine
         self.teacher = engine.facts()
-        assert config.rules.pairs == ("separator" in self.teacher.fingerprint), "rules and teacher differ about pairs"
+        assert corpus.pairs == config.rules.pairs == ("separator" in self.teacher.fingerprint), "all know of pairs"
         if config.max_tokens > self.teacher.max_tokens:
             raise UserError(f"--max-tokens {config.max_tokens}: this teacher takes {self.teacher.max_tokens} at most")
         self.out = out

@@ -51,7 +51,7 @@ def tokenize_pairs(tokenizer: Any, pairs: Sequence[str], separator: Sequence[int
         separator's even so.
     """
     sides = [side for pair in pairs for side in pair.split(PAIR_SEPARATOR)]
-    for token in {tokenizer.id_to_token(number) for number in separator}:
+    for token in dict.fromkeys(map(tokenizer.id_to_token, separator)):
         sides = [side.replace(token, f"{token[0]} {token[1:]}") for side in sides]
     tokens = tokenize(tokenizer, sides, dtype)
     lists = []

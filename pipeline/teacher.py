@@ -274,8 +274,11 @@ class Teacher:
             "normalize": self.recipe.normalize,
             "compute_dtype": str(self.dtype).removeprefix("torch."),
         }
+        # Fields of these runs alone, so that those of all others stay what they were.
         if self.separator:
             fingerprint["separator"] = self.separator
+        if self.recipe.pooling == LOGITS:
+            fingerprint["labels"] = [str(self.model.config.id2label[number]) for number in range(self.dim)]
         words = self.model.get_input_embeddings().weight.detach().cpu().half().contiguous()
         return TeacherFacts(
             fingerprint=fingerprint,
