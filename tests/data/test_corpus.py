@@ -31,15 +31,16 @@ def texts(*locations, **options):
     return [record.text for record in Corpus.open([str(x) for x in locations], **options).records()]
 
 
-def table_bytes(kind: str) -> bytes:
-    table = pa.table({"n": [1, 2, 3], "body": TEXTS})
+def table_bytes(kind: str, second: list[str] = TEXTS) -> bytes:
+    table = pa.table({"other": second, "n": [1, 2, 3], "body": TEXTS})
     sink = io.BytesIO()
     if kind == "parquet":
         pa.parquet.write_table(table, sink)
     elif kind == "csv":
         pa.csv.write_csv(table, sink)
     elif kind == "jsonl":
-        sink.write("".join(json.dumps({"n": 1, "body": text}) + "\n" for text in TEXTS).encode())
+        rows = [{"n": 1, "other": b, "body": a} for a, b in zip(TEXTS, second, strict=True)]
+        sink.write("".join(json.dumps(row) + "\n" for row in rows).encode())
     else:
         with (pa.ipc.new_file if kind == "arrow" else pa.ipc.new_stream)(sink, table.schema) as writer:
             writer.write_table(table)
@@ -52,6 +53,53 @@ def test_every_table_format_is_read_in_every_compression(tmp_path, kind, suffix)
     path = tmp_path / f"corpus.{kind.removesuffix('-stream')}{suffix}"
     path.write_bytes(COMPRESSORS[suffix](table_bytes(kind)))
     assert texts(path, text_field="body") == TEXTS
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow", "arrow-stream", "csv"])
+def test_two_fields_are_a_pair_in_every_format_with_one_tab_between(tmp_path, kind):
+    second = ["Yes.", "A\ttab in it.", ""]
+    path = tmp_path / f"corpus.{kind.removesuffix('-stream')}"
+    path.write_bytes(table_bytes(kind, second))
+    pairs = zip(TEXTS, second, strict=True)
+    assert texts(path, text_field="body,other") == [
+        f"{a}\t{b}".replace("\tone", " one").replace("A\tt", "A t") for a, b in pairs
+    ]
+    corpus = Corpus.open([str(path)], text_field="other, body")
+    assert corpus.pairs
+    whole = list(corpus.records())
+    assert whole[0].text == f"Yes.\t{TEXTS[0]}"
+    for number, record in enumerate(whole):
+        assert list(corpus.records(record.position)) == whole[number:]
+
+
+def test_a_pair_that_lacks_a_side_is_rejected_with_the_reason(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"a": "x", "b": "y"}\n{"a": "x"}\n{"b": "y", "a": 1}\n')
+    reasons = [record.reason for record in Corpus.open([str(tmp_path / "x.jsonl")], text_field="a,b").records()]
+    assert reasons == ["", "no field b", "field a is not a string"]
+    pa.parquet.write_table(pa.table({"a": ["x", None], "b": ["y", "z"]}), tmp_path / "x.parquet")
+    assert texts(tmp_path / "x.parquet", text_field="a,b") == ["x\ty", None]
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("a,b,c", "name one field, or two"),
+        ("a,", "name one field, or two"),
+        ("a,a", "name one field, or two"),
+        ("n,body", "holds int64, not text"),
+        ("body,none", "no column 'none'"),
+    ],
+)
+def test_fields_that_make_no_pair_are_an_error(tmp_path, field, message):
+    (tmp_path / "x.parquet").write_bytes(table_bytes("parquet"))
+    with pytest.raises(UserError, match=message):
+        texts(tmp_path / "x.parquet", text_field=field)
+
+
+def test_plain_text_has_no_pairs(tmp_path):
+    (tmp_path / "x.txt").write_text("One side.\tAnother one.\n")
+    with pytest.raises(UserError, match=r"x\.txt is read as text, which has no fields"):
+        Corpus.open([str(tmp_path / "x.txt")], text_field="a,b")
 
 
 @pytest.mark.parametrize("suffix", COMPRESSORS)
@@ -237,7 +285,8 @@ def test_a_hub_dataset_is_streamed_once_and_kept(tmp_path, monkeypatch):
     import datasets
 
     source = tmp_path / "rows.jsonl"
-    source.write_text('{"body": "A line of the hub.", "id": 1}\n{"body": "Größer.", "id": 2}\n', encoding="utf-8")
+    lines = ['{"body": "A line of the hub.", "more": "One.", "id": 1}', '{"body": "Größer.", "more": "Two.", "id": 2}']
+    source.write_text("\n".join(lines), encoding="utf-8")
     real = datasets.load_dataset
 
     def load_dataset(name, config, *, split, streaming):
@@ -248,6 +297,10 @@ def test_a_hub_dataset_is_streamed_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("sentence_distill.data.spool.ask_hub", lambda question: None)
     path = spool_hub_dataset("some/corpus:en", "body", tmp_path / "copy", Silent())
     assert texts(path, text_field="body") == ["A line of the hub.", "Größer."]
+    pairs = spool_hub_dataset("some/corpus:en", "body,more", tmp_path / "copy", Silent())
+    assert texts(pairs, text_field="body,more") == ["A line of the hub.\tOne.", "Größer.\tTwo."]
+    with pytest.raises(UserError, match=r"no column 'none' but body, more, id"):
+        spool_hub_dataset("some/corpus:en", "body,none", tmp_path / "copy", Silent())
     monkeypatch.setattr("sentence_distill.data.spool.ask_hub", lambda question: pytest.fail("the hub was asked again"))
     assert spool_hub_dataset("some/corpus:en", "body", tmp_path / "copy", Silent()) == path
     monkeypatch.undo()

@@ -57,6 +57,22 @@ def test_what_can_not_be_used_carries_its_reason(text, reason):
     assert [s.reason for s in split_sentences(text, rules)] == [reason]
 
 
+@pytest.mark.parametrize(
+    ("text", "pair", "reason"),
+    [
+        (" One. Two.\u00a0Three. \tThey  all ran. ", "One. Two. Three.\tThey all ran.", ""),
+        ("Only two\tThese are three", "Only two\tThese are three", "too few words"),
+        ("These are three\t1 2 3", "These are three\t1 2 3", "no letters"),
+        ("These are three\t\x00 ", "These are three\t", "empty"),
+        ("\t", "\t", "empty"),
+    ],
+)
+def test_a_pair_is_one_candidate_each_side_of_which_has_to_keep_the_rules(text, pair, reason):
+    rules = SentenceRules(pairs=True)
+    assert (rules.split, rules.splitter) == (False, "none")
+    assert [(s.text, s.reason) for s in split_sentences(text, rules)] == [(pair, reason)]
+
+
 def test_rules_that_leave_nothing_are_refused():
     with pytest.raises(UserError, match="min-words"):
         SentenceRules(min_words=5, max_words=4)
