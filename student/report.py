@@ -10,7 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.published import PUBLISHED
 from sentence_distill.pipeline.files import write_atomically
-from sentence_distill.student.folder import load_student
+from sentence_distill.student.folder import DISTILLATION, load_student
+from sentence_distill.student.log import METRICS
 from sentence_distill.student.report_charts import require_matplotlib
 from sentence_distill.student.report_files import EVAL, GLUE, SPEED, StudentFiles
 from sentence_distill.student.report_glue import glue_table, low_data_charts, low_data_legend
@@ -59,51 +60,76 @@ def write_report(
     files = StudentFiles.read(folder)
     context = gather(files, shards=shards, title=title, notes=notes)
     write_atomically(out, render(context).encode())
-    return context["missing"]  # type: ignore[no-any-return]
+    missing: dict[str, str] = context["missing"]
+    return missing
 
 
 def gather(files: StudentFiles, *, shards: Path | None, title: str | None, notes: Mapping[str, str]) -> dict[str, Any]:
-    """All that the template shows; arguments as in `write_report`."""
+    """All that the template shows; arguments and errors as in `write_report`."""
     footnotes = [Footnote(number, task, text) for number, (task, text) in enumerate(notes.items(), start=1)]
     marks = {note.task: note.number for note in footnotes}
-    models = measured_models(files)
-    examples, no_examples = _examples(files, shards)
-    table, charts = glue_table(files.glue, marks), low_data_charts(files.glue, marks)
     teacher = files.distillation["teacher"]["teacher"]
-    name = files.folder.resolve().name
-    missing = {
-        "curves": "" if files.metrics else "no metrics.jsonl in the folder; sd train-student writes it",
-        "fidelity": "" if files.evaluation else f"more of it is measured by: {files.command(EVAL)}",
-        "glue": "" if table else f"not measured yet: {files.command(GLUE)}",
-        "speed": "" if files.speed else f"not measured yet: {files.command(SPEED)}",
-        "low-data": "" if charts else f"not measured yet: {files.command(GLUE)} --train-fraction 0.01,0.1,1",
-        "neighbours": no_examples,
-    }
-    return {
+    examples, no_examples = _examples(files, shards)
+    context = {
+        "name": files.folder.resolve().name,
         "title": title or f"{teacher.rsplit('/', 1)[-1]} distilled into a BiLSTM",
-        "name": name,
-        "missing": missing,
-        "cards": cards(files, marks),
-        "origin": origin(files),
-        "options": option_rows(files),
-        "history": history_table(files),
-        "curves": curve_charts(files.metrics),
-        "fidelity": fidelity_table(models),
-        "buckets": bucket_charts(models),
-        "unmeasured": files.evaluation.get("skipped", {}),
-        "glue": table,
-        "glue_skipped": files.glue.get("skipped", {}),
         "published": PUBLISHED,
         "footnotes": footnotes,
-        "speed": speed_table(files.speed) if files.speed else None,
-        "speed_charts": speed_charts(files.speed) if files.speed else [],
-        "speed_skipped": files.speed.get("skipped", {}),
-        "low_data": charts,
-        "low_data_legend": low_data_legend(files.glue),
         "examples": examples,
+        **_training(files),
+        **_fidelity(files),
+        **_glue(files, marks),
+        **_speed(files),
+        "cards": cards(files, marks),
         "environments": environments(files),
         "commands": commands(files),
     }
+    glue = files.command(GLUE)
+    missing = {
+        "curves": "" if context["curves"] else "no metrics.jsonl in the folder; sd train-student writes it",
+        "fidelity": "" if files.evaluation else f"more of it is measured by: {files.command(EVAL)}",
+        "glue": "" if context["glue"] else f"not measured yet: {glue}",
+        "low-data": "" if context["low_data"] else f"not measured yet: {glue} --train-fraction 0.01,0.1,1",
+        "speed": "" if context["speed"] else f"not measured yet: {files.command(SPEED)}",
+        "neighbours": no_examples,
+    }
+    return {**context, "missing": missing}
+
+
+def _training(files: StudentFiles) -> dict[str, Any]:
+    with files.using(DISTILLATION):
+        found = {"origin": origin(files), "options": option_rows(files), "history": history_table(files)}
+    with files.using(METRICS):
+        return {**found, "curves": curve_charts(files.metrics)}
+
+
+def _fidelity(files: StudentFiles) -> dict[str, Any]:
+    with files.using(EVAL):
+        models = measured_models(files)
+        return {
+            "fidelity": fidelity_table(models),
+            "buckets": bucket_charts(models),
+            "unmeasured": files.evaluation.get("skipped", {}),
+        }
+
+
+def _glue(files: StudentFiles, marks: Mapping[str, int]) -> dict[str, Any]:
+    with files.using(GLUE):
+        return {
+            "glue": glue_table(files.glue, marks),
+            "low_data": low_data_charts(files.glue, marks),
+            "low_data_legend": low_data_legend(files.glue),
+            "glue_skipped": files.glue.get("skipped", {}),
+        }
+
+
+def _speed(files: StudentFiles) -> dict[str, Any]:
+    with files.using(SPEED):
+        return {
+            "speed": speed_table(files.speed) if files.speed else None,
+            "speed_charts": speed_charts(files.speed) if files.speed else [],
+            "speed_skipped": files.speed.get("skipped", {}),
+        }
 
 
 def render(context: Mapping[str, Any]) -> str:

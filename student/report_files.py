@@ -1,16 +1,24 @@
 """What a report is made from: the files that training and measuring left in a student's folder."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.student.folder import load_distillation
-from sentence_distill.student.log import read_metrics
+from sentence_distill.student.folder import DISTILLATION, load_distillation
+from sentence_distill.student.log import METRICS, read_metrics
 
 EVAL, GLUE, SPEED = "eval.json", "glue.json", "speed.json"
-_MADE_BY = {EVAL: "sd eval", GLUE: "sd eval --glue --rows all", SPEED: "sd eval --speed"}
+_MADE_BY = {
+    DISTILLATION: "sd train-student",
+    METRICS: "sd train-student",
+    EVAL: "sd eval",
+    GLUE: "sd eval --glue --rows all",
+    SPEED: "sd eval --speed",
+}
 
 
 @dataclass(frozen=True)
@@ -42,12 +50,23 @@ class StudentFiles:
         """
         distillation = load_distillation(folder)
         evaluation, glue, speed = (_read_json(folder / name) for name in (EVAL, GLUE, SPEED))
-        _check_glue(folder / GLUE, glue)
         return cls(folder, distillation, read_metrics(folder), evaluation, glue, speed)
 
     def command(self, name: str) -> str:
-        """The command that makes one of the files, `EVAL`, `GLUE` or `SPEED`."""
+        """The command that makes a file of the folder."""
         return f"{_MADE_BY[name]} --student {self.folder}"
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """Say which file it was where its content is not as this version writes it.
+
+        Raises:
+            UserError: naming the file.
+        """
+        try:
+            yield
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise _unusable(self.folder / name, f"{type(error).__name__}: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -56,22 +75,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise _damaged(path, str(error)) from error
+        raise _unusable(path, str(error)) from error
     if not isinstance(content, dict):
-        raise _damaged(path, "it holds no object")
+        raise _unusable(path, "it holds no object")
     return content
 
 
-def _check_glue(path: Path, glue: dict[str, Any]) -> None:
-    """Earlier versions wrote one result a task and row, not a list of them."""
-    try:
-        for row, tasks in glue.get("rows", {}).items():
-            for task, results in tasks.items():
-                if not isinstance(results, list) or any("scores" not in result for result in results):
-                    raise _damaged(path, f"row {row!r} has no list of results for {task}")
-    except (AttributeError, TypeError) as error:
-        raise _damaged(path, str(error)) from error
-
-
-def _damaged(path: Path, problem: str) -> UserError:
+def _unusable(path: Path, problem: str) -> UserError:
     return UserError(f"{path} is damaged or of another version ({problem}); remove it, then: {_MADE_BY[path.name]}")

@@ -117,7 +117,7 @@ def _colour(row: str) -> int:
 
 
 def _known_rows(glue: dict[str, Any]) -> Iterator[tuple[str, dict[str, list[dict[str, Any]]]]]:
-    rows = glue.get("rows", {})
+    rows = dict(glue.get("rows", {}))
     yield from ((row, rows[row]) for row in ROWS if row in rows)
 
 

@@ -73,8 +73,9 @@ def cards(files: StudentFiles, notes: Mapping[str, int]) -> list[Card]:
     student, teacher = models["student"], models.get("teacher", {})
     fidelity, found = student.get("held_out", {}), []
     if "cosine" in fidelity:
-        floor = f"one constant vector: {fidelity['mean_vector_cosine']:.3f}"
-        found.append(Card(f"{fidelity['cosine']:.3f}", "cosine to the teacher, held out", floor))
+        floor = fidelity.get("mean_vector_cosine")
+        beside = "" if floor is None else f"one constant vector: {floor:.3f}"
+        found.append(Card(f"{fidelity['cosine']:.3f}", "cosine to the teacher, held out", beside))
     if "rank_agreement" in fidelity:
         found.append(Card(f"{fidelity['rank_agreement']:.3f}", "rank agreement of similarities", "teacher: 1"))
     if "recall_at_10" in fidelity:
