@@ -24,7 +24,7 @@ from sentence_distill.student.report_measures import (
 )
 from sentence_distill.student.report_neighbours import Example, nearest_examples, read_reference
 from sentence_distill.student.report_origin import commands, environments, history_table, option_rows, origin
-from sentence_distill.student.report_speed import speed_charts, speed_table
+from sentence_distill.student.report_speed import rates_table, speed_charts, speed_table
 
 TEMPLATE = "report.html.j2"
 
@@ -127,6 +127,7 @@ def _speed(files: StudentFiles) -> dict[str, Any]:
     with files.using(SPEED):
         return {
             "speed": speed_table(files.speed) if files.speed else None,
+            "rates": rates_table(files.speed) if files.speed else None,
             "speed_charts": speed_charts(files.speed) if files.speed else [],
             "speed_skipped": files.speed.get("skipped", {}),
         }

@@ -36,13 +36,35 @@ def speed_table(speed: dict[str, Any]) -> Table:
         Column("one a call", "sentences/s"),
         Column(f"{_MANY} a call", "sentences/s"),
         Column("latency", "median, ms"),
-        Column("latency", "99th %, ms"),
+        Column("latency", "p99, ms"),
         Column("start", "s"),
         Column("memory", "peak, MB"),
         Column("on disk", "MB"),
         Column("weights", "M"),
     ]
     return Table(f"Contenders, with {threads} thread{'s' if threads != '1' else ''}", heads, [Rows("", rows)])
+
+
+def rates_table(speed: dict[str, Any]) -> Table:
+    """Sentences a second of all contenders by threads, by sentences a call, and by tokens of a sentence."""
+    settings = [
+        (f"{place}. {name}", threads, contender["threads"].get(str(threads), {}))
+        for place, (name, contender) in enumerate(_in_order(speed), start=1)
+        for threads in speed["threads"]
+    ]
+    columns = [
+        (part, size)
+        for part in ("by_batch", "by_length")
+        for size in sorted({int(size) for _, _, rates in settings for size in rates.get(part, {})})
+    ]
+    units = {"by_batch": "a call", "by_length": "tokens"}
+    rows = [
+        [Cell(name), number(threads, "d"), *(_number(rates.get(part, {}).get(str(size))) for part, size in columns)]
+        for name, threads, rates in settings
+    ]
+    heads = [Column("model", numeric=False), Column("threads")]
+    heads += [Column(f"{size}", units[part]) for part, size in columns]
+    return Table("Sentences a second", heads, [Rows("", rows)])
 
 
 def speed_charts(speed: dict[str, Any]) -> list[Chart]:

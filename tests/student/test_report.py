@@ -153,6 +153,7 @@ def test_contenders_are_numbered_alike_in_table_and_charts(sd, student):
     (student / "speed.json").write_text(json.dumps(speed))
     html = page(sd, student)
     assert cells(html, "2. student (sd, bf16)")[:3] == ["0.800", "200", "2,000"]
+    assert "<caption>Sentences a second</caption>" in html
     assert "no. 1: 0.9 at 300; no. 2: 0.8 at 2,000" in html
 
 
