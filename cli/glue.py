@@ -6,45 +6,129 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from sentence_distill.cli.console import write_json
-from sentence_distill.data.glue import TASKS
+from sentence_distill.cli.values import fractions, numbers
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.glue_tasks import TASKS
 
 if TYPE_CHECKING:
-    from sentence_distill.student.glue import TaskResult
+    import torch
+
+    from sentence_distill.student.finetune import FinetuneConfig
+    from sentence_distill.student.glue import GlueRun
+    from sentence_distill.student.glue_rows import RowMaker
+    from sentence_distill.student.results import Result, Results
+    from sentence_distill.student.task_distillation import TaskTeacher
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+# As student.glue_rows names them, which is heavy to import.
+ROW_NAMES = (
+    *("majority", "scratch", "scratch-words", "task-specific", "frozen", "distilled", "distilled-task-specific"),
+    *("teacher-frozen", "teacher"),
+)
 
 
-def _tasks(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
-    if value is None:
-        return tuple(TASKS)
-    known = {name.lower(): name for name in TASKS}
-    chosen = [name.strip().lower() for name in value.split(",")]
-    if unknown := [name for name in chosen if name not in known]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(TASKS)}")
-    return tuple(known[name] for name in chosen)
+def _chosen(known: tuple[str, ...]) -> Callable[[click.Context, click.Parameter, str | None], tuple[str, ...] | None]:
+    def callback(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+        if value is None or value == "all":
+            return None if value is None else known
+        names = {name.lower(): name for name in known}
+        chosen = [name.strip().lower() for name in value.split(",")]
+        if unknown := [name for name in chosen if name not in names]:
+            raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(known)}")
+        return tuple(dict.fromkeys(names[name] for name in chosen))
+
+    return callback
 
 
-_OPTIONS = (
-    click.option(
-        "--tasks", callback=_tasks, default=None, metavar="NAME[,NAME…]", help="GLUE: which.  [default: all nine]"
-    ),
-    click.option("--from-scratch", is_flag=True, help="GLUE: a second row, the same BiLSTM from random weights."),
+FINETUNING = (
     click.option(
         "--epochs",
-        default=5,
-        show_default=True,
+        default=None,
         type=click.IntRange(1),
-        help="GLUE: most epochs; tasks of over 19,000 examples get fewer, at least 2.  The best on dev counts.",
+        help="Fine-tuning: most passes; the best step on dev counts.  [default: 6, of a teacher 4]",
+    ),
+    click.option(
+        "--finetune-steps",
+        "max_steps",
+        default=None,
+        type=click.IntRange(1),
+        help="Fine-tuning: most steps, but at least one epoch.  [default: 2000, of a teacher 2500]",
     ),
     click.option(
         "--learning-rate",
-        default=1e-3,
-        show_default=True,
-        type=click.FloatRange(0, min_open=True),
-        help="GLUE: of fine-tuning.",
+        "learning_rates",
+        default=None,
+        callback=numbers,
+        metavar="X[,X…]",
+        help="Fine-tuning: peak; of several the one that is best on dev with the first seed serves all seeds.  "
+        "[default: 1e-3, of a teacher 5e-5]",
     ),
-    click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="GLUE: of fine-tuning."),
+    click.option(
+        "--encoder-rate",
+        default=None,
+        type=click.FloatRange(0),
+        help="Fine-tuning: learning rate of the encoder as a multiple of the head's.  [default: 1]",
+    ),
+)
+_OPTIONS = (
+    click.option(
+        "--tasks",
+        callback=_chosen(tuple(TASKS)),
+        default="all",
+        metavar="NAME[,NAME…]",
+        help="GLUE: which.  [default: all nine]",
+    ),
+    click.option(
+        "--rows",
+        callback=_chosen(ROW_NAMES),
+        default="distilled",
+        show_default=True,
+        metavar="NAME[,NAME…]",
+        help=f"GLUE: what to compare, all or some of {', '.join(ROW_NAMES)}.",
+    ),
+    click.option("--from-scratch", is_flag=True, help="GLUE: add the rows scratch and scratch-words."),
+    click.option("--frozen", is_flag=True, help="GLUE: linear probes on fixed vectors in place of the row distilled."),
+    click.option(
+        "--seeds", default=1, show_default=True, type=click.IntRange(1), help="GLUE: how many, from --seed on."
+    ),
+    click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="GLUE: the first seed."),
+    click.option(
+        "--train-fraction",
+        "shares",
+        default="1",
+        show_default=True,
+        callback=fractions,
+        metavar="X[,X…]",
+        help="GLUE: share of the training examples, several for a low-data curve.",
+    ),
+    *FINETUNING,
+    click.option(
+        "--copies",
+        default=10,
+        show_default=True,
+        type=click.IntRange(0),
+        help="GLUE: augmented copies of each example in task-specific distillation.",
+    ),
+    click.option(
+        "--teacher-learning-rate",
+        "teacher_rates",
+        default=None,
+        callback=numbers,
+        metavar="X[,X…]",
+        help="GLUE: of the teacher's fine-tuning.  [default: 5e-5]",
+    ),
+    click.option(
+        "--teacher-epochs",
+        default=None,
+        type=click.IntRange(1),
+        help="GLUE: of the teacher's fine-tuning, at most.  [default: 4]",
+    ),
+    click.option(
+        "--submission",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=None,
+        help="GLUE: folder for the predictions that gluebenchmark.com takes; needs a single row.",
+    ),
     click.option("--device", default="auto", show_default=True, help="GLUE: auto, cpu, cuda or cuda:N."),
 )
 
@@ -56,56 +140,160 @@ def glue_options(command: _Command) -> _Command:
     return command
 
 
-def evaluate_glue(folder: Path, glue_dir: Path | None, json_file: Path, options: dict[str, Any]) -> None:
-    """Fine-tune and score a student on each task; the figures so far are written after each."""
-    from dataclasses import asdict
+def evaluate_glue(
+    folder: Path, glue_dir: Path | None, json_file: Path, teacher: str | None, options: dict[str, Any]
+) -> None:
+    """Fine-tune and score a student on each task; the figures so far are written after each model.
 
+    Args:
+        folder: of the student.
+        glue_dir: of the official TSV files, or None for the hub's copy.
+        json_file: where the figures go.
+        teacher: see `open_teacher`.
+        options: of `glue_options`.
+    """
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.glue import open_glue
+    from sentence_distill.student.glue import GlueRun, describe
+
+    rows = _rows(options)
+    if options["submission"] and len(rows) != 1:
+        raise click.UsageError(f"--submission holds one row's predictions, not those of {', '.join(rows)}")
+    source, progress = open_glue(glue_dir), ConsoleProgress()
+    maker, results = _prepare(folder, teacher, json_file, options, "hub" if glue_dir is None else "folder", progress)
+    run = GlueRun(
+        source=source,
+        maker=maker,
+        results=results,
+        seeds=range(options["seed"], options["seed"] + options["seeds"]),
+        fractions=options["shares"],
+    )
+    for row, task, result in run.run(rows, options["tasks"]):
+        share = "" if result.fraction == 1.0 else f", {result.examples:,} examples"
+        progress.log(f"{task}, {row}, seed {result.seed}{share}: {describe(result)}")
+    if options["submission"]:
+        _submit(run, rows[0], options["tasks"], options["submission"])
+    _print_glue(results, rows, options["tasks"])
+
+
+def _rows(options: dict[str, Any]) -> tuple[str, ...]:
+    rows = [*options["rows"], *(("scratch", "scratch-words") if options["from_scratch"] else ())]
+    if options["frozen"]:
+        rows = ["frozen" if row == "distilled" else row for row in rows]
+    # In the order of the table, each once.
+    return tuple(row for row in ROW_NAMES if row in rows)
+
+
+def _prepare(
+    folder: Path, given: str | None, json_file: Path, options: dict[str, Any], source: str, progress: Any
+) -> "tuple[RowMaker, Results]":
+    from dataclasses import asdict, replace
+
+    from sentence_distill.data.hashing import file_hash
     from sentence_distill.pipeline.precision import pick_device, pick_precision
-    from sentence_distill.student.finetune import FinetuneConfig
-    from sentence_distill.student.folder import load_student
-    from sentence_distill.student.glue import describe, run_glue
+    from sentence_distill.student.finetune import STUDENT, TEACHER
+    from sentence_distill.student.fit import Fitter
+    from sentence_distill.student.folder import load_distillation, load_student
+    from sentence_distill.student.glue_rows import RowMaker
+    from sentence_distill.student.models import find_teacher, open_teacher
+    from sentence_distill.student.results import Results
+    from sentence_distill.student.task_distillation import TaskTeacher
 
-    source = open_glue(glue_dir)
-    config = FinetuneConfig(**{name: options[name] for name in ("epochs", "learning_rate", "seed")})
-    tasks, from_scratch, device = (options[name] for name in ("tasks", "from_scratch", "device"))
-    student, where, progress = load_student(folder), pick_device(device), ConsoleProgress()
-    precision = pick_precision("auto", where)
-    rows: dict[str, list[TaskResult]] = {}
-    for row in ("distilled", "from scratch") if from_scratch else ("distilled",):
-        rows[row] = []
-        for result in run_glue(
-            student,
-            source,
-            tasks=tasks,
-            config=config,
-            from_scratch=row == "from scratch",
-            device=where,
-            precision=precision,
-        ):
-            rows[row].append(result)
-            progress.log(f"{row}: {describe(result)}")
-            # After each task, so that a run that is stopped leaves what it has.
-            figures = {name: {r.task: asdict(r) for r in results} for name, results in rows.items()}
-            write_json(json_file, {"finetuning": asdict(config), "rows": figures})
-    _print_glue(rows)
+    student, distillation, device = load_student(folder), load_distillation(folder), pick_device(options["device"])
+    config = finetune_config(options, STUDENT)
+    of_teacher = replace(
+        TEACHER,
+        epochs=options["teacher_epochs"] or TEACHER.epochs,
+        learning_rates=options["teacher_rates"] or TEACHER.learning_rates,
+    )
+    fitter = Fitter(config=config, device=device, precision=pick_precision("auto", device), progress=progress)
+
+    def teacher() -> "TaskTeacher":
+        located = find_teacher(distillation, given)
+        work = folder / "glue"
+        return TaskTeacher(
+            located=located, folder=work, fitter=replace(fitter, config=of_teacher), copies=options["copies"]
+        )
+
+    maker = RowMaker(
+        student=student,
+        fitter=fitter,
+        words=lambda: _initial_words(distillation),
+        teacher=teacher,
+        teacher_encode=lambda: open_teacher(distillation, given, "teacher").encode,
+    )
+    identity = {
+        "source": "nyu-mll/glue" if source == "hub" else "a folder of TSV files",
+        "student": file_hash(folder / "model.safetensors"),
+        "finetuning": {**asdict(config), "copies": options["copies"]},
+        "teacher_finetuning": asdict(of_teacher),
+    }
+    return maker, Results(json_file, identity)
 
 
-def _print_glue(rows: dict[str, "list[TaskResult]"]) -> None:
+def finetune_config(options: dict[str, Any], default: "FinetuneConfig") -> "FinetuneConfig":
+    """`default` with those of `FINETUNING`'s options that were given."""
+    from dataclasses import replace
+
+    names = ("epochs", "max_steps", "learning_rates", "encoder_rate")
+    return replace(default, **{name: options[name] for name in names if options[name] is not None})
+
+
+def _initial_words(distillation: dict[str, Any]) -> "torch.Tensor":
+    from safetensors.torch import load_file
+
+    from sentence_distill.pipeline.manifest import WORD_EMBEDDINGS
+    from sentence_distill.student.init import teacher_words
+
+    file = Path(distillation["shards"]) / WORD_EMBEDDINGS
+    if not file.exists():
+        raise UserError(
+            f"{file}, the teacher's word embeddings, is not there: rows that begin with them need the shards that the "
+            "student was trained on"
+        )
+    return teacher_words(load_file(file)["weight"].float(), distillation["student"]["embedding_dim"])
+
+
+def _submit(run: "GlueRun", row: str, tasks: tuple[str, ...], folder: Path) -> None:
+    from sentence_distill.data.submission import write_submission
+
+    submission = write_submission(folder, run.predict_tests(row, tasks))
+    click.echo(f"submission: {submission.path}")
+    if submission.missing:
+        click.echo(f"  gluebenchmark.com refuses it without {', '.join(submission.missing)}")
+
+
+def _print_glue(results: "Results", rows: tuple[str, ...], tasks: tuple[str, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("GLUE dev", "metric", *rows, box=None, header_style="bold")
+    from sentence_distill.student.glue_rows import ROWS
+
+    shown = [row for row in rows if row in results.rows]
+    table = Table("GLUE dev", "metric", *(ROWS[row] for row in shown), box=None, header_style="bold")
     for column in table.columns[2:]:
         column.justify = "right"
-    results = list(zip(*rows.values(), strict=True))
-    for row in results:
-        for dev, scores in row[0].scores.items():
-            name = row[0].task + dev.removeprefix("dev").replace("_matched", "-m").replace("_mismatched", "-mm")
+    for task in tasks:
+        found = {row: _whole(results.rows[row].get(task, [])) for row in shown}
+        first = next((values[0] for values in found.values() if values), None)
+        for dev, scores in first.scores.items() if first else ():
+            name = task + dev.removeprefix("dev").replace("_matched", "-m").replace("_mismatched", "-mm")
             for metric in scores:
-                table.add_row(name, metric, *(f"{100 * result.scores[dev][metric]:.1f}" for result in row))
+                table.add_row(name, metric, *(_figure(found[row], dev, metric) for row in shown))
     Console().print(table)
-    for row in results:
-        if row[0].skipped:
-            click.echo(f"skipped: {row[0].task}: {row[0].skipped}")
+    for what, why in results.skipped.items():
+        click.echo(f"skipped: {what}: {why}")
+
+
+def _whole(results: "list[Result]") -> "list[Result]":
+    """Those with the most training examples."""
+    return [result for result in results if result.fraction == max(known.fraction for known in results)]
+
+
+def _figure(results: "list[Result]", dev: str, metric: str) -> str:
+    from statistics import mean, stdev
+
+    values = [100 * result.scores[dev][metric] for result in results]
+    if not values:
+        return ""
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")

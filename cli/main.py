@@ -9,6 +9,7 @@ import click
 from sentence_distill.cli.augment import augment
 from sentence_distill.cli.embed import embed
 from sentence_distill.cli.eval import evaluate
+from sentence_distill.cli.finetune import finetune
 from sentence_distill.cli.report import report
 from sentence_distill.cli.sample import sample
 from sentence_distill.cli.shards import shards
@@ -30,7 +31,7 @@ def sd() -> None:
     """
 
 
-for command in (embed, train_student, evaluate, report, shards, sample, augment):
+for command in (embed, train_student, evaluate, report, finetune, augment, shards, sample):
     sd.add_command(command)
 
 

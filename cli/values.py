@@ -34,3 +34,24 @@ def seconds(context: click.Context, parameter: click.Parameter, value: str | Non
     if match is None or not float(match[1]):
         raise click.BadParameter(f"{value!r} is no time such as 90s, 30m or 2h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Numbers above 0, as in 3e-4,1e-3."""
+    if value is None:
+        return None
+    try:
+        found = tuple(dict.fromkeys(float(part) for part in str(value).split(",")))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < number < float("inf") for number in found):
+        raise click.BadParameter(f"{value!r} is no list of numbers above 0 such as 1e-3 or 3e-4,1e-3")
+    return found
+
+
+def fractions(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Shares of a whole, as in 0.01,0.1,1."""
+    found = numbers(context, parameter, value)
+    if found is not None and max(found) > 1:
+        raise click.BadParameter(f"{value!r}: a share is at most 1")
+    return found

@@ -1,177 +1,218 @@
-"""Fine-tuning of a whole student with a head on one labelled task."""
+"""Fine-tuning of a whole model on one task: one loop for teachers and students, labels and a teacher's logits."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from sentence_distill.data.glue import Examples
-from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.init import SCALE
-from sentence_distill.student.model import Student
+from sentence_distill.student.examples import Padded, Tokens
+from sentence_distill.student.metrics import glue_metrics
 
-HEAD_UNITS = 512
-HEAD_DROPOUT = 0.2
+# Scoring on dev costs little beside so many steps, and a large task is done before its second epoch ends.
+_EVALUATE_EVERY = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """How a student is fine-tuned; the same for every task and every row of a table."""
+    """How a model is fine-tuned; the same for every task and every row of a table."""
 
-    epochs: int = 5
-    """Most passes over the training examples; the best epoch on dev counts."""
-    max_steps: int = 1500
-    """Large tasks get fewer epochs, but at least 2, so that their steps stay near this."""
+    epochs: int = 6
+    """Most passes over the training examples."""
+    max_steps: int = 2000
+    """Most steps, but at least one epoch: large tasks get fewer passes."""
     batch_size: int = 64
     """Examples of a batch."""
-    learning_rate: float = 1e-3
-    """Of AdamW at its peak, with a linear fall to 0."""
+    learning_rates: tuple[float, ...] = (1e-3,)
+    """Peaks of AdamW's schedule that are tried with the first seed; the best on dev serves the others."""
+    encoder_rate: float = 1.0
+    """Learning rate of what was pre-trained, as a multiple of the head's."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises; then it falls linearly to 0."""
     weight_decay: float = 0.01
     """Of AdamW."""
     clip: float = 1.0
     """Largest norm of the gradient."""
-    seed: int = 0
-    """Of the head's weights and the order of examples."""
+    patience: int = 3
+    """Evaluations on dev without a better score after which fine-tuning ends."""
+
+    def steps(self, examples: int) -> int:
+        """Most steps over so many examples."""
+        per_epoch = -(-examples // self.batch_size)
+        return min(self.epochs * per_epoch, max(self.max_steps, per_epoch))
 
 
-class Classifier(nn.Module):
-    """A student's encoder under a head with one hidden layer.
+STUDENT = FinetuneConfig()
+TEACHER = FinetuneConfig(epochs=4, max_steps=2500, batch_size=32, learning_rates=(5e-5,), warmup=0.1)
 
-    The head reads the pooled LSTM states, u of a single sentence and [u, v, |u - v|, u * v] of a pair.
-    """
 
-    def __init__(self, encoder: StudentEncoder, sentences: int, outputs: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        width = encoder.config.pooled_dim * (1 if sentences == 1 else 4)
-        self.head = nn.Sequential(
-            nn.Dropout(HEAD_DROPOUT),
-            nn.Linear(width, HEAD_UNITS),
-            nn.ReLU(),
-            nn.Dropout(HEAD_DROPOUT),
-            nn.Linear(HEAD_UNITS, outputs),
-        )
+class TaskModel(Protocol):
+    """A model with a head for one task; also an `nn.Module`."""
 
-    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor, sentences: int) -> torch.Tensor:
-        """Logits, float32[b, outputs].
+    def tokenize(self, texts: Sequence[Sequence[str]]) -> Tokens:
+        """Tokenise one or two columns of texts."""
 
-        Args:
-            input_ids: int64[sentences * b, longest]: all first sentences, then all second ones.
-            lengths: int64[sentences * b].
-            sentences: 1 or 2.
-        """
-        pooled = self.encoder.pool_padded(input_ids, lengths)
-        if sentences == 1:
-            return self.head(pooled)  # type: ignore[no-any-return]
-        u, v = pooled.chunk(2)
-        return self.head(torch.cat([u, v, (u - v).abs(), u * v], dim=1))  # type: ignore[no-any-return]
+    def pretrained(self) -> list[nn.Parameter]:
+        """The weights that were learned before the task."""
+
+    def __call__(self, batch: Padded) -> torch.Tensor:
+        """Logits, float[b, outputs]."""
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Tokenised examples: for each column n lists of token ids, and float32[n] labels."""
+class Labelled:
+    """Examples with what a model should say of them.
 
-    columns: tuple[list[list[int]], ...]
-    labels: np.ndarray
+    Args:
+        texts: one or two columns of n texts.
+        targets: float32[n], class numbers or scores; or float32[n, outputs], the logits of a teacher.
+    """
 
-    @classmethod
-    def make(cls, student: Student, examples: Examples) -> "Tokens":
-        """Tokenise labelled examples."""
-        columns = tuple(student.tokenize(column) for column in examples.texts)
-        return cls(columns, np.array(examples.labels, dtype=np.float32))
+    texts: Sequence[Sequence[str]]
+    targets: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def soft(self) -> bool:
+        """Whether the targets are logits."""
+        return self.targets.ndim == 2
 
-    def batches(self, size: int, rng: np.random.Generator | None) -> Iterator[np.ndarray]:
-        """Cut the examples into batches of similar length, in random order where `rng` is given."""
-        lengths = np.array([[len(ids) for ids in column] for column in self.columns]).max(axis=0)
-        rows = rng.permutation(len(self)) if rng is not None else np.arange(len(self))
-        order = rows[np.argsort(lengths[rows], kind="stable")]
-        batches = [order[first : first + size] for first in range(0, len(order), size)]
-        for batch in rng.permutation(len(batches)) if rng is not None else range(len(batches)):
-            yield batches[batch]
+    def take(self, rows: np.ndarray) -> "Labelled":
+        """The examples int[k] `rows`."""
+        return Labelled([[column[row] for row in rows] for column in self.texts], self.targets[rows])
 
-    def padded(self, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tokens of `rows`, column after column: int64[columns * b, longest] and int64[columns * b]."""
-        sequences = [column[row] for column in self.columns for row in rows]
-        lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
-        padded = np.zeros((len(sequences), max(1, lengths.max())), dtype=np.int64)
-        for row, ids in enumerate(sequences):
-            padded[row, : len(ids)] = ids
-        return torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device)
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What fine-tuning came to: the scores of each dev set at the best step; the model holds that step's weights.
+
+    Step 0 and no scores: it diverged before it was scored once.
+    """
+
+    scores: dict[str, dict[str, float]]
+    step: int
+    seconds: float
 
 
 def finetune(
-    student: Student,
-    train: Tokens,
+    model: TaskModel,
+    train: Labelled,
+    dev: dict[str, Labelled],
+    *,
     classes: int,
+    metrics: tuple[str, ...],
+    learning_rate: float,
     config: FinetuneConfig,
+    seed: int,
     device: torch.device,
     precision: torch.dtype,
-) -> Iterator[Classifier]:
-    """Fine-tune encoder and head; yield the classifier after each epoch.
+    advance: Callable[[int], None] = lambda count: None,
+) -> Outcome:
+    """Fine-tune a model and leave the weights of the best step on dev in it.
+
+    Cross-entropy for classes, squared error for scores; where the targets are a teacher's logits, their mean squared
+    error alone, the distillation objective of Tang et al. 2019 (arXiv:1903.12136, section 3.2).
 
     Args:
-        student: where to start; it is changed.
-        train: labelled examples.
+        model: where to start; it is changed.
+        train: examples.
+        dev: examples with hard labels by dev set; the first set picks the step.
         classes: number of classes, 0 for a regression.
-        config: options.
+        metrics: see `glue_metrics`.
+        learning_rate: peak of the schedule.
+        config: other options.
+        seed: of the order of examples and of dropout.
         device: where to train.
         precision: bfloat16 computes under autocast.
+        advance: called with the number of examples done.
     """
-    torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    sentences = len(train.columns)
-    model = Classifier(student.encoder, sentences, max(1, classes)).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    per_epoch = -(-len(train) // config.batch_size)
-    epochs = min(config.epochs, max(2, config.max_steps // per_epoch))
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs * per_epoch)
-    for _ in range(epochs):
+    assert isinstance(model, nn.Module)
+    started = time.monotonic()
+    torch.manual_seed(seed)
+    model.to(device)
+    tokens, tokenized = model.tokenize(train.texts), {name: model.tokenize(part.texts) for name, part in dev.items()}
+    targets = torch.from_numpy(train.targets.astype(np.float32)).to(device)
+    per_epoch = -(-len(tokens) // config.batch_size)
+    steps = config.steps(len(tokens))
+    optimizer, schedule = _optimizer(model, learning_rate, config, steps)
+    best: dict[str, dict[str, float]] = {}
+    state: dict[str, torch.Tensor] = {}
+    best_step = worse = 0
+    for step, rows in enumerate(_endless(tokens, config.batch_size, np.random.default_rng(seed)), start=1):
         model.train()
-        for rows in train.batches(config.batch_size, rng):
-            input_ids, lengths = train.padded(rows, device)
-            labels = torch.from_numpy(train.labels[rows]).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-                logits = model(input_ids, lengths, sentences).float()
-            loss = (
-                functional.cross_entropy(logits, labels.long())
-                if classes
-                else functional.mse_loss(logits[:, 0], labels)
-            )
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-        yield model
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            logits = model(tokens.padded(rows, device)).float()
+        _loss(logits, targets[torch.from_numpy(rows)], classes).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        advance(len(rows))
+        if step % min(per_epoch, _EVALUATE_EVERY) and step < steps:
+            continue
+        predictions = {name: predict(model, part, classes, device, precision) for name, part in tokenized.items()}
+        # What is no number is no score, and neither are the weights that gave it.
+        if not all(np.isfinite(values).all() for values in predictions.values()):
+            break
+        scores = {name: glue_metrics(metrics, dev[name].targets, values) for name, values in predictions.items()}
+        worse += 1
+        if not best or main_score(scores) > main_score(best):
+            best, best_step, worse = scores, step, 0
+            state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        if step == steps or worse == config.patience:
+            break
+    if state:
+        model.load_state_dict(state)
+    return Outcome(scores=best, step=best_step, seconds=time.monotonic() - started)
+
+
+def _endless(tokens: Tokens, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    while True:
+        yield from tokens.batches(size, rng)
+
+
+def _optimizer(
+    model: TaskModel, learning_rate: float, config: FinetuneConfig, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    assert isinstance(model, nn.Module)
+    pretrained = model.pretrained()
+    known = {id(weight) for weight in pretrained}
+    new = [weight for weight in model.parameters() if id(weight) not in known]
+    groups: list[dict[str, Any]] = [{"params": new}, {"params": pretrained, "lr": learning_rate * config.encoder_rate}]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=config.weight_decay, fused=True)
+    rising = max(1, round(config.warmup * steps))
+
+    def factor(step: int) -> float:
+        return (step + 1) / rising if step < rising else (steps - step) / max(1, steps - rising)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor, classes: int) -> torch.Tensor:
+    if targets.ndim == 2:
+        return functional.mse_loss(logits, targets)
+    return functional.cross_entropy(logits, targets.long()) if classes else functional.mse_loss(logits[:, 0], targets)
 
 
 @torch.inference_mode()
-def predict(model: Classifier, tokens: Tokens, classes: int, device: torch.device) -> np.ndarray:
-    """Class numbers, or scores in a regression: float[n], in the order of the examples."""
+def predict(
+    model: TaskModel, tokens: Tokens, classes: int, device: torch.device, precision: torch.dtype = torch.float32
+) -> np.ndarray:
+    """Class numbers, or scores in a regression: float[n], in the order of the examples; NaN where logits are."""
+    assert isinstance(model, nn.Module)
     model.eval()
     out = np.empty(len(tokens))
     for rows in tokens.batches(256, None):
-        logits = model(*tokens.padded(rows, device), len(tokens.columns)).float().cpu()
-        out[rows] = (logits.argmax(dim=1) if classes else logits[:, 0]).numpy()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            logits = model(tokens.padded(rows, device)).float().cpu()
+        values = logits.argmax(dim=1).float() if classes else logits[:, 0]
+        out[rows] = torch.where(logits.isfinite().all(dim=1), values, torch.nan).numpy()
     return out
 
 
-def mean_score(scores: dict[str, float]) -> float:
-    """One number for a task: the mean of its metrics, as GLUE averages them."""
-    return float(np.mean(list(scores.values())))
-
-
-def initial_weights(encoder: StudentEncoder, seed: int) -> StudentEncoder:
-    """A student of the same shape with new random weights: the baseline that knows nothing of the teacher."""
-    torch.manual_seed(seed)
-    scratch = StudentEncoder(encoder.config)
-    nn.init.normal_(scratch.embedding.weight, std=SCALE)
-    return scratch
+def main_score(scores: dict[str, dict[str, float]]) -> float:
+    """One number for a task: the mean of its metrics on the first dev set, as GLUE averages them."""
+    return float(np.mean(list(next(iter(scores.values())).values())))

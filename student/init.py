@@ -31,6 +31,19 @@ def initial_embeddings(kind: str, teacher: torch.Tensor, dim: int, generator: to
             f"--embedding-dim {dim} is wider than the teacher's word embeddings ({teacher.shape[1]}); "
             "lower it, or add --init random"
         )
+    return teacher_words(teacher, dim)
+
+
+def teacher_words(teacher: torch.Tensor, dim: int) -> torch.Tensor:
+    """The `dim` principal components of the teacher's word embeddings.
+
+    Args:
+        teacher: float[vocabulary, width].
+        dim: at most the width.
+
+    Returns:
+        float32[vocabulary, dim], with standard deviation `SCALE`.
+    """
     centred = teacher.double() - teacher.double().mean(dim=0)
     # The table has full column rank, so the eigenvectors of its covariance are cheaper than its SVD.
     _, directions = torch.linalg.eigh(centred.T @ centred)

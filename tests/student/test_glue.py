@@ -1,7 +1,18 @@
 import json
+import zipfile
 
 import numpy as np
 import pytest
+import torch
+
+from sentence_distill.data.glue import TASKS, GlueFolder
+from sentence_distill.data.progress import Silent
+from sentence_distill.student.finetune import FinetuneConfig, Labelled
+from sentence_distill.student.fit import Fitter
+from sentence_distill.student.folder import load_student
+from sentence_distill.student.glue_rows import new_classifier
+from sentence_distill.student.task_data import TaskData
+from sentence_distill.student.task_folder import load_classifier
 
 
 @pytest.fixture
@@ -24,33 +35,215 @@ def glue_dir(tmp_path):
             pairs.append(f"{i}\tThe {first} ran.\tThe {first if i % 2 else other} ran.\t{same}")
         (tmp_path / "SST-2" / f"{split}.tsv").write_text("\n".join(singles) + "\n")
         (tmp_path / "RTE" / f"{split}.tsv").write_text("\n".join(pairs) + "\n")
+    # The test splits have no labels.
+    (tmp_path / "SST-2" / "test.tsv").write_text("index\tsentence\n0\tThe old cat ran.\n1\tThe old dog ran.\n")
     return tmp_path
 
 
+LEARNS = ("--epochs", "12", "--learning-rate", "5e-3")
+
+
+def glue(sd, student_folder, glue_dir, out, *options):
+    """Run `sd eval --glue`; the figures that it leaves."""
+    assert sd("eval", "--glue", student_folder, "--glue-dir", glue_dir, "--json", out, *options) == 0
+    return json.loads(out.read_text())
+
+
+def accuracy(figures, row, task="SST-2"):
+    return [result["scores"]["dev"]["accuracy"] for result in figures["rows"][row][task]]
+
+
 def test_fine_tuning_learns_single_sentences_and_pairs(sd, student_folder, glue_dir, tmp_path, capsys):
-    out = tmp_path / "glue.json"
-    options = ("--glue-dir", glue_dir, "--from-scratch", "--epochs", "12", "--learning-rate", "5e-3", "--json", out)
-    assert sd("eval", "--glue", "--student", student_folder, *options) == 0
-    rows = json.loads(out.read_text())["rows"]
-    for row in ("distilled", "from scratch"):
-        assert rows[row]["SST-2"]["scores"]["dev"]["accuracy"] > 0.95
-        assert rows[row]["RTE"]["scores"]["dev"]["accuracy"] > 0.95
+    figures = glue(sd, student_folder, glue_dir, tmp_path / "glue.json", "--from-scratch", *LEARNS)
+    for row in ("distilled", "scratch", "scratch-words"):
+        assert accuracy(figures, row, "SST-2")[0] > 0.95
+        assert accuracy(figures, row, "RTE")[0] > 0.95
+    assert figures["skipped"]["MNLI"] == "no MNLI/train.tsv"
     shown = capsys.readouterr().out
     assert "skipped: MNLI: no MNLI/train.tsv" in shown
     assert "from scratch" in shown
+
+
+def test_every_row_of_the_table_can_be_made(sd, student_folder, teacher_folder, glue_dir, tmp_path, request):
+    request.addfinalizer(lambda: __import__("shutil").rmtree(student_folder / "glue", ignore_errors=True))
+    options = ("--rows", "all", "--tasks", "sst-2,rte", "--teacher", teacher_folder, "--copies", "2")
+    options += (*LEARNS, "--teacher-learning-rate", "2e-3", "--teacher-epochs", "2")
+    figures = glue(sd, student_folder, glue_dir, tmp_path / "glue.json", *options)
+    assert figures["skipped"] == {}
+    assert list(figures["rows"]) == [
+        *("majority", "scratch", "scratch-words", "task-specific", "frozen", "distilled"),
+        *("distilled-task-specific", "teacher-frozen", "teacher"),
+    ]
+    assert accuracy(figures, "majority") == [0.5]
+    # The logits of a teacher are learned from, over more text than is labelled.
+    for row in ("task-specific", "distilled-task-specific"):
+        assert figures["rows"][row]["SST-2"][0]["examples"] > 160
+    # What stage one wrote of it is there, and a second run makes nothing anew.
+    assert (student_folder / "glue" / "RTE" / "logits" / "manifest.json").exists()
+    before = (tmp_path / "glue.json").read_text()
+    assert json.loads(before) == glue(sd, student_folder, glue_dir, tmp_path / "glue.json", *options)
+    assert (tmp_path / "glue.json").read_text() == before
 
 
 def test_the_same_seed_gives_the_same_scores_and_leaves_the_student_alone(sd, student_folder, glue_dir, tmp_path):
     before = (student_folder / "model.safetensors").read_bytes()
     results = []
     for name in ("a.json", "b.json"):
-        options = ("--glue-dir", glue_dir, "--tasks", "rte", "--epochs", "2", "--json", tmp_path / name)
-        assert sd("eval", "--glue", "--student", student_folder, *options) == 0
-        results.append((tmp_path / name).read_text())
+        figures = glue(sd, student_folder, glue_dir, tmp_path / name, "--tasks", "rte", "--epochs", "2")
+        results.append([{**result, "seconds": 0} for result in figures["rows"]["distilled"]["RTE"]])
     assert results[0] == results[1]
     assert (student_folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_run_that_was_stopped_makes_only_what_is_missing(sd, student_folder, glue_dir, tmp_path):
+    out = tmp_path / "glue.json"
+    options = ("--tasks", "sst-2", "--epochs", "2")
+    first = glue(sd, student_folder, glue_dir, out, *options)["rows"]["distilled"]["SST-2"]
+    both = glue(sd, student_folder, glue_dir, out, *options, "--seeds", "2")["rows"]["distilled"]["SST-2"]
+    assert both[0] == first[0]
+    assert [result["seed"] for result in both] == [0, 1]
+    # Figures of other options are not mixed in.
+    other = glue(sd, student_folder, glue_dir, out, "--tasks", "sst-2", "--epochs", "3")["rows"]["distilled"]["SST-2"]
+    assert [result["seed"] for result in other] == [0]
+
+
+def test_the_best_learning_rate_of_the_first_seed_serves_all(sd, student_folder, glue_dir, tmp_path):
+    options = ("--tasks", "sst-2", "--epochs", "12", "--learning-rate", "1e-9,5e-3", "--seeds", "2")
+    figures = glue(sd, student_folder, glue_dir, tmp_path / "glue.json", *options)
+    assert [result["learning_rate"] for result in figures["rows"]["distilled"]["SST-2"]] == [0.005, 0.005]
+
+
+def test_shares_of_the_training_examples_make_a_low_data_curve(sd, student_folder, glue_dir, tmp_path):
+    options = ("--tasks", "rte", "--epochs", "1", "--train-fraction", "0.1,0.5,1")
+    results = glue(sd, student_folder, glue_dir, tmp_path / "glue.json", *options)["rows"]["distilled"]["RTE"]
+    assert [(result["fraction"], result["examples"]) for result in results] == [(1.0, 160), (0.5, 80), (0.1, 16)]
+
+
+def test_a_share_is_drawn_by_the_seed(glue_dir):
+    data = TaskData.load(GlueFolder(glue_dir), TASKS["SST-2"])
+    assert data.share(0.25, 0).train.texts == data.share(0.25, 0).train.texts
+    assert data.share(0.25, 0).train.texts != data.share(0.25, 1).train.texts
+    assert len(data.share(0.25, 0).train.targets) == 40
+
+
+def test_frozen_probes_read_fixed_vectors(sd, student_folder, glue_dir, tmp_path):
+    figures = glue(sd, student_folder, glue_dir, tmp_path / "glue.json", "--frozen", "--tasks", "sst-2,rte")
+    assert list(figures["rows"]) == ["frozen"]
+    assert accuracy(figures, "frozen", "SST-2")[0] > 0.95
+
+
+def test_a_submission_holds_what_can_be_predicted_and_names_the_rest(sd, student_folder, glue_dir, tmp_path, capsys):
+    options = ("--tasks", "sst-2", "--submission", tmp_path / "submission", *LEARNS)
+    glue(sd, student_folder, glue_dir, tmp_path / "glue.json", *options)
+    with zipfile.ZipFile(tmp_path / "submission" / "submission.zip") as archive:
+        assert archive.namelist() == ["SST-2.tsv"]
+        assert archive.read("SST-2.tsv") == b"index\tprediction\n0\t1\n1\t0\n"
+    assert "refuses it without CoLA" in capsys.readouterr().out
 
 
 def test_without_data_the_ways_to_it_are_named(sd, student_folder, capsys):
     assert sd("eval", "--glue", "--student", student_folder) == 1
     assert "--glue-dir" in capsys.readouterr().err
+
+
+def test_a_damaged_file_of_figures_is_not_overwritten(sd, student_folder, glue_dir, tmp_path, capsys):
+    out = tmp_path / "glue.json"
+    out.write_text("{")
+    assert sd("eval", "--glue", student_folder, "--glue-dir", glue_dir, "--json", out) == 1
+    assert "is damaged" in capsys.readouterr().err
+    assert out.read_text() == "{"
+
+
+def test_the_three_commands_of_task_specific_distillation(
+    sd, student_folder, teacher_folder, glue_dir, tmp_path, capsys
+):
+    task = ("--task", "RTE", "--glue-dir", glue_dir)
+    teacher, text, logits, out = (tmp_path / name for name in ("teacher", "rte.jsonl", "logits", "student"))
+    assert sd("finetune", teacher_folder, *task, "--out", teacher, "--learning-rate", "2e-3", "--epochs", "30") == 0
+    assert sd("augment", *task, "--copies", "2", "--out", text) == 0
+    fields = ("--text-field", "sentence1,sentence2", "--min-words", "1")
+    assert sd("embed", "--corpus", text, *fields, "--teacher", teacher, "--out", logits) == 0
+    assert sd("finetune", student_folder, *task, "--logits", logits, "--out", out, *LEARNS) == 0
+    assert "student fine-tuned on RTE" in capsys.readouterr().out
+    # The folder gives the scores that were printed, and is a student like any other.
+    classifier, rte = load_classifier(out)
+    record = json.loads((out / "task.json").read_text())
+    data = TaskData.load(GlueFolder(glue_dir), rte)
+    with torch.inference_mode():
+        tokens = classifier.tokenize(data.dev["dev"].texts)
+        logits = classifier(tokens.padded(np.arange(len(tokens)), torch.device("cpu")))
+    correct = (logits.argmax(dim=1).numpy() == data.dev["dev"].targets).mean()
+    assert correct == pytest.approx(record["scores"]["dev"]["accuracy"], abs=0.02)
+    assert load_student(out).encode(["The cat ran."]).shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["finetune", "{teacher}", "--task", "RTE", "--logits", "x"], 2, "is what a student learns from"),
+        (["finetune", "{student}", "--task", "RTE", "--logits", "{shards}"], 1, "holds sentence embeddings"),
+        (["finetune", "{student}", "--task", "QQP"], 1, "no QQP/train.tsv"),
+        (["finetune", "{student}", "--task", "RTE", "--out", "{student}"], 1, "is not empty"),
+        (["eval", "--glue", "{student}", "--submission", "x", "--rows", "all"], 2, "one row's predictions"),
+        (["eval", "--glue", "{student}", "--rows", "best"], 2, "none of majority"),
+        (["eval", "--glue", "{student}", "--train-fraction", "2"], 2, "at most 1"),
+        (["eval", "--glue", "{student}", "--learning-rate", "0"], 2, "above 0"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    sd, student_folder, teacher_folder, shards, glue_dir, tmp_path, monkeypatch, capsys, arguments, code, message
+):
+    monkeypatch.chdir(tmp_path)
+    places = {"teacher": teacher_folder, "student": student_folder, "shards": shards}
+    arguments = [argument.format(**places) for argument in arguments]
+    assert sd(*arguments, "--glue-dir", glue_dir) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_row_whose_teacher_is_not_here_is_skipped_with_the_reason(sd, student_folder, glue_dir, tmp_path):
+    options = ("--rows", "distilled,teacher", "--tasks", "sst-2", "--epochs", "1")
+    figures = glue(sd, student_folder, glue_dir, tmp_path / "glue.json", *options)
+    assert list(figures["rows"]) == ["distilled"]
+    assert "is not on this machine" in figures["skipped"]["teacher, fine-tuned: SST-2"]
+
+
+def test_patience_and_steps_end_fine_tuning_early(student_folder, glue_dir):
+    data = TaskData.load(GlueFolder(glue_dir), TASKS["SST-2"])
+    student = load_student(student_folder)
+    config = FinetuneConfig(epochs=50, learning_rates=(1e-2,), batch_size=16, patience=2)
+    fitted = fit(student, data, config)
+    # It is perfect within a few epochs, and then no evaluation is better.
+    assert fitted.outcome.scores["dev"]["accuracy"] == 1.0
+    assert fitted.outcome.step < 48 * 10
+    assert config.steps(160) == 500
+    assert FinetuneConfig(epochs=50, max_steps=70, batch_size=16).steps(160) == 70
+    assert FinetuneConfig(epochs=50, max_steps=7, batch_size=16).steps(160) == 10
+
+
+def fit(student, data, config, train=None):
+    fitter = Fitter(config=config, device=torch.device("cpu"), precision=torch.float32, progress=Silent())
+    return fitter.fit(lambda: new_classifier(student, data, 0), data, train=train, seed=0, label="test")
+
+
+def test_an_encoder_rate_of_0_leaves_the_encoder_as_it_was(student_folder, glue_dir):
+    data = TaskData.load(GlueFolder(glue_dir), TASKS["SST-2"])
+    student = load_student(student_folder)
+    fitted = fit(student, data, FinetuneConfig(epochs=2, encoder_rate=0.0))
+    for before, after in zip(student.encoder.parameters(), fitted.model.encoder.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_logits_are_learned_by_their_squared_error(student_folder, glue_dir):
+    data = TaskData.load(GlueFolder(glue_dir), TASKS["SST-2"])
+    student = load_student(student_folder)
+    # A teacher that calls the cats 3 and the dogs -1, which no cross-entropy would lead to.
+    logits = np.stack([2 - 4 * data.train.targets, 4 * data.train.targets - 1], axis=1).astype(np.float32)
+    config = FinetuneConfig(epochs=40, learning_rates=(5e-3,), patience=1000)
+    classifier = fit(student, data, config, Labelled(data.train.texts, logits)).model.eval()
+    tokens = classifier.tokenize(data.train.texts)
+    with torch.inference_mode():
+        learned = classifier(tokens.padded(np.arange(160), torch.device("cpu"))).numpy()
+    assert np.abs(learned - logits).mean() < 1.5
+    assert np.corrcoef(learned[:, 1], logits[:, 1])[0, 1] > 0.9

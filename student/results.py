@@ -1,0 +1,93 @@
+"""glue.json: the figures of a GLUE run, kept after each so that a run that was stopped goes on."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.files import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One fine-tuned, or otherwise made, model's figures on one task.
+
+    Args:
+        seed: of fine-tuning.
+        fraction: share of the training examples.
+        scores: for each dev set its metrics, at the best step.
+        learning_rate: the best; 0 where nothing is fine-tuned.
+        step: the best; likewise.
+        examples: number of training examples, with a teacher's logits those too.
+        seconds: of the last fine-tuning.
+    """
+
+    seed: int
+    fraction: float
+    scores: dict[str, dict[str, float]]
+    learning_rate: float = 0.0
+    step: int = 0
+    examples: int
+    seconds: float = 0.0
+
+
+class Results:
+    """The figures of a run, by row and task, in a file that is written anew with each.
+
+    Attributes:
+        rows: for each row and task its results.
+        skipped: what could not be done, with the reason.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        """Go on with a file.
+
+        Args:
+            path: of the file.
+            identity: what its figures depend on beside row, task, seed and fraction; those of others are dropped.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        self.path = path
+        self.identity = json.loads(json.dumps(identity))
+        self.rows: dict[str, dict[str, list[Result]]] = {}
+        self.skipped: dict[str, str] = {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if {name: found.get(name) for name in self.identity} == self.identity:
+                self.rows = {
+                    row: {task: [Result(**result) for result in results] for task, results in tasks.items()}
+                    for row, tasks in found["rows"].items()
+                }
+        except FileNotFoundError:
+            pass
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}); remove it, or write elsewhere with --json") from error
+
+    def find(self, row: str, task: str, seed: int, fraction: float) -> Result | None:
+        """A result that is there already."""
+        results = self.rows.get(row, {}).get(task, [])
+        return next((result for result in results if (result.seed, result.fraction) == (seed, fraction)), None)
+
+    def add(self, row: str, task: str, result: Result) -> None:
+        """Keep a result, in place of one of the same seed and fraction."""
+        results = self.rows.setdefault(row, {}).setdefault(task, [])
+        others = [known for known in results if (known.seed, known.fraction) != (result.seed, result.fraction)]
+        self.rows[row][task] = sorted([*others, result], key=lambda known: (-known.fraction, known.seed))
+        self.write()
+
+    def skip(self, what: str, reason: str) -> None:
+        """Note what could not be done, and why."""
+        self.skipped[what] = reason
+        self.write()
+
+    def write(self) -> None:
+        """Write the file."""
+        rows = {
+            row: {task: [asdict(result) for result in results] for task, results in tasks.items()}
+            for row, tasks in self.rows.items()
+        }
+        figures = {**self.identity, "rows": rows, "skipped": self.skipped}
+        write_atomically(self.path, (json.dumps(figures, indent=1) + "\n").encode())

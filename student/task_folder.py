@@ -1,0 +1,59 @@
+"""A student that was fine-tuned on a task, on disk: a student's folder with the head beside it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.glue_tasks import TASKS, GlueTask
+from sentence_distill.pipeline.files import write_atomically
+from sentence_distill.student.classifier import Classifier
+from sentence_distill.student.fit import Fitted
+from sentence_distill.student.folder import load_student, save_student
+
+TASK = "task.json"
+HEAD = "head.safetensors"
+
+
+def save_classifier(folder: Path, fitted: Fitted[Classifier], task: GlueTask, distillation: dict[str, Any]) -> None:
+    """Write a fine-tuned student.
+
+    Args:
+        folder: where to; made where it is missing.
+        fitted: the student with its head, and its scores.
+        task: what it was fine-tuned on.
+        distillation: of the student that it was made of.
+    """
+    scores = fitted.outcome.scores
+    # Fidelity was measured before the encoder moved.
+    save_student(folder, fitted.model.student, {**distillation, "metrics": {task.name: scores}})
+    head = {name: value.cpu().contiguous() for name, value in fitted.model.head.state_dict().items()}
+    save_file(head, folder / HEAD)
+    record = {
+        "task": task.name,
+        "labels": task.labels,
+        "columns": fitted.model.columns,
+        "learning_rate": fitted.learning_rate,
+        **asdict(fitted.outcome),
+    }
+    write_atomically(folder / TASK, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def load_classifier(folder: Path) -> tuple[Classifier, GlueTask]:
+    """Read a fine-tuned student, and the task that it knows.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    try:
+        record = json.loads((folder / TASK).read_text(encoding="utf-8"))
+        task = TASKS[record["task"]]
+        classifier = Classifier(load_student(folder), record["columns"], max(1, len(task.labels)))
+        classifier.head.load_state_dict(load_file(folder / HEAD))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no fine-tuned student ({error}); make one: sd finetune STUDENT") from error
+    return classifier.eval(), task
