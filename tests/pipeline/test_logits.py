@@ -12,6 +12,8 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -39,7 +41,9 @@ FIRST, SECOND = SENTENCES[:60], SENTENCES[1:]
 def reference(folder, *columns):
     """The logits of transformers' own padded batch."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder)
-    inputs = tokenizer(*map(list, columns), padding=True, return_token_type_ids=True, return_tensors="pt")
+    inputs = tokenizer(
+        *map(list, columns), padding=True, return_token_type_ids=model.config.type_vocab_size > 1, return_tensors="pt"
+    )
     with torch.no_grad():
         return model.eval()(**inputs).logits.numpy()
 
@@ -228,16 +232,18 @@ def test_pairs_have_embeddings_too(teacher_folder, pooling):
         np.testing.assert_allclose(got[row], states[0] if pooling == "cls" else states.mean(0), atol=1e-5)
 
 
+def save_small(model, config, folder, **options):
+    """Save a small classifier of another architecture."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model(config(num_labels=2, initializer_range=0.2, pad_token_id=0, **shape, **options)).save_pretrained(folder)
+
+
 def test_a_pair_for_roberta_has_its_two_separators_between(tmp_path, teacher_folder):
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
     tokenizer.backend_tokenizer.post_processor = processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer.save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    config = RobertaConfig(
-        vocab_size=len(tokenizer), num_labels=2, initializer_range=0.2, pad_token_id=0, type_vocab_size=1, **small
-    )
-    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    save_small(RobertaForSequenceClassification, RobertaConfig, tmp_path, vocab_size=len(tokenizer), type_vocab_size=1)
     teacher = load(tmp_path, pairs=True)
     assert teacher.separator == [3, 3]
     got = embed(teacher, [f"{x}\t{y}" for x, y in zip(FIRST, SECOND, strict=True)])
@@ -263,6 +269,16 @@ def test_weights_that_the_head_needs_are_not_made_up(classifier_folder, tmp_path
     without_weights(folder, start)
     with pytest.raises(UserError, match=rf"weights lack {start}"):
         load(folder)
+
+
+def test_a_pooler_that_belongs_to_the_head_is_used_and_not_made_up(teacher_folder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    tokenizer.save_pretrained(tmp_path)
+    save_small(DebertaV2ForSequenceClassification, DebertaV2Config, tmp_path, vocab_size=len(tokenizer))
+    np.testing.assert_allclose(embed(load(tmp_path), FIRST), reference(tmp_path, FIRST), atol=1e-5)
+    without_weights(tmp_path, "pooler")
+    with pytest.raises(UserError, match="weights lack pooler"):
+        load(tmp_path)
 
 
 def test_a_head_of_another_size_than_the_configuration_s_is_an_error(classifier_folder, tmp_path):
