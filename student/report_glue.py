@@ -7,21 +7,10 @@ from typing import Any
 
 from sentence_distill.data.glue import TASKS
 from sentence_distill.data.published import PUBLISHED, Score
+from sentence_distill.student.glue_rows import ROWS
 from sentence_distill.student.report_charts import Chart, Series, draw, swatch
 from sentence_distill.student.report_tables import EMPTY, Cell, Column, Rows, Table
 
-# In the order of a table.
-ROWS = {
-    "majority": "majority class",
-    "scratch": "BiLSTM from scratch",
-    "scratch-words": "BiLSTM from scratch, teacher's word embeddings",
-    "task-specific": "task-specific distillation alone",
-    "frozen": "distilled student, frozen",
-    "distilled": "distilled student, fine-tuned",
-    "distilled-task-specific": "distilled student + task-specific distillation",
-    "teacher-frozen": "teacher, frozen",
-    "teacher": "teacher, fine-tuned",
-}
 _STUDENTS = [row for row in ROWS if row not in ("majority", "teacher-frozen", "teacher")]
 _METRICS = {"matthews": "Matthews", "accuracy": "accuracy", "f1": "F1", "pearson": "Pearson", "spearman": "Spearman"}
 

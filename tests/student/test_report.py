@@ -119,7 +119,7 @@ def test_several_seeds_become_mean_and_deviation_and_the_best_student_is_marked(
         },
     )
     html = page(sd, student)
-    assert cells(html, "distilled student, fine-tuned") == ["87.0"]
+    assert cells(html, "distilled") == ["87.0"]
     assert "± 1.4" in html
     assert html.count("<strong>87.0</strong>") == 1
     assert "<strong>92.0</strong>" not in html
@@ -139,8 +139,8 @@ def test_shares_of_the_examples_become_curves_and_stay_out_of_the_table(sd, stud
     whole = [result({"dev": {"accuracy": 0.8}}, examples=1000)]
     write_glue(student, {"distilled": {"SST-2": few + whole}, "scratch": {"SST-2": whole}})
     html = page(sd, student)
-    assert cells(html, "distilled student, fine-tuned") == ["80.0"]
-    assert "distilled student, fine-tuned: from 60 at 100 to 80 at 1,000" in html
+    assert cells(html, "distilled") == ["80.0"]
+    assert "distilled: from 60 at 100 to 80 at 1,000" in html
 
 
 def test_contenders_are_numbered_alike_in_table_and_charts(sd, student):
