@@ -27,7 +27,7 @@ format: $(VENV)/.package
 $(VENV)/.packages: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --no-build-isolation --editable '.[offline,ray,s3,plots,tensorboard,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --no-build-isolation --editable '.[offline,ray,s3,plots,tensorboard,mteb,peers,dev]'
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.packages $(SOURCES)

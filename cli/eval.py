@@ -7,6 +7,8 @@ import click
 
 from sentence_distill.cli.glue import evaluate_glue, glue_options
 from sentence_distill.cli.intrinsic import evaluate_intrinsic
+from sentence_distill.cli.mteb_tasks import evaluate_mteb
+from sentence_distill.cli.speed import evaluate_speed, speed_options
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
 
@@ -40,12 +42,15 @@ from sentence_distill.data.errors import UserError
     help="GLUE in the official TSV layout.  [default: nyu-mll/glue from the hub]",
 )
 @glue_options
+@click.option("--speed", is_flag=True, help="Time the models, and what a user would pick instead, one process each.")
+@speed_options
+@click.option("--mteb", default=None, metavar="TASK[,TASK…]", help="Score the models on tasks of MTEB, such as STS12.")
 @click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path, dir_okay=False),
     default=None,
-    help="Where the figures go.  [default: eval.json or glue.json in the first student's folder]",
+    help="Where the figures go.  [default: eval, glue, speed or mteb.json in the first student's folder]",
 )
 def evaluate(
     models: tuple[str, ...],
@@ -55,25 +60,35 @@ def evaluate(
     teacher: str | None,
     glue: bool,
     glue_dir: Path | None,
+    speed: bool,
+    mteb: str | None,
     json_file: Path | None,
     **options: Any,
 ) -> None:
-    """Measure models: fidelity, STS-B, size and speed, or with --glue a student's fine-tuned scores.
+    """Measure models: fidelity, STS-B, size and speed; with --glue a student's fine-tuned scores, with --speed costs.
 
     MODEL is the folder of a student or of a sentence-transformers model, a name on the hub, minilm or mpnet; several
     are shown side by side.  [default: distilled]
 
     What can't be measured, because its data is not here, is listed with the reason.
     """
+    kinds = [kind for kind, wanted in (("glue", glue), ("speed", speed), ("mteb", mteb)) if wanted]
+    if len(kinds) > 1:
+        raise click.UsageError(f"--{kinds[0]} and --{kinds[1]} are two runs; give one of them")
     models = _models(models, student)
-    json_file = json_file or _default_json(models, "glue.json" if glue else "eval.json")
+    kind = kinds[0] if kinds else "eval"
+    json_file = json_file or _default_json(models, f"{kind}.json")
     if not json_file.parent.is_dir():
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
     if glue:
-        evaluate_glue(_one_student(models), glue_dir, json_file, options)
+        evaluate_glue(_one_student(models), glue_dir, json_file, teacher, options)
+    elif speed:
+        evaluate_speed(models, shards, _sts_file(sts, glue_dir), teacher, json_file, options)
+    elif mteb:
+        evaluate_mteb(models, mteb, json_file)
     else:
         evaluate_intrinsic(models, shards, _sts_file(sts, glue_dir), teacher, json_file)
-    click.echo(f"figures: {json_file}" + ("" if glue else f"\nnext: sd eval --glue {models[0]}"))
+    click.echo(f"figures: {json_file}" + (f"\nnext: sd eval --glue {models[0]}" if kind == "eval" else ""))
 
 
 def _models(models: tuple[str, ...], student: str | None) -> tuple[str, ...]:

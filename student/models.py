@@ -1,6 +1,7 @@
 """Any sentence encoder as a function from sentences to vectors: a student, its teacher, or another model."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from sentence_distill.student.model import Student
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 _CPU = torch.device("cpu")
-_LOADED = (".json", ".safetensors", ".txt", ".model")
+_LOADED = (".json", ".safetensors", ".txt", ".model", ".onnx")
 _UNREADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError)
 
 
@@ -90,7 +91,7 @@ def open_model(located: Located, name: str) -> Model:
         name=f"{name} (mean pooling)" if plain else name,
         encode=partial(_encode, model, torch.float32),
         timed=partial(_encode, model, pick_precision("auto", _CPU)),
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameters(located.folder),
         megabytes=megabytes(located.folder),
     )
 
@@ -106,7 +107,7 @@ def open_student(folder: Path, name: str) -> Model:
         name=name,
         encode=student.encode,
         timed=partial(student.encode, precision=pick_precision("auto", _CPU)),
-        parameters=sum(p.numel() for p in student.encoder.parameters()),
+        parameters=parameters(folder),
         megabytes=megabytes(folder),
         student=student,
         distillation=load_distillation(folder),
@@ -140,7 +141,7 @@ def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> 
         name=name,
         encode=encode,
         timed=encode,
-        parameters=sum(p.numel() for p in teacher.model.parameters()),
+        parameters=parameters(located.folder),
         megabytes=megabytes(located.folder),
     )
 
@@ -198,10 +199,30 @@ def _encode(model: Any, precision: torch.dtype, sentences: Sequence[str]) -> np.
         return model.encode(list(sentences), show_progress_bar=False)  # type: ignore[no-any-return]
 
 
+def parameters(folder: Path) -> int:
+    """Number of weights in a model's folder; a loaded model may hold them rearranged, or in part."""
+    from safetensors import safe_open
+
+    count = 0
+    for file in _files(folder):
+        if file.suffix == ".safetensors":
+            with safe_open(file, "np") as tensors:
+                slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118
+                # Long integers are positions or places in tables; they were not learned.
+                count += sum(math.prod(part.get_shape()) for part in slices if part.get_dtype() not in ("I32", "I64"))
+    return count
+
+
 def megabytes(folder: Path) -> float:
     """Size of what loading a model's folder needs: neither checkpoints nor logs are."""
+    return sum(file.stat().st_size for file in _files(folder)) / 1e6
+
+
+def _files(folder: Path) -> list[Path]:
     file = folder / "modules.json"
     modules = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    files = [f for module in modules if module["path"] for f in (folder / module["path"]).iterdir()]
-    files += [f for f in folder.iterdir() if f.suffix in _LOADED]
-    return sum(f.stat().st_size for f in files if f.is_file()) / 1e6
+    # A module without weights may have no folder.
+    paths = [folder / module["path"] for module in modules if module["path"]]
+    files = [file for path in paths if path.is_dir() for file in path.iterdir()]
+    files += [file for file in folder.iterdir() if file.suffix in _LOADED]
+    return [file for file in files if file.is_file()]

@@ -1,0 +1,154 @@
+"""Who is timed by `sd eval --speed`: the models that were named, and what a user would pick instead."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.hashing import file_hash
+from sentence_distill.pipeline.locate import Located, locate_local
+from sentence_distill.pipeline.precision import has_bf16
+from sentence_distill.student.folder import load_distillation
+from sentence_distill.student.models import find_teacher, is_student, short_names
+
+_MINILM = "all-MiniLM-L6-v2"
+_STATIC_HINT = "pip install 'model2vec[distill]'"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One model, run in one way.
+
+    Args:
+        model: whose vectors these are.
+        runner: what computes them: "sd", "SentenceTransformer", "ONNX Runtime", "model2vec" or "scikit-learn".
+        precision: "fp32", "bf16" or "int8".
+        folder: of the model; of one that has to be made first, where that will be.
+        teacher: pooling, layers and token budget, where it is a student's teacher.
+    """
+
+    model: str
+    runner: str
+    precision: str
+    folder: Path
+    teacher: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """In tables and files."""
+        return f"{self.model} ({self.runner}, {self.precision})"
+
+    def spec(self) -> dict[str, Any]:
+        """As JSON values, for the process that runs it."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+@dataclass
+class Field:
+    """The contenders, what has to be made before they start, and who is missing.
+
+    Args:
+        contenders: in the order of tables.
+        teacher: folder of the teacher, from which static and quantised models are made.
+        skipped: who does not take part, with the reason.
+    """
+
+    contenders: list[Contender]
+    teacher: Path | None
+    skipped: dict[str, str]
+
+
+def gather(models: Sequence[tuple[str, Located]], teacher: str | None, workdir: Path) -> Field:
+    """Everybody who can run here.
+
+    Args:
+        models: as the user named them, and what `find_model` found.
+        teacher: see `open_teacher`.
+        workdir: where models that have to be made are put.
+    """
+    field = Field([], None, {})
+    students = [located.folder for _, located in models if is_student(str(located.folder))]
+    names = short_names([name for name, _ in models])
+    for name, (_, located) in zip(names, models, strict=True):
+        if located.folder in students:
+            label = "student" if len(students) == 1 else name
+            _add(field, label, located.folder, "sd", "SentenceTransformer")
+        elif _is_static(located.folder):
+            _add_if_installed(field, Contender(name, "model2vec", "fp32", located.folder), ("model2vec",), _STATIC_HINT)
+        else:
+            _add(field, name, located.folder, "SentenceTransformer")
+    own = _teacher(field, students[0], teacher, workdir) if students else None
+    _minilm(field, [located.folder for _, located in models] + ([own] if own else []))
+    if own and not any(_is_static(located.folder) for _, located in models):
+        static = Contender("model2vec of the teacher", "model2vec", "fp32", workdir / "static")
+        _add_if_installed(field, static, ("model2vec", "skeletoken"), _STATIC_HINT)
+    field.contenders.append(Contender("TF-IDF", "scikit-learn", "fp32", workdir / "tf-idf"))
+    return field
+
+
+def _add(field: Field, model: str, folder: Path, *runners: str, teacher: dict[str, Any] | None = None) -> None:
+    can_bf16 = has_bf16(torch.device("cpu"))
+    for runner in runners:
+        for precision in ("fp32", "bf16"):
+            contender = Contender(model, runner, precision, folder, teacher)
+            if precision == "bf16" and not can_bf16:
+                field.skipped[contender.name] = "this processor has no instructions for bfloat16"
+            else:
+                field.contenders.append(contender)
+
+
+def _teacher(field: Field, student: Path, given: str | None, workdir: Path) -> Path | None:
+    """Let a student's teacher take part; its folder."""
+    distillation = load_distillation(student)
+    recorded = distillation["teacher"]
+    try:
+        folder = find_teacher(distillation, given).folder
+    except UserError as error:
+        field.skipped["teacher"] = str(error)
+        return None
+    if [file_hash(file) for file in sorted(folder.glob("*.safetensors"))] != recorded["teacher_weights"]:
+        field.skipped["teacher"] = f"{folder} has other weights than the student's teacher; name that with --teacher"
+        return None
+    recipe = {
+        "pooling": recorded["pooling"],
+        "layers": recorded["layers"],
+        "token_budget": distillation["corpus"]["fingerprint"]["token_budget"],
+    }
+    _add(field, "teacher", folder, "sd", "SentenceTransformer", teacher=recipe)
+    field.teacher = folder
+    onnx = Contender("teacher", "ONNX Runtime", "int8", workdir / "onnx", recipe)
+    _add_if_installed(field, onnx, ("onnx", "onnxruntime"), "pip install onnx onnxruntime")
+    return folder
+
+
+def _add_if_installed(field: Field, contender: Contender, packages: Sequence[str], hint: str) -> None:
+    if missing := [package for package in packages if find_spec(package) is None]:
+        field.skipped[contender.name] = f"{' and '.join(missing)} not installed; {hint}"
+    else:
+        field.contenders.append(contender)
+
+
+def _minilm(field: Field, there: Sequence[Path]) -> None:
+    name = f"{_MINILM} (SentenceTransformer)"
+    located = locate_local("minilm")
+    if located is None:
+        field.skipped[name] = "not on this machine"
+    elif any(located.folder.resolve() == folder.resolve() for folder in there):
+        field.skipped[name] = "it takes part already, under another name"
+    else:
+        _add(field, _MINILM, located.folder, "SentenceTransformer")
+
+
+def _is_static(folder: Path) -> bool:
+    config = folder / "config.json"
+    if not config.exists():
+        return False
+    try:
+        return json.loads(config.read_text(encoding="utf-8")).get("model_type") == "model2vec"
+    except (ValueError, AttributeError):
+        return False

@@ -1,0 +1,59 @@
+import json
+
+import pytest
+
+mteb = pytest.importorskip("mteb")
+
+from datasets import Dataset, DatasetDict
+from mteb.abstasks import AbsTaskSTS
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.student.mteb_tasks import find_tasks
+
+
+class LocalSTS(AbsTaskSTS):
+    """Four pairs that need no hub."""
+
+    metadata = TaskMetadata(
+        name="LocalSTS",
+        description="Pairs of this test.",
+        dataset={"path": "local", "revision": "1"},
+        type="STS",
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score="cosine_spearman",
+    )
+
+    def load_data(self, *args, **kwargs):
+        first = ["The red cat ran.", "The red cat ran.", "The old dog saw.", "One ship left."]
+        second = ["The red cat ran.", "The new road was built.", "The old dog ran.", "The king found a river."]
+        columns = {"sentence1": first, "sentence2": second, "score": [5.0, 0.5, 3.0, 0.2]}
+        self.dataset = DatasetDict({"test": Dataset.from_dict(columns)})
+        self.data_loaded = True
+
+
+def test_tasks_of_mteb_are_scored_and_what_has_no_data_is_listed(sd, student_folder, monkeypatch, capsys):
+    tasks = [LocalSTS(), *find_tasks(["STS12"])]
+    monkeypatch.setattr("sentence_distill.student.mteb_tasks.find_tasks", lambda names: tasks)
+    assert sd("eval", student_folder, "--mteb", "LocalSTS,STS12") == 0
+    shown = capsys.readouterr().out
+    figures = json.loads((student_folder / "mteb.json").read_text())
+    (scores,) = figures["models"].values()
+    assert scores["LocalSTS"]["metric"] == "cosine_spearman"
+    assert -1 <= scores["LocalSTS"]["score"] <= 1
+    assert "STS12" not in scores
+    assert "can't be had" in figures["skipped"]["STS12"]
+    assert "not measured: STS12" in shown
+
+
+def test_without_data_for_any_task_it_is_an_error(sd, student_folder, capsys):
+    assert sd("eval", student_folder, "--mteb", "STS12") == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert "mteb/sts12-sts can't be had" in error[0]
+
+
+def test_an_unknown_task_is_named():
+    with pytest.raises(UserError, match="STS99"):
+        find_tasks(["STS99"])

@@ -1,0 +1,216 @@
+import json
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.progress import Silent
+from sentence_distill.pipeline.shards import Shard
+from sentence_distill.student import contender as process
+from sentence_distill.student.contenders import Contender, Field, gather
+from sentence_distill.student.models import find_model, parameters
+from sentence_distill.student.peers import make_peers, parameters_of
+from sentence_distill.student.texts import cut_to_lengths, sentences_of_file, sentences_of_shards
+from tests.conftest import make_sentences
+
+RECIPE = {"pooling": "mean", "layers": [2], "token_budget": 256}
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """A machine without MiniLM and without bfloat16."""
+    monkeypatch.setattr("sentence_distill.student.contenders.locate_local", lambda name: None)
+    monkeypatch.setattr("sentence_distill.student.contenders.has_bf16", lambda device: False)
+
+
+def cosines(left, right):
+    left, right = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (left, right))
+    return (left * right).sum(axis=1)
+
+
+def test_everybody_who_can_run_takes_part_and_the_others_are_named(
+    alone, monkeypatch, student_folder, teacher_folder, tmp_path
+):
+    monkeypatch.setattr("sentence_distill.student.contenders.find_spec", lambda package: None)
+    models = [(str(student_folder), find_model(str(student_folder))), ("bert", find_model(str(teacher_folder)))]
+    found = gather(models, str(teacher_folder), tmp_path)
+    assert [contender.name for contender in found.contenders] == [
+        *("student (sd, fp32)", "student (SentenceTransformer, fp32)", "bert (SentenceTransformer, fp32)"),
+        *("teacher (sd, fp32)", "teacher (SentenceTransformer, fp32)", "TF-IDF (scikit-learn, fp32)"),
+    ]
+    assert found.skipped["teacher (ONNX Runtime, int8)"].startswith("onnx and onnxruntime not installed")
+    assert "pip install 'model2vec[distill]'" in found.skipped["model2vec of the teacher (model2vec, fp32)"]
+    assert "bfloat16" in found.skipped["student (sd, bf16)"]
+    assert "all-MiniLM-L6-v2 (SentenceTransformer)" in found.skipped
+
+
+def test_another_teacher_than_the_students_takes_no_part(alone, student_folder, tmp_path):
+    found = gather([("x", find_model(str(student_folder)))], None, tmp_path)
+    assert "--teacher" in found.skipped["teacher"]
+    assert [contender.model for contender in found.contenders] == ["student", "student", "TF-IDF"]
+
+
+def test_a_student_gives_the_same_vectors_through_both_runners(student_folder):
+    sentences = make_sentences(40)
+    own, through = (
+        process.load(Contender("student", runner, "fp32", student_folder).spec())
+        for runner in ("sd", "SentenceTransformer")
+    )
+    np.testing.assert_allclose(own(sentences), through(sentences), atol=1e-5)
+
+
+def test_a_teacher_gives_the_same_vectors_whatever_runs_it(teacher_folder, tmp_path):
+    sentences = make_sentences(70)
+    contenders = [
+        Contender("teacher", runner, "fp32", teacher_folder, RECIPE) for runner in ("sd", "SentenceTransformer")
+    ]
+    exact, through = (process.load(contender.spec())(sentences) for contender in contenders)
+    assert cosines(exact, through).min() > 0.9999
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    quantised = Contender("teacher", "ONNX Runtime", "int8", tmp_path / "onnx", RECIPE)
+    field = Field([quantised], teacher_folder, {})
+    make_peers(field, sentences, Silent())
+    assert field.skipped == {}
+    encode = process.load({**quantised.spec(), "threads": 1})
+    assert cosines(exact, encode(sentences)).min() > 0.95
+    assert parameters_of(quantised, field) == parameters(teacher_folder) > 1000
+
+
+def test_a_static_model_is_made_of_the_teacher(teacher_folder, tmp_path):
+    pytest.importorskip("model2vec")
+    static = Contender("model2vec of the teacher", "model2vec", "fp32", tmp_path / "static")
+    field = Field([static], teacher_folder, {})
+    make_peers(field, [], Silent())
+    assert field.skipped == {}
+    encode = process.load(static.spec())
+    vectors = encode(make_sentences(3))
+    assert len(vectors) == 3
+    assert parameters_of(static, field) >= vectors.shape[1]
+
+
+def test_a_peer_that_can_not_be_made_is_skipped_with_the_reason(tmp_path):
+    pytest.importorskip("model2vec")
+    static = Contender("x", "model2vec", "fp32", tmp_path / "static")
+    field = Field([static], tmp_path, {})
+    make_peers(field, [], Silent())
+    assert field.contenders == []
+    assert field.skipped[static.name].startswith("could not be made: ")
+
+
+def test_tf_idf_scores_pairs_that_share_words_higher(tmp_path):
+    tf_idf = Contender("TF-IDF", "scikit-learn", "fp32", tmp_path / "tf-idf")
+    field = Field([tf_idf], None, {})
+    make_peers(field, make_sentences(50), Silent())
+    encode = process.load(tf_idf.spec())
+    assert encode(["The red cat ran."]).shape == (1, parameters_of(tf_idf, field))
+    first = ["The red cat ran.", "The old dog saw."] * 2
+    second = ["The red cat was.", "Quickly under ships.", "The red cat ran.", "One new king left."]
+    assert process.spearman(encode, {"first": first, "second": second, "scores": [4, 0, 5, 0.5]}) > 0.8
+
+
+def test_texts_have_exactly_the_tokens_that_are_asked_for(teacher_folder):
+    tokenizer = Tokenizer.from_file(str(teacher_folder / "tokenizer.json"))
+    by_length = cut_to_lengths(tokenizer, make_sentences(5))
+    assert set(by_length) == {8, 16, 32, 64}
+    for length, texts in by_length.items():
+        assert {len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts} == {length}
+        assert len(texts) == 32
+
+
+def test_sentences_are_spread_over_the_shards(shards):
+    sentences = sentences_of_shards(shards, 9)
+    assert len(sentences) == len(set(sentences)) == 9
+    assert len(sentences_of_shards(shards)) == sum(len(Shard.open(path).ids) for path in shards.glob("shard-*.arrow"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "is not there"), (b" \n\n", "holds no sentence"), (b"\xff\xfe\n", "not UTF-8")]
+)
+def test_a_wrong_file_of_sentences_is_named(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        sentences_of_file(tmp_path / "x.txt")
+
+
+def test_calls_that_would_take_too_long_are_left_out(monkeypatch):
+    monkeypatch.setattr(process, "_SECONDS", 1e-9)
+    # A clock on which a sentence takes a tenth of a second.
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def encode(sentences):
+        clock[0] += 0.1 * len(sentences)
+
+    texts = {"sentences": ["a"], "batch_sizes": [1, 8, 128], "by_length": {"8": ["a"] * 4, "64": ["a"] * 40}}
+    figures = process.one_round(encode, texts, 0)
+    assert figures["by_batch"] == pytest.approx({"1": 10, "8": 10})
+    assert figures["by_length"] == pytest.approx({"8": 10})
+    assert figures["latency_ms"] == pytest.approx([100] * 5)
+
+
+def test_contenders_are_timed_in_processes_of_their_own(
+    sd, monkeypatch, student_folder, teacher_folder, tmp_path, capsys
+):
+    def few(models, teacher, workdir):
+        student = Contender("student", "sd", "fp32", models[0][1].folder)
+        tf_idf = Contender("TF-IDF", "scikit-learn", "fp32", workdir / "tf-idf")
+        (tmp_path / "empty").mkdir()
+        broken = Contender("broken", "sd", "fp32", tmp_path / "empty")
+        return Field([student, broken, tf_idf], None, {"absent": "not here"})
+
+    monkeypatch.setattr("sentence_distill.student.speed.gather", few)
+    sts = tmp_path / "dev.tsv"
+    rows = ["sentence1\tsentence2\tscore", "The red cat ran.\tThe red cat ran.\t5.0"]
+    rows += ["The red cat ran.\tThe new road was built.\t0.5", "The old dog saw.\tThe old dog ran.\t3.0"]
+    sts.write_text("\n".join(rows) + "\n")
+    options = ("--rounds", "2", "--threads", "1,2", "--batch-sizes", "4,1", "--sts", sts)
+    assert sd("eval", "--speed", student_folder, *options) == 0
+    shown = capsys.readouterr().out
+    figures = json.loads((student_folder / "speed.json").read_text())
+    assert set(figures["contenders"]) == {"student (sd, fp32)", "TF-IDF (scikit-learn, fp32)"}
+    student = figures["contenders"]["student (sd, fp32)"]
+    assert set(student["threads"]) == {"1", "2"}
+    for threads in student["threads"].values():
+        assert list(threads["by_batch"]) == ["1", "4"]
+        assert list(threads["by_length"]) == ["8", "16", "32", "64"]
+        assert threads["latency_ms"]["p50"] <= threads["latency_ms"]["p99"]
+    for name in ("startup_seconds", "peak_megabytes", "parameters", "megabytes", "dim", "sts_spearman"):
+        assert student[name] > 0
+    assert figures["environment"]["versions"]["torch"]
+    assert figures["sts_pairs"] == 3
+    assert "not measured: absent: not here" in shown
+    assert "holds no student" in figures["skipped"]["broken (sd, fp32)"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--speed", "--threads", "0"], 2, "--threads"),
+        (["--speed", "--batch-sizes", "a"], 2, "no list of numbers"),
+        (["--speed", "--glue"], 2, "give one of them"),
+        (["--student", "a", "b"], 2, "give one of them"),
+        (["a", "a"], 2, "named twice"),
+        (["no-such/model"], 1, "is no model"),
+    ],
+)
+def test_mistakes_end_in_one_line(sd, capsys, tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    assert sd("eval", *arguments) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert code == 2 or len(captured.err.strip().splitlines()) == 1
+
+
+def test_glue_takes_one_student(sd, capsys, student_folder, teacher_folder):
+    assert sd("eval", "--glue", student_folder, teacher_folder) == 1
+    assert "one student" in capsys.readouterr().err
+    assert sd("eval", "--glue", teacher_folder, "--json", teacher_folder / "x.json") == 1
+    assert "holds no student" in capsys.readouterr().err
+
+
+def test_figures_of_no_student_need_a_file(sd, capsys, teacher_folder):
+    assert sd("eval", teacher_folder) == 1
+    assert "--json" in capsys.readouterr().err
