@@ -72,9 +72,11 @@ class Worker:
         if line := self._process.stdout.readline():
             return json.loads(line)
         code = self._process.wait()
+        if code < 0:
+            raise UserError(f"its process was ended by signal {-code}; is memory short?")
         self._errors.seek(0)
-        said = self._errors.read().strip().splitlines()
-        raise UserError(said[-1] if said else f"its process ended with code {code}")
+        said = self._errors.read().strip().splitlines() or [f"its process ended with code {code}"]
+        raise UserError(said[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: "))
 
     def close(self) -> None:
         """End the process."""

@@ -12,6 +12,7 @@ from sentence_distill.student.contenders import Contender, Field, gather
 from sentence_distill.student.models import find_model, parameters
 from sentence_distill.student.peers import make_peers, parameters_of
 from sentence_distill.student.texts import cut_to_lengths, sentences_of_file, sentences_of_shards
+from sentence_distill.student.worker import Worker
 from tests.conftest import make_sentences
 
 RECIPE = {"pooling": "mean", "layers": [2], "token_budget": 256}
@@ -182,7 +183,15 @@ def test_contenders_are_timed_in_processes_of_their_own(
     assert figures["environment"]["versions"]["torch"]
     assert figures["sts_pairs"] == 3
     assert "not measured: absent: not here" in shown
-    assert "holds no student" in figures["skipped"]["broken (sd, fp32)"]
+    assert figures["skipped"]["broken (sd, fp32)"].startswith(f"{tmp_path / 'empty'} holds no student")
+
+
+def test_a_process_that_is_killed_is_said_to_be(student_folder, tmp_path):
+    (tmp_path / "texts.json").write_text("{}")
+    with Worker(Contender("student", "sd", "fp32", student_folder), 1, tmp_path / "texts.json") as worker:
+        worker._process.kill()
+        with pytest.raises(UserError, match="signal 9"):
+            worker.ask(0)
 
 
 @pytest.mark.parametrize(
