@@ -66,7 +66,7 @@ FINETUNING = (
     click.option(
         "--encoder-rate",
         default=None,
-        type=click.FloatRange(0),
+        type=click.FloatRange(0, min_open=True),
         help="Fine-tuning: learning rate of the encoder as a multiple of the head's.  [default: 1]",
     ),
 )
@@ -103,11 +103,11 @@ _OPTIONS = (
     ),
     *FINETUNING,
     click.option(
-        "--copies",
-        default=10,
+        "--synthetic",
+        default=50_000,
         show_default=True,
         type=click.IntRange(0),
-        help="GLUE: augmented copies of each example in task-specific distillation.",
+        help="GLUE: augmented examples of a task, about; in task-specific distillation.",
     ),
     click.option(
         "--teacher-learning-rate",
@@ -211,9 +211,8 @@ def _prepare(
     def teacher() -> "TaskTeacher":
         located = find_teacher(distillation, given)
         work = folder / "glue"
-        return TaskTeacher(
-            located=located, folder=work, fitter=replace(fitter, config=of_teacher), copies=options["copies"]
-        )
+        of_tasks = replace(fitter, config=of_teacher)
+        return TaskTeacher(located=located, folder=work, fitter=of_tasks, synthetic=options["synthetic"])
 
     maker = RowMaker(
         student=student,
@@ -225,7 +224,7 @@ def _prepare(
     identity = {
         "source": "nyu-mll/glue" if source == "hub" else "a folder of TSV files",
         "student": file_hash(folder / "model.safetensors"),
-        "finetuning": {**asdict(config), "copies": options["copies"]},
+        "finetuning": {**asdict(config), "synthetic": options["synthetic"]},
         "teacher_finetuning": asdict(of_teacher),
     }
     return maker, Results(json_file, identity)

@@ -32,6 +32,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder = student.encoder
         self.tokenizer = student.tokenizer
+        # A batch holds few of the words, and a dense pass over all of them takes as long as the LSTM.
+        self.encoder.embedding.sparse = True
         self.columns = columns
         width = self.encoder.config.pooled_dim * (1 if columns == 1 else 4)
         self.head = nn.Sequential(

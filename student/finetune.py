@@ -137,7 +137,7 @@ def finetune(
     targets = torch.from_numpy(train.targets.astype(np.float32)).to(device)
     per_epoch = -(-len(tokens) // config.batch_size)
     steps = config.steps(len(tokens))
-    optimizer, schedule = _optimizer(model, learning_rate, config, steps)
+    optimizer = _Optimizer(model, learning_rate, config, steps)
     best: dict[str, dict[str, float]] = {}
     state: dict[str, torch.Tensor] = {}
     best_step = worse = 0
@@ -146,10 +146,7 @@ def finetune(
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
             logits = model(tokens.padded(rows, device)).float()
         _loss(logits, targets[torch.from_numpy(rows)], classes).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
         advance(len(rows))
         if step % min(per_epoch, _EVALUATE_EVERY) and step < steps:
             continue
@@ -174,21 +171,49 @@ def _endless(tokens: Tokens, size: int, rng: np.random.Generator) -> Iterator[np
         yield from tokens.batches(size, rng)
 
 
-def _optimizer(
-    model: TaskModel, learning_rate: float, config: FinetuneConfig, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    assert isinstance(model, nn.Module)
-    pretrained = model.pretrained()
-    known = {id(weight) for weight in pretrained}
-    new = [weight for weight in model.parameters() if id(weight) not in known]
-    groups: list[dict[str, Any]] = [{"params": new}, {"params": pretrained, "lr": learning_rate * config.encoder_rate}]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=config.weight_decay, fused=True)
-    rising = max(1, round(config.warmup * steps))
+class _Optimizer:
+    """AdamW, with a linear warm-up and fall; lazy Adam for word embeddings whose gradients are sparse."""
 
-    def factor(step: int) -> float:
-        return (step + 1) / rising if step < rising else (steps - step) / max(1, steps - rising)
+    def __init__(self, model: TaskModel, learning_rate: float, config: FinetuneConfig, steps: int) -> None:
+        assert isinstance(model, nn.Module)
+        tables = [part.weight for part in model.modules() if isinstance(part, nn.Embedding) and part.sparse]
+        pretrained = {id(weight) for weight in model.pretrained()}
+        rates: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for weight in model.parameters():
+            if not any(weight is table for table in tables):
+                rates[id(weight) in pretrained].append(weight)
+        slow = learning_rate * config.encoder_rate
+        groups: list[dict[str, Any]] = [{"params": rates[False]}, {"params": rates[True], "lr": slow}]
+        dense = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=config.weight_decay, fused=True)
+        self._optimizers: list[torch.optim.Optimizer] = [dense]
+        if tables:
+            self._optimizers.append(torch.optim.SparseAdam(tables, lr=slow))
+        rising = max(1, round(config.warmup * steps))
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        def factor(step: int) -> float:
+            return (step + 1) / rising if step < rising else (steps - step) / max(1, steps - rising)
+
+        self._schedules = [torch.optim.lr_scheduler.LambdaLR(each, factor) for each in self._optimizers]
+        self._weights = [
+            weight for each in self._optimizers for group in each.param_groups for weight in group["params"]
+        ]
+        self._clip = config.clip
+
+    def step(self) -> None:
+        """Update the weights from their gradients, and clear those."""
+        gradients = []
+        for weight in self._weights:
+            if weight.grad is not None and weight.grad.is_sparse:
+                weight.grad = weight.grad.coalesce()
+                gradients.append(weight.grad.values())
+            elif weight.grad is not None:
+                gradients.append(weight.grad)
+        norm = nn.utils.get_total_norm(gradients)
+        torch._foreach_mul_(gradients, (self._clip / (norm + 1e-6)).clamp(max=1.0))
+        for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor, classes: int) -> torch.Tensor:

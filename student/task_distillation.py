@@ -27,6 +27,7 @@ _RECORD = "finetuning.json"
 # The words of one example; what the teacher can't hold is rejected by its tokens.
 _MOST_WORDS = 1000
 _SHARD_ROWS = 8192
+_MOST_COPIES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +38,14 @@ class TaskTeacher:
         located: the pre-trained teacher.
         folder: where the tasks' folders go.
         fitter: how it is fine-tuned.
-        copies: augmented copies of each example.
+        synthetic: augmented examples of a task, about; each of its own has at least one copy and at most 20, as many as
+            Tang et al. made.
     """
 
     located: Located
     folder: Path
     fitter: Fitter
-    copies: int
+    synthetic: int
 
     def finetuned(self, data: TaskData, name: str, seed: int) -> tuple[Path, Outcome, float]:
         """The teacher fine-tuned on a task: its folder, its scores on dev, and its learning rate.
@@ -84,10 +86,11 @@ class TaskTeacher:
         teacher, _, _ = self.finetuned(data, name, seed)
         text, shards = self.folder / name / "text.jsonl", self.folder / name / "logits"
         columns = tuple(list(column) for column in data.train.texts)
+        copies = min(_MOST_COPIES, -(-self.synthetic // len(columns[0])))
         with replacing(text) as file:
             for example in zip(*columns, strict=True):
                 file.write(json_line(example))
-            for example in synthetic_examples(columns, copies=self.copies, mask=mask_token(teacher), seed=seed):
+            for example in synthetic_examples(columns, copies=copies, mask=mask_token(teacher), seed=seed):
                 file.write(json_line(example))
         embed_corpus(
             corpus=Corpus.open([str(text)], format="jsonl", text_field=",".join(FIELDS[len(columns)])),
