@@ -111,7 +111,7 @@ def _measure(name: str, student: Path, shards: Path, glue: Path) -> None:
 def _row(name: str, student: Path) -> dict[str, Any]:
     intrinsic = json.loads((student / "eval.json").read_text())
     found = json.loads((student / "glue.json").read_text())["rows"]["distilled"] if _glue(name) else {}
-    scores = {task: result["scores"]["dev"] for task, result in found.items()}
+    scores = {task: results[0]["scores"]["dev"] for task, results in found.items()}
     lines = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
     speeds = sorted(line["sentences_per_second"] for line in lines if line["kind"] == "train")
     return {

@@ -279,7 +279,7 @@ def _prepare(trainer: "Trainer", resume: bool) -> None:
     elif trainer.ranks.main:
         trainer.checkpoints.remove()
         # The student of an earlier run and what was measured of it are not this one's.
-        for name in ("distillation.json", "eval.json", "glue.json"):
+        for name in ("distillation.json", "eval.json", "glue.json", "speed.json", "mteb.json"):
             (trainer.out / name).unlink(missing_ok=True)
 
 

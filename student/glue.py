@@ -101,8 +101,7 @@ class GlueRun:
         for seed in self.seeds[:1] if row in WITHOUT_SEED else self.seeds:
             result, made = self.results.find(row, task, seed, fraction), None
             if result is None or anew:
-                folder = task if fraction == 1.0 else f"{task}-{fraction:g}-{seed}"
-                made = self.maker.make(row, data.share(fraction, seed), folder=folder, rates=rates, seed=seed)
+                made = self.maker.make(row, data.share(fraction, seed), rates=rates, seed=seed)
                 result = Result(
                     seed=seed,
                     fraction=fraction,

@@ -76,13 +76,12 @@ class RowMaker:
     teacher: Callable[[], TaskTeacher]
     teacher_encode: Callable[[], Encode]
 
-    def make(self, row: str, data: TaskData, *, folder: str, rates: Sequence[float] | None, seed: int) -> Made:
+    def make(self, row: str, data: TaskData, *, rates: Sequence[float] | None, seed: int) -> Made:
         """Make the model of a row.
 
         Args:
             row: a name in `ROWS`.
             data: the task.
-            folder: name under which a teacher that is fine-tuned on these examples is kept.
             rates: learning rates to try; None tries those of the configuration.
             seed: of all that is drawn.
 
@@ -94,10 +93,10 @@ class RowMaker:
         if row in ("frozen", "teacher-frozen"):
             return _probed(self.student.encode if row == "frozen" else self.teacher_encode(), data)
         if row == "teacher":
-            return self._finetuned_teacher(data, folder, seed)
+            return self._finetuned_teacher(data, seed)
         train = data.train
         if row.endswith("task-specific"):
-            train = self.teacher().logits(data, folder, TEACHER_SEED)
+            train = self.teacher().logits(data, TEACHER_SEED)
         start = partial(self._start, row, data, seed)
         fitted = self.fitter.fit(start, data, train=train, rates=rates, seed=seed, label=row)
         return self._made(fitted.model, fitted, data, len(train.targets))
@@ -110,13 +109,13 @@ class RowMaker:
         words = None if row == "scratch" else self.words()
         return new_classifier(initial_student(self.student, seed, words=words), data, seed)
 
-    def _finetuned_teacher(self, data: TaskData, folder: str, seed: int) -> Made:
+    def _finetuned_teacher(self, data: TaskData, seed: int) -> Made:
         teacher, examples = self.teacher(), len(data.train.targets)
         start = partial(TeacherClassifier.load, teacher.located, data.task, seed)
         if seed != TEACHER_SEED:
             fitted = teacher.fitter.fit(start, data, seed=seed, label="teacher")
             return self._made(fitted.model, fitted, data, examples)
-        saved, outcome, rate = teacher.finetuned(data, folder, seed)
+        saved, outcome, rate = teacher.finetuned(data, seed)
         model = TeacherClassifier.load(Located(saved, teacher.located.name), data.task, seed)
         return self._made(model, Fitted(model, outcome, rate), data, examples)
 

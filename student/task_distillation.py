@@ -12,6 +12,7 @@ import torch
 
 from sentence_distill.data.augment import synthetic_examples
 from sentence_distill.data.corpus import Corpus
+from sentence_distill.data.hashing import bytes_hash, file_hash
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.data.unlabelled import FIELDS, json_line
 from sentence_distill.pipeline.config import EmbedConfig
@@ -47,46 +48,36 @@ class TaskTeacher:
     fitter: Fitter
     synthetic: int
 
-    def finetuned(self, data: TaskData, name: str, seed: int) -> tuple[Path, Outcome, float]:
+    def finetuned(self, data: TaskData, seed: int) -> tuple[Path, Outcome, float]:
         """The teacher fine-tuned on a task: its folder, its scores on dev, and its learning rate.
 
         Args:
             data: the task.
-            name: of the task's folder.
             seed: of the head, the order of examples and dropout.
         """
-        folder = self.folder / name / "teacher"
-        config = json.loads(json.dumps(asdict(self.fitter.config)))
-        identity = {
-            "teacher": self.located.name,
-            "seed": seed,
-            "examples": len(data.train.targets),
-            "finetuning": config,
-        }
+        folder = self._place(data, seed) / "teacher"
         if (folder / _RECORD).exists():
             record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-            if record["identity"] == identity:
-                return folder, Outcome(**record["outcome"]), record["learning_rate"]
+            return folder, Outcome(**record["outcome"]), record["learning_rate"]
         start = partial(TeacherClassifier.load, self.located, data.task, seed)
         fitted = self.fitter.fit(start, data, seed=seed, label="teacher")
         fitted.model.save(folder)
-        record = {"identity": identity, "outcome": asdict(fitted.outcome), "learning_rate": fitted.learning_rate}
+        record = {"outcome": asdict(fitted.outcome), "learning_rate": fitted.learning_rate}
         # Last, so that a folder with it is whole.
         write_atomically(folder / _RECORD, (json.dumps(record, indent=1) + "\n").encode())
         return folder, fitted.outcome, fitted.learning_rate
 
-    def logits(self, data: TaskData, name: str, seed: int) -> Labelled:
+    def logits(self, data: TaskData, seed: int) -> Labelled:
         """The task's text and augmented copies of it, with the fine-tuned teacher's logits as targets.
 
         Args:
             data: the task.
-            name: of the task's folder.
             seed: of the teacher and of augmentation.
         """
-        teacher, _, _ = self.finetuned(data, name, seed)
-        text, shards = self.folder / name / "text.jsonl", self.folder / name / "logits"
+        teacher, _, _ = self.finetuned(data, seed)
         columns = tuple(list(column) for column in data.train.texts)
         copies = min(_MOST_COPIES, -(-self.synthetic // len(columns[0])))
+        text, shards = teacher.parent / f"text-{copies}.jsonl", teacher.parent / f"logits-{copies}"
         with replacing(text) as file:
             for example in zip(*columns, strict=True):
                 file.write(json_line(example))
@@ -107,3 +98,15 @@ class TaskTeacher:
             progress=self.fitter.progress,
         )
         return from_logits(shards, data)
+
+    def _place(self, data: TaskData, seed: int) -> Path:
+        """The folder of a task, named after all that its teacher depends on, so that nothing in it is ever stale."""
+        identity = {
+            "weights": [file_hash(file) for file in sorted(self.located.folder.glob("*.safetensors"))],
+            "seed": seed,
+            "finetuning": asdict(self.fitter.config),
+            "precision": str(self.fitter.precision),
+            "texts": data.train.texts,
+            "targets": data.train.targets.tolist(),
+        }
+        return self.folder / f"{data.task.name}-{bytes_hash(json.dumps(identity).encode())[:8]}"

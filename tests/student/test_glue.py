@@ -64,8 +64,7 @@ def test_fine_tuning_learns_single_sentences_and_pairs(sd, student_folder, glue_
     assert "from scratch" in shown
 
 
-def test_every_row_of_the_table_can_be_made(sd, student_folder, teacher_folder, glue_dir, tmp_path, request):
-    request.addfinalizer(lambda: __import__("shutil").rmtree(student_folder / "glue", ignore_errors=True))
+def test_every_row_of_the_table_can_be_made(sd, student_folder, teacher_folder, glue_dir, tmp_path):
     options = ("--rows", "all", "--tasks", "sst-2,rte", "--teacher", teacher_folder, "--synthetic", "300")
     options += (*LEARNS, "--teacher-learning-rate", "2e-3", "--teacher-epochs", "2")
     figures = glue(sd, student_folder, glue_dir, tmp_path / "glue.json", *options)
@@ -79,7 +78,7 @@ def test_every_row_of_the_table_can_be_made(sd, student_folder, teacher_folder, 
     for row in ("task-specific", "distilled-task-specific"):
         assert figures["rows"][row]["SST-2"][0]["examples"] > 160
     # What stage one wrote of it is there, and a second run makes nothing anew.
-    assert (student_folder / "glue" / "RTE" / "logits" / "manifest.json").exists()
+    assert len(list(student_folder.glob("glue/RTE-*/logits-*/manifest.json"))) == 1
     before = (tmp_path / "glue.json").read_text()
     assert json.loads(before) == glue(sd, student_folder, glue_dir, tmp_path / "glue.json", *options)
     assert (tmp_path / "glue.json").read_text() == before
