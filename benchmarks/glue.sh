@@ -1,0 +1,16 @@
+#!/bin/sh
+# GLUE's table of a student: rows from majority class to fine-tuned teacher, three seeds for the small tasks, and its report.
+# Models that are in glue.json already are not made again.
+# usage: glue.sh STUDENT GLUE_DIR
+set -eu
+student=$1 glue=$2
+table() { sd eval --glue "$student" --glue-dir "$glue" "$@"; }
+untaught=majority,scratch,scratch-words,frozen,distilled,teacher-frozen
+table --tasks CoLA,MRPC,STS-B,RTE,WNLI --rows $untaught --seeds 3
+table --tasks SST-2 --rows $untaught
+table --tasks SST-2,CoLA,MRPC,STS-B --rows teacher,task-specific,distilled-task-specific
+sd report "$student" --out report.html \
+    --note 'MRPC=one training row is missing' \
+    --note 'QNLI=training data is not the official one: 23,754 pairs derived from SQuAD' \
+    --note 'MNLI=training data is not the official one: 15,900 of its rows and 45,000 of LingNLI' \
+    --note 'QQP=another split of real question pairs than the official one'
