@@ -7,6 +7,7 @@ from typing import Any
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.files import write_atomically
+from sentence_distill.student.environment import environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,5 +90,5 @@ class Results:
             row: {task: [asdict(result) for result in results] for task, results in tasks.items()}
             for row, tasks in self.rows.items()
         }
-        figures = {**self.identity, "rows": rows, "skipped": self.skipped}
+        figures = {**self.identity, "environment": environment(), "rows": rows, "skipped": self.skipped}
         write_atomically(self.path, (json.dumps(figures, indent=1) + "\n").encode())
