@@ -126,7 +126,7 @@ def _summary(result: Result, texts: dict[str, Any], found: Field) -> dict[str, A
             ("by_length", "tokens a sentence", texts["by_length"]),
         ):
             if missing := [str(key) for key in wanted if str(key) not in threads[str(number)][by]]:
-                found.skipped[f"{contender.name}, {number} threads: {', '.join(missing)} {what}"] = (
+                found.skipped[f"{contender.name}, threads {number}: {', '.join(missing)} {what}"] = (
                     f"one call would take over {LONGEST_S:.0f} s"
                 )
     return {
