@@ -91,11 +91,12 @@ def finetune(
     kind = "student" if of_student else "teacher"
     click.echo(
         f"{out}: {kind} fine-tuned on {task}, {describe_scores(fitted.outcome.scores)} "
-        f"(best of {fitter.config.steps(len(data.train.targets)):,} steps at {fitted.outcome.step:,})"
+        f"(best at step {fitted.outcome.step:,})"
     )
     if not of_student:
         click.echo(
-            f"next: sd augment --task {task} --out {task}.jsonl, then sd embed --teacher {out} writes its logits"
+            f"next: sd augment --task {task}{f' --glue-dir {glue_dir}' if glue_dir else ''} --out {task}.jsonl, "
+            f"then sd embed --teacher {out} writes its logits"
         )
 
 

@@ -11,10 +11,9 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import TASKS
 
 if TYPE_CHECKING:
-    import torch
-
+    from sentence_distill.data.progress import Progress
     from sentence_distill.student.finetune import FinetuneConfig
-    from sentence_distill.student.glue import GlueRun
+    from sentence_distill.student.glue import Predictions
     from sentence_distill.student.glue_rows import RowMaker
     from sentence_distill.student.results import Result, Results
     from sentence_distill.student.task_distillation import TaskTeacher
@@ -45,7 +44,7 @@ FINETUNING = (
         "--epochs",
         default=None,
         type=click.IntRange(1),
-        help="Fine-tuning: most passes; the best step on dev counts.  [default: 6, of a teacher 4]",
+        help="Fine-tuning: most passes; the best step on dev counts.  [default: 6, of a teacher 3]",
     ),
     click.option(
         "--finetune-steps",
@@ -121,7 +120,7 @@ _OPTIONS = (
         "--teacher-epochs",
         default=None,
         type=click.IntRange(1),
-        help="GLUE: of the teacher's fine-tuning, at most.  [default: 4]",
+        help="GLUE: of the teacher's fine-tuning, at most.  [default: 3]",
     ),
     click.option(
         "--submission",
@@ -154,26 +153,32 @@ def evaluate_glue(
     """
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.glue import open_glue
+    from sentence_distill.pipeline.lock import lock_folder
     from sentence_distill.student.glue import GlueRun, describe
 
     rows = _rows(options)
     if options["submission"] and len(rows) != 1:
         raise click.UsageError(f"--submission holds one row's predictions, not those of {', '.join(rows)}")
+    if options["submission"] and options["shares"] != (1.0,):
+        raise click.UsageError("--submission is of models of all training examples; leave --train-fraction out")
     source, progress = open_glue(glue_dir), ConsoleProgress()
-    maker, results = _prepare(folder, teacher, json_file, options, "hub" if glue_dir is None else "folder", progress)
-    run = GlueRun(
-        source=source,
-        maker=maker,
-        results=results,
-        seeds=range(options["seed"], options["seed"] + options["seeds"]),
-        fractions=options["shares"],
-    )
-    for row, task, result in run.run(rows, options["tasks"]):
-        share = "" if result.fraction == 1.0 else f", {result.examples:,} examples"
-        progress.log(f"{task}, {row}, seed {result.seed}{share}: {describe(result)}")
-    if options["submission"]:
-        _submit(run, rows[0], options["tasks"], options["submission"])
+    # Two runs over one file would lose each other's figures.
+    with lock_folder(json_file.parent, name=f".lock-{json_file.name}"):
+        maker, results = _prepare(folder, teacher, glue_dir, json_file, options, progress)
+        run = GlueRun(
+            source=source,
+            maker=maker,
+            results=results,
+            seeds=range(options["seed"], options["seed"] + options["seeds"]),
+            fractions=options["shares"],
+        )
+        predictions: Predictions | None = {} if options["submission"] else None
+        for row, task, result in run.run(rows, options["tasks"], predictions):
+            share = "" if result.fraction == 1.0 else f", {result.examples:,} examples"
+            progress.log(f"{task}, {row}, seed {result.seed}{share}: {describe(result)}")
     _print_glue(results, rows, options["tasks"])
+    if predictions is not None:
+        _submit(predictions, options["submission"])
 
 
 def _rows(options: dict[str, Any]) -> tuple[str, ...]:
@@ -185,7 +190,12 @@ def _rows(options: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _prepare(
-    folder: Path, given: str | None, json_file: Path, options: dict[str, Any], source: str, progress: Any
+    folder: Path,
+    given: str | None,
+    glue_dir: Path | None,
+    json_file: Path,
+    options: dict[str, Any],
+    progress: "Progress",
 ) -> "tuple[RowMaker, Results]":
     from dataclasses import asdict, replace
 
@@ -193,8 +203,9 @@ def _prepare(
     from sentence_distill.pipeline.precision import pick_device, pick_precision
     from sentence_distill.student.finetune import STUDENT, TEACHER
     from sentence_distill.student.fit import Fitter
-    from sentence_distill.student.folder import load_distillation, load_student
+    from sentence_distill.student.folder import load_distillation, load_student, module_weights
     from sentence_distill.student.glue_rows import RowMaker
+    from sentence_distill.student.init import initial_words
     from sentence_distill.student.models import find_teacher, open_teacher
     from sentence_distill.student.results import Results
     from sentence_distill.student.task_distillation import TaskTeacher
@@ -217,13 +228,14 @@ def _prepare(
     maker = RowMaker(
         student=student,
         fitter=fitter,
-        words=lambda: _initial_words(distillation),
+        words=lambda: initial_words(distillation),
         teacher=teacher,
         teacher_encode=lambda: open_teacher(distillation, given, "teacher").encode,
     )
     identity = {
-        "source": "nyu-mll/glue" if source == "hub" else "a folder of TSV files",
-        "student": file_hash(folder / "model.safetensors"),
+        "source": "nyu-mll/glue" if glue_dir is None else "a folder of TSV files",
+        "student": [file_hash(file) for file in module_weights(folder)],
+        "computed": f"{str(fitter.precision).removeprefix('torch.')} on {device.type}",
         "finetuning": {**asdict(config), "synthetic": options["synthetic"]},
         "teacher_finetuning": asdict(of_teacher),
     }
@@ -238,25 +250,10 @@ def finetune_config(options: dict[str, Any], default: "FinetuneConfig") -> "Fine
     return replace(default, **{name: options[name] for name in names if options[name] is not None})
 
 
-def _initial_words(distillation: dict[str, Any]) -> "torch.Tensor":
-    from safetensors.torch import load_file
-
-    from sentence_distill.pipeline.manifest import WORD_EMBEDDINGS
-    from sentence_distill.student.init import teacher_words
-
-    file = Path(distillation["shards"]) / WORD_EMBEDDINGS
-    if not file.exists():
-        raise UserError(
-            f"{file}, the teacher's word embeddings, is not there: rows that begin with them need the shards that the "
-            "student was trained on"
-        )
-    return teacher_words(load_file(file)["weight"].float(), distillation["student"]["embedding_dim"])
-
-
-def _submit(run: "GlueRun", row: str, tasks: tuple[str, ...], folder: Path) -> None:
+def _submit(predictions: "Predictions", folder: Path) -> None:
     from sentence_distill.data.submission import write_submission
 
-    submission = write_submission(folder, run.predict_tests(row, tasks))
+    submission = write_submission(folder, predictions)
     click.echo(f"submission: {submission.path}")
     if submission.missing:
         click.echo(f"  gluebenchmark.com refuses it without {', '.join(submission.missing)}")
@@ -273,26 +270,22 @@ def _print_glue(results: "Results", rows: tuple[str, ...], tasks: tuple[str, ...
     for column in table.columns[2:]:
         column.justify = "right"
     for task in tasks:
-        found = {row: _whole(results.rows[row].get(task, [])) for row in shown}
-        first = next((values[0] for values in found.values() if values), None)
-        for dev, scores in first.scores.items() if first else ():
+        found = {row: [r for r in results.rows[row].get(task, []) if r.fraction == 1.0] for row in shown}
+        scored = {
+            (dev, metric): None for row in shown for r in found[row] for dev in r.scores for metric in r.scores[dev]
+        }
+        for dev, metric in scored:
             name = task + dev.removeprefix("dev").replace("_matched", "-m").replace("_mismatched", "-mm")
-            for metric in scores:
-                table.add_row(name, metric, *(_figure(found[row], dev, metric) for row in shown))
+            table.add_row(name, metric, *(_figure(found[row], dev, metric) for row in shown))
     Console().print(table)
     for what, why in results.skipped.items():
         click.echo(f"skipped: {what}: {why}")
 
 
-def _whole(results: "list[Result]") -> "list[Result]":
-    """Those with the most training examples."""
-    return [result for result in results if result.fraction == max(known.fraction for known in results)]
-
-
 def _figure(results: "list[Result]", dev: str, metric: str) -> str:
     from statistics import mean, stdev
 
-    values = [100 * result.scores[dev][metric] for result in results]
+    values = [100 * result.scores[dev][metric] for result in results if dev in result.scores]
     if not values:
         return ""
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")

@@ -16,9 +16,7 @@ def load_parts(located: Located, dtype: torch.dtype, *, head: bool = False) -> t
     from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
-    # Without a vocabulary transformers makes up an empty one, to which every word is unknown.
-    if not any((located.folder / name).exists() for name in _VOCABULARIES):
-        raise unusable(located, ValueError("it has no tokenizer.json and no vocabulary"))
+    require_vocabulary(located)
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # a checkpoint with a head that is left out is no cause for a warning
     try:
@@ -48,6 +46,12 @@ def load_parts(located: Located, dtype: torch.dtype, *, head: bool = False) -> t
     if largest >= model.get_input_embeddings().num_embeddings:
         raise unusable(located, ValueError(f"its tokenizer has an id {largest} that its word embeddings lack"))
     return model, backend
+
+
+def require_vocabulary(located: Located) -> None:
+    """Refuse a folder without vocabulary: transformers makes up an empty one, to which every word is unknown."""
+    if not any((located.folder / name).exists() for name in _VOCABULARIES):
+        raise unusable(located, ValueError("it has no tokenizer.json and no vocabulary"))
 
 
 def unusable(located: Located, error: Exception) -> UserError:

@@ -13,8 +13,10 @@ from torch.nn import functional
 from sentence_distill.student.examples import Padded, Tokens
 from sentence_distill.student.metrics import glue_metrics
 
-# Scoring on dev costs little beside so many steps, and a large task is done before its second epoch ends.
-_EVALUATE_EVERY = 500
+# Steps between two scorings on dev: an epoch, but of a large task several and of a few examples many epochs.
+_FEWEST_BETWEEN, _MOST_BETWEEN = 20, 500
+# However few examples there are, a model has this many steps to learn them.
+_FEWEST_STEPS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,7 @@ class FinetuneConfig:
     """How a model is fine-tuned; the same for every task and every row of a table."""
 
     epochs: int = 6
-    """Most passes over the training examples."""
+    """Most passes over the training examples, but 200 steps where they are few."""
     max_steps: int = 2000
     """Most steps, but at least one epoch: large tasks get fewer passes."""
     batch_size: int = 64
@@ -43,11 +45,11 @@ class FinetuneConfig:
     def steps(self, examples: int) -> int:
         """Most steps over so many examples."""
         per_epoch = -(-examples // self.batch_size)
-        return min(self.epochs * per_epoch, max(self.max_steps, per_epoch))
+        return max(per_epoch, min(self.max_steps, max(self.epochs * per_epoch, _FEWEST_STEPS)))
 
 
 STUDENT = FinetuneConfig()
-TEACHER = FinetuneConfig(epochs=4, max_steps=2500, batch_size=32, learning_rates=(5e-5,), warmup=0.1)
+TEACHER = FinetuneConfig(epochs=3, max_steps=2500, batch_size=32, learning_rates=(5e-5,), warmup=0.1)
 
 
 class TaskModel(Protocol):
@@ -74,11 +76,6 @@ class Labelled:
 
     texts: Sequence[Sequence[str]]
     targets: np.ndarray
-
-    @property
-    def soft(self) -> bool:
-        """Whether the targets are logits."""
-        return self.targets.ndim == 2
 
     def take(self, rows: np.ndarray) -> "Labelled":
         """The examples int[k] `rows`."""
@@ -135,8 +132,8 @@ def finetune(
     model.to(device)
     tokens, tokenized = model.tokenize(train.texts), {name: model.tokenize(part.texts) for name, part in dev.items()}
     targets = torch.from_numpy(train.targets.astype(np.float32)).to(device)
-    per_epoch = -(-len(tokens) // config.batch_size)
     steps = config.steps(len(tokens))
+    between = min(max(-(-len(tokens) // config.batch_size), _FEWEST_BETWEEN), _MOST_BETWEEN)
     optimizer = _Optimizer(model, learning_rate, config, steps)
     best: dict[str, dict[str, float]] = {}
     state: dict[str, torch.Tensor] = {}
@@ -148,7 +145,7 @@ def finetune(
         _loss(logits, targets[torch.from_numpy(rows)], classes).backward()
         optimizer.step()
         advance(len(rows))
-        if step % min(per_epoch, _EVALUATE_EVERY) and step < steps:
+        if step % between and step < steps:
             continue
         predictions = {name: predict(model, part, classes, device, precision) for name, part in tokenized.items()}
         # What is no number is no score, and neither are the weights that gave it.
@@ -228,7 +225,7 @@ def predict(
 ) -> np.ndarray:
     """Class numbers, or scores in a regression: float[n], in the order of the examples; NaN where logits are."""
     assert isinstance(model, nn.Module)
-    model.eval()
+    model.to(device).eval()
     out = np.empty(len(tokens))
     for rows in tokens.batches(256, None):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):

@@ -99,6 +99,12 @@ def load_distillation(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / DISTILLATION} is damaged ({error}); train the student again") from error
 
 
+def module_weights(folder: Path) -> list[Path]:
+    """The files of a student's weights."""
+    files = (path / "model.safetensors" for path in _module_paths(folder).values())
+    return sorted({file for file in files if file.exists()})
+
+
 def update_distillation(folder: Path, **fields: Any) -> None:
     """Set fields of distillation.json and write the model card anew."""
     _write_record(folder, {**load_distillation(folder), **fields})

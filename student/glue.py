@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -36,10 +37,18 @@ class GlueRun:
     seeds: Sequence[int]
     fractions: Sequence[float] = (1.0,)
 
-    def run(self, rows: Sequence[str], tasks: Sequence[str]) -> Iterator[tuple[str, str, Result]]:
+    def run(
+        self, rows: Sequence[str], tasks: Sequence[str], predictions: Predictions | None = None
+    ) -> Iterator[tuple[str, str, Result]]:
         """Fill in the table, task by task; yield row, task and result as each is there.
 
         A task whose data is missing, or a row whose teacher is, goes to `results.skipped` and the others go on.
+
+        Args:
+            rows: names in `ROWS`.
+            tasks: names in `TASKS`.
+            predictions: gathers, for each part of a submission, the rows' numbers and the classes or scores that the
+                best model over the seeds of a row gives them; all models are made anew for it.
         """
         for task in tasks:
             try:
@@ -47,37 +56,29 @@ class GlueRun:
             except (TaskMissing, UserError) as error:
                 self.results.skip(task, str(error))
                 continue
-            for row in rows:
+            for row, fraction in product(rows, self.fractions):
+                best: Made | None = None
                 try:
-                    for fraction in self.fractions:
-                        for result, _ in self._cells(row, data, fraction):
-                            yield row, task, result
+                    for result, made in self._cells(row, data, fraction, anew=predictions is not None):
+                        if made and (not best or main_score(made.outcome.scores) > main_score(best.outcome.scores)):
+                            best = made
+                        yield row, task, result
                 except UserError as error:
                     self.results.skip(f"{ROWS[row]}: {task}", str(error))
+                if predictions is not None and best is not None:
+                    predictions |= self._predictions(task, best)
 
-    def predict_tests(self, row: str, tasks: Sequence[str]) -> Predictions:
-        """Predict the test splits by each task's best model of a row, over all seeds and examples.
-
-        Returns:
-            For each part of a submission (see `PARTS`) the rows' numbers and their classes or scores. What can't be
-            had goes to `results.skipped`.
-        """
+    def _predictions(self, task: str, made: Made) -> Predictions:
+        """Those of the test splits that a task's model predicts."""
         predictions: Predictions = {}
-        for task in tasks:
-            try:
-                made = [made for _, made in self._cells(row, self._load(task), 1.0, anew=True)]
-                best = max((one for one in made if one is not None), key=lambda one: main_score(one.outcome.scores))
-            except (TaskMissing, UserError) as error:
-                self.results.skip(task, str(error))
+        for name, (part, split) in PARTS.items():
+            if _MODEL_OF.get(part.name, part.name) != task:
                 continue
-            for name, (part, split) in PARTS.items():
-                if _MODEL_OF.get(part.name, part.name) != task:
-                    continue
-                try:
-                    examples = self.source.load_test(part, split)
-                    predictions[name] = examples.ids, best.predict(examples.texts)
-                except (TaskMissing, UserError) as error:
-                    self.results.skip(name, str(error))
+            try:
+                examples = self.source.load_test(part, split)
+                predictions[name] = examples.ids, made.predict(examples.texts)
+            except (TaskMissing, UserError) as error:
+                self.results.skip(name, str(error))
         return predictions
 
     def _load(self, task: str) -> TaskData:
@@ -86,9 +87,7 @@ class GlueRun:
             self.results.skip(task, data.missing)
         return data
 
-    def _cells(
-        self, row: str, data: TaskData, fraction: float, *, anew: bool = False
-    ) -> Iterator[tuple[Result, Made | None]]:
+    def _cells(self, row: str, data: TaskData, fraction: float, *, anew: bool) -> Iterator[tuple[Result, Made | None]]:
         """One result a seed, with its model where it was made now.
 
         Args:
@@ -98,8 +97,9 @@ class GlueRun:
             anew: make models even where their results are there.
         """
         task, rates = data.task.name, None
-        for seed in self.seeds[:1] if row in WITHOUT_SEED else self.seeds:
-            result, made = self.results.find(row, task, seed, fraction), None
+        # Where only a share of the examples is used, the seed draws it.
+        for seed in self.seeds[:1] if row in WITHOUT_SEED and fraction == 1.0 else self.seeds:
+            result, made = self.results.find(row, task, seed, fraction, data.hash), None
             if result is None or anew:
                 made = self.maker.make(row, data.share(fraction, seed), rates=rates, seed=seed)
                 result = Result(
@@ -110,6 +110,7 @@ class GlueRun:
                     step=made.outcome.step,
                     examples=made.examples,
                     seconds=round(made.outcome.seconds, 1),
+                    data=data.hash,
                 )
                 self.results.add(row, task, result)
             rates = rates or (result.learning_rate,)

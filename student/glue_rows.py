@@ -93,7 +93,7 @@ class RowMaker:
         if row in ("frozen", "teacher-frozen"):
             return _probed(self.student.encode if row == "frozen" else self.teacher_encode(), data)
         if row == "teacher":
-            return self._finetuned_teacher(data, seed)
+            return self._finetuned_teacher(data, rates, seed)
         train = data.train
         if row.endswith("task-specific"):
             train = self.teacher().logits(data, TEACHER_SEED)
@@ -109,11 +109,11 @@ class RowMaker:
         words = None if row == "scratch" else self.words()
         return new_classifier(initial_student(self.student, seed, words=words), data, seed)
 
-    def _finetuned_teacher(self, data: TaskData, seed: int) -> Made:
+    def _finetuned_teacher(self, data: TaskData, rates: Sequence[float] | None, seed: int) -> Made:
         teacher, examples = self.teacher(), len(data.train.targets)
         start = partial(TeacherClassifier.load, teacher.located, data.task, seed)
         if seed != TEACHER_SEED:
-            fitted = teacher.fitter.fit(start, data, seed=seed, label="teacher")
+            fitted = teacher.fitter.fit(start, data, rates=rates, seed=seed, label="teacher")
             return self._made(fitted.model, fitted, data, examples)
         saved, outcome, rate = teacher.finetuned(data, seed)
         model = TeacherClassifier.load(Located(saved, teacher.located.name), data.task, seed)

@@ -1,8 +1,14 @@
 """Initial word embeddings of the student, from the teacher's."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
+from safetensors.torch import load_file
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.logits import require_vectors
+from sentence_distill.pipeline.manifest import WORD_EMBEDDINGS
 
 # Standard deviation of the initial embeddings, whichever way they are made: the LSTM's gates stay in their
 # linear range.
@@ -31,21 +37,27 @@ def initial_embeddings(kind: str, teacher: torch.Tensor, dim: int, generator: to
             f"--embedding-dim {dim} is wider than the teacher's word embeddings ({teacher.shape[1]}); "
             "lower it, or add --init random"
         )
-    return teacher_words(teacher, dim)
-
-
-def teacher_words(teacher: torch.Tensor, dim: int) -> torch.Tensor:
-    """The `dim` principal components of the teacher's word embeddings.
-
-    Args:
-        teacher: float[vocabulary, width].
-        dim: at most the width.
-
-    Returns:
-        float32[vocabulary, dim], with standard deviation `SCALE`.
-    """
     centred = teacher.double() - teacher.double().mean(dim=0)
     # The table has full column rank, so the eigenvectors of its covariance are cheaper than its SVD.
     _, directions = torch.linalg.eigh(centred.T @ centred)
     reduced = centred @ directions.flip(1)[:, :dim]
     return (reduced * (SCALE / reduced.std())).float()
+
+
+def initial_words(distillation: dict[str, Any]) -> torch.Tensor:
+    """The teacher's word embeddings, reduced to a student's width: what its training begins with by default.
+
+    Args:
+        distillation: of the student, whose shards hold them.
+
+    Returns:
+        float32[vocabulary, embedding_dim].
+
+    Raises:
+        UserError: the shards are not there, are now another teacher's, or its embeddings are narrower.
+    """
+    shards = Path(distillation["shards"])
+    if require_vectors(shards)["fingerprint"]["teacher_weights"] != distillation["teacher"]["teacher_weights"]:
+        raise UserError(f"{shards} holds the words of another teacher than the student's")
+    words, dim = load_file(shards / WORD_EMBEDDINGS)["weight"].float(), distillation["student"]["embedding_dim"]
+    return initial_embeddings("pca", words, dim, torch.Generator())

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sentence_distill.data.errors import UserError
 from sentence_distill.student.finetune import Labelled, main_score
 from sentence_distill.student.metrics import glue_metrics
 
@@ -30,11 +31,16 @@ def probe(
 
     Returns:
         The scores of each dev set, and a function from columns of texts to float[n] predictions.
+
+    Raises:
+        UserError: the examples are all of one class.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    if classes and len(np.unique(train.targets)) < 2:
+        raise UserError("all training examples are of one class, which no probe can learn from")
     vectors = features(encode, train.texts)
     dev_vectors = {name: features(encode, part.texts) for name, part in dev.items()}
     best, best_scores = None, {}

@@ -7,6 +7,7 @@ from typing import Any
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.files import write_atomically
+from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.student.environment import environment
 
 
@@ -22,6 +23,7 @@ class Result:
         step: the best; likewise.
         examples: number of training examples, with a teacher's logits those too.
         seconds: of the last fine-tuning.
+        data: hash of the task's training and dev examples.
     """
 
     seed: int
@@ -31,6 +33,7 @@ class Result:
     step: int = 0
     examples: int
     seconds: float = 0.0
+    data: str
 
 
 class Results:
@@ -46,10 +49,10 @@ class Results:
 
         Args:
             path: of the file.
-            identity: what its figures depend on beside row, task, seed and fraction; those of others are dropped.
+            identity: what its figures depend on beside row, task, seed and fraction.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file is damaged, or holds figures of another identity.
         """
         self.path = path
         self.identity = json.loads(json.dumps(identity))
@@ -57,20 +60,29 @@ class Results:
         self.skipped: dict[str, str] = {}
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            if {name: found.get(name) for name in self.identity} == self.identity:
-                self.rows = {
-                    row: {task: [Result(**result) for result in results] for task, results in tasks.items()}
-                    for row, tasks in found["rows"].items()
-                }
+            self._require_same({name: found.get(name) for name in self.identity})
+            self.rows = {
+                row: {task: [Result(**result) for result in results] for task, results in tasks.items()}
+                for row, tasks in found["rows"].items()
+            }
         except FileNotFoundError:
             pass
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}); remove it, or write elsewhere with --json") from error
 
-    def find(self, row: str, task: str, seed: int, fraction: float) -> Result | None:
-        """A result that is there already."""
+    def _require_same(self, found: dict[str, Any]) -> None:
+        old, new = _flat(found), _flat(self.identity)
+        if differing := differing_fields(old, new):
+            raise UserError(
+                f"{self.path} holds figures of another run, which differs in {'; '.join(differing)}; write these "
+                "elsewhere with --json, or remove that file"
+            )
+
+    def find(self, row: str, task: str, seed: int, fraction: float, data: str) -> Result | None:
+        """A result that is there already, over the same examples."""
+        wanted = (seed, fraction, data)
         results = self.rows.get(row, {}).get(task, [])
-        return next((result for result in results if (result.seed, result.fraction) == (seed, fraction)), None)
+        return next((result for result in results if (result.seed, result.fraction, result.data) == wanted), None)
 
     def add(self, row: str, task: str, result: Result) -> None:
         """Keep a result, in place of one of the same seed and fraction."""
@@ -92,3 +104,12 @@ class Results:
         }
         figures = {**self.identity, "environment": environment(), "rows": rows, "skipped": self.skipped}
         write_atomically(self.path, (json.dumps(figures, indent=1) + "\n").encode())
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """With the fields of nested options beside the others."""
+    flat: dict[str, Any] = {}
+    for name, value in identity.items():
+        nested = value if isinstance(value, dict) else {}
+        flat |= {f"{name} {key}": inner for key, inner in nested.items()} or {name: value}
+    return flat

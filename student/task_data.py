@@ -1,13 +1,16 @@
 """A task's examples as fine-tuning takes them."""
 
+import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples, GlueFolder, GlueHub, GlueTask, TaskMissing
-from sentence_distill.pipeline.logits import read_logits
+from sentence_distill.data.hashing import bytes_hash
+from sentence_distill.pipeline.logits import Logits, read_logits
 from sentence_distill.student.finetune import Labelled
 
 
@@ -47,6 +50,13 @@ class TaskData:
             raise TaskMissing(missing[0])
         return cls(task, train, dev, "; ".join(missing))
 
+    @cached_property
+    def hash(self) -> str:
+        """xxh3-128 of all that is read of it."""
+        parts = {"train": self.train, **self.dev}
+        content = {name: [list(map(list, part.texts)), part.targets.tolist()] for name, part in parts.items()}
+        return bytes_hash(json.dumps(content).encode())
+
     def share(self, fraction: float, seed: int) -> "TaskData":
         """The same with so large a part of the training examples, drawn by `seed`."""
         if fraction == 1.0:
@@ -73,7 +83,20 @@ def from_logits(shards: Path, data: TaskData) -> Labelled:
             f"{shards} holds {found.logits.shape[1]} logits of {len(found.texts)} text(s) a row, and {data.task.name} "
             f"has {outputs} of {columns}; embed that task's text with a teacher that was fine-tuned on it"
         )
-    return Labelled(found.texts, found.logits)
+    return Labelled(found.texts, _in_order(found, data.task, shards))
+
+
+def _in_order(found: Logits, task: GlueTask, shards: Path) -> np.ndarray:
+    """The logits in the order of the task's classes; a teacher that only numbers its classes is taken for ordered."""
+    names = [str(name) for name in found.fingerprint["labels"]]
+    if task.regression or names == [f"LABEL_{number}" for number in range(len(names))]:
+        return found.logits
+    if set(names) != set(task.labels):
+        raise UserError(
+            f"{shards} holds logits of {', '.join(names)}, and {task.name} has {', '.join(task.labels)}; embed its "
+            "text with a teacher that was fine-tuned on it"
+        )
+    return found.logits[:, [names.index(label) for label in task.labels]]
 
 
 def _labelled(examples: Examples) -> Labelled:

@@ -102,11 +102,11 @@ class TaskTeacher:
     def _place(self, data: TaskData, seed: int) -> Path:
         """The folder of a task, named after all that its teacher depends on, so that nothing in it is ever stale."""
         identity = {
+            "teacher": self.located.name,
             "weights": [file_hash(file) for file in sorted(self.located.folder.glob("*.safetensors"))],
             "seed": seed,
             "finetuning": asdict(self.fitter.config),
-            "precision": str(self.fitter.precision),
-            "texts": data.train.texts,
-            "targets": data.train.targets.tolist(),
+            "computed": f"{self.fitter.precision} on {self.fitter.device.type}",
+            "data": data.hash,
         }
         return self.folder / f"{data.task.name}-{bytes_hash(json.dumps(identity).encode())[:8]}"

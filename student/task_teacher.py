@@ -10,7 +10,7 @@ from torch import nn
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import GlueTask
-from sentence_distill.pipeline.load import unusable
+from sentence_distill.pipeline.load import require_vocabulary, unusable
 from sentence_distill.pipeline.locate import Located
 from sentence_distill.student.examples import Padded, Tokens
 
@@ -33,7 +33,7 @@ class TeacherClassifier(nn.Module):
 
     @classmethod
     def load(cls, located: Located, task: GlueTask, seed: int) -> "TeacherClassifier":
-        """Load an encoder's weights (safetensors only) and give it a new head.
+        """Load an encoder's weights (safetensors only); it gets a new head, unless it has one of as many classes.
 
         Raises:
             UserError: the folder holds no encoder that can be loaded safely.
@@ -42,12 +42,13 @@ class TeacherClassifier(nn.Module):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
         from transformers.utils import logging
 
+        require_vocabulary(located)
         logging.disable_progress_bar()
         logging.set_verbosity_error()  # the head is new, and no warning is needed to say so
         labels = dict(enumerate(task.labels or ("score",)))
         torch.manual_seed(seed)
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(
+            model, report = AutoModelForSequenceClassification.from_pretrained(
                 located.folder,
                 dtype=torch.float32,
                 use_safetensors=True,
@@ -58,10 +59,15 @@ class TeacherClassifier(nn.Module):
                 id2label=labels,
                 label2id={name: number for number, name in labels.items()},
                 problem_type="regression" if task.regression else "single_label_classification",
+                output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(located.folder, local_files_only=True, use_fast=True)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, SafetensorError) as error:
             raise unusable(located, error) from error
+        encoder = f"{model.base_model_prefix}."
+        lacking = [name for name in report["missing_keys"] if name.startswith(encoder) and ".pooler." not in name]
+        if lacking:
+            raise unusable(located, ValueError(f"its weights lack {lacking[0]} and {len(lacking) - 1} others"))
         if not tokenizer.is_fast:
             raise UserError(f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it")
         return cls(model, tokenizer)

@@ -1,17 +1,22 @@
 import json
+import shutil
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import TASKS, GlueFolder
 from sentence_distill.data.progress import Silent
+from sentence_distill.pipeline.logits import Logits
 from sentence_distill.student.finetune import FinetuneConfig, Labelled
 from sentence_distill.student.fit import Fitter
-from sentence_distill.student.folder import load_student
+from sentence_distill.student.folder import load_distillation, load_student
 from sentence_distill.student.glue_rows import new_classifier
-from sentence_distill.student.task_data import TaskData
+from sentence_distill.student.init import initial_words
+from sentence_distill.student.task_data import TaskData, from_logits
 from sentence_distill.student.task_folder import load_classifier
 
 
@@ -94,16 +99,23 @@ def test_the_same_seed_gives_the_same_scores_and_leaves_the_student_alone(sd, st
     assert (student_folder / "model.safetensors").read_bytes() == before
 
 
-def test_a_run_that_was_stopped_makes_only_what_is_missing(sd, student_folder, glue_dir, tmp_path):
+def test_a_run_that_was_stopped_makes_only_what_is_missing(sd, student_folder, glue_dir, tmp_path, capsys):
     out = tmp_path / "glue.json"
     options = ("--tasks", "sst-2", "--epochs", "2")
     first = glue(sd, student_folder, glue_dir, out, *options)["rows"]["distilled"]["SST-2"]
     both = glue(sd, student_folder, glue_dir, out, *options, "--seeds", "2")["rows"]["distilled"]["SST-2"]
     assert both[0] == first[0]
     assert [result["seed"] for result in both] == [0, 1]
-    # Figures of other options are not mixed in.
-    other = glue(sd, student_folder, glue_dir, out, "--tasks", "sst-2", "--epochs", "3")["rows"]["distilled"]["SST-2"]
-    assert [result["seed"] for result in other] == [0]
+    # Figures of other options are neither mixed in nor lost.
+    before = out.read_bytes()
+    assert sd("eval", "--glue", student_folder, "--glue-dir", glue_dir, "--json", out, "--epochs", "3") == 1
+    assert "finetuning epochs (2 -> 3)" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    # Other examples are another figure.
+    with (glue_dir / "SST-2" / "dev.tsv").open("a") as file:
+        file.write("The new cat ran.\t1\n")
+    anew = glue(sd, student_folder, glue_dir, out, *options)["rows"]["distilled"]["SST-2"]
+    assert anew[0]["data"] != first[0]["data"]
 
 
 def test_the_best_learning_rate_of_the_first_seed_serves_all(sd, student_folder, glue_dir, tmp_path):
@@ -129,6 +141,9 @@ def test_frozen_probes_read_fixed_vectors(sd, student_folder, glue_dir, tmp_path
     figures = glue(sd, student_folder, glue_dir, tmp_path / "glue.json", "--frozen", "--tasks", "sst-2,rte")
     assert list(figures["rows"]) == ["frozen"]
     assert accuracy(figures, "frozen", "SST-2")[0] > 0.95
+    few = ("--frozen", "--tasks", "rte", "--train-fraction", "0.01", "--seeds", "8")
+    figures = glue(sd, student_folder, glue_dir, tmp_path / "few.json", *few)
+    assert "all training examples are of one class" in figures["skipped"]["distilled, frozen: RTE"]
 
 
 def test_a_submission_holds_what_can_be_predicted_and_names_the_rest(sd, student_folder, glue_dir, tmp_path, capsys):
@@ -215,10 +230,12 @@ def test_patience_and_steps_end_fine_tuning_early(student_folder, glue_dir):
     fitted = fit(student, data, config)
     # It is perfect within a few epochs, and then no evaluation is better.
     assert fitted.outcome.scores["dev"]["accuracy"] == 1.0
-    assert fitted.outcome.step < 48 * 10
+    assert fitted.outcome.step < 460
     assert config.steps(160) == 500
     assert FinetuneConfig(epochs=50, max_steps=70, batch_size=16).steps(160) == 70
     assert FinetuneConfig(epochs=50, max_steps=7, batch_size=16).steps(160) == 10
+    # A few examples are seen often enough to be learned.
+    assert FinetuneConfig(epochs=2, batch_size=16).steps(16) == 200
 
 
 def fit(student, data, config, train=None):
@@ -250,3 +267,39 @@ def test_logits_are_learned_by_their_squared_error(student_folder, glue_dir):
         learned = classifier(tokens.padded(np.arange(160), torch.device("cpu"))).numpy()
     assert np.abs(learned - logits).mean() < 1.5
     assert np.corrcoef(learned[:, 1], logits[:, 1])[0, 1] > 0.9
+
+
+def test_logits_come_in_the_order_of_the_task_s_classes(glue_dir, tmp_path, monkeypatch):
+    data = TaskData.load(GlueFolder(glue_dir), TASKS["RTE"])
+    logits = np.array([[1.0, 2.0]], dtype=np.float32)
+
+    def holds(*labels):
+        found = Logits((["a"], ["b"]), logits, {"labels": list(labels)})
+        monkeypatch.setattr("sentence_distill.student.task_data.read_logits", lambda shards: found)
+        return from_logits(tmp_path, data).targets.tolist()
+
+    assert holds("entailment", "not_entailment") == holds("LABEL_0", "LABEL_1") == [[1.0, 2.0]]
+    assert holds("not_entailment", "entailment") == [[2.0, 1.0]]
+    with pytest.raises(UserError, match="holds logits of 0, 1, and RTE has entailment, not_entailment"):
+        holds("0", "1")
+
+
+def test_a_folder_without_an_encoder_s_weights_is_no_teacher(sd, teacher_folder, glue_dir, tmp_path, capsys):
+    folder = shutil.copytree(teacher_folder, tmp_path / "teacher")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(next(name for name in weights if "layer.1" in name))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert sd("finetune", folder, "--task", "RTE", "--glue-dir", glue_dir, "--out", tmp_path / "out") == 1
+    assert "its weights lack" in capsys.readouterr().err
+    for name in ("tokenizer.json", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+    assert sd("finetune", folder, "--task", "RTE", "--glue-dir", glue_dir, "--out", tmp_path / "out") == 1
+    assert "no vocabulary" in capsys.readouterr().err
+
+
+def test_word_embeddings_of_another_teacher_are_refused(student_folder):
+    record = load_distillation(student_folder)
+    assert initial_words(record).shape[0] == record["student"]["vocabulary"]
+    record["teacher"]["teacher_weights"] = ["another"]
+    with pytest.raises(UserError, match="words of another teacher"):
+        initial_words(record)
