@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sentence_distill.cli.glue import FINETUNING, finetune_config
+from sentence_distill.cli.finetuning import finetune_config, finetuning_options
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import TASKS
 
@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from sentence_distill.student.task_data import TaskData
 
 
+_FINETUNING = finetuning_options(
+    epochs="6, of a teacher 3", max_steps="2000, of a teacher 2500", learning_rate="1e-3, of a teacher 5e-5"
+)
+
+
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(FINETUNING):
+    for option in reversed(_FINETUNING):
         command = option(command)
     return command
 

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from sentence_distill.cli.finetuning import finetune_config, finetuning_options
 from sentence_distill.cli.values import fractions, numbers
-from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import TASKS
 
 if TYPE_CHECKING:
     from sentence_distill.data.progress import Progress
-    from sentence_distill.student.finetune import FinetuneConfig
     from sentence_distill.student.glue import Predictions
     from sentence_distill.student.glue_rows import RowMaker
     from sentence_distill.student.results import Result, Results
@@ -39,36 +38,6 @@ def _chosen(known: tuple[str, ...]) -> Callable[[click.Context, click.Parameter,
     return callback
 
 
-FINETUNING = (
-    click.option(
-        "--epochs",
-        default=None,
-        type=click.IntRange(1),
-        help="Fine-tuning: most passes; the best step on dev counts.  [default: 6, of a teacher 3]",
-    ),
-    click.option(
-        "--finetune-steps",
-        "max_steps",
-        default=None,
-        type=click.IntRange(1),
-        help="Fine-tuning: most steps, but at least one epoch.  [default: 2000, of a teacher 2500]",
-    ),
-    click.option(
-        "--learning-rate",
-        "learning_rates",
-        default=None,
-        callback=numbers,
-        metavar="X[,X…]",
-        help="Fine-tuning: peak; of several the one that is best on dev with the first seed serves all seeds.  "
-        "[default: 1e-3, of a teacher 5e-5]",
-    ),
-    click.option(
-        "--encoder-rate",
-        default=None,
-        type=click.FloatRange(0, min_open=True),
-        help="Fine-tuning: learning rate of the encoder as a multiple of the head's.  [default: 1]",
-    ),
-)
 _OPTIONS = (
     click.option(
         "--tasks",
@@ -100,7 +69,7 @@ _OPTIONS = (
         metavar="X[,X…]",
         help="GLUE: share of the training examples, several for a low-data curve.",
     ),
-    *FINETUNING,
+    *finetuning_options(epochs="6", max_steps="2000", learning_rate="1e-3"),
     click.option(
         "--synthetic",
         default=50_000,
@@ -240,14 +209,6 @@ def _prepare(
         "teacher_finetuning": asdict(of_teacher),
     }
     return maker, Results(json_file, identity)
-
-
-def finetune_config(options: dict[str, Any], default: "FinetuneConfig") -> "FinetuneConfig":
-    """`default` with those of `FINETUNING`'s options that were given."""
-    from dataclasses import replace
-
-    names = ("epochs", "max_steps", "learning_rates", "encoder_rate")
-    return replace(default, **{name: options[name] for name in names if options[name] is not None})
 
 
 def _submit(predictions: "Predictions", folder: Path) -> None:

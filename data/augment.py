@@ -32,23 +32,6 @@ class AugmentConfig:
             raise ValueError(f"probabilities lie between 0 and 1, an n-gram has at least a word: {self}")
 
 
-def augment(
-    texts: tuple[list[str], ...], *, copies: int, mask: str, seed: int, config: AugmentConfig | None = None
-) -> tuple[list[str], ...]:
-    """The examples as they are, and after them those that `synthetic_examples` makes of them.
-
-    Args:
-        texts: one or two columns of n sentences.
-        copies: see `synthetic_examples`, as are the other arguments.
-
-    Returns:
-        As many columns, of n to n + n * copies sentences.
-    """
-    synthetic = synthetic_examples(texts, copies=copies, mask=mask, seed=seed, config=config)
-    added = list(zip(*synthetic, strict=True)) or [()] * len(texts)
-    return tuple([*column, *more] for column, more in zip(texts, added, strict=True))
-
-
 def synthetic_examples(
     texts: tuple[list[str], ...], *, copies: int, mask: str, seed: int, config: AugmentConfig | None = None
 ) -> Iterator[tuple[str, ...]]:

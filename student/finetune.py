@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -135,9 +135,7 @@ def finetune(
     steps = config.steps(len(tokens))
     between = min(max(-(-len(tokens) // config.batch_size), _FEWEST_BETWEEN), _MOST_BETWEEN)
     optimizer = _Optimizer(model, learning_rate, config, steps)
-    best: dict[str, dict[str, float]] = {}
-    state: dict[str, torch.Tensor] = {}
-    best_step = worse = 0
+    best = _Best()
     for step, rows in enumerate(_endless(tokens, config.batch_size, np.random.default_rng(seed)), start=1):
         model.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
@@ -152,15 +150,28 @@ def finetune(
         if not all(np.isfinite(values).all() for values in predictions.values()):
             break
         scores = {name: glue_metrics(metrics, dev[name].targets, values) for name, values in predictions.items()}
-        worse += 1
-        if not best or main_score(scores) > main_score(best):
-            best, best_step, worse = scores, step, 0
-            state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        if step == steps or worse == config.patience:
+        best.offer(scores, step, model)
+        if step == steps or best.worse == config.patience:
             break
-    if state:
-        model.load_state_dict(state)
-    return Outcome(scores=best, step=best_step, seconds=time.monotonic() - started)
+    if best.step:
+        model.load_state_dict(best.state)
+    return Outcome(scores=best.scores, step=best.step, seconds=time.monotonic() - started)
+
+
+@dataclass
+class _Best:
+    """The best step so far, its weights, and how many evaluations since then were no better."""
+
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    step: int = 0
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
+    worse: int = 0
+
+    def offer(self, scores: dict[str, dict[str, float]], step: int, model: nn.Module) -> None:
+        self.worse += 1
+        if not self.scores or main_score(scores) > main_score(self.scores):
+            self.scores, self.step, self.worse = scores, step, 0
+            self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def _endless(tokens: Tokens, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -4,6 +4,7 @@ The teacher is fine-tuned once, writes its logits to shards once, and is in no t
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,7 @@ class TaskTeacher:
             seed: of the head, the order of examples and dropout.
         """
         folder = self._place(data, seed) / "teacher"
-        if (folder / _RECORD).exists():
+        with suppress(FileNotFoundError):
             record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
             return folder, Outcome(**record["outcome"]), record["learning_rate"]
         start = partial(TeacherClassifier.load, self.located, data.task, seed)

@@ -2,13 +2,19 @@ from collections import Counter
 
 import pytest
 
-from sentence_distill.data.augment import AugmentConfig, augment, synthetic_examples
+from sentence_distill.data.augment import AugmentConfig, synthetic_examples
 
 WORDS = [f"w{i}" for i in range(12)]
 ALWAYS_MASK = AugmentConfig(p_mask=1, p_ngram=0)
 ONLY_NGRAMS = AugmentConfig(p_mask=0, p_ngram=1)
 # Each of its words is another, so that a copy shows where it was cut.
 SENTENCES = [" ".join(f"{word}.{row}" for word in WORDS) for row in range(200)]
+
+
+def augment(texts, **options):
+    """The examples, and behind them the synthetic ones, as columns."""
+    added = list(zip(*synthetic_examples(texts, **options), strict=True)) or [()] * len(texts)
+    return tuple([*column, *more] for column, more in zip(texts, added, strict=True))
 
 
 def test_the_examples_come_first_and_their_copies_after_them():
