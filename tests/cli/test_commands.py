@@ -10,7 +10,11 @@ HEAVY = ("torch", "transformers", "datasets", "pyarrow", "polars", "numpy", "sci
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["embed"], ["train-student"], ["eval"], ["report"], ["shards"], ["shards", "verify"], ["sample"], ["augment"]]
+    "command",
+    [
+        *([], ["embed"], ["train-student"], ["eval"], ["report"], ["finetune"], ["augment"]),
+        *(["shards"], ["shards", "verify"], ["sample"]),
+    ],
 )
 def test_help_reads_well_and_imports_nothing_heavy(command):
     script = (
