@@ -1,6 +1,6 @@
 """One contender of `sd eval --speed` in a process of its own: loads, then measures whenever it is its turn.
 
-Started by `speed.py` with a JSON object as its argument; each line on standard input asks for one thing, each line on
+Started by `worker.py` with a JSON object as its argument; each line on standard input asks for one thing, each line on
 standard output answers. What is imported before the first vector counts as start-up: nothing heavy stands at the top.
 """
 
@@ -53,20 +53,26 @@ def _teacher(spec: dict[str, Any], folder: Path) -> Encode:
 
 
 def _sentence_transformer(spec: dict[str, Any], folder: Path) -> Encode:
-    from sentence_transformers import SentenceTransformer
+    from sentence_distill.pipeline.locate import Located
+    from sentence_distill.student.models import load_sentence_transformer
 
-    options: dict[str, Any] = {"device": "cpu", "local_files_only": True}
     if spec["teacher"] and not (folder / "modules.json").exists():
-        from sentence_transformers.base.modules import Transformer
-        from sentence_transformers.sentence_transformer.modules import Pooling
-
-        transformer = Transformer(str(folder))
-        pooling = Pooling(transformer.get_embedding_dimension(), spec["teacher"]["pooling"])
-        model = SentenceTransformer(modules=[transformer, pooling], **options)
+        model = _pooled(folder, spec["teacher"]["pooling"])
     else:
-        model = SentenceTransformer(str(folder), **options)
+        model = load_sentence_transformer(Located(folder, spec["model"]))
     model = model.to(_dtype(spec))
     return lambda sentences: model.encode(sentences, show_progress_bar=False)
+
+
+def _pooled(folder: Path, pooling: str) -> Any:
+    """A plain transformer, pooled as it was for the student."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    transformer = Transformer(str(folder), model_kwargs={"use_safetensors": True})
+    modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling)]
+    return SentenceTransformer(modules=modules, device="cpu")
 
 
 def _onnx(spec: dict[str, Any], folder: Path) -> Encode:

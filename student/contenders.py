@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.hashing import file_hash
 from sentence_distill.pipeline.locate import Located, locate_local
 from sentence_distill.pipeline.precision import has_bf16
+from sentence_distill.pipeline.recipe import make_recipe
 from sentence_distill.student.folder import load_distillation
-from sentence_distill.student.models import find_teacher, is_student, short_names
+from sentence_distill.student.models import find_teacher, free_name, is_student, short_names
 
 _MINILM = "all-MiniLM-L6-v2"
 _STATIC_HINT = "pip install 'model2vec[distill]'"
@@ -29,7 +29,7 @@ class Contender:
         runner: what computes them: "sd", "SentenceTransformer", "ONNX Runtime", "model2vec" or "scikit-learn".
         precision: "fp32", "bf16" or "int8".
         folder: of the model; of one that has to be made first, where that will be.
-        teacher: pooling, layers and token budget, where it is a student's teacher.
+        teacher: pooling, layers and token budget, where it is a student's teacher; of several layers the last counts.
     """
 
     model: str
@@ -53,7 +53,7 @@ class Field:
     """The contenders, what has to be made before they start, and who is missing.
 
     Args:
-        contenders: in the order of tables.
+        contenders: in the order of tables, no two of one name.
         teacher: folder of the teacher, from which static and quantised models are made.
         skipped: who does not take part, with the reason.
     """
@@ -74,20 +74,23 @@ def gather(models: Sequence[tuple[str, Located]], teacher: str | None, workdir: 
     field = Field([], None, {})
     students = [located.folder for _, located in models if is_student(str(located.folder))]
     names = short_names([name for name, _ in models])
+    if len(students) == 1:
+        place = [located.folder for _, located in models].index(students[0])
+        names[place] = free_name("student", names[:place] + names[place + 1 :])
     for name, (_, located) in zip(names, models, strict=True):
         if located.folder in students:
-            label = "student" if len(students) == 1 else name
-            _add(field, label, located.folder, "sd", "SentenceTransformer")
+            _add(field, name, located.folder, "sd", "SentenceTransformer")
         elif _is_static(located.folder):
             _add_if_installed(field, Contender(name, "model2vec", "fp32", located.folder), ("model2vec",), _STATIC_HINT)
         else:
             _add(field, name, located.folder, "SentenceTransformer")
-    own = _teacher(field, students[0], teacher, workdir) if students else None
-    _minilm(field, [located.folder for _, located in models] + ([own] if own else []))
+    own = _teacher(field, free_name("teacher", names), students[0], teacher, workdir) if students else None
+    _minilm(field, free_name(_MINILM, names))
     if own and not any(_is_static(located.folder) for _, located in models):
-        static = Contender("model2vec of the teacher", "model2vec", "fp32", workdir / "static")
+        name = free_name("model2vec of the teacher", names)
+        static = Contender(name, "model2vec", "fp32", workdir / "static")
         _add_if_installed(field, static, ("model2vec", "skeletoken"), _STATIC_HINT)
-    field.contenders.append(Contender("TF-IDF", "scikit-learn", "fp32", workdir / "tf-idf"))
+    field.contenders.append(Contender(free_name("TF-IDF", names), "scikit-learn", "fp32", workdir / "tf-idf"))
     return field
 
 
@@ -102,28 +105,57 @@ def _add(field: Field, model: str, folder: Path, *runners: str, teacher: dict[st
                 field.contenders.append(contender)
 
 
-def _teacher(field: Field, student: Path, given: str | None, workdir: Path) -> Path | None:
-    """Let a student's teacher take part; its folder."""
+def _teacher(field: Field, name: str, student: Path, given: str | None, workdir: Path) -> Path | None:
+    """Let a student's teacher take part as `name`; its folder."""
     distillation = load_distillation(student)
     recorded = distillation["teacher"]
     try:
         folder = find_teacher(distillation, given).folder
     except UserError as error:
-        field.skipped["teacher"] = str(error)
-        return None
-    if [file_hash(file) for file in sorted(folder.glob("*.safetensors"))] != recorded["teacher_weights"]:
-        field.skipped["teacher"] = f"{folder} has other weights than the student's teacher; name that with --teacher"
+        field.skipped[name] = str(error)
         return None
     recipe = {
         "pooling": recorded["pooling"],
         "layers": recorded["layers"],
         "token_budget": distillation["corpus"]["fingerprint"]["token_budget"],
     }
-    _add(field, "teacher", folder, "sd", "SentenceTransformer", teacher=recipe)
     field.teacher = folder
-    onnx = Contender("teacher", "ONNX Runtime", "int8", workdir / "onnx", recipe)
+    _add(field, name, folder, "sd", teacher=recipe)
+    onnx = Contender(name, "ONNX Runtime", "int8", workdir / "onnx", recipe)
+    if other := _other_states(folder, recipe):
+        field.skipped[f"{name} (SentenceTransformer)"] = field.skipped[onnx.name] = other
+        return folder
+    if other := _other_modules(folder, recipe["pooling"]):
+        field.skipped[f"{name} (SentenceTransformer)"] = other
+    else:
+        _add(field, name, folder, "SentenceTransformer", teacher=recipe)
     _add_if_installed(field, onnx, ("onnx", "onnxruntime"), "pip install onnx onnxruntime")
     return folder
+
+
+def _other_states(folder: Path, recipe: dict[str, Any]) -> str:
+    """Why a library that pools the last layer does not give the vectors of the student's teacher; "" if it does."""
+    from transformers import AutoConfig
+
+    pooling, layer = recipe["pooling"], recipe["layers"][-1]
+    if pooling not in ("cls", "mean", "max"):
+        return f"it does not compute the student's target, pooling {pooling}"
+    try:
+        last = AutoConfig.from_pretrained(folder, local_files_only=True).num_hidden_layers
+    except (OSError, ValueError, AttributeError):
+        return "its config.json can't be read"
+    return "" if layer == last else f"it computes layer {last}; the student's target is layer {layer}"
+
+
+def _other_modules(folder: Path, pooling: str) -> str:
+    """Why a folder's modules.json makes other vectors of the last layer than `pooling` does; "" if it does not."""
+    if not (folder / "modules.json").exists():
+        return ""
+    try:
+        own = make_recipe(folder, None, layers=[-1], last=0).pooling
+    except UserError:
+        return f"its modules.json does something else than the student's target, pooling {pooling}"
+    return "" if own == pooling else f"its modules.json pools by {own}; the student's target is pooling {pooling}"
 
 
 def _add_if_installed(field: Field, contender: Contender, packages: Sequence[str], hint: str) -> None:
@@ -133,15 +165,15 @@ def _add_if_installed(field: Field, contender: Contender, packages: Sequence[str
         field.contenders.append(contender)
 
 
-def _minilm(field: Field, there: Sequence[Path]) -> None:
-    name = f"{_MINILM} (SentenceTransformer)"
+def _minilm(field: Field, name: str) -> None:
     located = locate_local("minilm")
+    there = [contender.folder for contender in field.contenders if contender.runner == "SentenceTransformer"]
     if located is None:
-        field.skipped[name] = "not on this machine"
+        field.skipped[f"{name} (SentenceTransformer)"] = "not on this machine"
     elif any(located.folder.resolve() == folder.resolve() for folder in there):
-        field.skipped[name] = "it takes part already, under another name"
+        field.skipped[f"{name} (SentenceTransformer)"] = "it takes part already, under another name"
     else:
-        _add(field, _MINILM, located.folder, "SentenceTransformer")
+        _add(field, name, located.folder, "SentenceTransformer")
 
 
 def _is_static(folder: Path) -> bool:

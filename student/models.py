@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.hashing import file_hash
 from sentence_distill.pipeline.locate import Located, locate_local, locate_teacher
 from sentence_distill.pipeline.precision import pick_precision
 from sentence_distill.pipeline.teacher import Teacher
@@ -21,7 +23,6 @@ from sentence_distill.student.model import Student
 Encode = Callable[[Sequence[str]], np.ndarray]
 _CPU = torch.device("cpu")
 _LOADED = (".json", ".safetensors", ".txt", ".model", ".onnx")
-_UNREADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ def short_names(models: Sequence[str]) -> list[str]:
     """Names of models for tables: the last part of each, where that tells them apart."""
     last = [Path(model).name for model in models]
     return [short if short and last.count(short) == 1 else model for short, model in zip(last, models, strict=True)]
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """`name`, with a number behind it where that is taken: a user's model may be called "teacher" too."""
+    numbered = (f"{name} {number}" for number in count(2))
+    return name if name not in taken else next(free for free in numbered if free not in taken)
 
 
 def find_model(model: str) -> Located:
@@ -119,11 +126,11 @@ def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> 
 
     Args:
         distillation: of the student.
-        given: where the teacher is; None looks for the recorded one on this machine, and asks no hub.
+        given: see `find_teacher`.
         name: of the model that is returned.
 
     Raises:
-        UserError: it is not here, or has other weights than the student's teacher.
+        UserError: as `find_teacher`, or it can't be loaded.
     """
     recorded = distillation["teacher"]
     located = find_teacher(distillation, given)
@@ -134,8 +141,6 @@ def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> 
         device=_CPU,
         dtype=pick_precision("auto", _CPU),
     )
-    if teacher.weights_hashes() != recorded["teacher_weights"]:
-        raise UserError(f"{located.name} has other weights than the student's teacher; name that one with --teacher")
     encode = teacher_encode(teacher, distillation["corpus"]["fingerprint"]["token_budget"])
     return Model(
         name=name,
@@ -147,11 +152,21 @@ def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> 
 
 
 def find_teacher(distillation: dict[str, Any], given: str | None) -> Located:
-    """The folder of a student's teacher; see `open_teacher`."""
-    recorded = distillation["teacher"]["teacher"]
-    located = locate_teacher(given) if given else locate_local(recorded)
+    """The folder of a student's teacher.
+
+    Args:
+        distillation: of the student.
+        given: where the teacher is; None looks for the recorded one on this machine, and asks no hub.
+
+    Raises:
+        UserError: it is not here, or has other weights than the student's teacher.
+    """
+    recorded = distillation["teacher"]
+    located = locate_teacher(given) if given else locate_local(recorded["teacher"])
     if located is None:
-        raise UserError(f"{recorded} is not on this machine; name its folder with --teacher DIR")
+        raise UserError(f"{recorded['teacher']} is not on this machine; name its folder with --teacher DIR")
+    if [file_hash(file) for file in sorted(located.folder.glob("*.safetensors"))] != recorded["teacher_weights"]:
+        raise UserError(f"{located.name} has other weights than the student's teacher; name that one with --teacher")
     return located
 
 
@@ -165,7 +180,7 @@ def teacher_encode(teacher: Teacher, token_budget: int) -> Encode:
     return encode
 
 
-def load_sentence_transformer(located: Located, **options: Any) -> Any:
+def load_sentence_transformer(located: Located) -> Any:
     """`SentenceTransformer` of a folder on the CPU, from safetensors and without code of others.
 
     Raises:
@@ -177,9 +192,10 @@ def load_sentence_transformer(located: Located, **options: Any) -> Any:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    options = {"model_kwargs": {"use_safetensors": True}, **options}
     try:
-        return SentenceTransformer(str(located.folder), device="cpu", local_files_only=True, **options)
+        return SentenceTransformer(
+            str(located.folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
     except (
         OSError,
         ValueError,
@@ -200,29 +216,45 @@ def _encode(model: Any, precision: torch.dtype, sentences: Sequence[str]) -> np.
 
 
 def parameters(folder: Path) -> int:
-    """Number of weights in a model's folder; a loaded model may hold them rearranged, or in part."""
-    from safetensors import safe_open
+    """Number of weights in a model's folder; a loaded model may hold them rearranged, or in part.
 
-    count = 0
-    for file in _files(folder):
-        if file.suffix == ".safetensors":
-            with safe_open(file, "np") as tensors:
-                slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118
-                # Long integers are positions or places in tables; they were not learned.
-                count += sum(math.prod(part.get_shape()) for part in slices if part.get_dtype() not in ("I32", "I64"))
-    return count
+    Raises:
+        UserError: a file of the folder is damaged.
+    """
+    return sum(_weights(file) for file in _files(folder) if file.suffix == ".safetensors")
+
+
+def _weights(file: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as tensors:
+            slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118
+            # Long integers are positions or places in tables; they were not learned.
+            return sum(math.prod(part.get_shape()) for part in slices if part.get_dtype() not in ("I32", "I64"))
+    except SafetensorError as error:
+        raise UserError(
+            f"{file} holds no weights ({error}); if it is a pointer of Git LFS, fetch the file: git lfs pull"
+        ) from error
 
 
 def megabytes(folder: Path) -> float:
-    """Size of what loading a model's folder needs: neither checkpoints nor logs are."""
+    """Size of what loading a model's folder needs: neither checkpoints nor logs are.
+
+    Raises:
+        UserError: the folder's modules.json is damaged.
+    """
     return sum(file.stat().st_size for file in _files(folder)) / 1e6
 
 
 def _files(folder: Path) -> list[Path]:
     file = folder / "modules.json"
-    modules = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    # A module without weights may have no folder.
-    paths = [folder / module["path"] for module in modules if module["path"]]
+    try:
+        modules = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        # A module without weights may have no folder.
+        paths = [folder / module["path"] for module in modules if module["path"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error}); save or fetch the model again") from error
     files = [file for path in paths if path.is_dir() for file in path.iterdir()]
     files += [file for file in folder.iterdir() if file.suffix in _LOADED]
     return [file for file in files if file.is_file()]

@@ -46,10 +46,14 @@ def parameters_of(contender: Contender, field: Field) -> int:
 
 def make_static(teacher: Path, folder: Path) -> None:
     """model2vec's static model of a teacher, with its own defaults."""
-    from model2vec.distill import distill
+    from model2vec.distill import distill_from_model
+    from transformers import AutoModel, AutoTokenizer
 
     with _quiet():
-        distill(str(teacher), device="cpu").save_pretrained(str(folder))
+        # Its own `distill` would read pickled weights too.
+        model = AutoModel.from_pretrained(teacher, use_safetensors=True, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
+        distill_from_model(model, tokenizer, device="cpu").save_pretrained(str(folder))
 
 
 def make_onnx(teacher: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
 from sentence_distill.data.progress import Progress
 from sentence_distill.pipeline.locate import Located
@@ -65,10 +66,7 @@ def measure_speed(
         texts = _texts(models, sentences, pairs, config, found)
         file = workdir / "texts.json"
         file.write_text(json.dumps(texts), encoding="utf-8")
-        results = [
-            Result(contender, {"parameters": parameters_of(contender, found), "megabytes": megabytes(contender.folder)})
-            for contender in found.contenders
-        ]
+        results = _sizes(found)
         for threads in config.threads:
             # Quality does not depend on threads: it is measured once, with the most.
             with_pairs = pairs is not None and threads == config.threads[-1]
@@ -89,6 +87,18 @@ def measure_speed(
     }
 
 
+def _sizes(found: Field) -> list[Result]:
+    """The contenders with their sizes; one whose files can't be read is skipped."""
+    results = []
+    for contender in found.contenders:
+        try:
+            sizes = {"parameters": parameters_of(contender, found), "megabytes": megabytes(contender.folder)}
+            results.append(Result(contender, sizes))
+        except UserError as error:
+            found.skipped[contender.name] = str(error)
+    return results
+
+
 def _texts(
     models: Sequence[tuple[str, Located]],
     sentences: Sequence[str],
@@ -104,7 +114,11 @@ def _texts(
     if (tokenizer := next(located.folder.rglob("tokenizer.json"), None)) is None:
         found.skipped["speed by length"] = f"{name} has no tokenizer.json to cut sentences with"
     else:
-        texts["by_length"] = cut_to_lengths(Tokenizer.from_file(str(tokenizer)), sentences)
+        try:
+            texts["by_length"] = cut_to_lengths(Tokenizer.from_file(str(tokenizer)), sentences)
+        # tokenizers raises nothing more precise; the measurement goes on without this.
+        except Exception as error:
+            found.skipped["speed by length"] = f"{tokenizer} can't be read ({error})"
     if pairs is not None:
         first, second = (list(column) for column in pairs.texts)
         texts["pairs"] = {"first": first, "second": second, "scores": [float(score) for score in pairs.labels]}

@@ -1,7 +1,10 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from sentence_distill.data.errors import UserError
@@ -50,6 +53,57 @@ def test_another_teacher_than_the_students_takes_no_part(alone, student_folder, 
     found = gather([("x", find_model(str(student_folder)))], None, tmp_path)
     assert "--teacher" in found.skipped["teacher"]
     assert [contender.model for contender in found.contenders] == ["student", "student", "TF-IDF"]
+
+
+def named(folder, label):
+    """A copy of a model's folder, as a user would name it."""
+    copy = shutil.copytree(folder, label)
+    return str(copy), find_model(str(copy))
+
+
+def test_contenders_of_one_name_are_told_apart(alone, student_folder, teacher_folder, tmp_path):
+    others = [named(teacher_folder, tmp_path / name) for name in ("teacher", "student", "TF-IDF")]
+    found = gather([named(student_folder, tmp_path / "mine"), *others], str(teacher_folder), tmp_path)
+    names = [contender.name for contender in found.contenders]
+    assert len(names) == len(set(names))
+    assert {"teacher (SentenceTransformer, fp32)", "teacher 2 (SentenceTransformer, fp32)"} <= set(names)
+    assert {"student 2 (sd, fp32)", "TF-IDF 2 (scikit-learn, fp32)"} <= set(names)
+
+
+def recorded(student_folder, folder, **teacher):
+    """A copy of a student that records another recipe of its teacher."""
+    shutil.copytree(student_folder, folder)
+    record = json.loads((folder / "distillation.json").read_text())
+    record["teacher"] |= teacher
+    (folder / "distillation.json").write_text(json.dumps(record))
+    return [("x", find_model(str(folder)))]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"), [({"pooling": "pooler"}, "pooling pooler"), ({"layers": [2, 1]}, "it computes layer 2")]
+)
+def test_who_computes_other_vectors_than_the_students_teacher_takes_no_part(
+    alone, student_folder, teacher_folder, tmp_path, recipe, reason
+):
+    models = recorded(student_folder, tmp_path / "x", **recipe)
+    found = gather(models, str(teacher_folder), tmp_path)
+    assert [contender.runner for contender in found.contenders if contender.model == "teacher"] == ["sd"]
+    for runner in ("SentenceTransformer", "ONNX Runtime, int8"):
+        assert reason in found.skipped[f"teacher ({runner})"]
+
+
+def test_a_teacher_whose_modules_pool_in_another_way_takes_no_part_through_them(
+    alone, student_folder, teacher_folder, tmp_path
+):
+    teacher = shutil.copytree(teacher_folder, tmp_path / "teacher")
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds]
+    (teacher / "modules.json").write_text(json.dumps(modules))
+    (teacher / "1_Pooling").mkdir()
+    (teacher / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    found = gather([("x", find_model(str(student_folder)))], str(teacher), tmp_path)
+    assert "SentenceTransformer" not in [one.runner for one in found.contenders if one.model == "teacher"]
+    assert "pools by cls" in found.skipped["teacher (SentenceTransformer)"]
 
 
 def test_a_student_gives_the_same_vectors_through_both_runners(student_folder):
@@ -109,6 +163,23 @@ def test_tf_idf_scores_pairs_that_share_words_higher(tmp_path):
     first = ["The red cat ran.", "The old dog saw."] * 2
     second = ["The red cat was.", "Quickly under ships.", "The red cat ran.", "One new king left."]
     assert process.spearman(encode, {"first": first, "second": second, "scores": [4, 0, 5, 0.5]}) > 0.8
+
+
+@pytest.mark.parametrize("runner", ["SentenceTransformer", "model2vec"])
+def test_pickled_weights_are_not_read(teacher_folder, tmp_path, runner):
+    pickled = shutil.copytree(teacher_folder, tmp_path / "pickled", ignore=lambda *_: ["model.safetensors"])
+    torch.save(load_file(teacher_folder / "model.safetensors"), pickled / "pytorch_model.bin")
+    if runner == "model2vec":
+        pytest.importorskip("model2vec")
+        contender = Contender("x", runner, "fp32", tmp_path / "static")
+        field = Field([contender], pickled, {})
+        make_peers(field, [], Silent())
+        assert "safetensors" in field.skipped[contender.name]
+        return
+    with pytest.raises(UserError, match="safetensors"):
+        process.load(Contender("x", runner, "fp32", pickled).spec())
+    with pytest.raises(OSError, match="safetensors"):
+        process.load(Contender("x", runner, "fp32", pickled, RECIPE).spec())
 
 
 def test_texts_have_exactly_the_tokens_that_are_asked_for(teacher_folder):
@@ -184,6 +255,30 @@ def test_contenders_are_timed_in_processes_of_their_own(
     assert figures["sts_pairs"] == 3
     assert "not measured: absent: not here" in shown
     assert figures["skipped"]["broken (sd, fp32)"].startswith(f"{tmp_path / 'empty'} holds no student")
+
+
+def broken(folder, file, content):
+    shutil.copytree(folder, file.parent, dirs_exist_ok=True)
+    file.write_text(content)
+    return file.parent
+
+
+def test_a_model_that_is_damaged_is_skipped_and_the_others_are_timed(
+    sd, monkeypatch, student_folder, teacher_folder, tmp_path
+):
+    pointer = broken(teacher_folder, tmp_path / "pointer" / "model.safetensors", "version https://git-lfs/spec/v1\n")
+    modules = broken(teacher_folder, tmp_path / "modules" / "modules.json", "[{")
+
+    def few(models, teacher, workdir):
+        folders = {"student": student_folder, "pointer": pointer, "modules": modules}
+        return Field([Contender(name, "sd", "fp32", folder) for name, folder in folders.items()], None, {})
+
+    monkeypatch.setattr("sentence_distill.student.speed.gather", few)
+    assert sd("eval", "--speed", student_folder, "--rounds", "1", "--threads", "1", "--batch-sizes", "1") == 0
+    figures = json.loads((student_folder / "speed.json").read_text())
+    assert list(figures["contenders"]) == ["student (sd, fp32)"]
+    assert "Git LFS" in figures["skipped"]["pointer (sd, fp32)"]
+    assert "modules.json is damaged" in figures["skipped"]["modules (sd, fp32)"]
 
 
 def test_a_process_that_is_killed_is_said_to_be(student_folder, tmp_path):
