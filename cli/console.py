@@ -87,4 +87,6 @@ def _lines(name: str, total: int | None, unit: str, before: int) -> Iterator[Adv
 
 def write_json(path: Path, figures: dict[str, Any]) -> None:
     """Write a command's figures."""
-    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    from sentence_distill.pipeline.files import write_atomically
+
+    write_atomically(path, (json.dumps(figures, indent=1) + "\n").encode())

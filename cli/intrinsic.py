@@ -8,6 +8,7 @@ import click
 from sentence_distill.cli.console import write_json
 
 if TYPE_CHECKING:
+    from sentence_distill.pipeline.locate import Located
     from sentence_distill.student.measure import Measured
 
 _SCORES = {
@@ -39,13 +40,23 @@ def evaluate_intrinsic(
     names = ["student"] if alone else short_names(models)
     opened = [open_model(found, name) for name, found in zip(names, located, strict=True)]
     measured = measure_models(opened, shards=shards, pairs=pairs, teacher_name=teacher)
-    _print(measured)
     if alone:
         folder, figures = Path(models[0]), _of_one(measured)
         update_distillation(folder, metrics={**load_distillation(folder)["metrics"], **figures})
     else:
-        figures = {"precision": measured.precision, "models": measured.models}
+        columns = [model.name for model in opened]
+        figures = {"precision": measured.precision, **_own(json_file.parent, located, columns, measured)}
+        figures["models"] = measured.models
     write_json(json_file, {**figures, "skipped": measured.skipped})
+    _print(measured)
+
+
+def _own(folder: Path, located: list["Located"], columns: list[str], measured: "Measured") -> dict[str, str]:
+    """Which columns are the student in whose folder the figures lie, and its teacher; nothing where it is not there."""
+    for found, column in zip(located, columns, strict=True):
+        if column in measured.teachers and found.folder.resolve() == folder.resolve():
+            return {"student": column, "teacher": measured.teachers[column]}
+    return {}
 
 
 def _of_one(measured: "Measured") -> dict[str, Any]:

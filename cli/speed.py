@@ -83,8 +83,8 @@ def evaluate_speed(
         config=config,
         progress=ConsoleProgress(),
     )
-    _print(figures)
     write_json(json_file, figures)
+    _print(figures)
 
 
 def _sentences(models: tuple[str, ...], shards: Path | None, file: Path | None) -> list[str]:

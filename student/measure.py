@@ -21,7 +21,7 @@ from sentence_distill.student.buckets import by_frequency, by_length
 from sentence_distill.student.config import TrainConfig
 from sentence_distill.student.fidelity import fidelity, paired_rank_agreement, public_targets
 from sentence_distill.student.model import encode_tokens
-from sentence_distill.student.models import Encode, Model, open_teacher
+from sentence_distill.student.models import Encode, Model, free_name, open_teacher
 from sentence_distill.student.reference import Reference
 from sentence_distill.student.retrieval import recall_of_neighbours
 
@@ -37,11 +37,13 @@ class Measured:
         models: figures by model and measure.
         skipped: what could not be measured, with the reason.
         precision: in which type all were timed.
+        teachers: which column is a student's teacher; it is skipped where that is not here.
     """
 
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     precision: str = ""
+    teachers: dict[str, str] = field(default_factory=dict)
 
 
 def measure_models(
@@ -80,16 +82,21 @@ def measure_models(
 def _teachers(models: Sequence[Model], given: str | None, measured: Measured) -> list[Model]:
     """The students' teachers, each once; the first is the "teacher"."""
     teachers: list[Model] = []
-    known: list[dict[str, Any]] = []
+    known: list[tuple[dict[str, Any], str]] = []
     for model in models:
-        if model.distillation is None or model.distillation["teacher"] in known:
+        if model.distillation is None:
             continue
-        name = f"teacher of {model.name}" if known else "teacher"
-        known.append(model.distillation["teacher"])
-        try:
-            teachers.append(open_teacher(model.distillation, given, name))
-        except UserError as error:
-            measured.skipped[name] = str(error)
+        recorded = model.distillation["teacher"]
+        name = next((name for teacher, name in known if teacher == recorded), "")
+        if not name:
+            name = f"teacher of {model.name}" if known else "teacher"
+            name = free_name(name, [other.name for other in models])
+            known.append((recorded, name))
+            try:
+                teachers.append(open_teacher(model.distillation, given, name))
+            except UserError as error:
+                measured.skipped[name] = str(error)
+        measured.teachers[model.name] = name
     return teachers
 
 

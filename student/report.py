@@ -20,6 +20,7 @@ from sentence_distill.student.report_measures import (
     cards,
     curve_charts,
     fidelity_table,
+    is_measured,
     measured_models,
 )
 from sentence_distill.student.report_neighbours import Example, nearest_examples, read_reference
@@ -87,7 +88,7 @@ def gather(files: StudentFiles, *, shards: Path | None, title: str | None, notes
     glue = files.command(GLUE)
     missing = {
         "curves": "" if context["curves"] else "no metrics.jsonl in the folder; sd train-student writes it",
-        "fidelity": "" if files.evaluation else f"more of it is measured by: {files.command(EVAL)}",
+        "fidelity": "" if is_measured(files) else f"more of it is measured by: {files.command(EVAL)}",
         "glue": "" if context["glue"] else f"not measured yet: {glue}",
         "low-data": "" if context["low_data"] else f"not measured yet: {glue} --train-fraction 0.01,0.1,1",
         "speed": "" if context["speed"] else f"not measured yet: {files.command(SPEED)}",

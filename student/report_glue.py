@@ -61,14 +61,14 @@ def headline(glue: dict[str, Any], notes: Mapping[str, int]) -> tuple[dict[str, 
     """Means over the tasks that the distilled and the scratch row share, each task its first metric's mean.
 
     Returns:
-        means: by row.
+        means: by row; none where they share no task.
         tasks: how many they are of.
         notes: footnotes of these tasks.
     """
     found = {row: _by_column(tasks, notes) for row, tasks in _known_rows(glue) if row in ("distilled", "scratch")}
-    if len(found) < 2:
-        return {}, 0, ()
     columns = [column for column in _first_columns() if all(column in scores for scores in found.values())]
+    if len(found) < 2 or not columns:
+        return {}, 0, ()
     means = {row: statistics.fmean(scores[column].mean for column in columns) for row, scores in found.items()}
     numbers = sorted({notes[task_of(column)] for column in columns if task_of(column) in notes})
     return means, len(columns), tuple(numbers)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from sentence_distill.student.models import free_name
 from sentence_distill.student.report_charts import Chart, Series, draw
-from sentence_distill.student.report_files import StudentFiles
+from sentence_distill.student.report_files import EVAL, GLUE, StudentFiles
 from sentence_distill.student.report_glue import headline
 from sentence_distill.student.report_tables import EMPTY, Cell, Column, Rows, Table, number
 
@@ -45,19 +45,26 @@ class Card:
     notes: tuple[int, ...] = ()
 
 
+def is_measured(files: StudentFiles) -> bool:
+    """Whether eval.json holds figures of this student; of several models it names the one that it is."""
+    return "student" in files.evaluation if "models" in files.evaluation else bool(files.evaluation)
+
+
 def measured_models(files: StudentFiles) -> dict[str, dict[str, Any]]:
     """Figures by model, the student first; it is called "student", whatever else was measured beside it.
 
-    Where sd eval did not run, the student has the held-out figures of its training.
+    Where sd eval did not measure it, the student has the held-out figures of its training.
     """
     figures = files.evaluation
-    if "models" in figures:
-        names = list(figures["models"])
-        own = next((name for name in names if Path(name).resolve() == files.folder.resolve()), names[0])
-        others = {name: figures["models"][name] for name in names if name != own}
-        return {"student": figures["models"][own], **others}
     student = {"held_out": figures.get("held_out") or files.distillation["metrics"].get("held_out", {})}
     models: dict[str, dict[str, Any]] = {"student": student}
+    if "models" in figures:
+        if is_measured(files):
+            models["student"] = figures["models"][figures["student"]]
+        for name, measured in figures["models"].items():
+            if name != figures.get("student"):
+                models[free_name(name, models)] = measured
+        return models
     for measure in ("sts_spearman", "sentences_per_second"):
         for name, value in figures.get(measure, {}).items():
             models.setdefault(name, {})[measure] = value
@@ -68,9 +75,28 @@ def measured_models(files: StudentFiles) -> dict[str, dict[str, Any]]:
 
 
 def cards(files: StudentFiles, notes: Mapping[str, int]) -> list[Card]:
-    """Headline figures, as many as were measured."""
+    """Headline figures, as many as were measured.
+
+    Raises:
+        UserError: eval.json or glue.json is damaged.
+    """
+    with files.using(EVAL):
+        found = _measured_cards(files)
+    with files.using(GLUE):
+        means, tasks, marks = headline(files.glue, notes)
+    if means:
+        beside = f"from scratch: {means['scratch']:.1f}"
+        found.append(Card(f"{means['distilled']:.1f}", f"GLUE dev, mean of {tasks} tasks", beside, marks))
+    with files.using(EVAL):
+        if size := measured_models(files)["student"].get("size"):
+            beside = f"{size['megabytes']:,.1f} MB on disk"
+            found.append(Card(f"{size['parameters'] / 1e6:.1f} M", "parameters", beside))
+    return found
+
+
+def _measured_cards(files: StudentFiles) -> list[Card]:
     models = measured_models(files)
-    student, teacher = models["student"], models.get("teacher", {})
+    student, teacher = models["student"], models.get(files.evaluation.get("teacher", "teacher"), {})
     fidelity, found = student.get("held_out", {}), []
     if "cosine" in fidelity:
         floor = fidelity.get("mean_vector_cosine")
@@ -90,12 +116,6 @@ def cards(files: StudentFiles, notes: Mapping[str, int]) -> list[Card]:
             if beside and key == "sentences_per_second":
                 beside += f", {student[key] / teacher[key]:.1f} times as many"
             found.append(Card(f"{student[key]:{form}}", name, beside))
-    means, tasks, marks = headline(files.glue, notes)
-    if means:
-        beside = f"from scratch: {means['scratch']:.1f}"
-        found.append(Card(f"{means['distilled']:.1f}", f"GLUE dev, mean of {tasks} tasks", beside, marks))
-    if size := student.get("size"):
-        found.append(Card(f"{size['parameters'] / 1e6:.1f} M", "parameters", f"{size['megabytes']:,.1f} MB on disk"))
     return found
 
 

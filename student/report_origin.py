@@ -1,12 +1,17 @@
 """What was distilled from what, and the commands that do it again."""
 
+import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
+from sentence_distill.data.glue_tasks import TASKS
 from sentence_distill.student.config import SIZES, TrainConfig
-from sentence_distill.student.report_files import StudentFiles
+from sentence_distill.student.finetune import STUDENT, TEACHER, FinetuneConfig
+from sentence_distill.student.folder import DISTILLATION
+from sentence_distill.student.report_files import EVAL, GLUE, SPEED, StudentFiles
+from sentence_distill.student.report_measures import is_measured, measured_models
 from sentence_distill.student.report_tables import Cell, Column, Rows, Table
 
 # Fields of a fingerprint that are options of sd embed, with their defaults.
@@ -21,14 +26,14 @@ _EMBED = {
     "dtype": "float16",
     "compression": "none",
 }
-# Fields of glue.json's finetuning that are options of sd eval --glue.
+# Fields of glue.json's finetuning, and of its teacher_finetuning, that are options of sd eval --glue.
 _FINETUNING = {
     "epochs": "epochs",
     "max_steps": "finetune_steps",
     "learning_rates": "learning_rate",
     "encoder_rate": "encoder_rate",
-    "copies": "copies",
 }
+_TEACHER_FINETUNING = {"epochs": "teacher_epochs", "learning_rates": "teacher_learning_rate"}
 _PRECISION = {"bfloat16": "bf16", "float32": "fp32"}
 
 
@@ -44,7 +49,8 @@ def origin(files: StudentFiles) -> list[tuple[str, str]]:
         ("Corpus", f"{record['corpus']['rows']:,} sentences of {_corpus(fingerprint)}"),
         ("Student", _student(student)),
     ]
-    parameters = files.evaluation.get("size", {}).get("parameters")
+    with files.using(EVAL):
+        parameters = measured_models(files)["student"].get("size", {}).get("parameters")
     if parameters:
         words = student["vocabulary"] * student["embedding_dim"]
         facts.append(("Parameters", f"{parameters:,}, of which {words:,} are word embeddings"))
@@ -79,16 +85,21 @@ def commands(files: StudentFiles) -> list[str]:
     """What makes the shards, the student and its figures again; options at their defaults are left out.
 
     Where the corpus was is not recorded: CORPUS stands for it.
+
+    Raises:
+        UserError: a file is damaged.
     """
-    record = files.distillation
-    shards, folder = shlex.quote(record["shards"]), shlex.quote(str(files.folder))
-    embed = " ".join(["sd embed --corpus CORPUS", *_embed_options(record), "--out", shards])
-    train = " ".join(["sd train-student", "--shards", shards, *_train_options(record), "--out", folder])
+    record, folder = files.distillation, shlex.quote(str(files.folder))
+    with files.using(DISTILLATION):
+        shards = shlex.quote(record["shards"])
+        embed = " ".join(["sd embed --corpus CORPUS", *_embed_options(record), "--out", shards])
+        train = " ".join(["sd train-student", "--shards", shards, *_train_options(record), "--out", folder])
     lines = [embed, train]
-    if files.evaluation:
+    if is_measured(files):
         lines.append(f"sd eval --student {folder}")
-    if files.glue.get("rows"):
-        lines.append(" ".join(["sd eval --glue --student", folder, *_glue_options(files.glue)]))
+    with files.using(GLUE):
+        if files.glue.get("rows"):
+            lines.append(" ".join(["sd eval --glue --student", folder, *_glue_options(files.glue)]))
     if files.speed:
         lines.append(f"sd eval --speed --student {folder}")
     return [*lines, f"sd report {folder}"]
@@ -98,15 +109,16 @@ def environments(files: StudentFiles) -> Table | None:
     """Hardware and versions that the files of figures name; None where none does."""
     rows = []
     for name, content in (
-        ("training", files.distillation),
-        ("eval.json", files.evaluation),
-        ("glue.json", files.glue),
-        ("speed.json", files.speed),
+        (DISTILLATION, files.distillation),
+        (EVAL, files.evaluation),
+        (GLUE, files.glue),
+        (SPEED, files.speed),
     ):
-        if isinstance(found := content.get("environment"), dict):
-            versions = ", ".join(f"{package} {version}" for package, version in found.get("versions", {}).items())
-            cells = (str(found.get(key, "")) for key in ("date", "cpu", "cores", "system", "python"))
-            rows.append([Cell(name), *map(Cell, cells), Cell(versions)])
+        with files.using(name):
+            if isinstance(found := content.get("environment"), dict):
+                versions = ", ".join(f"{package} {version}" for package, version in found.get("versions", {}).items())
+                cells = (str(found.get(key, "")) for key in ("date", "cpu", "cores", "system", "python"))
+                rows.append([Cell("training" if name == DISTILLATION else name), *map(Cell, cells), Cell(versions)])
     heads = [Column(title, numeric=False) for title in ("figures of", "date", "processor", "cores", "system", "Python")]
     if not rows:
         return None
@@ -170,17 +182,31 @@ def _train_options(record: dict[str, Any]) -> list[str]:
 
 
 def _glue_options(glue: dict[str, Any]) -> list[str]:
+    """Options that make every figure; those that not every row has of each task and seed are made with them."""
     results = [result for tasks in glue["rows"].values() for several in tasks.values() for result in several]
-    seeds = {result["seed"] for result in results if "seed" in result}
+    seeds = {result.get("seed", 0) for result in results} or {0}
     fractions = sorted({result.get("fraction", 1.0) for result in results}, reverse=True)
+    tasks = [task for task in TASKS if any(task in found for found in glue["rows"].values())]
     options: dict[str, Any] = {"rows": list(glue["rows"])}
+    if len(tasks) < len(TASKS):
+        options["tasks"] = tasks
     if len(seeds) > 1:
-        options["seeds"] = len(seeds)
-    if min(seeds, default=0):
+        options["seeds"] = max(seeds) - min(seeds) + 1
+    if min(seeds):
         options["seed"] = min(seeds)
     if fractions not in ([], [1.0]):
         options["train_fraction"] = fractions
     finetuning = glue.get("finetuning", {})
-    options |= {option: finetuning[name] for name, option in _FINETUNING.items() if name in finetuning}
+    options |= _changed(finetuning, STUDENT, _FINETUNING)
+    options |= _changed(glue.get("teacher_finetuning", {}), TEACHER, _TEACHER_FINETUNING)
+    options |= {name: finetuning[name] for name in ("synthetic",) if name in finetuning}
     words = [word for name, value in options.items() for word in _option(name, value)]
     return words + ([] if glue.get("source") == "nyu-mll/glue" else ["--glue-dir", "GLUE"])
+
+
+def _changed(recorded: dict[str, Any], default: FinetuneConfig, names: dict[str, str]) -> dict[str, Any]:
+    """Options whose recorded value is not the default."""
+    values = json.loads(json.dumps(asdict(default)))
+    return {
+        option: recorded[name] for name, option in names.items() if recorded.get(name, values[name]) != values[name]
+    }

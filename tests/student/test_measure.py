@@ -140,6 +140,7 @@ def test_models_stand_side_by_side_in_one_file(sd, student_folder, teacher_folde
     shown = run(sd, capsys, *models, "--teacher", teacher_folder, "--json", json_file)
     figures = json.loads(json_file.read_text())
     assert list(figures["skipped"]) == ["STS-B"]
+    assert "student" not in figures, "the file lies in the folder of none of them"
     names = [student_folder.name, "other", f"{teacher_folder.name} (mean pooling)", "teacher"]
     assert list(figures["models"]) == names
     mine, copy, general, teacher = figures["models"].values()
@@ -150,6 +151,18 @@ def test_models_stand_side_by_side_in_one_file(sd, student_folder, teacher_folde
     assert all(model["sentences_per_second"] > 0 for model in figures["models"].values())
     assert teacher["size"]["parameters"] > 0
     assert "rank agreement" in shown
+
+
+def test_a_model_called_teacher_keeps_its_figures_beside_the_students_teacher(
+    sd, student_folder, teacher_folder, tmp_path, capsys
+):
+    models = [shutil.copytree(student_folder, tmp_path / name) for name in ("teacher", "mine")]
+    shown = run(sd, capsys, *models, "--teacher", teacher_folder, "--json", models[1] / "eval.json")
+    figures = json.loads((models[1] / "eval.json").read_text())
+    assert list(figures["models"]) == ["teacher", "mine", "teacher 2"]
+    assert figures["models"]["teacher"]["size"] == figures["models"]["mine"]["size"]
+    assert (figures["student"], figures["teacher"]) == ("mine", "teacher 2")
+    assert "teacher 2" in shown
 
 
 def test_a_student_of_another_teacher_is_left_out_of_the_comparison(sd, student_folder, tmp_path, capsys):

@@ -158,11 +158,72 @@ def test_contenders_are_numbered_alike_in_table_and_charts(sd, student):
 
 
 def test_figures_of_several_models_stand_side_by_side(sd, student):
-    models = {"other": {"sts_spearman": 0.7}, str(student): {"sts_spearman": 0.8, "held_out": {"recall_at_10": 0.5}}}
+    models = {"student": {"sts_spearman": 0.7}, "mine": {"sts_spearman": 0.8}, "teacher": {"sts_spearman": 0.6}}
+    models["teacher 2"] = {"sts_spearman": 0.9}
+    figures = {"student": "mine", "teacher": "teacher 2", "models": models, "skipped": {}}
+    (student / "eval.json").write_text(json.dumps(figures))
+    html = page(sd, student)
+    assert cells(html, "STS-B, Spearman, no fine-tuning") == ["0.8000", "0.7000", "0.6000", "0.9000"]
+    assert '<span class="value">0.800</span>' in html
+    assert "teacher: 0.900" in html
+
+
+def test_figures_of_other_models_are_not_taken_for_the_students(sd, student, capsys):
+    models = {"minilm": {"sts_spearman": 0.7, "held_out": {"rank_agreement": 0.4}}}
     (student / "eval.json").write_text(json.dumps({"models": models, "skipped": {}}))
     html = page(sd, student)
-    assert cells(html, "STS-B, Spearman, no fine-tuning") == ["0.8000", "0.7000"]
-    assert '<span class="value">0.800</span>' in html
+    assert cells(html, "STS-B, Spearman, no fine-tuning") == ["", "0.7000"]
+    assert '<span class="value">0.700</span>' not in html
+    assert "fidelity: more of it is measured by: sd eval" in capsys.readouterr().out
+
+
+def test_rows_that_share_no_whole_task_have_no_common_mean(sd, student):
+    few = result({"dev": {"accuracy": 0.6}}, fraction=0.1, examples=100)
+    write_glue(student, {"distilled": {"SST-2": [few]}, "scratch": {"SST-2": [few]}})
+    assert "GLUE dev, mean of" not in page(sd, student)
+    whole = [result({"dev": {"accuracy": 0.8}})]
+    write_glue(student, {"distilled": {"SST-2": whole}, "scratch": {"RTE": whole}})
+    assert "GLUE dev, mean of" not in page(sd, student)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("eval.json", {"held_out": {"cosine": None}}),
+        ("eval.json", {"size": 3}),
+        ("glue.json", {"rows": {"distilled": {"RTE": []}}, "finetuning": 3}),
+        ("speed.json", {"environment": {"versions": 3}, "threads": [1], "contenders": {}}),
+    ],
+)
+def test_a_wrong_value_is_an_error_that_names_its_file(sd, student, capsys, name, content):
+    (student / name).write_text(json.dumps(content))
+    assert sd("report", student, "--out", student / "report.html") == 1
+    assert f"{student / name} is damaged" in capsys.readouterr().err
+
+
+def test_the_command_of_glue_makes_its_figures_again(sd, student):
+    from dataclasses import asdict, replace
+
+    from sentence_distill.cli.eval import evaluate
+    from sentence_distill.student.finetune import STUDENT, TEACHER
+
+    results = [result({"dev": {"accuracy": 0.8}}, seed=seed, fraction=share) for seed in (1, 2) for share in (1.0, 0.1)]
+    finetuning = {**asdict(replace(STUDENT, epochs=2, learning_rates=(3e-4, 1e-3))), "synthetic": 500}
+    teacher = asdict(replace(TEACHER, epochs=1, learning_rates=(1e-4,)))
+    rows = {"scratch": {"RTE": results}, "distilled": {"RTE": results, "SST-2": results}}
+    glue = {"source": "a folder of TSV files", "finetuning": finetuning, "teacher_finetuning": teacher, "rows": rows}
+    (student / "glue.json").write_text(json.dumps(glue))
+    html = page(sd, student)
+    command = next(line for line in re.sub("<.*?>", "", html).splitlines() if "sd eval --glue" in line)
+    for option in (
+        *("--rows scratch,distilled", "--tasks SST-2,RTE", "--seeds 2", "--seed 1", "--train-fraction 1,0.1"),
+        *("--epochs 2", "--learning-rate 0.0003,0.001", "--teacher-epochs 1", "--teacher-learning-rate 0.0001"),
+        *("--synthetic 500", "--glue-dir GLUE"),
+    ):
+        assert f" {option}" in command
+    assert "--encoder-rate" not in command
+    # All of them are options of the command.
+    evaluate.make_context("eval", command.split()[2:])
 
 
 def test_commands_repeat_the_options_that_were_not_the_default(sd, student):
