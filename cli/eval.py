@@ -1,9 +1,11 @@
 """`sd eval`: measure models."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from sentence_distill.cli.glue import evaluate_glue, glue_options
 from sentence_distill.cli.intrinsic import evaluate_intrinsic
@@ -11,6 +13,21 @@ from sentence_distill.cli.mteb_tasks import evaluate_mteb
 from sentence_distill.cli.speed import evaluate_speed, speed_options
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
+
+
+def _names(options: Callable[[Callable[..., Any]], Callable[..., Any]]) -> list[str]:
+    return [str(option.name) for option in click.command()(options(lambda: None)).params]
+
+
+# Which of the runs read an option; the others read all.
+_READ_BY = {
+    "shards": ("eval", "speed"),
+    "sts": ("eval", "speed"),
+    **dict.fromkeys(("teacher", "glue_dir"), ("eval", "speed", "glue")),
+    **dict.fromkeys(_names(glue_options), ("glue",)),
+    **dict.fromkeys(_names(speed_options), ("speed",)),
+}
+_RUNS = {"eval": "sd eval alone", "speed": "--speed", "glue": "--glue", "mteb": "--mteb"}
 
 
 @click.command("eval")
@@ -75,8 +92,9 @@ def evaluate(
     kinds = [kind for kind, wanted in (("glue", glue), ("speed", speed), ("mteb", mteb)) if wanted]
     if len(kinds) > 1:
         raise click.UsageError(f"--{kinds[0]} and --{kinds[1]} are two runs; give one of them")
-    models = _models(models, student)
     kind = kinds[0] if kinds else "eval"
+    _refuse_unread(click.get_current_context(), kind)
+    models = _models(models, student)
     json_file = json_file or _default_json(models, f"{kind}.json")
     if not json_file.parent.is_dir():
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
@@ -89,6 +107,14 @@ def evaluate(
     else:
         evaluate_intrinsic(models, shards, _sts_file(sts, glue_dir), teacher, json_file)
     click.echo(f"figures: {json_file}" + (f"\nnext: sd eval --glue {models[0]}" if kind == "eval" else ""))
+
+
+def _refuse_unread(context: click.Context, kind: str) -> None:
+    """Refuse options that were given and that this kind of run does not read."""
+    for option in context.command.params:
+        runs = _READ_BY.get(str(option.name), (kind,))
+        if kind not in runs and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option.opts[0]} goes with {' or '.join(_RUNS[run] for run in runs)}")
 
 
 def _models(models: tuple[str, ...], student: str | None) -> tuple[str, ...]:

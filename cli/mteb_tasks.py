@@ -14,7 +14,7 @@ def evaluate_mteb(models: tuple[str, ...], names: str, json_file: Path) -> None:
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.student.environment import PACKAGES, environment
     from sentence_distill.student.models import find_model, load_sentence_transformer, short_names
-    from sentence_distill.student.mteb_tasks import find_tasks, run_task
+    from sentence_distill.student.mteb_tasks import find_tasks, load_task, run_task
 
     tasks = find_tasks([name.strip() for name in names.split(",")])
     located = [find_model(model) for model in models]
@@ -25,12 +25,17 @@ def evaluate_mteb(models: tuple[str, ...], names: str, json_file: Path) -> None:
     figures["models"] = {column: {} for column in columns}
     for task in tasks:
         name = task.metadata.name
+        try:
+            load_task(task)
+        except UserError as error:
+            figures["skipped"][name] = str(error)
+            continue
         for column, model in opened.items():
             try:
                 result = run_task(model, task)
             except UserError as error:
-                figures["skipped"][name] = str(error)
-                break
+                figures["skipped"][f"{name}, {column}"] = str(error)
+                continue
             figures["models"][column][name] = result
             progress.log(f"{column}: {name}: {result['metric']} {result['score']:.4f}")
             write_json(json_file, figures)
@@ -48,8 +53,9 @@ def _print(figures: dict[str, Any]) -> None:
     for column in table.columns[2:]:
         column.justify = "right"
     rows = list(figures["models"].values())
-    for name, result in rows[0].items():
-        table.add_row(name, result["metric"], *(f"{row[name]['score']:.4f}" for row in rows))
+    metrics = {name: result["metric"] for row in rows for name, result in row.items()}
+    for name, metric in metrics.items():
+        table.add_row(name, metric, *(f"{row[name]['score']:.4f}" if name in row else "" for row in rows))
     Console().print(table)
     for what, why in figures["skipped"].items():
         click.echo(f"not measured: {what}: {why}")

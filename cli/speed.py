@@ -7,26 +7,17 @@ from typing import Any, TypeVar
 import click
 
 from sentence_distill.cli.console import write_json
+from sentence_distill.cli.values import counts
 from sentence_distill.data.errors import UserError
 
 _WIDTH = 150
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(sorted({int(part) for part in value.split(",")}))
-    except ValueError:
-        numbers = (0,)
-    if numbers[0] < 1:
-        raise click.BadParameter(f"{value!r} is no list of numbers such as 1,8")
-    return numbers
-
-
 def _threads(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
     from sentence_distill.student.environment import cores
 
-    return _numbers(context, parameter, value.replace("all", str(cores())))
+    return counts(context, parameter, value.replace("all", str(cores())))
 
 
 _OPTIONS = (
@@ -45,7 +36,7 @@ _OPTIONS = (
         "--batch-sizes",
         default="1,8,32,128,512",
         show_default=True,
-        callback=_numbers,
+        callback=counts,
         metavar="N[,N…]",
         help="Speed: sentences handed over in one call.",
     ),

@@ -49,6 +49,17 @@ def numbers(context: click.Context, parameter: click.Parameter, value: str | Non
     return found
 
 
+def counts(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    """Whole numbers above 0, as in 1,8; ascending, each once."""
+    try:
+        found = tuple(sorted({int(part) for part in value.split(",")}))
+    except ValueError:
+        found = (0,)
+    if found[0] < 1:
+        raise click.BadParameter(f"{value!r} is no list of numbers such as 1,8")
+    return found
+
+
 def fractions(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     """Shares of a whole, as in 0.01,0.1,1."""
     found = numbers(context, parameter, value)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.hub import HubUnreachable, ask_hub, offline_requested
+from sentence_distill.data.hub import ask_hub, offline_requested
 
 
 def find_tasks(names: Sequence[str]) -> list[Any]:
@@ -25,30 +25,37 @@ def find_tasks(names: Sequence[str]) -> list[Any]:
 
 
 def run_task(model: Any, task: Any) -> dict[str, Any]:
-    """Evaluate a `SentenceTransformer` on a task; nothing is read from or written to mteb's own cache of results.
+    """Evaluate a `SentenceTransformer` on a loaded task; nothing is read from or written to mteb's cache of results.
 
     Returns:
         "metric", its name; "score", mean over splits and subsets; "scores" of each split, as mteb reports them;
         "revision" of the data.
 
     Raises:
-        UserError: the data can't be had.
+        UserError: mteb can't evaluate the model on this task.
     """
     import mteb
 
-    _load(task)
-    result = mteb.evaluate(model, task, cache=None, show_progress_bar=False, co2_tracker=False).task_results[0]
-    found = result.to_dict()
-    return {
-        "metric": task.metadata.main_score,
-        "score": float(result.get_score()),
-        "revision": found["dataset_revision"],
-        "scores": found["scores"],
-    }
+    try:
+        result = mteb.evaluate(model, task, cache=None, show_progress_bar=False, co2_tracker=False).task_results[0]
+        found = result.to_dict()
+        return {
+            "metric": task.metadata.main_score,
+            "score": float(result.get_score()),
+            "revision": found["dataset_revision"],
+            "scores": found["scores"],
+        }
+    # Each kind of task and model has errors of its own; the other tasks go on without this one.
+    except Exception as error:
+        raise UserError(f"mteb can't evaluate it ({_reason(error)})") from error
 
 
-def _load(task: Any) -> None:
-    """Load a task's data; the hub is asked for it first, because a client without network tries for a minute."""
+def load_task(task: Any) -> None:
+    """Load a task's data; the hub is asked for it first, because a client without network tries for a minute.
+
+    Raises:
+        UserError: the data can't be had.
+    """
     repo = task.metadata.dataset["path"]
     try:
         if not task.data_loaded and not offline_requested() and "/" in repo:
@@ -56,9 +63,13 @@ def _load(task: Any) -> None:
 
             ask_hub(lambda: HfApi().dataset_info(repo, timeout=5))
         task.load_data()
-    except (HubUnreachable, OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # What is wrong with a data set shows in each loader's own way.
+    except Exception as error:
         raise UserError(
-            f"MTEB task {task.metadata.name}: its data {repo} can't be had from the hub ({reason}); "
+            f"MTEB task {task.metadata.name}: its data {repo} can't be had from the hub ({_reason(error)}); "
             "set HF_HUB_OFFLINE=1 where it lies in the cache"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

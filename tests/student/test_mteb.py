@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -45,6 +46,38 @@ def test_tasks_of_mteb_are_scored_and_what_has_no_data_is_listed(sd, student_fol
     assert "STS12" not in scores
     assert "can't be had" in figures["skipped"]["STS12"]
     assert "not measured: STS12" in shown
+
+
+class Incompatible(LocalSTS):
+    """Its data lacks a column."""
+
+    metadata = LocalSTS.metadata.model_copy(update={"name": "Incompatible"})
+
+    def load_data(self, *args, **kwargs):
+        super().load_data()
+        self.dataset = DatasetDict({"test": self.dataset["test"].remove_columns("score")})
+
+
+def test_a_model_and_a_task_that_fail_are_listed_and_the_others_are_scored(
+    sd, student_folder, monkeypatch, tmp_path, capsys
+):
+    tasks = [Incompatible(), LocalSTS()]
+    monkeypatch.setattr("sentence_distill.student.mteb_tasks.find_tasks", lambda names: tasks)
+    other = shutil.copytree(student_folder, tmp_path / "other")
+    evaluate, calls = mteb.evaluate, []
+
+    def second_fails(model, task, **options):
+        calls.append(task.metadata.name)
+        if calls.count("LocalSTS") == 2:
+            raise RuntimeError("too long")
+        return evaluate(model, task, **options)
+
+    monkeypatch.setattr(mteb, "evaluate", second_fails)
+    assert sd("eval", student_folder, other, "--mteb", "Incompatible,LocalSTS") == 0
+    figures = json.loads((student_folder / "mteb.json").read_text())
+    assert [list(scores) for scores in figures["models"].values()] == [["LocalSTS"], []]
+    assert set(figures["skipped"]) == {"Incompatible, student", "Incompatible, other", "LocalSTS, other"}
+    assert "too long" in capsys.readouterr().out
 
 
 def test_without_data_for_any_task_it_is_an_error(sd, student_folder, capsys):
