@@ -129,9 +129,15 @@ class Shard:
         )
 
 
-def shard_texts(path: Path) -> list[str]:
-    """The sentences of a shard that keeps its text; pairs as they stand there, see `join_sides`."""
-    return _table(path)["text"].to_pylist()  # type: ignore[no-any-return]
+def shard_texts(path: Path, rows: np.ndarray | None = None) -> list[str]:
+    """The sentences of a shard that keeps its text; pairs as they stand there, see `join_sides`.
+
+    Args:
+        path: of the Arrow file.
+        rows: int[n], which; None is all.
+    """
+    text = _table(path)["text"]
+    return (text if rows is None else text.take(pa.array(rows))).to_pylist()  # type: ignore[no-any-return]
 
 
 def _table(path: Path) -> pa.Table:

@@ -8,15 +8,16 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.ipc
+import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
+from sentence_distill.pipeline.manifest import require_manifest
 from sentence_distill.pipeline.precision import pick_precision
+from sentence_distill.pipeline.shards import shard_texts
 from sentence_distill.student.buckets import by_frequency, by_length
 from sentence_distill.student.config import TrainConfig
 from sentence_distill.student.fidelity import fidelity, paired_rank_agreement, public_targets
@@ -170,8 +171,11 @@ def sts_spearman(encode: Encode, examples: Examples) -> float:
 
 def sample_sentences(shards: Path, count: int = TIMED_SENTENCES) -> list[str]:
     """The first sentences of the first shard, for timing; none where the shards keep no text."""
-    table = pa.ipc.open_file(pa.memory_map(str(shards / "shard-00000.arrow"))).read_all()
-    return table["text"][:count].to_pylist() if "text" in table.column_names else []
+    manifest = require_manifest(shards)
+    if not manifest["fingerprint"]["keep_text"]:
+        return []
+    first = manifest["shards"][0]
+    return shard_texts(shards / first["shard"], np.arange(min(count, first["rows"])))
 
 
 def speed(encoders: dict[str, Encode], sentences: Sequence[str]) -> dict[str, float]:

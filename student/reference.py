@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.ipc
 import torch
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.fingerprint import differing_fields
-from sentence_distill.pipeline.shards import Shard
+from sentence_distill.pipeline.shards import Shard, shard_texts
 from sentence_distill.student.buckets import rarest_counts
 from sentence_distill.student.stream import ShardStream
 
@@ -91,11 +89,10 @@ def _token_counts(stream: ShardStream) -> np.ndarray:
 
 
 def _texts(stream: ShardStream, count: int) -> list[str] | None:
-    """The sentences of the first `count` held-out rows."""
+    """The sentences of the first `count` held-out rows; None where the shards keep no text."""
+    if not stream.fingerprint["keep_text"]:
+        return None
     texts: list[str] = []
     for path, _, held_out in stream.split():
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        if "text" not in table.column_names:
-            return None
-        texts += table["text"].take(pa.array(held_out[: count - len(texts)])).to_pylist()
+        texts += shard_texts(path, held_out[: count - len(texts)])
     return texts

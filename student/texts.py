@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.ipc
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.manifest import require_manifest
+from sentence_distill.pipeline.shards import shard_texts
 
 SENTENCES = 4096
 LENGTHS = (8, 16, 32, 64)
@@ -22,16 +21,16 @@ def sentences_of_shards(shards: Path, count: int = SENTENCES) -> list[str]:
     Raises:
         UserError: the shards are not complete, or keep no text.
     """
-    entries = require_manifest(shards)["shards"]
+    manifest = require_manifest(shards)
+    if not manifest["fingerprint"]["keep_text"]:
+        raise UserError(f"{shards} keeps no text (--no-text); name a file of sentences: --sentences FILE")
+    entries = manifest["shards"]
     ends = np.cumsum([entry["rows"] for entry in entries])
     rows = np.unique(np.linspace(0, ends[-1] - 1, min(count, int(ends[-1]))).astype(np.int64))
     sentences: list[str] = []
     for entry, end in zip(entries, ends, strict=True):
         inside = rows[(rows >= end - entry["rows"]) & (rows < end)] - (end - entry["rows"])
-        table = pa.ipc.open_file(pa.memory_map(str(shards / entry["shard"]))).read_all()
-        if "text" not in table.column_names:
-            raise UserError(f"{shards} keeps no text (--no-text); name a file of sentences: --sentences FILE")
-        sentences += table["text"].take(pa.array(inside)).to_pylist()
+        sentences += shard_texts(shards / entry["shard"], inside)
     return sentences
 
 
