@@ -9,7 +9,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.student.buckets import by_frequency, by_length, rarest_counts
 from sentence_distill.student.card import model_card
 from sentence_distill.student.folder import load_distillation
-from sentence_distill.student.models import find_model, open_model, open_student, short_names
+from sentence_distill.student.models import find_model, find_teacher, open_model, open_student, short_names
 from sentence_distill.student.reference import Reference
 from sentence_distill.student.retrieval import recall_of_neighbours
 from sentence_distill.student.stream import ShardStream
@@ -89,6 +89,13 @@ def test_a_student_opens_as_itself_and_through_sentence_transformers(student_fol
 
 def test_a_plain_transformer_says_how_it_is_pooled(teacher_folder):
     assert open_model(find_model(str(teacher_folder)), "bert").name == "bert (mean pooling)"
+
+
+def test_a_teacher_with_other_weights_is_refused(student_folder, teacher_folder, classifier_folder):
+    distillation = load_distillation(student_folder)
+    assert find_teacher(distillation, str(teacher_folder)).folder == teacher_folder
+    with pytest.raises(UserError, match="other weights than the student's teacher"):
+        find_teacher(distillation, str(classifier_folder))
 
 
 def test_what_is_no_model_is_an_error_of_one_line(tmp_path):
