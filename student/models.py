@@ -23,6 +23,7 @@ from sentence_distill.student.model import Student
 Encode = Callable[[Sequence[str]], np.ndarray]
 _CPU = torch.device("cpu")
 _LOADED = (".json", ".safetensors", ".txt", ".model", ".onnx")
+_FIGURES = ("eval.json", "glue.json", "speed.json", "mteb.json")
 
 
 @dataclass(frozen=True)
@@ -256,5 +257,5 @@ def _files(folder: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}); save or fetch the model again") from error
     files = [file for path in paths if path.is_dir() for file in path.iterdir()]
-    files += [file for file in folder.iterdir() if file.suffix in _LOADED]
+    files += [file for file in folder.iterdir() if file.suffix in _LOADED and file.name not in _FIGURES]
     return [file for file in files if file.is_file()]

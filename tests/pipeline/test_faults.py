@@ -110,7 +110,9 @@ def test_a_signal_ends_the_run_with_what_is_embedded_written(arguments, tmp_path
     out = tmp_path / "out"
     command = [sys.executable, "-m", "sentence_distill.cli", *arguments, "--out", str(out)]
     command += ["--shard-rows", "5"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # A shell ignores SIGINT for what it runs in the background, and its children inherit that.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heard)
     wait_for(lambda: list(out.glob("shard-*.json")))
     # As a terminal does it: to the whole group, the reading processes included.
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)

@@ -11,8 +11,9 @@ HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)>'
 
 @pytest.fixture
 def student(student_folder, tmp_path):
-    """A copy of the small student, in whose folder a test may write."""
-    return shutil.copytree(student_folder, tmp_path / "student")
+    """A copy of the small student of which nothing is measured yet, in whose folder a test may write."""
+    measured = shutil.ignore_patterns("eval.json", "glue.json", "speed.json", "mteb.json", "glue")
+    return shutil.copytree(student_folder, tmp_path / "student", ignore=measured)
 
 
 def page(sd, student, *options):
