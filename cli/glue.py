@@ -1,6 +1,7 @@
 """`sd eval --glue`: its options, and what it does."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -8,7 +9,7 @@ import click
 
 from sentence_distill.cli.finetuning import finetune_config, finetuning_options
 from sentence_distill.cli.values import fractions, numbers
-from sentence_distill.data.glue_tasks import TASKS
+from sentence_distill.data.glue_tasks import TASKS, set_name
 
 if TYPE_CHECKING:
     from sentence_distill.data.progress import Progress
@@ -188,6 +189,8 @@ def _prepare(
     )
     fitter = Fitter(config=config, device=device, precision=pick_precision("auto", device), progress=progress)
 
+    # Each is asked for by every model that needs it.
+    @cache
     def teacher() -> "TaskTeacher":
         located = find_teacher(distillation, given)
         work = folder / "glue"
@@ -197,9 +200,9 @@ def _prepare(
     maker = RowMaker(
         student=student,
         fitter=fitter,
-        words=lambda: initial_words(distillation),
+        words=cache(lambda: initial_words(distillation)),
         teacher=teacher,
-        teacher_encode=lambda: open_teacher(distillation, given, "teacher").encode,
+        teacher_encode=cache(lambda: open_teacher(distillation, given, "teacher").encode),
     )
     identity = {
         "source": "nyu-mll/glue" if glue_dir is None else "a folder of TSV files",
@@ -236,8 +239,7 @@ def _print_glue(results: "Results", rows: tuple[str, ...], tasks: tuple[str, ...
             (dev, metric): None for row in shown for r in found[row] for dev in r.scores for metric in r.scores[dev]
         }
         for dev, metric in scored:
-            name = task + dev.removeprefix("dev").replace("_matched", "-m").replace("_mismatched", "-mm")
-            table.add_row(name, metric, *(_figure(found[row], dev, metric) for row in shown))
+            table.add_row(set_name(task, dev), metric, *(_figure(found[row], dev, metric) for row in shown))
     Console().print(table)
     for what, why in results.skipped.items():
         click.echo(f"skipped: {what}: {why}")

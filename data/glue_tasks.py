@@ -150,3 +150,10 @@ DIAGNOSTIC = GlueTask(
     dev=(),
 )
 """The diagnostic set: a test split without labels, for the model that was fine-tuned on MNLI."""
+
+_SUFFIX = {"": "", "matched": "-m", "mismatched": "-mm"}
+
+
+def set_name(task: str, split: str) -> str:
+    """A task with one of its dev or test sets, as GLUE names them: MNLI-m for "dev_matched", RTE for "dev"."""
+    return task + _SUFFIX[split.partition("_")[2]]

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue_tasks import DIAGNOSTIC, TASKS, GlueTask
+from sentence_distill.data.glue_tasks import DIAGNOSTIC, TASKS, GlueTask, set_name
 
 ZIP_NAME = "submission.zip"
 LARGEST_SCORE = 5.0
-_SHORT = {"test": "", "test_matched": "-m", "test_mismatched": "-mm"}
 PARTS: dict[str, tuple[GlueTask, str]] = {
-    f"{task.name}{_SHORT[split]}": (task, split) for task in (*TASKS.values(), DIAGNOSTIC) for split in task.test
+    set_name(task.name, split): (task, split) for task in (*TASKS.values(), DIAGNOSTIC) for split in task.test
 }
 """The eleven parts of a submission, CoLA to WNLI and AX, each with its task and test split."""
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.hub import HubUnreachable, ask_hub
 from sentence_distill.data.samples import INSTALL, packaged_teacher
 
@@ -30,6 +31,10 @@ class Located:
     name: str
     notice: str = ""
     reason: str = ""
+
+    def weights_hashes(self) -> list[str]:
+        """xxh3-128 of each weights file, by name."""
+        return [file_hash(file) for file in sorted(self.folder.glob("*.safetensors"))]
 
 
 def locate_teacher(name: str | None) -> Located:

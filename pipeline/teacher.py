@@ -12,7 +12,7 @@ from safetensors.torch import save as save_safetensors
 from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.hashing import bytes_hash, file_hash
+from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.pipeline.batches import exact_length_batches
 from sentence_distill.pipeline.cpu_kernels import use_cpu_kernels
 from sentence_distill.pipeline.launched import Launched
@@ -72,7 +72,7 @@ class Teacher:
         self, *, located: Located, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device, pairs: bool
     ) -> None:
         self.name = located.name
-        self.folder = located.folder
+        self._located = located
         self.recipe = recipe
         self.device = device
         self.model = model
@@ -256,16 +256,12 @@ class Teacher:
         tokenizer["post_processor"] = None
         return json.dumps(tokenizer, ensure_ascii=False, sort_keys=True)
 
-    def weights_hashes(self) -> list[str]:
-        """xxh3-128 of each weights file, by name."""
-        return [file_hash(file) for file in sorted(self.folder.glob("*.safetensors"))]
-
     def facts(self) -> TeacherFacts:
         """What a run has to know of it."""
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_ARCHITECTURE}
         fingerprint = {
             "teacher": self.name,
-            "teacher_weights": self.weights_hashes(),
+            "teacher_weights": self._located.weights_hashes(),
             "teacher_config": bytes_hash(json.dumps(config, sort_keys=True, default=str).encode()),
             "special_tokens": [self.prefix, self.suffix],
             "tokenizer": bytes_hash(self.tokenizer_json().encode()),

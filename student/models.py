@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.hashing import file_hash
 from sentence_distill.pipeline.locate import Located, locate_local, locate_teacher
 from sentence_distill.pipeline.precision import pick_precision
 from sentence_distill.pipeline.teacher import Teacher
@@ -166,7 +165,7 @@ def find_teacher(distillation: dict[str, Any], given: str | None) -> Located:
     located = locate_teacher(given) if given else locate_local(recorded["teacher"])
     if located is None:
         raise UserError(f"{recorded['teacher']} is not on this machine; name its folder with --teacher DIR")
-    if [file_hash(file) for file in sorted(located.folder.glob("*.safetensors"))] != recorded["teacher_weights"]:
+    if located.weights_hashes() != recorded["teacher_weights"]:
         raise UserError(f"{located.name} has other weights than the student's teacher; name that one with --teacher")
     return located
 

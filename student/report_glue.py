@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sentence_distill.data.glue import TASKS
+from sentence_distill.data.glue_tasks import TASKS, set_name
 from sentence_distill.data.published import PUBLISHED, Score
 from sentence_distill.student.glue_rows import ROWS
 from sentence_distill.student.report_charts import Chart, Series, draw, swatch
@@ -112,21 +112,17 @@ def _known_rows(glue: dict[str, Any]) -> Iterator[tuple[str, dict[str, list[dict
 
 def _columns() -> list[Score]:
     return [
-        (_title(task.name, split), metric) for task in TASKS.values() for split in task.dev for metric in task.metrics
+        (set_name(task.name, split), metric) for task in TASKS.values() for split in task.dev for metric in task.metrics
     ]
 
 
 def _first_columns() -> list[Score]:
     """One column a task: its first dev set and metric."""
-    return [(_title(task.name, task.dev[0]), task.metrics[0]) for task in TASKS.values()]
-
-
-def _title(task: str, split: str) -> str:
-    return task + {"dev": "", "dev_matched": "-m", "dev_mismatched": "-mm"}[split]
+    return [(set_name(task.name, task.dev[0]), task.metrics[0]) for task in TASKS.values()]
 
 
 def _split(column: Score) -> str:
-    return next(split for split in TASKS[task_of(column)].dev if _title(task_of(column), split) == column[0])
+    return next(split for split in TASKS[task_of(column)].dev if set_name(task_of(column), split) == column[0])
 
 
 def _by_column(tasks: dict[str, list[dict[str, Any]]], notes: Mapping[str, int]) -> dict[Score, Measured]:

@@ -13,7 +13,7 @@ import torch
 
 from sentence_distill.data.augment import synthetic_examples
 from sentence_distill.data.corpus import Corpus
-from sentence_distill.data.hashing import bytes_hash, file_hash
+from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.data.unlabelled import FIELDS, json_line
 from sentence_distill.pipeline.config import EmbedConfig
@@ -104,7 +104,7 @@ class TaskTeacher:
         """The folder of a task, named after all that its teacher depends on, so that nothing in it is ever stale."""
         identity = {
             "teacher": self.located.name,
-            "weights": [file_hash(file) for file in sorted(self.located.folder.glob("*.safetensors"))],
+            "weights": self.located.weights_hashes(),
             "seed": seed,
             "finetuning": asdict(self.fitter.config),
             "computed": f"{self.fitter.precision} on {self.fitter.device.type}",
