@@ -1,6 +1,7 @@
 """A trained student: a tokenizer and an encoder, from text to vectors."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +26,22 @@ class Student:
     def __init__(self, encoder: StudentEncoder, tokenizer: Tokenizer) -> None:
         self.encoder = encoder.eval()
         self.tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Student":
+        """Read the student in `folder`, which `sd train-student` or `sd finetune` made.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        from sentence_distill.student.folder import load_student
+
+        return load_student(Path(folder))
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return self.encoder.config.target_dims[-1]
 
     def tokenize(self, sentences: Sequence[str]) -> list[list[int]]:
         """Token ids of each sentence, at most `MAX_TOKENS`."""

@@ -1,5 +1,19 @@
 """Distil a BERT sentence encoder into a small BiLSTM, without choosing a task first."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sentence_distill.student.model import Student
 
 __version__ = version("sentence-distill")
+__all__ = ["Student", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # PyTorch takes most of a second to import, and `sd --help` needs none of it.
+    if name == "Student":
+        from sentence_distill.student.model import Student
+
+        return Student
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
