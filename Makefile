@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SOURCES := $(wildcard src/sentence_distill/*.py data/*.py pipeline/*.py student/*.py student/templates/* cli/*.py)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs clean
 
 demo: $(VENV)/.package
 	@mkdir -p demo
@@ -22,12 +22,16 @@ format: $(VENV)/.package
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation's site, in site/: a warning, a dead link or a foreign script fails it.
+docs: $(VENV)/.package
+	$(BIN)/python docs/build_site.py site
+
 # The packages, and apart from them the checkout: an editable install links single files, so it is
 # made again whenever one was added.
 $(VENV)/.packages: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --no-build-isolation --editable '.[offline,ray,s3,plots,tensorboard,mteb,peers,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --no-build-isolation --editable '.[offline,ray,s3,plots,tensorboard,mteb,peers,docs,dev]'
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.packages $(SOURCES)
@@ -36,4 +40,4 @@ $(VENV)/.package: $(VENV)/.packages $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build demo *.egg-info src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build demo site *.egg-info src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
