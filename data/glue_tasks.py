@@ -5,34 +5,30 @@ Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform" (ICLR 2019), t
 
 from dataclasses import dataclass
 
+from sentence_distill.data.task import Task
+
 
 @dataclass(frozen=True, kw_only=True)
-class GlueTask:
+class GlueTask(Task):
     """One task.
 
-    `folder` and `columns` are of the official download; `hub` and `hub_columns` of its copy on the hub.
-    `labels` lists the classes in the order of their numbers; without any the task is a regression.
+    `folder`, `columns` and `label` are of the official download; `hub` and `hub_columns` of its copy on the hub.
     `dev` and `test` are names of splits. A file of a test split has a header and no labels: its texts are in
     `test_columns`, `columns` where that is empty, and its rows' numbers in `index`.
     """
 
-    name: str
     folder: str
-    columns: tuple[str, ...]
-    label: str
     hub: str
     hub_columns: tuple[str, ...]
-    labels: tuple[str, ...]
-    metrics: tuple[str, ...]
     dev: tuple[str, ...] = ("dev",)
     test: tuple[str, ...] = ("test",)
     test_columns: tuple[str, ...] = ()
     index: str = "index"
 
     @property
-    def regression(self) -> bool:
-        """Whether labels are numbers (0 to 5 in STS-B) and not classes."""
-        return not self.labels
+    def plain_columns(self) -> tuple[str, ...]:
+        """As the hub names them: in the official files CoLA's are numbered and MRPC's have blanks."""
+        return self.hub_columns
 
 
 _PAIR = ("sentence1", "sentence2")

@@ -14,7 +14,7 @@ HEAD_UNITS = 512
 HEAD_DROPOUT = 0.2
 
 
-class Classifier(nn.Module):
+class StudentClassifier(nn.Module):
     """A student's encoder under a head with one hidden layer.
 
     The head reads the pooled LSTM states, u of a single sentence and [u, v, |u - v|, u * v] of a pair, whose sentences

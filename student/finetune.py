@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from sentence_distill.student.examples import Padded, Tokens
-from sentence_distill.student.metrics import glue_metrics
+from sentence_distill.student.metrics import task_metrics
 
 # Steps between two scorings on dev: an epoch, but of a large task several and of a few examples many epochs.
 _FEWEST_BETWEEN, _MOST_BETWEEN = 20, 500
@@ -118,7 +118,7 @@ def finetune(
         train: examples.
         dev: examples with hard labels by dev set; the first set picks the step.
         classes: number of classes, 0 for a regression.
-        metrics: see `glue_metrics`.
+        metrics: see `task_metrics`.
         learning_rate: peak of the schedule.
         config: other options.
         seed: of the order of examples and of dropout.
@@ -149,7 +149,7 @@ def finetune(
         # What is no number is no score, and neither are the weights that gave it.
         if not all(np.isfinite(values).all() for values in predictions.values()):
             break
-        scores = {name: glue_metrics(metrics, dev[name].targets, values) for name, values in predictions.items()}
+        scores = {name: task_metrics(metrics, dev[name].targets, values) for name, values in predictions.items()}
         best.offer(scores, step, model)
         if step == steps or best.worse == config.patience:
             break

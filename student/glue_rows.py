@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from sentence_distill.pipeline.locate import Located
-from sentence_distill.student.classifier import Classifier, initial_student
+from sentence_distill.student.classifier import StudentClassifier, initial_student
 from sentence_distill.student.finetune import Outcome, TaskModel, predict
 from sentence_distill.student.fit import Fitted, Fitter
-from sentence_distill.student.metrics import glue_metrics
+from sentence_distill.student.metrics import task_metrics
 from sentence_distill.student.model import Student
 from sentence_distill.student.models import Encode
 from sentence_distill.student.probe import probe
@@ -101,7 +101,7 @@ class RowMaker:
         fitted = self.fitter.fit(start, data, train=train, rates=rates, seed=seed, label=row)
         return self._made(fitted.model, fitted, data, len(train.targets))
 
-    def _start(self, row: str, data: TaskData, seed: int) -> Classifier:
+    def _start(self, row: str, data: TaskData, seed: int) -> StudentClassifier:
         """A student with a new head: distilled, or of the same shape and from scratch."""
         if row.startswith("distilled"):
             return new_classifier(self.student, data, seed)
@@ -127,11 +127,11 @@ class RowMaker:
         return Made(fitted.outcome, predictions, fitted.learning_rate, examples)
 
 
-def new_classifier(student: Student, data: TaskData, seed: int) -> Classifier:
+def new_classifier(student: Student, data: TaskData, seed: int) -> StudentClassifier:
     """A copy of a student with a new head for a task."""
     copy = Student(deepcopy(student.encoder), student.tokenizer)
     torch.manual_seed(seed)
-    return Classifier(copy, len(data.train.texts), max(1, len(data.task.labels)))
+    return StudentClassifier(copy, len(data.train.texts), max(1, len(data.task.labels)))
 
 
 def _majority(data: TaskData) -> Made:
@@ -152,6 +152,6 @@ def _probed(encode: Encode, data: TaskData) -> Made:
 
 def _outcome(data: TaskData, predictions: Predict) -> Outcome:
     scores = {
-        name: glue_metrics(data.task.metrics, part.targets, predictions(part.texts)) for name, part in data.dev.items()
+        name: task_metrics(data.task.metrics, part.targets, predictions(part.texts)) for name, part in data.dev.items()
     }
     return Outcome(scores=scores, step=0, seconds=0.0)

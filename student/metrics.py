@@ -1,15 +1,15 @@
-"""GLUE's metrics, from scikit-learn and SciPy."""
+"""Metrics of tasks, those of GLUE and for classes of one's own, from scikit-learn and SciPy."""
 
 import warnings
 
 import numpy as np
 
 
-def glue_metrics(names: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+def task_metrics(names: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     """Score predictions.
 
     Args:
-        names: of "accuracy", "f1" (of class 1), "matthews", "pearson" and "spearman".
+        names: of "accuracy", "f1" (of class 1), "macro_f1" (the mean over classes), "matthews", "pearson", "spearman".
         labels: float[n], class numbers or scores.
         predictions: float[n], likewise.
 
@@ -33,6 +33,7 @@ def _metric(name: str, labels: np.ndarray, predictions: np.ndarray) -> float:
             warnings.simplefilter("ignore")
             value = (pearsonr if name == "pearson" else spearmanr)(labels, predictions).statistic
         return 0.0 if np.isnan(value) else float(value)
-    if name == "f1":
-        return float(f1_score(labels, predictions, zero_division=0.0))
+    if name in ("f1", "macro_f1"):
+        average = "binary" if name == "f1" else "macro"
+        return float(f1_score(labels, predictions, average=average, zero_division=0.0))
     return float((accuracy_score if name == "accuracy" else matthews_corrcoef)(labels, predictions))

@@ -6,7 +6,7 @@ import numpy as np
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.student.finetune import Labelled, main_score
-from sentence_distill.student.metrics import glue_metrics
+from sentence_distill.student.metrics import task_metrics
 
 # Inverse strengths of the L2 penalty that are tried; the best on dev counts, as the best step of fine-tuning does.
 STRENGTHS = (0.01, 0.1, 1.0)
@@ -27,7 +27,7 @@ def probe(
         train: examples.
         dev: examples by dev set; the first set picks among `STRENGTHS`.
         classes: number of classes, 0 for a regression.
-        metrics: see `glue_metrics`.
+        metrics: see `task_metrics`.
 
     Returns:
         The scores of each dev set, and a function from columns of texts to float[n] predictions.
@@ -48,7 +48,7 @@ def probe(
         penalised = LogisticRegression(C=strength, max_iter=1000) if classes else Ridge(alpha=1 / strength)
         model = make_pipeline(StandardScaler(), penalised).fit(vectors, train.targets)
         scores = {
-            name: glue_metrics(metrics, part.targets, model.predict(dev_vectors[name])) for name, part in dev.items()
+            name: task_metrics(metrics, part.targets, model.predict(dev_vectors[name])) for name, part in dev.items()
         }
         if best is None or main_score(scores) > main_score(best_scores):
             best, best_scores = model, scores

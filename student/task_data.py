@@ -10,6 +10,7 @@ import numpy as np
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples, GlueFolder, GlueHub, GlueTask, TaskMissing
 from sentence_distill.data.hashing import bytes_hash
+from sentence_distill.data.task import Task
 from sentence_distill.pipeline.logits import Logits, read_logits
 from sentence_distill.student.finetune import Labelled
 
@@ -25,7 +26,7 @@ class TaskData:
         missing: which dev set is not there, or "".
     """
 
-    task: GlueTask
+    task: Task
     train: Labelled
     dev: dict[str, Labelled]
     missing: str
@@ -86,7 +87,7 @@ def from_logits(shards: Path, data: TaskData) -> Labelled:
     return Labelled(found.texts, _in_order(found, data.task, shards))
 
 
-def _in_order(found: Logits, task: GlueTask, shards: Path) -> np.ndarray:
+def _in_order(found: Logits, task: Task, shards: Path) -> np.ndarray:
     """The logits in the order of the task's classes; a teacher that only numbers its classes is taken for ordered."""
     names = [str(name) for name in found.fingerprint["labels"]]
     if task.regression or names == [f"LABEL_{number}" for number in range(len(names))]:

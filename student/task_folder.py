@@ -9,9 +9,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue_tasks import TASKS, GlueTask
+from sentence_distill.data.task import Task
 from sentence_distill.pipeline.files import write_atomically
-from sentence_distill.student.classifier import Classifier
+from sentence_distill.student.classifier import StudentClassifier
 from sentence_distill.student.fit import Fitted
 from sentence_distill.student.folder import load_student, save_student
 
@@ -19,7 +19,7 @@ TASK = "task.json"
 HEAD = "head.safetensors"
 
 
-def save_classifier(folder: Path, fitted: Fitted[Classifier], task: GlueTask, distillation: dict[str, Any]) -> None:
+def save_classifier(folder: Path, fitted: Fitted[StudentClassifier], task: Task, distillation: dict[str, Any]) -> None:
     """Write a fine-tuned student.
 
     Args:
@@ -35,15 +35,17 @@ def save_classifier(folder: Path, fitted: Fitted[Classifier], task: GlueTask, di
     save_file(head, folder / HEAD)
     record = {
         "task": task.name,
+        "text_columns": task.plain_columns,
+        "label_column": task.label,
         "labels": task.labels,
-        "columns": fitted.model.columns,
+        "metrics": task.metrics,
         "learning_rate": fitted.learning_rate,
         **asdict(fitted.outcome),
     }
-    write_atomically(folder / TASK, (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(folder / TASK, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def load_classifier(folder: Path) -> tuple[Classifier, GlueTask]:
+def load_classifier(folder: Path) -> tuple[StudentClassifier, Task]:
     """Read a fine-tuned student, and the task that it knows.
 
     Raises:
@@ -51,8 +53,14 @@ def load_classifier(folder: Path) -> tuple[Classifier, GlueTask]:
     """
     try:
         record = json.loads((folder / TASK).read_text(encoding="utf-8"))
-        task = TASKS[record["task"]]
-        classifier = Classifier(load_student(folder), record["columns"], max(1, len(task.labels)))
+        task = Task(
+            name=record["task"],
+            columns=tuple(record["text_columns"]),
+            label=record["label_column"],
+            labels=tuple(record["labels"]),
+            metrics=tuple(record["metrics"]),
+        )
+        classifier = StudentClassifier(load_student(folder), len(task.columns), max(1, len(task.labels)))
         classifier.head.load_state_dict(load_file(folder / HEAD))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no fine-tuned student ({error}); make one: sd finetune STUDENT") from error

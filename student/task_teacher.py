@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue import GlueTask
+from sentence_distill.data.task import Task
 from sentence_distill.pipeline.load import require_vocabulary, unusable
 from sentence_distill.pipeline.locate import Located
 from sentence_distill.student.examples import Padded, Tokens
@@ -32,7 +32,7 @@ class TeacherClassifier(nn.Module):
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, located: Located, task: GlueTask, seed: int) -> "TeacherClassifier":
+    def load(cls, located: Located, task: Task, seed: int) -> "TeacherClassifier":
         """Load an encoder's weights (safetensors only); it gets a new head, unless it has one of as many classes.
 
         Raises:

@@ -181,8 +181,9 @@ def test_the_three_commands_of_task_specific_distillation(
     assert "student fine-tuned on RTE" in capsys.readouterr().out
     # The folder gives the scores that were printed, and is a student like any other.
     classifier, rte = load_classifier(out)
+    assert (rte.name, rte.columns, rte.labels) == ("RTE", ("sentence1", "sentence2"), TASKS["RTE"].labels)
     record = json.loads((out / "task.json").read_text())
-    data = TaskData.load(GlueFolder(glue_dir), rte)
+    data = TaskData.load(GlueFolder(glue_dir), TASKS["RTE"])
     with torch.inference_mode():
         tokens = classifier.tokenize(data.dev["dev"].texts)
         logits = classifier(tokens.padded(np.arange(len(tokens)), torch.device("cpu")))
