@@ -9,7 +9,9 @@ import click
 from sentence_distill.cli.augment import augment
 from sentence_distill.cli.embed import embed
 from sentence_distill.cli.eval import evaluate
+from sentence_distill.cli.export import export
 from sentence_distill.cli.finetune import finetune
+from sentence_distill.cli.push import push
 from sentence_distill.cli.report import report
 from sentence_distill.cli.sample import sample
 from sentence_distill.cli.shards import shards
@@ -31,7 +33,7 @@ def sd() -> None:
     """
 
 
-for command in (embed, train_student, evaluate, report, finetune, augment, shards, sample):
+for command in (embed, train_student, evaluate, report, export, push, finetune, augment, shards, sample):
     sd.add_command(command)
 
 

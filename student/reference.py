@@ -59,8 +59,8 @@ class Reference:
             input_ids=input_ids,
             targets=targets,
             dim=stream.fingerprint["dim"] // len(stream.fingerprint["layers"]),
-            rarest=rarest_counts(input_ids, _token_counts(stream)),
-            texts=_texts(stream, len(input_ids)),
+            rarest=rarest_counts(input_ids, token_counts(stream)),
+            texts=held_out_texts(stream, len(input_ids)),
         )
 
     def require_teacher_of(self, distillation: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ class Reference:
             )
 
 
-def _token_counts(stream: ShardStream) -> np.ndarray:
+def token_counts(stream: ShardStream) -> np.ndarray:
     """int64[vocabulary]: how often each token occurs in the rows to train on; one shard is in memory at a time."""
     vocabulary = int(stream.fingerprint["vocabulary"])
     counts = np.zeros(vocabulary, dtype=np.int64)
@@ -88,7 +88,7 @@ def _token_counts(stream: ShardStream) -> np.ndarray:
     return counts
 
 
-def _texts(stream: ShardStream, count: int) -> list[str] | None:
+def held_out_texts(stream: ShardStream, count: int) -> list[str] | None:
     """The sentences of the first `count` held-out rows; None where the shards keep no text."""
     if not stream.fingerprint["keep_text"]:
         return None
