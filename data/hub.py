@@ -12,7 +12,22 @@ DEADLINE_S = 6.0
 
 
 class HubUnreachable(Exception):
-    """The hub did not answer, or answered that it has no such thing; the message says which."""
+    """The hub did not answer, or answered that it has no such thing; the message says which.
+
+    Args:
+        message: one line.
+        status: of HTTP, where it answered.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @classmethod
+    def of(cls, error: Exception) -> "HubUnreachable":
+        """What an error of the hub's client says, in one line."""
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return cls(lines[0], getattr(getattr(error, "response", None), "status_code", None))
 
 
 def offline_requested() -> bool:
@@ -42,6 +57,5 @@ def ask_hub(question: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
     if answers:
         return answers[0]
     if errors:
-        lines = str(errors[0]).strip().splitlines() or [type(errors[0]).__name__]
-        raise HubUnreachable(lines[0])
+        raise HubUnreachable.of(errors[0])
     raise HubUnreachable(f"no answer in {deadline_s:.0f} seconds")

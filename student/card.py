@@ -1,52 +1,242 @@
-"""The model card of a student, made from its distillation.json."""
+"""The model card of a student, made from its distillation.json and from figures that were measured of it."""
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+    from sentence_distill.student.report_tables import Table
+
+LOCAL = "path/to/this/folder"
+_TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "knowledge-distillation", "bilstm"]
+_HELD_OUT = {
+    "cosine": "Cosine to the teacher",
+    "rank_agreement": "Rank agreement with the teacher",
+    "recall_at_10": "Recall of the teacher's 10 neighbours",
+    "mse": "Mean squared error to the teacher",
+}
+# What the hub calls GLUE's metrics.
+_GLUE_METRICS = {"matthews": "matthews_correlation", "spearman": "spearmanr", "pearson": "pearsonr"}
 
 
-def model_card(distillation: dict[str, Any]) -> str:
-    """README.md of a student's folder."""
+def model_card(
+    distillation: dict[str, Any],
+    *,
+    name: str = LOCAL,
+    licence: str | None = None,
+    glue: dict[str, Any] | None = None,
+    speed: dict[str, Any] | None = None,
+) -> str:
+    """README.md of a student's folder.
+
+    Args:
+        distillation: content of distillation.json.
+        name: by which the student is loaded: of a folder, or of a repository on the hub.
+        licence: the hub's identifier of the student's licence; None leaves it open, which the card says.
+        glue: content of glue.json, where there is one.
+        speed: content of speed.json, where there is one.
+    """
+    title = f"A BiLSTM student of {distillation['teacher']['teacher']}"
+    metadata = _metadata(distillation, title if name == LOCAL else name.split("/")[-1], licence)
+    sections = [
+        f"---\n{metadata}\n---",
+        f"# {title}",
+        _summary(distillation),
+        _usage(name),
+        "## What it scores",
+        *_scores(distillation, glue or {}, speed or {}),
+        "## How it was made",
+        _origin(distillation),
+        "## Licence",
+        _licence(distillation, licence),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _metadata(distillation: dict[str, Any], model_name: str, licence: str | None) -> str:
+    from huggingface_hub import ModelCardData
+
+    teacher = distillation["teacher"]["teacher"]
+    language = str(distillation["corpus"]["fingerprint"].get("language", ""))
+    results = list(_results(distillation["metrics"]))
+    data = ModelCardData(
+        # Two letters are a code of ISO 639-1; what else stands here is known to the sentence splitter only.
+        language=language if len(language) == 2 else None,
+        license=licence,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        # A teacher from a folder has a name without an owner.
+        base_model=teacher if "/" in teacher else None,
+        tags=_TAGS,
+        model_name=model_name if results else None,
+        eval_results=results or None,
+    )
+    return data.to_yaml()  # type: ignore[no-any-return]
+
+
+def _results(metrics: dict[str, Any]) -> Iterator["EvalResult"]:
+    """What was measured of these very weights, as the hub's model-index takes it."""
+    from huggingface_hub import EvalResult
+
+    from sentence_distill.data.glue_tasks import TASKS
+
+    for key, metric in _HELD_OUT.items():
+        if key in metrics.get("held_out", {}):
+            yield EvalResult(
+                task_type="knowledge-distillation",
+                task_name="Knowledge distillation",
+                dataset_type="unknown",
+                dataset_name="Sentences of the corpus that were held out",
+                metric_type=key,
+                metric_name=metric,
+                metric_value=metrics["held_out"][key],
+            )
+    if "student" in metrics.get("sts_spearman", {}):
+        yield EvalResult(
+            task_type="semantic-similarity",
+            task_name="Semantic similarity",
+            dataset_type="stsb",
+            dataset_name="STS-B",
+            metric_type="spearman_cosine",
+            metric_name="Spearman correlation of cosines",
+            metric_value=metrics["sts_spearman"]["student"],
+        )
+    for task in TASKS.values():
+        for split, scores in metrics.get(task.name, {}).items():
+            for metric, value in scores.items():
+                yield EvalResult(
+                    task_type="text-classification",
+                    task_name="Text classification",
+                    dataset_type="nyu-mll/glue",
+                    dataset_name=f"GLUE {task.name}, {split}",
+                    dataset_config=task.hub,
+                    metric_type=_GLUE_METRICS.get(metric, metric),
+                    metric_value=value,
+                )
+
+
+def _summary(distillation: dict[str, Any]) -> str:
     teacher, student = distillation["teacher"], distillation["student"]
-    corpus, metrics = distillation["corpus"], distillation["metrics"]
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in _figures(metrics))
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags:
-- sentence-transformers
-- feature-extraction
-- knowledge-distillation
-- bilstm
----
-
-# A BiLSTM student of {teacher["teacher"]}
-
-Approximates the sentence embeddings of `{teacher["teacher"]}` (pooling `{teacher["pooling"]}`, layers
-{teacher["layers"]}) with {student["layers"]} BiLSTM layer(s) of {student["hidden"]} units a direction over
-{student["embedding_dim"]}-dimensional word embeddings; {student["pooling"]} pooling, {student["target_dims"][-1]}
-dimensions out{", L2-normalised" if student["normalize"] else ""}. Made with sentence-distill
-(arXiv:2004.03097) from {corpus["rows"]:,} sentences.
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/folder")
-vectors = model.encode(["A sentence.", "Another one."])
-```
-
-| measure | value |
-| --- | ---: |
-{rows}
-
-Fidelity is measured on held-out sentences of the same corpus. `distillation.json` holds the whole
-configuration. The licences of the teacher and of the corpus apply to what was learned from them.
-"""
+    layers = "one BiLSTM layer" if student["layers"] == 1 else f"{student['layers']} BiLSTM layers"
+    return (
+        f"Approximates the sentence embeddings of {_named(teacher['teacher'])} with {layers} of {student['hidden']} "
+        f"units a direction over {student['embedding_dim']}-dimensional word embeddings. It has no attention, so it "
+        f"encodes fast on CPUs. A text becomes a vector of {student['target_dims'][-1]} numbers"
+        f"{' and length 1' if student['normalize'] else ''}; what is longer than 512 tokens is cut. Made with "
+        "sentence-distill after [arXiv:2004.03097](https://arxiv.org/abs/2004.03097)."
+    )
 
 
-def _figures(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    figures: list[tuple[str, float]] = []
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            figures += _figures(value, f"{prefix}{name} ")
-        elif isinstance(value, float):
-            figures.append((f"{prefix}{name.replace('_', ' ')}", value))
-    return figures
+def _named(teacher: str) -> str:
+    return f"[{teacher}](https://huggingface.co/{teacher})" if "/" in teacher else f"`{teacher}`"
+
+
+def _usage(name: str) -> str:
+    return (
+        (Path(__file__).parent / "templates" / "card-usage.md")
+        .read_text(encoding="utf-8")
+        .strip()
+        .replace("NAME", name)
+    )
+
+
+def _scores(distillation: dict[str, Any], glue: dict[str, Any], speed: dict[str, Any]) -> Iterator[str]:
+    from sentence_distill.student.report_files import StudentFiles
+    from sentence_distill.student.report_glue import glue_table
+    from sentence_distill.student.report_measures import fidelity_table, measured_models
+    from sentence_distill.student.report_speed import speed_table
+
+    metrics = distillation["metrics"]
+    # What sd eval measured of the student and its teacher stands in its record in the same form as in eval.json.
+    models = measured_models(StudentFiles(Path(), distillation, [], metrics, glue, speed))
+    if (fidelity := fidelity_table(models)).groups[0].rows:
+        yield markdown(fidelity)
+        yield (
+            "Held out are sentences of the same corpus that training never saw; all measures compare with the "
+            "teacher's vectors of them, so the teacher itself would have 1 (and an error of 0)."
+        )
+    for key, title in (("by_length", "Tokens of the sentence"), ("by_frequency", "Its rarest token, times seen")):
+        if parts := metrics.get("held_out", {}).get(key):
+            yield _parts(title, parts)
+    if own := {name: scores for name, scores in metrics.items() if _is_scores(scores)}:
+        yield "After fine-tuning on the task, on its dev set:"
+        yield _own_tasks(own)
+    if table := glue_table(glue, {}):
+        yield (
+            "GLUE, on dev, in percent. Each row is a model that was fine-tuned on the task; the weights here are "
+            "those that the distilled rows begin with."
+        )
+        yield markdown(table, groups=1)
+    if speed.get("contenders"):
+        environment = speed["environment"]
+        yield f"Speed on {environment['cores']} cores of {environment['cpu']}, {speed_table(speed).caption.lower()}:"
+        yield markdown(speed_table(speed))
+
+
+def markdown(table: "Table", groups: int | None = None) -> str:
+    """A report's table in Markdown; of its groups of rows the first `groups`, or all."""
+    heads = [f"{column.title}, {column.unit}" if column.unit else column.title for column in table.columns]
+    lines = [heads, ["---:" if column.numeric else "---" for column in table.columns]]
+    lines += [
+        [f"**{cell.text}**" if cell.best else cell.text for cell in row]
+        for group in table.groups[:groups]
+        for row in group.rows
+    ]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _parts(title: str, parts: list[dict[str, Any]]) -> str:
+    ranges = [f"{part['least']:,} to {part['most']:,}" if part["most"] else f"from {part['least']:,}" for part in parts]
+    cosines = [f"{part['cosine']:.3f}" for part in parts]
+    rows = ([title, *ranges], ["---", *("---:" for _ in parts)], ["cosine to the teacher", *cosines])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _is_scores(value: Any) -> bool:
+    """Whether a metric holds scores by split, as those of a task that a student was fine-tuned on do."""
+    return isinstance(value, dict) and bool(value) and all(isinstance(scores, dict) for scores in value.values())
+
+
+def _own_tasks(tasks: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    rows = [
+        f"| {task}, {split} | {metric.replace('_', ' ')} | {value:.4f} |"
+        for task, splits in tasks.items()
+        for split, scores in splits.items()
+        for metric, value in scores.items()
+    ]
+    return "\n".join(["| task | metric | value |", "| --- | --- | ---: |", *rows])
+
+
+def _origin(distillation: dict[str, Any]) -> str:
+    teacher, corpus, training = distillation["teacher"], distillation["corpus"], distillation["training"]
+    fingerprint = corpus["fingerprint"]
+    layers = ", ".join(map(str, teacher["layers"]))
+    size = f"{fingerprint['corpus_bytes'] / 1e6:,.1f} MB" if "corpus_bytes" in fingerprint else "unknown size"
+    return "\n".join(
+        [
+            f"- Teacher: {_named(teacher['teacher'])}, pooling `{teacher['pooling']}`, layer {layers}"
+            f"{', normalised' if teacher['normalize'] else ''}.",
+            f"- Corpus: {corpus['rows']:,} sentences of {fingerprint.get('corpus_files', 1):,} file(s), {size}, "
+            f"language `{fingerprint.get('language', 'unknown')}`.",
+            f"- Training: {training['epochs']} epochs at most, batches of {training['batch_size']} sentences, learning "
+            f"rate {training['learning_rate']:g}, seed {training['seed']}.",
+            f"- Student: {distillation['student']['pooling']} pooling, vocabulary of "
+            f"{distillation['student']['vocabulary']:,} tokens.",
+            "",
+            "`distillation.json` holds the whole configuration, with hashes of corpus and teacher.",
+        ]
+    )
+
+
+def _licence(distillation: dict[str, Any], licence: str | None) -> str:
+    stated = (
+        f"This student is published under `{licence}`."
+        if licence
+        else "Whoever made this student has stated no licence for it; `license` is left out above for that reason."
+    )
+    return (
+        f"{stated} The licences of the teacher, {_named(distillation['teacher']['teacher'])}, and of the corpus apply "
+        "to what was learned from them."
+    )

@@ -61,7 +61,7 @@ def load_student(folder: Path) -> Student:
     """
     try:
         distillation = load_distillation(folder)
-        paths = _module_paths(folder)
+        paths = module_paths(folder)
         config = StudentConfig(
             **{**distillation["student"], "target_dims": (distillation["student"]["target_dims"][-1],)}
         )
@@ -101,7 +101,7 @@ def load_distillation(folder: Path) -> dict[str, Any]:
 
 def module_weights(folder: Path) -> list[Path]:
     """The files of a student's weights."""
-    files = (path / "model.safetensors" for path in _module_paths(folder).values())
+    files = (path / "model.safetensors" for path in module_paths(folder).values())
     return sorted({file for file in files if file.exists()})
 
 
@@ -115,6 +115,7 @@ def _write_record(folder: Path, distillation: dict[str, Any]) -> None:
     write_atomically(folder / "README.md", model_card(distillation).encode())
 
 
-def _module_paths(folder: Path) -> dict[str, Path]:
+def module_paths(folder: Path) -> dict[str, Path]:
+    """Where each module of a student lies, by its kind."""
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
     return {module["type"].rsplit(".", 1)[-1]: folder / module["path"] for module in modules}
