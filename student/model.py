@@ -28,15 +28,20 @@ class Student:
         self.tokenizer = tokenizer
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Student":
-        """Read the student in `folder`, which `sd train-student` or `sd finetune` made.
+    def load(cls, name: str | Path) -> "Student":
+        """Read the student in a folder, which `sd train-student` or `sd finetune` made, or on the hub.
+
+        Args:
+            name: of the folder; or, as a string, `owner/name` or `owner/name@revision` on the hub, which is asked
+                where no folder has that name. Where it can't be asked, or HF_HUB_OFFLINE is set, its cache is searched.
 
         Raises:
             UserError: there is none, or it is damaged.
         """
         from sentence_distill.student.folder import load_student
+        from sentence_distill.student.hub import locate_student
 
-        return load_student(Path(folder))
+        return load_student(locate_student(name))
 
     @property
     def dim(self) -> int:
