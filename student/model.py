@@ -9,14 +9,15 @@ from tokenizers import Tokenizer
 
 from sentence_distill.pipeline.batches import exact_length_batches
 from sentence_distill.student.encoder import StudentEncoder
+from sentence_distill.student.sklearn_transformer import SklearnTransformer
 
 TOKEN_BUDGET = 8192
 # The shards hold no longer sentences by default; what is longer is cut, as sentence-transformers does.
 MAX_TOKENS = 512
 
 
-class Student:
-    """Encodes sentences.
+class Student(SklearnTransformer):
+    """Encodes sentences; scikit-learn takes it for a transformer.
 
     Attributes:
         encoder: the network, in evaluation mode.
