@@ -1,6 +1,6 @@
 """The model card of a student, made from its distillation.json and from figures that were measured of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,18 +103,17 @@ def _results(metrics: dict[str, Any]) -> Iterator["EvalResult"]:
             metric_name="Spearman correlation of cosines",
             metric_value=metrics["sts_spearman"]["student"],
         )
-    for task in TASKS.values():
-        for split, scores in metrics.get(task.name, {}).items():
-            for metric, value in scores.items():
-                yield EvalResult(
-                    task_type="text-classification",
-                    task_name="Text classification",
-                    dataset_type="nyu-mll/glue",
-                    dataset_name=f"GLUE {task.name}, {split}",
-                    dataset_config=task.hub,
-                    metric_type=_GLUE_METRICS.get(metric, metric),
-                    metric_value=value,
-                )
+    for task, split, metric, value in _task_scores(metrics):
+        known = TASKS.get(task)
+        yield EvalResult(
+            task_type="text-classification",
+            task_name="Text classification",
+            dataset_type="nyu-mll/glue" if known else "unknown",
+            dataset_name=f"GLUE {task}, {split}" if known else f"{task}, {split}",
+            dataset_config=known.hub if known else None,
+            metric_type=_GLUE_METRICS.get(metric, metric),
+            metric_value=value,
+        )
 
 
 def _summary(distillation: dict[str, Any]) -> str:
@@ -125,7 +124,17 @@ def _summary(distillation: dict[str, Any]) -> str:
         f"units a direction over {student['embedding_dim']}-dimensional word embeddings. It has no attention, so it "
         f"encodes fast on CPUs. A text becomes a vector of {student['target_dims'][-1]} numbers"
         f"{' and length 1' if student['normalize'] else ''}; what is longer than 512 tokens is cut. Made with "
-        "sentence-distill after [arXiv:2004.03097](https://arxiv.org/abs/2004.03097)."
+        f"sentence-distill after [arXiv:2004.03097](https://arxiv.org/abs/2004.03097).{_fine_tuning(distillation)}"
+    )
+
+
+def _fine_tuning(distillation: dict[str, Any]) -> str:
+    tasks = dict.fromkeys(task for task, *_ in _task_scores(distillation["metrics"]))
+    if not tasks:
+        return ""
+    return (
+        f" It was then fine-tuned on {' and '.join(tasks)}: its vectors are no longer the teacher's, and `sd predict` "
+        "labels texts with it."
     )
 
 
@@ -160,9 +169,9 @@ def _scores(distillation: dict[str, Any], glue: dict[str, Any], speed: dict[str,
     for key, title in (("by_length", "Tokens of the sentence"), ("by_frequency", "Its rarest token, times seen")):
         if parts := metrics.get("held_out", {}).get(key):
             yield _parts(title, parts)
-    if own := {name: scores for name, scores in metrics.items() if _is_scores(scores)}:
-        yield "After fine-tuning on the task, on its dev set:"
-        yield _own_tasks(own)
+    if fine_tuned := _task_scores(metrics):
+        yield "After fine-tuning on the task, with its head, on the examples that picked the best step:"
+        yield _task_table(fine_tuned)
     if table := glue_table(glue, {}):
         yield (
             "GLUE, on dev, in percent. Each row is a model that was fine-tuned on the task; the weights here are "
@@ -194,18 +203,21 @@ def _parts(title: str, parts: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _is_scores(value: Any) -> bool:
-    """Whether a metric holds scores by split, as those of a task that a student was fine-tuned on do."""
-    return isinstance(value, dict) and bool(value) and all(isinstance(scores, dict) for scores in value.values())
-
-
-def _own_tasks(tasks: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    rows = [
-        f"| {task}, {split} | {metric.replace('_', ' ')} | {value:.4f} |"
-        for task, splits in tasks.items()
+def _task_scores(metrics: dict[str, Any]) -> list[tuple[str, str, str, float]]:
+    """Task, split, metric and value of what a student was fine-tuned on; none where it was only distilled."""
+    return [
+        (task, split, metric, value)
+        for task, splits in metrics.items()
+        if isinstance(splits, dict)
         for split, scores in splits.items()
+        if isinstance(scores, dict)
         for metric, value in scores.items()
+        if isinstance(value, float)
     ]
+
+
+def _task_table(scores: Sequence[tuple[str, str, str, float]]) -> str:
+    rows = [f"| {task}, {split} | {metric} | {value:.4f} |" for task, split, metric, value in scores]
     return "\n".join(["| task | metric | value |", "| --- | --- | ---: |", *rows])
 
 

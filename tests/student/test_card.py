@@ -1,0 +1,101 @@
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+
+from sentence_distill.student.card import model_card
+
+EVALUATED = {
+    "size": {"parameters": 10_000, "megabytes": 1.5},
+    "teacher_size": {"parameters": 90_000, "megabytes": 9.5},
+    "precision": "float32",
+    "held_out": {
+        "cosine": 0.9,
+        "mse": 0.01,
+        "rank_agreement": 0.8,
+        "recall_at_10": 0.54,
+        "mean_vector_cosine": 0.2,
+        "rows": 100,
+        "by_length": [
+            {"least": 1, "most": 8, "rows": 60, "cosine": 0.91},
+            {"least": 9, "most": None, "rows": 40, "cosine": 0.88},
+        ],
+    },
+    "sentences_per_second": {"student": 2161.0, "teacher": 434.0},
+    "sts_spearman": {"student": 0.834, "teacher": 0.867},
+}
+
+
+@pytest.fixture
+def distillation(student_folder):
+    record = json.loads((student_folder / "distillation.json").read_text())
+    record["teacher"]["teacher"] = "sentence-transformers/all-MiniLM-L6-v2"
+    return {**record, "metrics": EVALUATED}
+
+
+def test_the_hub_reads_the_card_s_metadata(distillation):
+    data = ModelCard(model_card(distillation, name="me/small")).data
+    assert data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
+    assert data.library_name == "sentence-transformers"
+    assert data.pipeline_tag == "sentence-similarity"
+    assert data.language == "en"
+    assert data.model_name == "small"
+    assert {result.metric_type: result.metric_value for result in data.eval_results} == {
+        "cosine": 0.9,
+        "rank_agreement": 0.8,
+        "recall_at_10": 0.54,
+        "mse": 0.01,
+        "spearman_cosine": 0.834,
+    }
+
+
+def test_the_card_shows_what_sd_eval_measured_of_student_and_teacher(distillation):
+    card = model_card(distillation)
+    assert "| STS-B, Spearman, no fine-tuning | 0.8340 | 0.8670 |" in card
+    assert "| sentences a second | 2,161 | 434 |" in card
+    assert "| recall of the teacher's 10 nearest neighbours, held out | 0.54 |" in card
+    assert "| Tokens of the sentence | 1 to 8 | from 9 |" in card
+
+
+def test_figures_of_glue_and_of_speed_are_shown_where_they_are_known(distillation):
+    result = {"seed": 0, "fraction": 1.0, "scores": {"dev": {"accuracy": 0.865}}, "examples": 10}
+    speed = {
+        "environment": {"cores": 2, "cpu": "a processor"},
+        "threads": [2],
+        "contenders": {
+            "student (sd, fp32)": {"threads": {"2": {"by_batch": {"1": 357.0}}}, "parameters": 10_000, "megabytes": 1.5}
+        },
+    }
+    card = model_card(distillation, glue={"rows": {"distilled": {"SST-2": [result]}}}, speed=speed)
+    assert "| system | SST-2, accuracy |" in card
+    assert "86.5" in card
+    assert "2 cores of a processor" in card
+    assert "| 1. student (sd, fp32) |" in card
+    # Of models that were fine-tuned further, so no result of these weights.
+    assert all(result.dataset_type != "nyu-mll/glue" for result in ModelCard(card).data.eval_results)
+
+
+def test_a_fine_tuned_student_says_so_and_lists_its_scores_as_results(distillation):
+    metrics = {"SST-2": {"dev": {"accuracy": 0.9}}, "tickets.csv": {"held out": {"f1": 0.7}}}
+    card = model_card({**distillation, "metrics": metrics})
+    assert "no longer the teacher's" in card
+    results = {(result.dataset_type, result.metric_value) for result in ModelCard(card).data.eval_results}
+    assert results == {("nyu-mll/glue", 0.9), ("unknown", 0.7)}
+
+
+def test_a_licence_is_stated_only_where_it_was_given(distillation):
+    unknown, known = ModelCard(model_card(distillation)), ModelCard(model_card(distillation, licence="mit"))
+    assert unknown.data.license is None
+    assert "has stated no licence" in unknown.text
+    assert known.data.license == "mit"
+    for card in (unknown, known):
+        assert "licences of the teacher" in card.text
+
+
+def test_a_teacher_without_an_owner_and_a_splitter_s_language_are_no_metadata(distillation):
+    distillation["teacher"]["teacher"] = "my-bert"
+    distillation["corpus"]["fingerprint"]["language"] = "none"
+    data = ModelCard(model_card({**distillation, "metrics": {}})).data
+    assert data.base_model is None
+    assert data.language is None
+    assert data.eval_results is None
