@@ -5,19 +5,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from sentence_distill.cli.finetuning import finetune_config, finetuning_options
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import TASKS
 
 if TYPE_CHECKING:
+    from sentence_distill.data.progress import Progress
     from sentence_distill.student.fit import Fitted, Fitter
+    from sentence_distill.student.own_task import OwnTask
     from sentence_distill.student.task_data import TaskData
 
 
 _FINETUNING = finetuning_options(
     epochs="6, of a teacher 3", max_steps="2000, of a teacher 2500", learning_rate="1e-3, of a teacher 5e-5"
 )
+_OF_GLUE = ("glue_dir",)
+_OF_FILES = ("dev", "text_column", "label_column", "regression")
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,7 +33,34 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.argument("model")
-@click.option("--task", required=True, type=click.Choice(list(TASKS), case_sensitive=False), help="Of GLUE: which.")
+@click.option(
+    "--train",
+    default=None,
+    metavar="FILE",
+    help="Your own examples: CSV, TSV, JSON lines, Parquet or Arrow, compressed or not.",
+)
+@click.option(
+    "--dev",
+    default=None,
+    metavar="FILE",
+    help="Examples that pick the best step.  [default: a tenth of --train is held out, of each class its share]",
+)
+@click.option(
+    "--text-column",
+    default="text",
+    show_default=True,
+    metavar="NAME[,NAME]",
+    help="Column of the texts in --train and --dev, two for pairs.",
+)
+@click.option("--label-column", default="label", show_default=True, metavar="NAME", help="Column of the labels.")
+@click.option(
+    "--regression/--classes",
+    default=None,
+    help="Labels are scores, or classes.  [default: scores where all are numbers and one is not whole]",
+)
+@click.option(
+    "--task", type=click.Choice(list(TASKS), case_sensitive=False), default=None, help="In place of --train: of GLUE."
+)
 @click.option(
     "--glue-dir",
     type=click.Path(path_type=Path),
@@ -43,39 +75,40 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=None, help="[default: finetuned/TASK]")
 @_options
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of head, dropout and order.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of head, dropout, order and what is held out."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def finetune(
     model: str,
-    task: str,
-    glue_dir: Path | None,
+    train: str | None,
+    task: str | None,
     logits: Path | None,
     out: Path | None,
     seed: int,
     device: str,
     **options: Any,
 ) -> None:
-    """Fine-tune MODEL, a student's folder or a transformer encoder, on a task of GLUE.
+    """Fine-tune MODEL, a student's folder or a transformer encoder, on your own labels or on a task of GLUE.
 
-    A teacher's folder is then one for sd embed, which writes its logits to shards; a student learns from them with
-    --logits (task-specific distillation, Tang et al. 2019).
+    Of a student it makes a folder for sd predict; of a teacher one for sd embed, which writes its logits to shards, and
+    a student learns from those with --logits (task-specific distillation, Tang et al. 2019).
 
     \b
-      sd finetune minilm --task SST-2 --glue-dir glue/ --out teacher-sst2 --learning-rate 5e-5
-      sd augment --task SST-2 --glue-dir glue/ --out sst2.jsonl
-      sd embed --corpus sst2.jsonl --text-field sentence --no-split --min-words 1 --teacher teacher-sst2 --out logits/
-      sd finetune distilled --task SST-2 --glue-dir glue/ --logits logits/
+      sd finetune distilled --train reviews.csv --text-column review --label-column stars
+      sd finetune distilled --train pairs.jsonl --text-column question1,question2 --label-column same
+      sd finetune distilled --task SST-2 --glue-dir glue/
     """
     from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.data.glue import TaskMissing, open_glue
     from sentence_distill.pipeline.precision import pick_device, pick_precision
     from sentence_distill.student.finetune import STUDENT, TEACHER
     from sentence_distill.student.fit import Fitter
     from sentence_distill.student.glue import describe_scores
     from sentence_distill.student.models import is_student
-    from sentence_distill.student.task_data import TaskData
 
-    of_student, out = is_student(model), out or Path("finetuned") / task
+    _check_sources(train, task)
+    of_student, name = is_student(model), task or _name(str(train))
+    out = out or Path("finetuned") / name
     if logits is not None and not of_student:
         raise click.UsageError(f"--logits is what a student learns from, and {model} is none")
     if out.exists() and any(out.iterdir()):
@@ -87,27 +120,86 @@ def finetune(
         precision=pick_precision("auto", where),
         progress=ConsoleProgress(),
     )
-    try:
-        data = TaskData.load(open_glue(glue_dir), TASKS[task])
-    except TaskMissing as error:
-        raise UserError(f"--glue-dir {glue_dir}: {error}") from None
-    finetune_and_save = _student if of_student else _teacher
-    fitted = finetune_and_save(model, data, logits, out, fitter, seed)
+    if task is not None:
+        data, own = _glue(task, options["glue_dir"]), None
+    else:
+        own = _own(name, str(train), options, seed, fitter.progress)
+        data = own.data
+    fitted = (
+        _student(model, data, own, logits, out, fitter, seed)
+        if of_student
+        else _teacher(model, data, out, fitter, seed)
+    )
     kind = "student" if of_student else "teacher"
     click.echo(
-        f"{out}: {kind} fine-tuned on {task}, {describe_scores(fitted.outcome.scores)} "
+        f"{out}: {kind} fine-tuned on {name}, {describe_scores(fitted.outcome.scores)} "
         f"(best at step {fitted.outcome.step:,})"
     )
-    if not of_student:
-        click.echo(
-            f"next: sd augment --task {task}{f' --glue-dir {glue_dir}' if glue_dir else ''} --out {task}.jsonl, "
-            f"then sd embed --teacher {out} writes its logits"
+    following = f"sd predict {out} --input FILE --out predictions.jsonl"
+    click.echo(f"next: {following if of_student else _next_of_teacher(out, task, train, options)}")
+
+
+def _check_sources(train: str | None, task: str | None) -> None:
+    """One of --train and --task, and no option of the other one."""
+    if (train is None) == (task is None):
+        raise click.UsageError("give --train, a file of your own examples, or --task, one of GLUE")
+    context = click.get_current_context()
+    unread, needs = (_OF_GLUE, "--task") if task is None else (_OF_FILES, "--train")
+    for option in context.command.params:
+        if option.name in unread and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option.opts[0]} goes with {needs}")
+
+
+def _name(train: str) -> str:
+    """A task's name after its file: reviews of data/reviews.csv.gz."""
+    return Path(train.rstrip("/")).name.split(".")[0] or "task"
+
+
+def _glue(task: str, folder: Path | None) -> "TaskData":
+    from sentence_distill.data.glue import TaskMissing, open_glue
+    from sentence_distill.student.task_data import TaskData
+
+    try:
+        return TaskData.load(open_glue(folder), TASKS[task])
+    except TaskMissing as error:
+        raise UserError(f"--glue-dir {folder}: {error}") from None
+
+
+def _own(name: str, train: str, options: dict[str, Any], seed: int, progress: "Progress") -> "OwnTask":
+    from sentence_distill.data.corpus import text_fields
+    from sentence_distill.student.own_task import load_own_task
+
+    own = load_own_task(
+        name,
+        train,
+        options["dev"],
+        columns=text_fields(options["text_column"], "--text-column"),
+        label=options["label_column"],
+        regression=options["regression"],
+        seed=seed,
+    )
+    progress.log(f"{name}: {own.describe()}")
+    if options["dev"] is None:
+        held_out = len(own.data.dev["dev"].targets)
+        progress.log(f"held out of {train}: {held_out:,} examples, which pick the best step; --dev names others")
+    return own
+
+
+def _next_of_teacher(out: Path, task: str | None, train: str | None, options: dict[str, Any]) -> str:
+    if task is None:
+        columns = options["text_column"]
+        split = "" if "," in columns else "--no-split "
+        return (
+            f"sd embed --corpus {train} --text-field {columns} {split}--min-words 1 --teacher {out} writes its logits"
         )
+    folder = options["glue_dir"]
+    return (
+        f"sd augment --task {task}{f' --glue-dir {folder}' if folder else ''} --out {task}.jsonl, "
+        f"then sd embed --teacher {out} writes its logits"
+    )
 
 
-def _teacher(
-    model: str, data: "TaskData", logits: Path | None, out: Path, fitter: "Fitter", seed: int
-) -> "Fitted[Any]":
+def _teacher(model: str, data: "TaskData", out: Path, fitter: "Fitter", seed: int) -> "Fitted[Any]":
     from functools import partial
 
     from sentence_distill.pipeline.locate import locate_teacher
@@ -120,7 +212,7 @@ def _teacher(
 
 
 def _student(
-    model: str, data: "TaskData", logits: Path | None, out: Path, fitter: "Fitter", seed: int
+    model: str, data: "TaskData", own: "OwnTask | None", logits: Path | None, out: Path, fitter: "Fitter", seed: int
 ) -> "Fitted[Any]":
     from sentence_distill.student.folder import load_distillation, load_student
     from sentence_distill.student.glue_rows import new_classifier
@@ -130,5 +222,7 @@ def _student(
     student, distillation = load_student(Path(model)), load_distillation(Path(model))
     train = None if logits is None else from_logits(logits, data)
     fitted = fitter.fit(lambda: new_classifier(student, data, seed), data, train=train, seed=seed, label="finetune")
+    if own is not None:
+        own.restore_scale(fitted.model)
     save_classifier(out, fitted, data.task, distillation)
     return fitted

@@ -1,18 +1,14 @@
 """A corpus: its sources, their formats, and one stream of records over all of them."""
 
-import lzma
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
-
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.lines import read_jsonl, read_text, read_wikiextractor
 from sentence_distill.data.records import Position, Record
-from sentence_distill.data.sources import Source, find_sources
+from sentence_distill.data.sources import READ_ERRORS, Source, find_sources
 from sentence_distill.data.tables import read_arrow, read_csv, read_parquet
 
 FORMATS = ("text", "wikiextractor", "jsonl", "parquet", "arrow", "csv", "tsv")
@@ -34,12 +30,14 @@ class Corpus:
     """Sources read one after the other.
 
     `format` is one of `FORMATS`, or None to find each file's from its name and content; `text_field` names
-    the JSON field or the table column that holds the text, or, with a comma between, the two of a pair.
+    the JSON field or the table column that holds the text, or, with a comma between, the two of a pair. With
+    `keep_blank` blank lines of plain text are records too.
     """
 
     sources: Sequence[Source]
     format: str | None = None
     text_field: str = "text"
+    keep_blank: bool = False
 
     @classmethod
     def open(
@@ -49,13 +47,14 @@ class Corpus:
         format: str | None = None,
         text_field: str = "text",
         leave_out: Path | None = None,
+        keep_blank: bool = False,
     ) -> "Corpus":
         """Find the files of `locations` (see `find_sources`).
 
         Raises:
             UserError: there are none, or pairs are asked for and one has no fields.
         """
-        corpus = cls(find_sources(locations, leave_out), format, text_field)
+        corpus = cls(find_sources(locations, leave_out), format, text_field, keep_blank)
         for source in corpus.sources if corpus.pairs else ():
             if (kind := format or detect_format(source)) in ("text", "wikiextractor"):
                 raise UserError(
@@ -83,7 +82,7 @@ class Corpus:
         source = self.sources[index]
         try:
             yield from self._reader(source)(source, start or Position(index))
-        except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+        except READ_ERRORS as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(f"corpus file {source.name} can't be read to its end: {reason[0]}") from error
 
@@ -98,18 +97,18 @@ class Corpus:
             return partial(read_arrow, fields=fields)
         if kind in ("csv", "tsv"):
             return partial(read_csv, fields=fields, delimiter="," if kind == "csv" else "\t")
-        return partial(read_wikiextractor if kind == "wikiextractor" else read_text)
+        return partial(read_wikiextractor) if kind == "wikiextractor" else partial(read_text, blank=self.keep_blank)
 
 
-def text_fields(text_field: str) -> tuple[str, ...]:
-    """The one name of a text field, or the two of a pair, which a comma parts.
+def text_fields(text_field: str, option: str = "--text-field") -> tuple[str, ...]:
+    """The one name of a text field, or the two of a pair, which a comma parts; `option` is who gave it.
 
     Raises:
         UserError: more than two, an empty one, or the same twice.
     """
     fields = tuple(field.strip() for field in text_field.split(","))
     if len(fields) > 2 or not all(fields) or len(set(fields)) < len(fields):
-        raise UserError(f"--text-field {text_field}: name one field, or two for pairs, as in sentence1,sentence2")
+        raise UserError(f"{option} {text_field}: name one field, or two for pairs, as in sentence1,sentence2")
     return fields if len(fields) == 2 else (text_field,)
 
 

@@ -1,8 +1,11 @@
 """Where a corpus lies: paths, folders, globs and URLs become a list of files."""
 
 import io
+import lzma
 import re
+import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +20,15 @@ from sentence_distill.data.errors import UserError
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
+READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+"""What reading a source raises where its file is damaged or cut short."""
 _WILDCARD = re.compile(r"[*?\[]")
 _HEAD = 4096
 _BUFFER = 1 << 20
+
+
+# What `open_source` gives only once; as `Source.url`.
+STANDARD_INPUT = "-"
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,9 @@ def open_source(source: Source) -> Iterator[BinaryIO]:
     Arrow decompresses zstd, because its reader reports a file that was cut short, where `zstandard`'s (and so
     fsspec's) ends without a word; for gzip, bz2 and xz Python's own readers report it.
     """
+    if source.url == STANDARD_INPUT:
+        yield sys.stdin.buffer  # type: ignore[misc]
+        return
     in_python = source.compression if source.compression != "zstd" else None
     with fsspec.open(source.url, "rb", compression=in_python) as stream:
         if source.compression == "zstd":

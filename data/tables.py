@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.csv
@@ -12,7 +13,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record, join_sides
 from sentence_distill.data.sources import Source, open_seekable, open_source
 
-_BATCH_ROWS = 8192
+BATCH_ROWS = 8192
 _HEADER_BYTES = 1 << 20
 
 
@@ -21,23 +22,26 @@ def read_parquet(source: Source, start: Position, fields: Sequence[str]) -> Iter
     with open_seekable(source) as stream:
         file = pa.parquet.ParquetFile(stream)
         _check(source, file.schema_arrow, fields)
-        yield from _rows(file.iter_batches(batch_size=_BATCH_ROWS, columns=list(fields)), start, fields)
+        yield from _rows(file.iter_batches(batch_size=BATCH_ROWS, columns=list(fields)), start, fields)
 
 
 def read_arrow(source: Source, start: Position, fields: Sequence[str]) -> Iterator[Record]:
     """Yield the one or two columns `fields` of an Arrow IPC file or stream (the form in which `datasets` saves)."""
     with open_seekable(source) as stream:
-        magic = stream.read(6)
-        stream.seek(0)
-        if magic == b"ARROW1":
-            file = pa.ipc.open_file(stream)
-            batches = (file.get_batch(i) for i in range(file.num_record_batches))
-            schema = file.schema
-        else:
-            batches = pa.ipc.open_stream(stream)
-            schema = batches.schema
+        schema, batches = arrow_batches(stream)
         _check(source, schema, fields)
         yield from _rows(batches, start, fields)
+
+
+def arrow_batches(stream: IO[bytes]) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
+    """Schema and batches of an Arrow IPC file or stream."""
+    magic = stream.read(6)
+    stream.seek(0)
+    if magic != b"ARROW1":
+        reader = pa.ipc.open_stream(stream)
+        return reader.schema, reader
+    file = pa.ipc.open_file(stream)
+    return file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
 
 
 def read_csv(source: Source, start: Position, fields: Sequence[str], delimiter: str) -> Iterator[Record]:

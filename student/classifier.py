@@ -55,10 +55,13 @@ class StudentClassifier(nn.Module):
 
     def forward(self, batch: Padded) -> torch.Tensor:
         """Logits, float[b, outputs]."""
-        pooled = self.encoder.pool_padded(batch.input_ids, batch.lengths)
+        return self.logits(self.encoder.pool_padded(batch.input_ids, batch.lengths).chunk(self.columns))
+
+    def logits(self, pooled: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Logits, float[b, outputs], from pooled states, float[b, pooled_dim] of each column."""
         if self.columns == 1:
-            return self.head(pooled)  # type: ignore[no-any-return]
-        u, v = pooled.chunk(2)
+            return self.head(pooled[0])  # type: ignore[no-any-return]
+        u, v = pooled
         return self.head(torch.cat([u, v, (u - v).abs(), u * v], dim=1))  # type: ignore[no-any-return]
 
     def pretrained(self) -> list[nn.Parameter]:

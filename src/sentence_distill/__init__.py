@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sentence_distill.student.model import Student
+    from sentence_distill.student.predict import Classifier
 
 __version__ = version("sentence-distill")
-__all__ = ["Student", "__version__"]
+__all__ = ["Classifier", "Student", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from sentence_distill.student.model import Student
 
         return Student
+    if name == "Classifier":
+        from sentence_distill.student.predict import Classifier
+
+        return Classifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,127 @@
+"""`sd predict`: labels, or scores, for a file's texts."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from sentence_distill.data.errors import UserError
+
+if TYPE_CHECKING:
+    from sentence_distill.data.rows import Row
+
+_FORMATS = ("jsonl", "csv", "tsv", "text", "parquet", "arrow")
+_STREAM = "-"
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--input",
+    "location",
+    default=_STREAM,
+    show_default=True,
+    metavar="FILE",
+    help="CSV, TSV, JSON lines, Parquet, Arrow or plain text, compressed or not; - is standard input.",
+)
+@click.option(
+    "--out",
+    default=_STREAM,
+    show_default=True,
+    metavar="FILE",
+    help="A name in .jsonl, .csv, .tsv or .parquet; - writes JSON lines to standard output.",
+)
+@click.option(
+    "--text-column",
+    default=None,
+    metavar="NAME[,NAME]",
+    help="Column of the texts, two for pairs.  [default: as in fine-tuning]",
+)
+@click.option(
+    "--format",
+    type=click.Choice(_FORMATS),
+    default=None,
+    help="Of the input.  [default: by name and first bytes; of standard input JSON lines, or a text a line]",
+)
+@click.option("--all", "every_class", is_flag=True, help="Write the probability of every class.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def predict(
+    folder: Path,
+    location: str,
+    out: str,
+    text_column: str | None,
+    format: str | None,
+    every_class: bool,
+    device: str,
+) -> None:
+    """Predict the labels, or scores, of texts with the student in FOLDER, which sd finetune made.
+
+    Each row is written with what it held and its prediction, in the order of the input.
+
+    \b
+      sd predict finetuned/reviews --input new.csv --out predicted.csv
+      cat lines.txt | sd predict finetuned/reviews > predicted.jsonl
+    """
+    from sentence_distill.cli.console import ConsoleProgress
+    from sentence_distill.data.corpus import text_fields
+    from sentence_distill.data.row_writer import open_writer, output_format
+    from sentence_distill.pipeline.precision import pick_device
+    from sentence_distill.student.predict import Classifier
+    from sentence_distill.student.predict_files import predict_rows
+
+    kind = "jsonl" if out == _STREAM else output_format(out)
+    classifier = Classifier.load(folder, pick_device(device))
+    columns = classifier.task.columns if text_column is None else text_fields(text_column, "--text-column")
+    if len(columns) != len(classifier.task.columns):
+        raise UserError(
+            f"--text-column {text_column}: {folder} reads {len(classifier.task.columns)} column(s) of texts"
+        )
+    if every_class and classifier.task.regression:
+        raise UserError(f"--all: {folder} gives scores, not classes")
+    with _output(out) as file, ConsoleProgress().task("predict", None, "rows") as advance:
+        writer = open_writer(file, kind)
+        counts = predict_rows(
+            classifier,
+            _rows(location, format, columns),
+            writer,
+            columns=columns,
+            every_class=every_class,
+            advance=advance,
+        )
+        if not counts.rows:
+            raise UserError(f"{'standard input' if location == _STREAM else location} holds no row")
+        writer.close()
+    empty = f", {counts.empty:,} of them without text" if counts.empty else ""
+    click.echo(f"{'standard output' if out == _STREAM else out}: {counts.rows:,} rows{empty}", err=out == _STREAM)
+
+
+def _rows(location: str, format: str | None, columns: tuple[str, ...]) -> "Iterator[Row]":
+    from sentence_distill.data.rows import STREAM_FORMATS, read_rows, rows_of_stream
+    from sentence_distill.data.sources import find_sources
+
+    if location != _STREAM:
+        for source in find_sources([location]):
+            yield from read_rows(source, format, columns[0])
+        return
+    stream = sys.stdin.buffer
+    # A peek waits for the first bytes, and takes none of them away.
+    kind = format or ("jsonl" if stream.peek(1).lstrip().startswith(b"{") else "text")  # type: ignore[union-attr]
+    if kind not in STREAM_FORMATS:
+        raise UserError(f"--format {kind} can't be read from standard input; name a file with --input")
+    yield from rows_of_stream(stream, "standard input", kind, columns[0])
+
+
+@contextmanager
+def _output(out: str) -> Iterator[BinaryIO]:
+    from sentence_distill.pipeline.files import replacing
+
+    if out == _STREAM:
+        yield sys.stdout.buffer
+        return
+    if not Path(out).parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {Path(out).parent}")
+    with replacing(Path(out)) as file:
+        yield file

@@ -1,0 +1,170 @@
+"""A user's own labelled table as a task: which classes there are, and which examples."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.glue import Examples
+from sentence_distill.data.rows import read_rows
+from sentence_distill.data.sources import find_sources
+from sentence_distill.data.task import Task
+
+_HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class LabelledTable:
+    """Texts with labels as they stand in a file.
+
+    Args:
+        name: of the file, for messages.
+        texts: one or two columns of n texts, none empty.
+        labels: n labels; numbers stay as they are written.
+        places: n places of the rows, for messages.
+    """
+
+    name: str
+    texts: tuple[list[str], ...]
+    labels: list[str]
+    places: list[str]
+
+
+def read_labelled(location: str, columns: Sequence[str], label: str) -> LabelledTable:
+    """Read CSV, TSV, JSON lines, Parquet or Arrow, compressed or not.
+
+    Args:
+        location: see `find_sources`.
+        columns: the one or two columns of texts.
+        label: the column of labels.
+
+    Raises:
+        UserError: a column is missing, a text or a label is empty, or a file can't be read; it names file and line.
+    """
+    texts: tuple[list[str], ...] = tuple([] for _ in columns)
+    labels: list[str] = []
+    places: list[str] = []
+    for source in find_sources([location]):
+        for row in read_rows(source, text_column=columns[0]):
+            for column, into in zip(columns, texts, strict=True):
+                into.append(row.text(column))
+                if not into[-1].strip():
+                    raise UserError(f"{row.where}: column {column!r} is empty; remove that row")
+            labels.append(_written(row.value(label)))
+            places.append(row.where)
+            if not labels[-1]:
+                raise UserError(f"{row.where}: column {label!r} is empty; remove that row, or label it")
+    if not labels:
+        raise UserError(f"{location} holds no example")
+    return LabelledTable(location, texts, labels, places)
+
+
+def _written(value: Any) -> str:
+    """A label as it is written in CSV: 1 of the integer and of the 1.0 that a column with gaps makes of it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return "" if value is None else str(value).strip()
+
+
+def is_score(labels: Sequence[str]) -> bool:
+    """Whether labels are scores and not classes: all are numbers, and at least one is not whole."""
+    try:
+        numbers = [float(label) for label in labels]
+    except ValueError:
+        return False
+    return not all(number.is_integer() for number in numbers)
+
+
+def class_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """The classes of labels: in the order of their numbers where all are whole numbers, otherwise by name."""
+    names = set(labels)
+    try:
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    except ValueError:
+        return tuple(sorted(names))
+
+
+def make_task(
+    name: str, table: LabelledTable, columns: tuple[str, ...], label: str, regression: bool | None = None
+) -> Task:
+    """The task that a table of training examples poses.
+
+    Args:
+        name: of the task.
+        table: its training examples.
+        columns: see `read_labelled`.
+        label: see `read_labelled`.
+        regression: whether labels are scores; None decides with `is_score`.
+
+    Raises:
+        UserError: all labels are the same.
+    """
+    if len(set(table.labels)) == 1:
+        raise UserError(
+            f"{table.name}: the label of all {len(table.labels):,} rows is {table.labels[0]!r}; from one label nothing "
+            "can be learned"
+        )
+    if is_score(table.labels) if regression is None else regression:
+        return Task(name=name, columns=columns, label=label, labels=(), metrics=("pearson", "spearman"))
+    names = class_names(table.labels)
+    return Task(name=name, columns=columns, label=label, labels=names, metrics=("accuracy", "macro_f1"))
+
+
+def examples_of(task: Task, table: LabelledTable) -> Examples:
+    """A table's rows with the numbers of their classes, or with their scores.
+
+    Raises:
+        UserError: a label that the task does not know; it names the row.
+    """
+    numbers = {name: float(number) for number, name in enumerate(task.labels)}
+    labels = []
+    for text, place in zip(table.labels, table.places, strict=True):
+        try:
+            labels.append(_score(text) if task.regression else numbers[text])
+        except ValueError:
+            raise UserError(f"{place}: label {text!r} is no finite number, and this is a regression") from None
+        except KeyError:
+            known = ", ".join(task.labels[:10]) + (" and others" if len(task.labels) > 10 else "")
+            raise UserError(f"{place}: label {text!r} is not among those of training: {known}") from None
+    return Examples(table.texts, labels)
+
+
+def _score(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
+def hold_out(task: Task, examples: Examples, seed: int) -> tuple[Examples, Examples]:
+    """Part a tenth of the examples from the others, of each class about its share; both keep their order.
+
+    A class with a single example stays in training. At least as many are held out as there are other classes.
+
+    Raises:
+        UserError: there are too few examples.
+    """
+    from sklearn.model_selection import train_test_split
+
+    labels = np.array(examples.labels)
+    counts = {label: int((labels == label).sum()) for label in np.unique(labels)} if task.labels else {}
+    rows = np.array([row for row, label in enumerate(labels) if not counts or counts[label] > 1], dtype=np.int64)
+    fewest = sum(count > 1 for count in counts.values()) if counts else 2
+    if not fewest or len(rows) < 2 * fewest:
+        raise UserError(f"{len(labels)} examples are too few to hold some out; name a file of others with --dev")
+    held_out = train_test_split(
+        rows,
+        test_size=max(fewest, math.ceil(_HELD_OUT * len(rows))),
+        random_state=seed,
+        stratify=labels[rows] if counts else None,
+    )[1]
+    return _take(examples, np.setdiff1d(np.arange(len(labels)), held_out)), _take(examples, np.sort(held_out))
+
+
+def _take(examples: Examples, rows: np.ndarray) -> Examples:
+    texts = tuple([column[row] for row in rows] for column in examples.texts)
+    return Examples(texts, [examples.labels[row] for row in rows])

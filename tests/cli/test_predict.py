@@ -1,0 +1,134 @@
+import csv
+import gzip
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+
+from sentence_distill import Classifier
+
+ROWS = [
+    (f"The {animal} saw the {colour} house.", animal) for colour in ("red", "old", "new") for animal in ("cat", "dog")
+]
+
+
+@pytest.fixture(scope="module")
+def folder(sd, student_folder, tmp_path_factory):
+    """A student that was fine-tuned for a step or two: what it says of a text is all the same here."""
+    place = tmp_path_factory.mktemp("predict")
+    _csv(place / "train.csv", [("text", "label", "n"), *((*row, n) for n, row in enumerate(ROWS * 4))])
+    options = ("--epochs", "1", "--finetune-steps", "3", "--device", "cpu")
+    assert sd("finetune", student_folder, "--train", place / "train.csv", "--out", place / "student", *options) == 0
+    return place / "student"
+
+
+def _csv(path, rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def _read(path):
+    if path.suffix == ".parquet":
+        return parquet.read_table(path).to_pylist()
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    return list(csv.DictReader(path.open(encoding="utf-8"), delimiter="," if path.suffix == ".csv" else "\t"))
+
+
+def _expected(folder):
+    probabilities = Classifier.load(folder).predict_proba([text for text, _ in ROWS])
+    return ["cat" if row[0] > row[1] else "dog" for row in probabilities], probabilities
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "parquet"])
+def test_each_row_is_written_with_its_prediction_in_order(sd, folder, tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("sentence_distill.student.predict_files.CHUNK_ROWS", 4)
+    source = _csv(tmp_path / "in.csv", [("id", "text"), *((n, text) for n, (text, _) in enumerate(ROWS))])
+    assert sd("predict", folder, "--input", source, "--out", tmp_path / f"out.{suffix}", "--all") == 0
+    rows = _read(tmp_path / f"out.{suffix}")
+    labels, probabilities = _expected(folder)
+    assert [row["id"] for row in rows] == [str(n) for n in range(6)]
+    assert [row["text"] for row in rows] == [text for text, _ in ROWS]
+    assert [row["prediction"] for row in rows] == labels
+    found = np.array([[row["probability_cat"], row["probability_dog"]] for row in rows], dtype=float)
+    np.testing.assert_allclose(found, probabilities, atol=1e-5)
+    np.testing.assert_allclose([float(row["probability"]) for row in rows], probabilities.max(axis=1), atol=1e-5)
+
+
+def test_types_of_a_table_stay(sd, folder, tmp_path):
+    import pyarrow as pa
+
+    table = pa.table({"text": [text for text, _ in ROWS], "number": range(6), "gap": [None] * 6, "many": [[1, 2]] * 6})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    assert sd("predict", folder, "--input", tmp_path / "in.parquet", "--out", tmp_path / "out.parquet") == 0
+    found = parquet.read_table(tmp_path / "out.parquet")
+    assert found.column_names == ["text", "number", "gap", "many", "prediction", "probability"]
+    assert found["number"].to_pylist() == list(range(6))
+    assert found["many"].to_pylist() == [[1, 2]] * 6
+
+
+def test_another_column_and_a_compressed_file_can_be_named(sd, folder, tmp_path):
+    lines = "".join(json.dumps({"body": text}) + "\n" for text, _ in ROWS)
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    out = tmp_path / "out.jsonl"
+    assert sd("predict", folder, "--input", tmp_path / "in.jsonl.gz", "--out", out, "--text-column", "body") == 0
+    assert [row["prediction"] for row in _read(out)] == _expected(folder)[0]
+
+
+def test_standard_input_goes_to_standard_output(folder):
+    command = [sys.executable, "-m", "sentence_distill.cli", "predict", folder]
+    lines = "".join(f"{text}\n" for text, _ in ROWS)
+    result = subprocess.run(command, input=lines, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["text"] for row in rows] == [text for text, _ in ROWS]
+    assert [row["prediction"] for row in rows] == _expected(folder)[0]
+    table = "n,text\n1,The cat ran.\n"
+    result = subprocess.run([*command, "--format", "csv"], input=table, capture_output=True, text=True)
+    assert json.loads(result.stdout).keys() == {"n", "text", "prediction", "probability"}
+
+
+def test_rows_without_text_are_predicted_and_counted(sd, folder, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"text": "The cat."}\n{"text": null}\n{"text": " "}\n')
+    assert sd("predict", folder, "--input", tmp_path / "in.jsonl", "--out", tmp_path / "out.csv") == 0
+    assert "3 rows, 2 of them without text" in capsys.readouterr().out
+    assert len(_read(tmp_path / "out.csv")) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["predict", "{student}", "--input", "in.jsonl", "--out", "o.csv"], 1, "holds no fine-tuned student"),
+        (["predict", "{folder}", "--input", "in.jsonl", "--out", "o.txt"], 1, "should end in .jsonl, .csv"),
+        (["predict", "{folder}", "--input", "in.jsonl", "--out", "no/o.csv"], 1, "there is no folder no"),
+        (["predict", "{folder}", "--input", "no.jsonl", "--out", "o.csv"], 1, "no.jsonl"),
+        (["predict", "{folder}", "--input", "in.jsonl", "--out", "o.csv"], 1, "line 2: no column 'text', it has body"),
+        (["predict", "{folder}", "--input", "taken.jsonl", "--out", "o.csv"], 1, "a column 'prediction' already"),
+        (["predict", "{folder}", "--input", "empty.jsonl", "--out", "o.csv"], 1, "empty.jsonl holds no row"),
+        (["predict", "{folder}", "--input", "in.jsonl", "--out", "o.csv", "--text-column", "a,b"], 1, "reads 1 column"),
+        (["finetune", "{student}"], 2, "give --train"),
+        (["finetune", "{student}", "--train", "in.jsonl", "--task", "RTE"], 2, "give --train"),
+        (["finetune", "{student}", "--task", "RTE", "--dev", "in.jsonl"], 2, "--dev goes with --train"),
+        (["finetune", "{student}", "--train", "in.jsonl", "--glue-dir", "x"], 2, "--glue-dir goes with --task"),
+        (["finetune", "{student}", "--train", "no.jsonl"], 1, "no.jsonl"),
+        (["finetune", "{student}", "--train", "in.jsonl"], 1, "in.jsonl, line 1: no column 'label', it has text"),
+        (["finetune", "{student}", "--train", "in.jsonl", "--text-column", "a,a"], 1, "--text-column a,a"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_leave_no_file(
+    sd, student_folder, folder, tmp_path, monkeypatch, capsys, arguments, code, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"text": "The cat."}\n{"body": "The dog."}\n')
+    (tmp_path / "taken.jsonl").write_text('{"text": "The cat.", "prediction": 1}\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    before = sorted(tmp_path.iterdir())
+    assert sd(*(argument.format(student=student_folder, folder=folder) for argument in arguments)) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert code == 2 or len(error.strip().splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before

@@ -1,0 +1,125 @@
+import json
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from sentence_distill import Classifier, Student
+from sentence_distill.student.own_task import load_own_task
+
+LEARNS = ("--epochs", "12", "--learning-rate", "5e-3", "--device", "cpu")
+
+
+def _sentence(rng, animal):
+    words = ["red", "blue", "green", "old", "new", "small"]
+    return f"The {rng.choice(words)} {animal} saw the {rng.choice(words)} house."
+
+
+def _write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("own")
+
+
+@pytest.fixture(scope="module")
+def animals(sd, student_folder, folder):
+    """A student that knows what animal a sentence names."""
+    rng = np.random.default_rng(0)
+    rows = [{"line": _sentence(rng, animal), "animal": animal} for animal in ("dog", "cat", "bird") * 60]
+    train = _write(folder / "animals.jsonl", rows)
+    columns = ("--text-column", "line", "--label-column", "animal")
+    assert sd("finetune", student_folder, "--train", train, *columns, "--out", folder / "animals", *LEARNS) == 0
+    return folder / "animals"
+
+
+def test_classes_of_one_s_own_are_learned_and_predicted(animals):
+    classifier = Classifier.load(animals)
+    assert classifier.classes == ("bird", "cat", "dog")
+    texts = ["The old cat saw the red house.", "The new bird saw the old house.", "", "The blue dog saw the new house."]
+    labels = classifier.predict(texts)
+    assert [labels[0], labels[1], labels[3]] == ["cat", "bird", "dog"]
+    probabilities = classifier.predict_proba(texts)
+    assert probabilities.dtype == np.float32
+    assert probabilities.shape == (4, 3)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+    assert [classifier.classes[number] for number in probabilities.argmax(axis=1)] == labels
+    # A prediction does not depend on what it is made with.
+    np.testing.assert_allclose(classifier.predict_proba(texts[:1]), probabilities[:1], atol=1e-6)
+    assert classifier.predict([]) == []
+
+
+def test_the_folder_holds_the_scores_and_is_a_student_like_any_other(animals):
+    record = json.loads((animals / "task.json").read_text())
+    assert record["text_columns"] == ["line"]
+    assert record["labels"] == ["bird", "cat", "dog"]
+    assert record["scores"]["dev"].keys() == {"accuracy", "macro_f1"}
+    assert record["scores"]["dev"]["accuracy"] > 0.95
+    sentences = ["The old cat ran.", "The dog."]
+    vectors = SentenceTransformer(str(animals), device="cpu").encode(sentences)
+    np.testing.assert_allclose(vectors, Student.load(animals).encode(sentences), atol=1e-5)
+
+
+def test_pairs_are_learned(sd, student_folder, folder):
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(240):
+        first, other = ("cat", "dog") if number % 4 < 2 else ("dog", "cat")
+        second = first if number % 2 else other
+        rows.append({"a": _sentence(rng, first), "b": _sentence(rng, second), "same": bool(number % 2)})
+    train, dev = _write(folder / "pairs.jsonl", rows[:180]), _write(folder / "dev.jsonl", rows[180:])
+    columns = ("--text-column", "a,b", "--label-column", "same")
+    out = folder / "pairs"
+    assert sd("finetune", student_folder, "--train", train, "--dev", dev, *columns, "--out", out, *LEARNS) == 0
+    classifier = Classifier.load(out)
+    assert classifier.classes == ("false", "true")
+    pairs = [("The cat ran.", "The old cat ran."), ("The cat ran.", "The old dog ran.")]
+    assert classifier.predict(pairs) == ["true", "false"]
+    with pytest.raises(ValueError, match="takes a list of pairs of texts"):
+        classifier.predict(["The cat ran."])
+
+
+def test_scores_come_in_the_units_of_the_file(sd, student_folder, folder):
+    rng = np.random.default_rng(0)
+    prices = {"dog": 1000.5, "cat": 2000.0, "bird": 4000.0}
+    rows = [{"text": _sentence(rng, animal), "label": prices[animal]} for animal in list(prices) * 60]
+    train = _write(folder / "prices.jsonl", rows)
+    assert sd("finetune", student_folder, "--train", train, "--out", folder / "prices", *LEARNS) == 0
+    classifier = Classifier.load(folder / "prices")
+    record = json.loads((folder / "prices" / "task.json").read_text())
+    assert record["scores"]["dev"]["pearson"] > 0.95
+    found = classifier.predict([_sentence(rng, animal) for animal in prices])
+    np.testing.assert_allclose(found, list(prices.values()), atol=500)
+    with pytest.raises(ValueError, match="is a regression"):
+        classifier.predict_proba(["The cat."])
+
+
+def test_whole_numbers_are_classes_unless_they_are_called_scores(tmp_path):
+    rows = [{"text": f"The cat saw {number} houses.", "label": number % 3} for number in range(30)]
+    train = str(_write(tmp_path / "stars.jsonl", rows))
+    given = {"columns": ("text",), "label": "label", "seed": 0}
+    classes = load_own_task("stars", train, None, **given)
+    assert classes.data.task.labels == ("0", "1", "2")
+    assert len(classes.data.dev["dev"].targets) == 3
+    scores = load_own_task("stars", train, None, **given, regression=True)
+    assert scores.data.task.regression
+    assert scores.data.train.targets.mean() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_teacher_learns_one_s_own_task_and_a_student_its_logits(
+    sd, student_folder, teacher_folder, animals, tmp_path
+):
+    train = animals.parent / "animals.jsonl"
+    columns = ("--text-column", "line", "--label-column", "animal", "--device", "cpu")
+    teacher, logits, out = tmp_path / "teacher", tmp_path / "logits", tmp_path / "student"
+    learns = ("--learning-rate", "2e-3", "--epochs", "30")
+    assert sd("finetune", teacher_folder, "--train", train, *columns, "--out", teacher, *learns) == 0
+    embed = ("embed", "--corpus", train, "--text-field", "line", "--no-split", "--min-words", "1")
+    assert sd(*embed, "--teacher", teacher, "--out", logits) == 0
+    assert (
+        sd("finetune", student_folder, "--train", train, *columns, "--logits", logits, "--out", out, *LEARNS[:4]) == 0
+    )
+    assert Classifier.load(out).predict(["The old cat saw the red house."]) == ["cat"]
