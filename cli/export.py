@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 @click.option("--int8", is_flag=True, help="Multiply 8-bit numbers in the LSTM: faster, and a quarter of its size.")
 @click.option(
     "--tables",
-    type=click.Choice(["float32", "float16", "int8"]),
+    type=click.Choice(["float32", "float16", "int8", "pq"]),
     default=None,
-    help="Type of the word embeddings.  [default: float32; with --int8: int8]",
+    help="Type of the word embeddings; pq is product quantisation, a byte for four numbers.  "
+    "[default: float32; with --int8: int8]",
 )
 @click.option(
     "--vocabulary",

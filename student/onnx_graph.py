@@ -13,10 +13,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from sentence_distill.student.encoder import StudentEncoder
+from sentence_distill.student.product_quantization import product_quantize
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "sentence_embedding"
-TABLES = ("float32", "float16", "int8")
+TABLES = ("float32", "float16", "int8", "pq")
 # What ONNX Runtime has read since 1.12 (2022); nothing of later ones is needed.
 _OPSET = 17
 _IR_VERSION = 8
@@ -32,7 +33,10 @@ def build_graph(encoder: StudentEncoder, tables: str = "float32") -> onnx.ModelP
 
     Args:
         encoder: on the CPU.
-        tables: type of the word embeddings; "int8" has a float32 scale for each word.
+        tables: type of the word embeddings; "int8" has a float32 scale for each word, "pq" see `product_quantize`.
+
+    Raises:
+        UserError: the word embeddings' width does not fit `tables`.
     """
     graph = _Graph()
     with torch.no_grad():
@@ -99,10 +103,23 @@ def _word_embeddings(graph: _Graph, weight: torch.Tensor, input_ids: str, tables
     if tables == "float16":
         rows = graph.add("Gather", graph.constant("words", weight.half()), input_ids)
         return graph.add("Cast", rows, to=TensorProto.FLOAT)
+    if tables == "pq":
+        return _from_centres(graph, weight, input_ids)
     scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
     rounded = graph.constant("words", torch.round(weight / scales).to(torch.int8))
     rows = graph.add("Cast", graph.add("Gather", rounded, input_ids), to=TensorProto.FLOAT)
     return graph.add("Mul", rows, graph.add("Gather", graph.constant("words_scales", scales), input_ids))
+
+
+def _from_centres(graph: _Graph, weight: torch.Tensor, input_ids: str) -> str:
+    codes, centres = product_quantize(weight)
+    numbers = graph.add("Gather", graph.constant("words", codes, np.uint8), input_ids)
+    numbers = graph.add("Cast", numbers, to=TensorProto.INT32)
+    # All centres are one table, those of a word's second part behind those of its first.
+    firsts = graph.constant("words_parts", np.arange(len(centres)) * centres.shape[1], np.int32)
+    table = graph.constant("words_centres", centres.reshape(-1, centres.shape[2]), np.float16)
+    parts = graph.add("Cast", graph.add("Gather", table, graph.add("Add", numbers, firsts)), to=TensorProto.FLOAT)
+    return graph.add("Reshape", parts, graph.constant("join_parts", [0, 0, weight.shape[1]]))
 
 
 def _lstm(graph: _Graph, encoder: StudentEncoder, states: str, lengths: str) -> str:
@@ -136,9 +153,8 @@ def _pool(graph: _Graph, encoder: StudentEncoder, states: str, attention_mask: s
     """float32[sentences, pooled_dim]; a sentence without tokens pools to zeros."""
     time = graph.constant("time", [0])
     inside = graph.add("Unsqueeze", attention_mask, graph.constant("mask_axes", [1, 3]))
-    counts = graph.add(
-        "Unsqueeze", graph.add("Cast", lengths, to=TensorProto.FLOAT), graph.constant("count_axes", [0, 2])
-    )
+    counts = graph.add("Cast", lengths, to=TensorProto.FLOAT)
+    counts = graph.add("Unsqueeze", counts, graph.constant("count_axes", [0, 2]))
     one = graph.constant("one_float", 1.0, np.float32)
     parts = []
     for mode in encoder.config.pooling.split("+"):
