@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("student", type=click.Path(path_type=Path), default=DEFAULT_STUDENT)
+@click.argument("student", default=DEFAULT_STUDENT)
 @click.option("--onnx", is_flag=True, required=True, expose_value=False, help="As an ONNX file, the one format so far.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder to write.  [default: STUDENT/onnx]")
 @click.option("--int8", is_flag=True, help="Multiply 8-bit numbers in the LSTM: faster, and a quarter of its size.")
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     help="Text file to measure with, one sentence a line.  [default: held-out ones of the shards]",
 )
 def export(
-    student: Path,
+    student: str,
     out: Path | None,
     int8: bool,
     tables: str | None,
@@ -62,7 +62,8 @@ def export(
 ) -> None:
     """Write a student as one ONNX file and its tokenizer, for programs without PyTorch and without this package.
 
-    Needs the extra: pip install 'sentence-distill[onnx]'.
+    STUDENT is a folder or a name on the hub.  [default: distilled]  It is told how close the export comes, and how fast
+    it is. Needs the extra: pip install 'sentence-distill[onnx]'.
 
     \b
       sd export distilled --onnx
@@ -73,13 +74,17 @@ def export(
     if missing := [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]:
         raise UserError(f"{' and '.join(missing)} not installed: pip install 'sentence-distill[onnx]'")
     from sentence_distill.student.folder import load_distillation
+    from sentence_distill.student.hub import locate_student
 
-    load_distillation(student)
+    folder = locate_student(student)
+    load_distillation(folder)
+    if out is None and folder != Path(student):
+        raise click.UsageError(f"{student} is on the hub; name a folder for its export: --out FOLDER")
     from sentence_distill.student.onnx_export import ExportText, OnnxConfig, export_onnx
 
     config = OnnxConfig(int8=int8, tables=tables or ("int8" if int8 else "float32"), vocabulary=vocabulary)
     text = ExportText(shards=shards, corpus=corpus, sentences=sentences)
-    _print(export_onnx(student, out or student / "onnx", config, text))
+    _print(export_onnx(folder, out or folder / "onnx", config, text))
 
 
 def _print(exported: "Exported") -> None:

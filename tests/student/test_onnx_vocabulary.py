@@ -66,7 +66,7 @@ def test_a_vocabulary_that_is_not_cut_stays_as_it_is(student, tmp_path):
 
 
 def test_a_size_without_room_for_what_must_stay_is_refused(student, tmp_path):
-    with pytest.raises(UserError, match="--vocabulary 54 is too small: .* are 55"):
+    with pytest.raises(UserError, match=r"--vocabulary 54 is too small: .* are 55"):
         smaller(student, "house", 54, tmp_path)
 
 

@@ -1,0 +1,133 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sentence_distill.student.model import Student
+from sentence_distill.student.onnx_student import OnnxStudent
+from tests.conftest import contents, make_sentences
+
+SENTENCES = ["The red cat ran.", "", *make_sentences(40, seed=5), "Unknown words. " * 300]
+GUIDE = Path(__file__).parents[2] / "docs" / "deploy-onnx.md"
+
+
+@pytest.fixture
+def distilled(student_folder, tmp_path, monkeypatch):
+    """A student where `sd train-student` puts it, seen from the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(student_folder, tmp_path / "distilled")
+
+
+@pytest.fixture
+def homeless(distilled):
+    """The same, and the shards that it was trained on are no longer there."""
+    record = json.loads((distilled / "distillation.json").read_text())
+    (distilled / "distillation.json").write_text(json.dumps(record | {"shards": "gone"}))
+    return distilled
+
+
+def test_an_export_gives_the_students_vectors_and_says_how_close_and_fast_it_is(sd, distilled, capsys):
+    assert sd("export", "distilled", "--onnx") == 0
+    folder, shown = distilled / "onnx", capsys.readouterr().out
+    assert set(contents(folder)) == {"model.onnx", "tokenizer.json", "export.json"}
+    vectors = OnnxStudent(folder).encode(SENTENCES)
+    np.testing.assert_allclose(vectors, Student.load(distilled).encode(SENTENCES), atol=1e-5)
+    assert "(held-out sentences of the shards): mean 1.0000, lowest 1.0000" in shown
+    assert re.search(r"p50 / p99 in ms: onnxruntime [\d.]+ / [\d.]+; pytorch [\d.]+ / [\d.]+", shown)
+    assert "export: distilled/onnx" in shown
+
+
+def test_int8_smaller_tables_and_a_smaller_vocabulary_are_as_asked(sd, distilled):
+    assert sd("export", "--onnx", "--out", "plain") == 0
+    assert sd("export", "--onnx", "--int8", "--vocabulary", "20", "--out", "small") == 0
+    record = json.loads(Path("small/export.json").read_text())
+    assert (record["int8"], record["tables"], record["vocabulary"], record["dim"]) == (True, "int8", 20, 32)
+    assert 0.5 < record["agreement"]["cosine"] < 0.9999
+    assert len(json.loads(Path("small/tokenizer.json").read_text())["model"]["vocab"]) == 20
+    assert Path("small/model.onnx").stat().st_size < Path("plain/model.onnx").stat().st_size / 2
+    assert sd("export", "--onnx", "--int8", "--out", "small") == 0
+    assert json.loads(Path("small/export.json").read_text())["agreement"]["cosine"] > 0.99
+
+
+def test_a_corpus_may_count_the_tokens_and_a_file_may_measure(sd, homeless, capsys):
+    Path("text.txt").write_text("cat dog bird\n" * 3, encoding="utf-8")
+    options = ("--vocabulary", "11", "--corpus", "text.txt", "--sentences", "text.txt")
+    assert sd("export", "distilled", "--onnx", *options) == 0
+    assert "3 sentences (text.txt): mean 1.0000" in capsys.readouterr().out
+    vocabulary = json.loads((homeless / "onnx" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert {"cat", "dog", "bird"} < set(vocabulary)
+
+
+def test_without_sentences_an_export_is_made_and_not_measured(sd, homeless, capsys):
+    assert sd("export", "distilled", "--onnx") == 0
+    assert "not measured: no folder gone" in capsys.readouterr().out
+    assert (homeless / "onnx" / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ((), 2, "--onnx"),
+        (("--onnx", "--corpus", "x"), 2, "--corpus goes with --vocabulary"),
+        (("--onnx", "--vocabulary", "20"), 1, "name text with --corpus"),
+        (("--onnx", "--vocabulary", "3", "--corpus", "words.txt"), 1, "is too small"),
+        (("--onnx", "--shards", "no-such"), 1, "no-such"),
+        (("--onnx", "--sentences", "no-such"), 1, "no-such is not there"),
+        (("--onnx", "--out", "words.txt"), 1, "is a file"),
+        (("--onnx", "--out", "distilled"), 1, "which is of no export"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(sd, homeless, capsys, options, code, message):
+    Path("words.txt").write_text("cat\n")
+    before = contents(Path.cwd())
+    assert sd("export", "distilled", *options) == code
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert code == 2 or len(shown.strip().splitlines()) == 1
+    assert contents(Path.cwd()) == before
+
+
+def test_a_folder_that_is_no_student_is_refused(sd, tmp_path, capsys):
+    assert sd("export", tmp_path, "--onnx") == 1
+    assert "sd train-student" in capsys.readouterr().err
+
+
+def test_what_a_user_added_to_an_export_is_not_replaced(sd, homeless, capsys):
+    assert sd("export", "distilled", "--onnx") == 0
+    (homeless / "onnx" / "notes.txt").write_text("mine")
+    before = contents(homeless)
+    assert sd("export", "distilled", "--onnx", "--int8") == 1
+    assert "holds notes.txt" in capsys.readouterr().err
+    assert contents(homeless) == before
+
+
+def test_an_export_that_fails_leaves_the_one_before(sd, homeless, monkeypatch):
+    assert sd("export", "distilled", "--onnx") == 0
+    before = contents(homeless)
+    monkeypatch.setattr("sentence_distill.student.onnx_export._record", lambda *of: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sd("export", "distilled", "--onnx", "--tables", "float16")
+    assert contents(homeless) == before
+
+
+def test_without_the_packages_it_says_what_to_install(sd, distilled, monkeypatch, capsys):
+    monkeypatch.setattr("sentence_distill.cli.export.find_spec", lambda package: None)
+    assert sd("export", "distilled", "--onnx") == 1
+    assert "onnx and onnxruntime not installed: pip install 'sentence-distill[onnx]'" in capsys.readouterr().err
+
+
+def test_the_guides_script_runs_without_torch_and_without_this_package(sd, homeless, tmp_path):
+    assert sd("export", "distilled", "--onnx") == 0
+    (script,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    blocked = "import sys\nfor name in ('torch', 'transformers', 'sentence_distill'): sys.modules[name] = None\n"
+    end = f"np.save('vectors.npy', encode({SENTENCES!r}))\nassert vectors.shape == (2, 32)\n"
+    result = subprocess.run([sys.executable, "-c", blocked + script + end], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert len(script.strip().splitlines()) <= 14
+    expected = Student.load(homeless).encode(SENTENCES)
+    np.testing.assert_allclose(np.load("vectors.npy"), expected, atol=1e-5)
