@@ -73,7 +73,10 @@ def locate_local(name: str) -> Located | None:
         return Located(packaged, _MINILM)
     for identifier in dict.fromkeys((repo, name)):  # the cache may know a model by its short name only
         try:
-            cached = Path(snapshot_download(identifier, local_files_only=True))
+            # A download counts as complete without the files that `_from_hub` leaves out.
+            cached = Path(
+                snapshot_download(identifier, local_files_only=True, allow_patterns=_FILES, ignore_patterns=_ELSEWHERE)
+            )
         except (LocalEntryNotFoundError, HFValidationError):
             continue
         # A download that was cut short leaves a folder without weights.

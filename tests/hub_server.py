@@ -10,6 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 TOKEN = "hf_of_a_test"
 
 
@@ -37,6 +40,19 @@ class Hub:
         """Files of a branch, or of a commit; None where there is no such thing."""
         branches = self.repos.get(name, {"branches": {}})["branches"]
         return next((files for branch, files in branches.items() if revision in (branch, commit(files))), None)
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Let the hub's client take the server at `url` for the hub; it read its settings when it was imported."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def disconnect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the hub's client reach no hub: nobody listens on the port of discard."""
+    connect(monkeypatch, "http://127.0.0.1:9")
 
 
 def commit(files: dict[str, bytes]) -> str:
@@ -137,6 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub, path = self._begin()
         parts = path.strip("/").split("/")
         api = parts[0] == "api"
+        if api and parts[1] != "models":
+            return self._answer(404, {"error": "no such thing here"})
         owner, name, *rest = parts[2:] if api else parts
         repo = f"{owner}/{name}"
         revision = rest[1] if len(rest) > 1 else "main"

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_distill import Student
 from sentence_distill.data.errors import UserError
 from tests.conftest import make_sentences
-from tests.hub_server import TOKEN, running_hub
+from tests.hub_server import TOKEN, connect, disconnect, running_hub
 
 SENTENCES = make_sentences(5)
 
@@ -19,23 +19,11 @@ SENTENCES = make_sentences(5)
 def hub(monkeypatch, tmp_path):
     """A hub on this machine, which the hub's client takes for the real one; nothing is cached, nobody logged in."""
     with running_hub() as hub:
-        _connect(monkeypatch, hub.url)
+        connect(monkeypatch, hub.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
-
-
-def _connect(monkeypatch, url: str) -> None:
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-
-
-def _disconnect(monkeypatch) -> None:
-    # Nobody listens on the port of discard.
-    _connect(monkeypatch, "http://127.0.0.1:9")
 
 
 def test_a_pushed_student_loads_by_its_name_with_equal_vectors(hub, sd, student_folder, capsys):
@@ -140,7 +128,7 @@ def test_a_card_with_edits_is_kept_on_request(hub, sd, student_folder, tmp_path)
 def test_a_student_in_the_cache_loads_without_a_network(hub, sd, student_folder, monkeypatch, caplog):
     assert sd("push", student_folder, "me/small") == 0
     Student.load("me/small")
-    _disconnect(monkeypatch)
+    disconnect(monkeypatch)
     assert Student.load("me/small").dim == 32
     assert "the copy in the cache is loaded" in caplog.text
     caplog.clear()
@@ -185,7 +173,7 @@ def test_without_a_token_the_user_is_told_to_log_in(hub, sd, student_folder, mon
 
 
 def test_without_a_network_the_way_out_is_named(hub, sd, student_folder, monkeypatch, capsys):
-    _disconnect(monkeypatch)
+    disconnect(monkeypatch)
     assert sd("push", student_folder, "me/small") == 1
     assert "hand on the folder itself" in capsys.readouterr().err
     with pytest.raises(UserError, match="not in the cache, and the hub can't be asked"):

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.locate import locate_teacher
+from tests.conftest import contents
+from tests.hub_server import connect, disconnect, running_hub
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, teacher_folder):
+    """A hub that has the teacher as me/bert, with files beside it that no one needs here; nothing is cached."""
+    with running_hub() as hub:
+        connect(monkeypatch, hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        hub.create("me/bert")
+        unused = {"README.md": b"About it.", "onnx/model.onnx": b"The same.", "pytorch_model.bin": b"Pickled."}
+        hub.files("me/bert").update({**contents(teacher_folder), **unused})
+        yield hub
+
+
+def test_a_teacher_comes_from_the_hub_without_pickled_weights(hub, teacher_folder):
+    located = locate_teacher("me/bert")
+    assert located.name == "me/bert"
+    assert {path.name for path in located.folder.iterdir()} == set(contents(teacher_folder))
+
+
+def test_a_teacher_that_was_fetched_once_is_found_without_a_network(hub, monkeypatch):
+    fetched = locate_teacher("me/bert")
+    disconnect(monkeypatch)
+    assert locate_teacher("me/bert") == fetched
+
+
+def test_a_teacher_that_nobody_has_is_one_line_with_the_way_out(hub):
+    with pytest.raises(UserError, match=r"neither a folder nor in the cache.*--teacher DIR") as error:
+        locate_teacher("me/other")
+    assert "\n" not in str(error.value)
+    assert not Path(constants.HF_HUB_CACHE).exists()
