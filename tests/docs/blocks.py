@@ -12,7 +12,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 LANGUAGES = {"sh", "python", "text", "yaml", "toml", "json", "jsonl", "tsv", "csv", "javascript", "rust"}
 RUN = {"sh", "python"}
 
@@ -38,6 +37,11 @@ class Block:
         return f"{self.page}:{self.line}"
 
 
+def name_of(page: Path) -> str:
+    """A page's path in the repository."""
+    return str(page.relative_to(ROOT))
+
+
 def read_blocks(page: Path) -> list[Block]:
     """All fenced blocks of a page, in order."""
     found: list[Block] = []
@@ -52,8 +56,7 @@ def read_blocks(page: Path) -> list[Block]:
             written = bool(title) and head[2] not in RUN
             run = head[2] in RUN and "no-run" not in head[3].split()
             text = "".join(f"{line.removeprefix(head[1])}\n" for line in lines)
-            name = str(page.relative_to(ROOT))
-            found.append(Block(name, start, head[2], run, title[1] if written and title else "", text))
+            found.append(Block(name_of(page), start, head[2], run, title[1] if written and title else "", text))
             opened = None
         else:
             opened[2].append(line)

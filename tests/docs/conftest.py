@@ -65,10 +65,13 @@ def glue_folder(tmp_path_factory) -> Path:
 def workplace(
     packages, glue_folder, corpus_file, teacher_folder, shards, student_folder, tmp_path, monkeypatch
 ) -> Path:
-    """The current folder of a page: `wiki.txt`, `shards`, `distilled`, `glue`, `dev.tsv`, `my-bert`, and `sd` on PATH."""
+    """The current folder, with `wiki.txt`, `shards`, `distilled`, `glue`, `dev.tsv` and the like, and `sd` on PATH."""
     folder = tmp_path / "page"
     folder.mkdir()
     shutil.copy(corpus_file, folder / "wiki.txt")
+    lines = [json.dumps({"body": line}) + "\n" for line in corpus_file.read_text().splitlines()]
+    (folder / "tickets.jsonl").write_text("".join(lines))
+    (folder / "wiki.jsonl").write_text("".join(lines[:100]))
     copies = {"shards": shards, "distilled": student_folder, "runs/tiny": student_folder, "glue": glue_folder}
     for name, source in {**copies, "my-bert": teacher_folder}.items():
         shutil.copytree(source, folder / name)
