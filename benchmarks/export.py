@@ -21,7 +21,8 @@ from sentence_distill.student.measure import sts_spearman
 from sentence_distill.student.model import Student
 from sentence_distill.student.models import Encode, megabytes
 from sentence_distill.student.onnx_export import OnnxConfig, write_onnx
-from sentence_distill.student.onnx_student import OnnxStudent, agreement, latencies
+from sentence_distill.student.onnx_measure import agreement, latencies
+from sentence_distill.student.onnx_student import OnnxStudent
 from sentence_distill.student.reference import held_out_texts, token_counts
 from sentence_distill.student.stream import ShardStream
 from sentence_distill.student.texts import sentences_of_file

@@ -62,17 +62,18 @@ def export(
 ) -> None:
     """Write a student as one ONNX file and its tokenizer, for programs without PyTorch and without this package.
 
-    STUDENT is a folder or a name on the hub.  [default: distilled]  It is told how close the export comes, and how fast
-    it is. Needs the extra: pip install 'sentence-distill[onnx]'.
+    STUDENT is a folder or a name on the hub.  [default: distilled]  The command says how close the export comes to it,
+    and how fast both are. Needs the extra: pip install 'sentence-distill[onnx]'.
 
     \b
       sd export distilled --onnx
-      sd export distilled --onnx --int8 --vocabulary 8000 --out small/
+      sd export distilled --onnx --int8 --tables pq --out small/
     """
     if corpus and vocabulary is None:
         raise click.UsageError("--corpus goes with --vocabulary")
     if missing := [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]:
         raise UserError(f"{' and '.join(missing)} not installed: pip install 'sentence-distill[onnx]'")
+    from sentence_distill.student.export_folder import DEFAULT
     from sentence_distill.student.folder import load_distillation
     from sentence_distill.student.hub import locate_student
 
@@ -84,15 +85,17 @@ def export(
 
     config = OnnxConfig(int8=int8, tables=tables or ("int8" if int8 else "float32"), vocabulary=vocabulary)
     text = ExportText(shards=shards, corpus=corpus, sentences=sentences)
-    _print(export_onnx(folder, out or folder / "onnx", config, text))
+    _print(export_onnx(folder, out or folder / DEFAULT, config, text))
 
 
 def _print(exported: "Exported") -> None:
-    record, files = exported.record, sorted(exported.folder.iterdir())
-    sizes = ", ".join(f"{file.name} {file.stat().st_size / 1e6:.2f} MB" for file in files if file.suffix != ".md")
+    from sentence_distill.student.export_folder import MODEL, TOKENIZER
+
+    record = exported.record
+    sizes = {name: (exported.folder / name).stat().st_size / 1e6 for name in (MODEL, TOKENIZER)}
     parts = "int8" if record["int8"] else "float32"
     click.echo(f"{parts} LSTM, {record['tables']} word embeddings of {record['vocabulary']:,} tokens")
-    click.echo(sizes)
+    click.echo(", ".join(f"{name} {megabytes:.2f} MB" for name, megabytes in sizes.items()))
     if exported.skipped:
         click.echo(f"not measured: {exported.skipped}")
     else:

@@ -25,7 +25,7 @@ def load(spec: dict[str, Any]) -> Encode:
     loader = {
         "sd": _teacher if spec["teacher"] else _student,
         "SentenceTransformer": _sentence_transformer,
-        "ONNX Runtime": _onnx,
+        "ONNX Runtime": _onnx if spec["teacher"] else _exported,
         "model2vec": _static,
         "scikit-learn": _tf_idf,
     }[spec["runner"]]
@@ -101,6 +101,12 @@ def _onnx(spec: dict[str, Any], folder: Path) -> Encode:
         return vectors[np.argsort(order)]
 
     return encode
+
+
+def _exported(spec: dict[str, Any], folder: Path) -> Encode:
+    from sentence_distill.student.onnx_student import OnnxStudent
+
+    return OnnxStudent(folder, spec["threads"]).encode
 
 
 def _pool(states: Any, mask: Any, pooling: str) -> Any:

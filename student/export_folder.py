@@ -1,11 +1,13 @@
 """The folder of an export: there whole or not at all, and never in the place of something else."""
 
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.files import TEMPORARY
@@ -13,7 +15,30 @@ from sentence_distill.pipeline.files import TEMPORARY
 MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
 RECORD = "export.json"
+DEFAULT = "onnx"
+"""Name of an export's folder inside the student's."""
+INPUTS = ("input_ids", "attention_mask")
+OUTPUT = "sentence_embedding"
 _FILES = {MODEL, TOKENIZER, RECORD}
+_FIELDS = {"int8", "parameters", "student"}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What the export in `folder` says of itself.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    again = f"make it: sd export STUDENT --onnx --out {folder}"
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder} holds no export; {again}") from None
+    except ValueError as error:
+        raise UserError(f"{folder / RECORD} is damaged ({error}); {again}") from error
+    if not isinstance(record, dict) or not record.keys() >= _FIELDS:
+        raise UserError(f"{folder / RECORD} lacks some of {', '.join(sorted(_FIELDS))}; {again}")
+    return record
 
 
 def require_replaceable(folder: Path) -> None:

@@ -15,11 +15,12 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.pipeline.files import write_atomically
 from sentence_distill.student.environment import versions
-from sentence_distill.student.export_folder import MODEL, RECORD, TOKENIZER, replacing_export
+from sentence_distill.student.export_folder import INPUTS, MODEL, OUTPUT, RECORD, TOKENIZER, replacing_export
 from sentence_distill.student.folder import load_distillation, load_student, module_weights
 from sentence_distill.student.model import MAX_TOKENS, Student
-from sentence_distill.student.onnx_graph import INPUTS, OUTPUT, build_graph
-from sentence_distill.student.onnx_student import OnnxStudent, agreement, latencies
+from sentence_distill.student.onnx_graph import build_graph
+from sentence_distill.student.onnx_measure import agreement, latencies
+from sentence_distill.student.onnx_student import OnnxStudent
 from sentence_distill.student.reference import held_out_texts, token_counts
 from sentence_distill.student.stream import ShardStream
 from sentence_distill.student.texts import sentences_of_file
@@ -185,6 +186,7 @@ def _record(
         "dim": student.dim,
         "max_tokens": MAX_TOKENS,
         "normalize": shape.normalize,
+        "parameters": sum(weight.numel() for weight in student.encoder.parameters()),
         **asdict(config),
         "vocabulary": shape.vocabulary,
         "student": {"teacher": distillation["teacher"]["teacher"], "weights": [file_hash(file) for file in weights]},

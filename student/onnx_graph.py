@@ -13,10 +13,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from sentence_distill.student.encoder import StudentEncoder
+from sentence_distill.student.export_folder import INPUTS, OUTPUT
 from sentence_distill.student.product_quantization import product_quantize
 
-INPUTS = ("input_ids", "attention_mask")
-OUTPUT = "sentence_embedding"
 TABLES = ("float32", "float16", "int8", "pq")
 # What ONNX Runtime has read since 1.12 (2022); nothing of later ones is needed.
 _OPSET = 17

@@ -1,21 +1,15 @@
-"""An exported student at work in ONNX Runtime, and how close it is to the one in PyTorch."""
+"""An exported student at work in ONNX Runtime; nothing here imports PyTorch."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.student.export_folder import MODEL, TOKENIZER
-from sentence_distill.student.models import Encode
-from sentence_distill.student.onnx_graph import INPUTS, OUTPUT
+from sentence_distill.student.export_folder import INPUTS, MODEL, OUTPUT, TOKENIZER
 
 _BATCH = 32
-_CALLS = 200
 
 
 class OnnxStudent:
@@ -52,35 +46,3 @@ class OnnxStudent:
             mask = np.array([encodings[row].attention_mask[:longest] for row in rows], dtype=np.int64)
             (vectors[rows],) = self._session.run([OUTPUT], dict(zip(INPUTS, (ids, mask), strict=True)))
         return vectors
-
-
-def agreement(vectors: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """How close float32[n, dim] vectors are to those expected: cosines of a sentence's two, and single components."""
-    cosines = torch.nn.functional.cosine_similarity(torch.from_numpy(vectors), torch.from_numpy(expected))
-    return {
-        "cosine": float(cosines.mean()),
-        "lowest_cosine": float(cosines.min()),
-        "largest_difference": float(np.abs(vectors - expected).max()),
-    }
-
-
-def latencies(encoders: dict[str, Encode], sentences: Sequence[str], calls: int = _CALLS) -> dict[str, Any]:
-    """Milliseconds of a call with one sentence, text to vector: the 50th and 99th percentile of each encoder.
-
-    The encoders take turns with every sentence, and PyTorch has one thread meanwhile.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    taken: dict[str, list[float]] = {name: [] for name in encoders}
-    try:
-        # The first calls allocate.
-        for encode in encoders.values():
-            encode(sentences[:1])
-        for number in range(calls):
-            for name, encode in encoders.items():
-                started = time.perf_counter()
-                encode([sentences[number % len(sentences)]])
-                taken[name].append(1000 * (time.perf_counter() - started))
-    finally:
-        torch.set_num_threads(threads)
-    return {name: {f"p{part}": float(np.percentile(times, part)) for part in (50, 99)} for name, times in taken.items()}

@@ -12,6 +12,7 @@ from torch import nn
 
 from sentence_distill.data.progress import Progress
 from sentence_distill.student.contenders import Contender, Field
+from sentence_distill.student.export_folder import read_record
 from sentence_distill.student.models import parameters
 
 _TF_IDF = "tf-idf.json"
@@ -39,6 +40,8 @@ def parameters_of(contender: Contender, field: Field) -> int:
     """Number of a contender's weights."""
     if contender.runner == "scikit-learn":
         return len(json.loads((contender.folder / _TF_IDF).read_text(encoding="utf-8"))["idf"])
+    if contender.runner == "ONNX Runtime" and contender.teacher is None:
+        return int(read_record(contender.folder)["parameters"])
     if contender.runner == "ONNX Runtime" and field.teacher is not None:
         return parameters(field.teacher)
     return parameters(contender.folder)

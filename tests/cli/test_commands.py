@@ -12,7 +12,7 @@ HEAVY = ("torch", "transformers", "datasets", "pyarrow", "polars", "numpy", "sci
 @pytest.mark.parametrize(
     "command",
     [
-        *([], ["embed"], ["train-student"], ["eval"], ["report"], ["finetune"], ["augment"]),
+        *([], ["embed"], ["train-student"], ["eval"], ["report"], ["export"], ["finetune"], ["augment"]),
         *(["shards"], ["shards", "verify"], ["sample"]),
     ],
 )

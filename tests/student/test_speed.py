@@ -12,6 +12,7 @@ from sentence_distill.data.progress import Silent
 from sentence_distill.pipeline.shards import Shard
 from sentence_distill.student import contender as process
 from sentence_distill.student.contenders import Contender, Field, gather
+from sentence_distill.student.folder import load_student
 from sentence_distill.student.models import find_model, parameters
 from sentence_distill.student.peers import make_peers, parameters_of
 from sentence_distill.student.texts import cut_to_lengths, sentences_of_file, sentences_of_shards
@@ -326,3 +327,28 @@ def test_glue_takes_one_student(sd, capsys, student_folder, teacher_folder):
 def test_figures_of_no_student_need_a_file(sd, capsys, teacher_folder):
     assert sd("eval", teacher_folder) == 1
     assert "--json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "precision"), [((), "fp32"), (("--int8",), "int8")])
+def test_a_students_export_takes_part(alone, sd, student_folder, tmp_path, options, precision):
+    folder = shutil.copytree(student_folder, tmp_path / "mine")
+    assert sd("export", folder, "--onnx", *options) == 0
+    field = gather([("mine", find_model(str(folder)))], None, tmp_path)
+    (contender,) = [one for one in field.contenders if one.name == f"student (ONNX Runtime, {precision})"]
+    assert parameters_of(contender, field) == parameters(folder)
+    sentences = make_sentences(3)
+    vectors = process.load({**contender.spec(), "threads": 1})(sentences)
+    assert cosines(vectors, load_student(folder).encode(sentences)).min() > 0.99
+
+
+def test_an_export_of_older_weights_or_a_damaged_one_takes_no_part(alone, sd, student_folder, tmp_path):
+    folder = shutil.copytree(student_folder, tmp_path / "mine")
+    assert sd("export", folder, "--onnx") == 0
+    file = folder / "onnx" / "export.json"
+    record = json.loads(file.read_text())
+    record["student"]["weights"][0] = "0"
+    file.write_text(json.dumps(record))
+    models = [("mine", find_model(str(folder)))]
+    assert "run sd export again" in gather(models, None, tmp_path).skipped["student (ONNX Runtime, fp32)"]
+    file.write_text("{")
+    assert "is damaged" in gather(models, None, tmp_path).skipped["student (ONNX Runtime)"]
