@@ -18,7 +18,10 @@ from typing import Any
 import numpy as np
 
 Encode = Callable[[list[str]], np.ndarray]
-_PACKAGES = ("sentence-distill", "sentence-transformers", "transformers", "torch", "onnxruntime", "openvino", "nncf")
+_PACKAGES = (
+    *("sentence-distill", "sentence-transformers", "transformers", "torch"),
+    *("onnxruntime", "openvino", "nncf", "model2vec"),
+)
 _CALIBRATION_SENTENCES = 300
 
 
@@ -104,6 +107,17 @@ def _quantized(source: Path, workdir: Path) -> Path:
     return target
 
 
+def installed_versions() -> dict[str, str]:
+    """Of the packages that encode, those that are installed."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
 def main() -> None:
     """Encode once and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -119,14 +133,8 @@ def main() -> None:
     vectors = encode(sentences)
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
     np.save(options.vectors, vectors.astype(np.float32))
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    figures = {"wall_s": wall, "user_sys_s": cpu, "peak_mb": after.ru_maxrss / 1024, "versions": versions}
+    figures = {"wall_s": wall, "user_sys_s": cpu, "peak_mb": after.ru_maxrss / 1024, "versions": installed_versions()}
     print(json.dumps(figures))
 
 

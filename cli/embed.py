@@ -1,8 +1,6 @@
 """`sd embed`: stage one."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +8,7 @@ import click
 
 from sentence_distill.cli.engine import check_engine, open_engine
 from sentence_distill.cli.shards import next_command
+from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.values import layer_numbers, share
 from sentence_distill.data.errors import UserError
 
@@ -175,8 +174,10 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
     locations = _readable_twice(corpora, options["text_field"], folder, progress)
     corpus = Corpus.open(locations, format=options["format_"], text_field=options["text_field"], leave_out=folder)
 
+    # What is embedded when the signal comes is still written; the slice in hand is dropped.
+    stopped = f"stopped; the shards in {out} stay, and the same command goes on from there"
     if located is None:
-        with _stopped_by_signals(out):
+        with stopped_by_signals(stopped):
             _plan(corpus, config, folder, progress)
         return
     if located.notice:
@@ -189,7 +190,7 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
             corpus=corpus, engine=engine, out=folder, config=config, notice=located.notice, progress=progress
         )
         progress.log(str(run.teacher))
-        with _stopped_by_signals(out):
+        with stopped_by_signals(stopped):
             if options["share"]:
                 shards = run.run_share(*options["share"])
                 click.echo(f"{out}: the share's {shards} shards are there\nnext, once all are: sd shards merge {out}")
@@ -225,20 +226,6 @@ def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progres
         f"{out}: a plan of {plan.rows:,} sentences in {len(plan.slices):,} slices\n"
         f"next: the same command without --plan-only, or as jobs with --slice 1/N to N/N"
     )
-
-
-@contextmanager
-def _stopped_by_signals(out: str) -> Iterator[None]:
-    """Ctrl-C and a scheduler's SIGTERM drop the slice in hand, write those that are embedded, and end the run."""
-    import signal
-
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise UserError(f"stopped; the shards in {out} stay, and the same command goes on from there") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _readable_twice(corpora: tuple[str, ...], text_field: str, out: Path, progress: "Progress") -> list[str]:

@@ -8,10 +8,13 @@ import click
 
 from sentence_distill.cli.augment import augment
 from sentence_distill.cli.embed import embed
+from sentence_distill.cli.encode import encode
 from sentence_distill.cli.eval import evaluate
 from sentence_distill.cli.export import export
 from sentence_distill.cli.finetune import finetune
+from sentence_distill.cli.predict import predict
 from sentence_distill.cli.push import push
+from sentence_distill.cli.reduce import reduce
 from sentence_distill.cli.report import report
 from sentence_distill.cli.sample import sample
 from sentence_distill.cli.shards import shards
@@ -33,7 +36,21 @@ def sd() -> None:
     """
 
 
-for command in (embed, train_student, evaluate, report, export, push, finetune, augment, shards, sample):
+for command in (
+    embed,
+    train_student,
+    evaluate,
+    encode,
+    report,
+    export,
+    push,
+    finetune,
+    predict,
+    reduce,
+    augment,
+    shards,
+    sample,
+):
     sd.add_command(command)
 
 
@@ -45,6 +62,10 @@ def main() -> None:
         sd()
     except UserError as error:
         click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # Who read standard output has enough of it; closing it at exit would complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         # A missing permission, say: the reason and the place are the message.

@@ -18,10 +18,10 @@ HEADING_WORDS = 6
 _TITLE = re.compile(r'title="(.*)">\s*$')
 
 
-def read_text(source: Source, start: Position) -> Iterator[Record]:
-    """Yield each line that is not blank."""
+def read_text(source: Source, start: Position, *, blank: bool = False) -> Iterator[Record]:
+    """Yield each line that is not blank, and with `blank` those as well."""
     for record in _lines(source, start):
-        if record.text is None or record.text.strip():
+        if blank or record.text is None or record.text.strip():
             yield record
 
 
@@ -93,7 +93,7 @@ def _lines(source: Source, start: Position) -> Iterator[Record]:
     """Yield every line as a record, from `start` on."""
     number, offset = start.record, start.offset
     with open_source(source) as stream:
-        if source.compression is None:
+        if source.compression is None and offset:
             stream.seek(offset)
         else:
             _skip(stream, offset)

@@ -1,17 +1,21 @@
 """A trained student: a tokenizer and an encoder, from text to vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from sentence_distill.pipeline.batches import exact_length_batches
+from sentence_distill.student.batches import near_length_batches
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.sklearn_transformer import SklearnTransformer
+from sentence_distill.student.workers import map_on_cores
 
-TOKEN_BUDGET = 8192
+# A batch's states then fit into a core's cache.
+TOKEN_BUDGET = 4096
+# So many sentences are ordered by length at once; more need more memory and fill no batch better.
+_WINDOW = 1 << 16
 # The shards hold no longer sentences by default; what is longer is cut, as sentence-transformers does.
 MAX_TOKENS = 512
 
@@ -54,40 +58,95 @@ class Student(SklearnTransformer):
         encodings = self.tokenizer.encode_batch_fast(list(sentences), add_special_tokens=False)
         return [encoding.ids[:MAX_TOKENS] for encoding in encodings]
 
-    def encode(self, sentences: Sequence[str], precision: torch.dtype = torch.float32) -> np.ndarray:
-        """Embed sentences: float32[n, dim], in the order given; see `encode_tokens` for `precision`."""
-        return encode_tokens(self.encoder, self.tokenize(sentences), precision).numpy()
+    def encode(self, sentences: str | Sequence[str], precision: torch.dtype = torch.float32) -> np.ndarray:
+        """Embed sentences.
+
+        A sentence's vector does not depend, but for rounding, on what it is encoded with; several threads may encode at
+        once.
+
+        Args:
+            sentences: n sentences, or one.
+            precision: bfloat16 computes the LSTM under autocast, for processors that have instructions for it.
+
+        Returns:
+            float32[n, dim] in the order given; of one `str` float32[dim].
+        """
+        if isinstance(sentences, str):
+            return self.encode([sentences], precision)[0]
+        out = np.empty((len(sentences), self.dim), dtype=np.float32)
+        for first in range(0, len(sentences), _WINDOW):
+            window = self.tokenize(sentences[first : first + _WINDOW])
+            out[first : first + len(window)] = encode_tokens(self.encoder, window, precision).numpy()
+        return out
 
 
-@torch.inference_mode()
 def encode_tokens(
     encoder: StudentEncoder,
     input_ids: Sequence[Sequence[int] | np.ndarray],
     precision: torch.dtype = torch.float32,
     token_budget: int = TOKEN_BUDGET,
 ) -> torch.Tensor:
-    """Embed tokenised sentences in exact-length batches.
+    """Embed tokenised sentences in batches of near lengths, on a CPU several side by side.
 
     A sentence's vector does not depend on the others. One without tokens pools to zeros.
 
     Args:
         encoder: the network.
         input_ids: n sequences of token ids.
-        precision: bfloat16 computes the LSTM under autocast.
+        precision: see `Student.encode`.
         token_budget: tokens of a batch.
 
     Returns:
         float32[n, dim].
     """
-    device = next(encoder.parameters()).device
-    out = torch.empty(len(input_ids), encoder.config.target_dims[-1])
+    return _in_batches(encoder, input_ids, encoder.embed, encoder.config.target_dims[-1], precision, token_budget)
+
+
+def pool_tokens(
+    encoder: StudentEncoder, input_ids: Sequence[Sequence[int] | np.ndarray], precision: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Pooled LSTM states of tokenised sentences, float32[n, pooled_dim], which heads read; see `encode_tokens`."""
+    return _in_batches(encoder, input_ids, torch.Tensor.float, encoder.config.pooled_dim, precision, TOKEN_BUDGET)
+
+
+def _in_batches(
+    encoder: StudentEncoder,
+    input_ids: Sequence[Sequence[int] | np.ndarray],
+    finish: Callable[[torch.Tensor], torch.Tensor],
+    width: int,
+    precision: torch.dtype,
+    token_budget: int,
+) -> torch.Tensor:
+    """float32[n, width]: `finish` of the pooled states of each sentence."""
     lengths = np.array([len(ids) for ids in input_ids], dtype=np.int64)
-    for rows in exact_length_batches(lengths, token_budget):
-        if lengths[rows[0]] == 0:
-            pooled = torch.zeros(len(rows), encoder.config.pooled_dim, device=device)
-        else:
-            batch = np.array([input_ids[row] for row in rows], dtype=np.int64)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-                pooled = encoder.pool(torch.from_numpy(batch).to(device))
-        out[torch.from_numpy(rows)] = encoder.embed(pooled).float().cpu()
+
+    @torch.inference_mode()
+    def encode(rows: np.ndarray) -> torch.Tensor:
+        return finish(_pool_batch(encoder, [input_ids[row] for row in rows], lengths[rows], precision)).float().cpu()
+
+    # The longest first, so that no thread is left alone with it at the end.
+    batches = list(near_length_batches(lengths, token_budget))[::-1]
+    on_cpu = next(encoder.parameters()).device.type == "cpu"
+    vectors = map_on_cores(encode, batches) if on_cpu else [encode(rows) for rows in batches]
+    out = torch.empty(len(input_ids), width)
+    for rows, part in zip(batches, vectors, strict=True):
+        out[torch.from_numpy(rows)] = part
     return out
+
+
+def _pool_batch(
+    encoder: StudentEncoder,
+    input_ids: Sequence[Sequence[int] | np.ndarray],
+    lengths: np.ndarray,
+    precision: torch.dtype,
+) -> torch.Tensor:
+    """Pooled states of one batch, float32[b, pooled_dim]."""
+    device = next(encoder.parameters()).device
+    padded = np.zeros((len(lengths), max(1, int(lengths.max()))), dtype=np.int64)
+    for row, ids in zip(padded, input_ids, strict=True):
+        row[: len(ids)] = ids
+    batch = torch.from_numpy(padded).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+        if lengths.min() == padded.shape[1]:
+            return encoder.pool(batch)
+        return encoder.pool_padded(batch, torch.from_numpy(lengths).to(device))

@@ -1,0 +1,66 @@
+"""One contender of encode_speed.py in a process of its own: loads, encodes once, prints what it took as JSON.
+
+usage: python encode_contender.py --name NAME STUDENT TEACHER TEXT PAIRS WORKDIR [--batch-size N]
+
+NAME is student-bf16, student-fp32, st-student-fp32, st-student-bf16, model2vec, or a teacher's of embed_contender.py.
+Writes the vectors of both text files, one sentence a line, to WORKDIR/NAME.text.npy and WORKDIR/NAME.pairs.npy.
+"""
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+from embed_contender import Encode, installed_versions
+from embed_contender import load as load_teacher
+
+
+def load(name: str, student: Path, teacher: Path, workdir: Path, batch_size: int) -> Encode:
+    """The contender as a function from sentences to vectors."""
+    if name.startswith("student"):
+        import torch
+
+        from sentence_distill import Student
+
+        loaded, precision = Student.load(student), torch.bfloat16 if name.endswith("bf16") else torch.float32
+        return lambda sentences: loaded.encode(sentences, precision)
+    if name.startswith("st-student"):
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(str(student), device="cpu")
+        model = model.to(torch.bfloat16) if name.endswith("bf16") else model
+        return lambda sentences: model.encode(sentences, batch_size=batch_size)
+    if name == "model2vec":
+        from model2vec import StaticModel
+
+        encode: Encode = StaticModel.from_pretrained(str(workdir / "model2vec")).encode
+        return encode
+    return load_teacher(name, teacher, workdir, batch_size)
+
+
+def main() -> None:
+    """Encode once and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for argument in ("student", "teacher", "text", "pairs", "workdir"):
+        parser.add_argument(argument, type=Path)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--name", required=True)
+    options = parser.parse_args()
+    sentences = options.text.read_text(encoding="utf-8").splitlines()
+    encode = load(options.name, options.student, options.teacher, options.workdir, options.batch_size)
+    encode(sentences[:64])
+    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    vectors = encode(sentences)
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+    pairs = encode(options.pairs.read_text(encoding="utf-8").splitlines())
+    for kind, found in (("text", vectors), ("pairs", pairs)):
+        np.save(options.workdir / f"{options.name}.{kind}.npy", found.astype(np.float32))
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps({"wall_s": wall, "user_sys_s": cpu, "versions": installed_versions()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Sentences a second of a student against what people would run instead, and how faithful each is to the teacher.
+
+usage: python benchmarks/encode_speed.py STUDENT TEXT STS WORKDIR [--sentences 6000] [--rounds 3] [--teacher minilm]
+                                         [--peer-python ENV/bin/python]
+
+TEXT holds a sentence a line, of which as many are drawn as are asked for; STS is STS-B's dev.tsv. Each contender
+encodes them in a process of its own, once a round; the medians count. `sd encode` is the whole command, from its start
+to the finished file, on the same sentences ten times over. ONNX and OpenVINO take part where --peer-python names an
+environment made from peers-requirements.txt. Writes a dated file and a plot to results/.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from record import RESULTS, write_result
+from scipy.stats import spearmanr
+
+from sentence_distill.data.sts import load_sts
+from sentence_distill.pipeline.locate import locate_teacher
+from sentence_distill.student.fidelity import paired_rank_agreement
+from sentence_distill.student.peers import make_static
+from sentence_distill.student.retrieval import recall_of_neighbours
+
+CONTENDER = Path(__file__).with_name("encode_contender.py")
+COMMAND = "sd-encode"
+NAMES = {
+    COMMAND: "sd encode, the whole command",
+    "student-bf16": "Student.encode, bfloat16",
+    "student-fp32": "Student.encode, float32",
+    "st-student-bf16": "the student in SentenceTransformer, bfloat16",
+    "st-student-fp32": "the student in SentenceTransformer, as it comes",
+    "st": "teacher, SentenceTransformer as it comes",
+    "st-bf16": "teacher, SentenceTransformer, bfloat16 autocast",
+    "onnx-int8": "teacher, SentenceTransformer with ONNX, int8",
+    "openvino-bf16": "teacher, SentenceTransformer with OpenVINO, bfloat16",
+    "openvino-int8": "teacher, SentenceTransformer with OpenVINO, int8",
+    "sd-bf16": "teacher, sd embed's, bfloat16",
+    "model2vec": "model2vec of the teacher",
+}
+_BATCH_SIZES = {"sd-bf16": 4096, "st-bf16": 128}
+_REPEATS = 10
+
+
+def contend(name: str, options: argparse.Namespace, teacher: Path) -> dict[str, Any]:
+    """One encoding by one contender: seconds, versions."""
+    python = options.peer_python if name.startswith(("onnx", "openvino")) else sys.executable
+    paths = (
+        options.student,
+        teacher,
+        options.workdir / "sentences.txt",
+        options.workdir / "pairs.txt",
+        options.workdir,
+    )
+    command = [python, str(CONTENDER), "--name", name, *map(str, paths)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    size = str(_BATCH_SIZES.get(name, 32))
+    done = subprocess.run(
+        [*command, "--batch-size", size], stdout=subprocess.PIPE, text=True, check=True, env=environment
+    )
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def run_command(options: argparse.Namespace) -> dict[str, Any]:
+    """`sd encode` over the repeated sentences; seconds for one time."""
+    out = options.workdir / "sd-encode.npy"
+    command = [sys.executable, "-m", "sentence_distill.cli", "encode", "--student", str(options.student), "--overwrite"]
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([*command, "--input", str(options.workdir / "repeated.txt"), "--out", str(out)], check=True)
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall_s": wall / _REPEATS, "user_sys_s": cpu / _REPEATS, "versions": {}}
+
+
+def quality(text: np.ndarray, pairs: np.ndarray, reference: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Agreement with the teacher's neighbours and similarities, and Spearman of cosines on STS-B."""
+    unit = pairs / np.maximum(np.linalg.norm(pairs, axis=1, keepdims=True), 1e-9)
+    first, second = np.split(unit, 2)
+    mine, theirs = torch.from_numpy(text), torch.from_numpy(reference)
+    return {
+        "sts_spearman": round(float(spearmanr((first * second).sum(axis=1), scores).statistic), 4),
+        "rank_agreement": round(paired_rank_agreement(mine, theirs), 4),
+        "recall_at_10": round(recall_of_neighbours(mine, theirs), 4),
+    }
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """STS-B over sentences a second of processor time."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 5))
+    for row in rows:
+        ours = row["contender"].startswith(("sd encode", "Student"))
+        x, y = row["sentences_per_cpu_second"], row["sts_spearman"]
+        axes.scatter(x, y, color="#1f6f8b" if ours else "#8a8a8a", s=60, zorder=3)
+    # Names of points that lie close stand under each other.
+    for number, row in enumerate(sorted(rows, key=lambda row: row["sentences_per_cpu_second"])):
+        x, y = row["sentences_per_cpu_second"], row["sts_spearman"]
+        left = number >= len(rows) / 2
+        axes.annotate(
+            row["contender"],
+            (x, y),
+            xytext=(-6 if left else 6, (10, -14, 22, -26)[number % 4]),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontsize=8,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("sentences a second of processor time")
+    axes.set_ylabel("STS-B dev, Spearman")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def prepare(options: argparse.Namespace, teacher: Path) -> np.ndarray:
+    """Write what the contenders read; the scores of the pairs."""
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    lines = [line for line in options.text.read_text(encoding="utf-8").splitlines() if line.strip()]
+    places = np.linspace(0, len(lines) - 1, options.sentences).astype(int)
+    sentences = "".join(f"{lines[place]}\n" for place in places)
+    (options.workdir / "sentences.txt").write_text(sentences, encoding="utf-8")
+    (options.workdir / "repeated.txt").write_text(sentences * _REPEATS, encoding="utf-8")
+    sts = load_sts(options.sts)
+    pairs = "".join(f"{' '.join(text.split())}\n" for column in sts.texts for text in column)
+    (options.workdir / "pairs.txt").write_text(pairs, encoding="utf-8")
+    if not (options.workdir / "model2vec").exists():
+        make_static(teacher, options.workdir / "model2vec")
+    return np.array(sts.labels, dtype=np.float32)
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for argument in ("student", "text", "sts", "workdir"):
+        parser.add_argument(argument, type=Path)
+    parser.add_argument("--sentences", type=int, default=6000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--teacher", default="minilm")
+    parser.add_argument("--peer-python")
+    options = parser.parse_args()
+    located = locate_teacher(options.teacher)
+    scores = prepare(options, located.folder)
+    names = [name for name in NAMES if options.peer_python or not name.startswith(("onnx", "openvino"))]
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for number in range(options.rounds):
+        for name in names:
+            runs[name].append(run_command(options) if name == COMMAND else contend(name, options, located.folder))
+            print(f"round {number + 1}, {name}: {options.sentences / runs[name][-1]['wall_s']:.1f}/s", flush=True)
+    reference = np.load(options.workdir / "st.text.npy")
+    slowest = statistics.median(run["wall_s"] for run in runs["st"])
+    rows = []
+    for name, results in runs.items():
+        # The command writes what Student.encode gives; only that one encodes the pairs.
+        source = "student-bf16" if name == COMMAND else name
+        text, pairs = (np.load(options.workdir / f"{source}.{kind}.npy") for kind in ("text", "pairs"))
+        wall, cpu = (statistics.median(run[key] for run in results) for key in ("wall_s", "user_sys_s"))
+        rows.append(
+            {
+                "contender": NAMES[name],
+                "sentences_per_second": round(options.sentences / wall, 1),
+                "ratio": round(slowest / wall, 2),
+                "sentences_per_cpu_second": round(options.sentences / cpu, 1),
+                **quality(text, pairs, reference, scores),
+                "sentences_per_second_of_rounds": [round(options.sentences / run["wall_s"]) for run in results],
+                "versions": results[0]["versions"],
+            }
+        )
+    setting = {"sentences": options.sentences, "rounds": options.rounds, "teacher": located.name}
+    path = write_result("encode_speed", setting, rows)
+    plot(rows, RESULTS / path.with_suffix(".svg").name)
+
+
+if __name__ == "__main__":
+    main()

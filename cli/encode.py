@@ -1,0 +1,169 @@
+"""`sd encode`: vectors of a file's sentences."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sentence_distill.cli.signals import stopped_by_signals
+from sentence_distill.cli.train_student import DEFAULT_STUDENT
+from sentence_distill.data.errors import UserError
+
+if TYPE_CHECKING:
+    from sentence_distill.data.corpus import Corpus
+    from sentence_distill.student.encode_files import Encoded
+
+_BY_SUFFIX = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".npy": "npy",
+}
+_READ = {
+    "jsonl": "polars.read_ndjson({!r})",
+    "parquet": "polars.read_parquet({!r})",
+    "arrow": "polars.read_ipc({!r})",
+    "npy": 'numpy.load({!r}, mmap_mode="r")',
+}
+
+
+@click.command()
+@click.option(
+    "--student", default=DEFAULT_STUDENT, show_default=True, metavar="NAME", help="Folder, or name on the hub."
+)
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    required=True,
+    metavar="PATH",
+    help="File, folder, glob or fsspec URL, compressed or not, or - for standard input; may be repeated. One sentence "
+    "a line, JSON object or row.",
+)
+@click.option(
+    "--out",
+    default="-",
+    metavar="FILE",
+    help="Where the vectors go; one that was stopped goes on where it stood.  [default: standard output]",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["jsonl", "parquet", "arrow", "npy"]),
+    default=None,
+    help="Of --out.  [default: by its name; to standard output jsonl]",
+)
+@click.option(
+    "--input-format",
+    type=click.Choice(["text", "wikiextractor", "jsonl", "parquet", "arrow", "csv", "tsv"]),
+    default=None,
+    help="[default: found from name and content; from standard input text]",
+)
+@click.option(
+    "--text-field", default="text", show_default=True, metavar="NAME", help="JSON field or table column of the text."
+)
+@click.option("--no-text", is_flag=True, help="Write the vectors without the texts; npy never has them.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Of the vectors."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "bf16", "fp32"]),
+    default="auto",
+    show_default=True,
+    help="Of the LSTM's arithmetic; auto is bf16 where the hardware has it.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--threads", type=click.IntRange(1), default=None, help="Of the processor.  [default: all cores]")
+@click.option("--overwrite", is_flag=True, help="Replace --out where it is there already.")
+def encode(student: str, inputs: tuple[str, ...], out: str, **options: Any) -> None:
+    """Encode sentences: one vector for each line, JSON object or row, in their order.
+
+    Memory stays flat however long the input is. What has no text, a null or bytes that are not UTF-8, gets a vector of
+    zeros and is counted.
+
+    \b
+      sd encode --input queries.txt --out queries.parquet
+      sd encode --input 'logs/*.jsonl.zst' --text-field message --out logs.npy --dtype float16
+      zcat titles.gz | sd encode --input - --no-text > vectors.jsonl
+    """
+    import torch
+
+    from sentence_distill.cli.console import ConsoleProgress
+    from sentence_distill.pipeline.precision import pick_device, pick_precision
+    from sentence_distill.student.encode_files import EncodeConfig, FileEncoder
+    from sentence_distill.student.hub import locate_student
+    from sentence_distill.student.model import Student
+
+    format_ = _format(out, options["format_"])
+    if out != "-" and Path(out).exists() and not options["overwrite"]:
+        raise UserError(f"{out} is there already; name another file, or replace it with --overwrite")
+    corpus = _open(inputs, out, options)
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    device = pick_device(options["device"])
+    folder = locate_student(student)
+    loaded = Student.load(folder)
+    loaded.encoder.to(device)
+    config = EncodeConfig(
+        precision=pick_precision(options["precision"], device),
+        dtype=options["dtype"],
+        text=not options["no_text"],
+        format=format_,
+    )
+    encoder = FileEncoder(loaded, corpus, config, ConsoleProgress())
+    if out == "-":
+        with stopped_by_signals("stopped; what was written so far is whole lines or batches"):
+            _summary(encoder.stream(sys.stdout.buffer))
+        return
+    with stopped_by_signals(f"stopped; the same command goes on from what {out}.parts holds"):
+        done = encoder.write(Path(out), folder)
+    _summary(done)
+    click.echo(
+        f"{out}: {done.rows:,} vectors of {loaded.dim} {options['dtype']}, {Path(out).stat().st_size / 1e6:,.1f} MB\n"
+        f"read it: {_READ[format_].format(out)}"
+    )
+
+
+def _format(out: str, given: str | None) -> str:
+    if out == "-":
+        if given == "npy":
+            raise click.UsageError("--format npy needs a file: how many rows there are stands at its start; name --out")
+        return given or "jsonl"
+    if given or (given := _BY_SUFFIX.get(Path(out).suffix.lower())):
+        return given
+    raise click.UsageError(f"--out {out}: name it .parquet, .arrow, .jsonl or .npy, or say --format")
+
+
+def _open(inputs: tuple[str, ...], out: str, options: dict[str, Any]) -> "Corpus":
+    from sentence_distill.data.corpus import Corpus, text_fields
+    from sentence_distill.data.sources import STANDARD_INPUT, Source
+
+    format_, text_field = options["input_format"], options["text_field"]
+    if len(text_fields(text_field)) > 1:
+        raise click.UsageError(f"--text-field {text_field}: one field; a pair is encoded as two files")
+    if STANDARD_INPUT not in inputs:
+        return Corpus.open(inputs, format=format_, text_field=text_field, keep_blank=True)
+    if len(inputs) > 1 or out != "-":
+        raise click.UsageError(
+            "standard input goes to standard output alone, since it can't be read again; "
+            "give a file to be able to go on after a stop"
+        )
+    if format_ not in (None, "text", "jsonl"):
+        raise click.UsageError(f"standard input is read as text or jsonl, not as {format_}; give a file")
+    source = Source(url=STANDARD_INPUT, name="standard input", size=0, compression=None)
+    return Corpus([source], format_ or "text", text_field, keep_blank=True)
+
+
+def _summary(done: "Encoded") -> None:
+    if done.without_text:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in done.without_text.items())
+        click.echo(
+            f"{sum(done.without_text.values()):,} of {done.rows:,} records have no text and vectors of zeros "
+            f"({reasons}; the first: {done.first_without})",
+            err=True,
+        )

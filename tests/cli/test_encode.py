@@ -1,0 +1,202 @@
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import polars
+import pyarrow as pa
+import pytest
+
+from sentence_distill import Student
+from sentence_distill.student import encode_files
+from tests.conftest import contents, make_sentences, wait_for
+
+SENTENCES = [*make_sentences(50), "", "One ship\u2028saw the sea.", *make_sentences(20, seed=1)]
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "sentences.txt"
+    path.write_text("".join(f"{sentence}\n" for sentence in SENTENCES), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(student_folder):
+    return Student.load(student_folder).encode(SENTENCES)
+
+
+@pytest.fixture
+def encode(sd, student_folder):
+    """Run `sd encode` in float32."""
+    return lambda *arguments: sd("encode", "--student", student_folder, "--precision", "fp32", *arguments)
+
+
+def read(path):
+    """Texts, where the file has them, and vectors."""
+    if path.suffix == ".npy":
+        return None, np.load(path)
+    by_suffix = {".parquet": polars.read_parquet, ".arrow": polars.read_ipc, ".jsonl": polars.read_ndjson}
+    frame = by_suffix[path.suffix](path)
+    return frame["text"].to_list(), np.array(frame["embedding"].to_list(), dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", ["v.parquet", "v.arrow", "v.jsonl", "v.npy"])
+def test_each_line_gives_a_vector_in_its_order(encode, text_file, expected, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(encode_files, "WINDOW", 16)
+    out = tmp_path / name
+    assert encode("--input", text_file, "--out", out) == 0
+    texts, vectors = read(out)
+    assert texts in (None, SENTENCES)
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_vectors_can_be_half_as_large_and_without_their_texts(encode, text_file, expected, tmp_path):
+    out = tmp_path / "v.parquet"
+    assert encode("--input", text_file, "--out", out, "--dtype", "float16", "--no-text") == 0
+    frame = polars.read_parquet(out)
+    assert frame.columns == ["embedding"]
+    np.testing.assert_allclose(frame["embedding"].to_numpy(), expected, atol=1e-3)
+
+
+def test_tables_and_compressed_lines_are_read(encode, text_file, expected, tmp_path):
+    objects = "".join(json.dumps({"body": sentence}) + "\n" for sentence in SENTENCES)
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(objects.encode()))
+    polars.DataFrame({"body": SENTENCES}).write_parquet(tmp_path / "in.parquet")
+    for name in ("in.jsonl.gz", "in.parquet"):
+        out = tmp_path / f"{name}.npy"
+        assert encode("--input", tmp_path / name, "--text-field", "body", "--out", out) == 0
+        np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
+
+
+def test_what_has_no_text_gets_zeros_and_is_counted(encode, tmp_path, capsys):
+    (tmp_path / "in.txt").write_bytes(b"One dog ran.\n\xff\xfe\nA cat saw it.\n")
+    assert encode("--input", tmp_path / "in.txt", "--out", tmp_path / "v.parquet") == 0
+    assert "1 of 3 records have no text and vectors of zeros (1 not UTF-8; the first: in.txt, record 2)" in (
+        capsys.readouterr().err
+    )
+    texts, vectors = read(tmp_path / "v.parquet")
+    assert texts == ["One dog ran.", None, "A cat saw it."]
+    assert np.abs(vectors).sum(axis=1).astype(bool).tolist() == [True, bool(np.abs(vectors[1]).sum()), True]
+
+
+def sd_process(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "sentence_distill.cli", *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        **options,
+    )
+
+
+@pytest.mark.parametrize("format", ["jsonl", "arrow"])
+def test_standard_input_becomes_standard_output(student_folder, expected, format):
+    process = sd_process(
+        *("encode", "--student", student_folder, "--input", "-", "--precision", "fp32", "--format", format)
+    )
+    out, error = process.communicate("".join(f"{sentence}\n" for sentence in SENTENCES).encode())
+    assert process.returncode == 0, error
+    if format == "jsonl":
+        vectors = np.array([json.loads(line)["embedding"] for line in out.splitlines()], dtype=np.float32)
+    else:
+        vectors = np.array(pa.ipc.open_stream(out).read_all()["embedding"].to_pylist(), dtype=np.float32)
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+
+
+def test_a_reader_that_has_enough_ends_it_without_a_traceback(student_folder):
+    process = sd_process("encode", "--student", student_folder, "--input", "-")
+    process.stdout.close()
+    process.stdin.write(b"One dog ran.\n" * 5000)
+    process.stdin.close()
+    assert process.wait() == 1
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bytes(encode, text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(encode_files, "WINDOW", 16)
+    assert encode("--input", text_file, "--out", tmp_path / "whole.parquet") == 0
+    real, calls = encode_files.encode_tokens, []
+
+    def stopping(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(encode_files, "encode_tokens", stopping)
+    out = tmp_path / "stopped.parquet"
+    assert encode("--input", text_file, "--out", out) == 1
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not out.exists()
+    calls[:] = [1] * 10
+    assert encode("--input", text_file, "--out", out) == 0
+    assert "goes on after 32 sentences" in capsys.readouterr().err
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert len(calls) == 10 + 3
+
+
+def test_a_kill_loses_no_finished_part(student_folder, tmp_path):
+    text = tmp_path / "long.txt"
+    text.write_text("".join(f"{sentence}\n" for sentence in make_sentences(3000)) * 60, encoding="utf-8")
+    arguments = ("encode", "--student", student_folder, "--input", text, "--precision", "fp32", "--out")
+    killed = sd_process(*arguments, tmp_path / "killed.npy")
+    wait_for(lambda: list(tmp_path.glob("killed.npy.parts/part-*.json")))
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "killed.npy").exists()
+    again = sd_process(*arguments, tmp_path / "killed.npy")
+    _, error = again.communicate()
+    assert again.returncode == 0, error
+    assert b"goes on after" in error
+    whole = sd_process(*arguments, tmp_path / "whole.npy")
+    whole.communicate()
+    assert (tmp_path / "killed.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert not (tmp_path / "killed.npy.parts").exists()
+
+
+def test_parts_of_another_run_are_not_mixed_in(encode, text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(encode_files, "encode_tokens", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    out = tmp_path / "v.npy"
+    assert encode("--input", text_file, "--out", out) == 1
+    before = contents(tmp_path)
+    monkeypatch.undo()
+    assert encode("--input", text_file, "--out", out, "--dtype", "float16") == 1
+    assert "another run encoded: dtype (float32 -> float16)" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_a_file_that_is_there_is_kept_unless_it_may_be_replaced(encode, text_file, tmp_path, capsys):
+    out = tmp_path / "v.npy"
+    out.write_bytes(b"dear")
+    assert encode("--input", text_file, "--out", out) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert out.read_bytes() == b"dear"
+    assert encode("--input", text_file, "--out", out, "--overwrite") == 0
+    assert len(np.load(out)) == len(SENTENCES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--input", "none.txt", "--out", "v.npy"], "none.txt"),
+        (["--input", "-", "--out", "v.npy"], "standard input goes to standard output alone"),
+        (["--input", "-", "--input-format", "parquet"], "read as text or jsonl"),
+        (["--input", "x.txt", "--out", "v.txt"], "say --format"),
+        (["--input", "x.txt", "--format", "npy"], "name --out"),
+        (["--input", "x.txt", "--out", "v.npy", "--text-field", "a,b"], "one field"),
+    ],
+)
+def test_wrong_usage_is_one_line(encode, tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.txt").write_text("One dog ran.\n")
+    assert encode(*arguments) in (1, 2)
+    error = capsys.readouterr().err
+    assert said in error.replace("\n", " ")
+    assert "Traceback" not in error
