@@ -124,18 +124,21 @@ def _summary(distillation: dict[str, Any]) -> str:
         f"units a direction over {student['embedding_dim']}-dimensional word embeddings. It has no attention, so it "
         f"encodes fast on CPUs. A text becomes a vector of {student['target_dims'][-1]} numbers"
         f"{' and length 1' if student['normalize'] else ''}; what is longer than 512 tokens is cut. Made with "
-        f"sentence-distill after [arXiv:2004.03097](https://arxiv.org/abs/2004.03097).{_fine_tuning(distillation)}"
+        f"sentence-distill after [arXiv:2004.03097](https://arxiv.org/abs/2004.03097).{_changes(distillation)}"
     )
 
 
-def _fine_tuning(distillation: dict[str, Any]) -> str:
-    tasks = dict.fromkeys(task for task, *_ in _task_scores(distillation["metrics"]))
-    if not tasks:
-        return ""
-    return (
-        f" It was then fine-tuned on {' and '.join(tasks)}: its vectors are no longer the teacher's, and `sd predict` "
-        "labels texts with it."
-    )
+def _changes(distillation: dict[str, Any]) -> str:
+    """What was done to the student after it was distilled."""
+    text = ""
+    if reduction := distillation.get("reduction"):
+        text += f" Its vectors were then projected from {reduction['full_dim']} dimensions to these."
+    if tasks := dict.fromkeys(task for task, *_ in _task_scores(distillation["metrics"])):
+        text += (
+            f" It was then fine-tuned on {' and '.join(tasks)}: its vectors are no longer the teacher's, and "
+            "`sd predict` labels texts with it."
+        )
+    return text
 
 
 def _named(teacher: str) -> str:

@@ -75,9 +75,7 @@ def prepare_upload(folder: Path, repo: str, *, licence: str | None = None, keep_
         files |= {file.relative_to(folder).as_posix(): file for file in found}
     record = StudentFiles.read(folder)
     files[CARD] = _kept_card(folder) if keep_card else _new_card(record, repo, licence)
-    # Where the shards lay is of no use to others, and may say more of this machine than its owner wants to.
-    public = {**record.distillation, "shards": Path(record.distillation["shards"]).name}
-    files[DISTILLATION] = (json.dumps(public, indent=1, ensure_ascii=False) + "\n").encode()
+    files[DISTILLATION] = (json.dumps(_public(record.distillation), indent=1, ensure_ascii=False) + "\n").encode()
     return Upload(repo, dict(sorted(files.items())))
 
 
@@ -115,6 +113,15 @@ def push(upload: Upload, *, message: str, private: bool = False, revision: str |
     except Exception as error:  # whatever the client raises is the reason given to the user
         raise _push_error(repo, HubUnreachable.of(error)) from error
     return f"{page}/tree/{revision}" if revision else page
+
+
+def _public(distillation: dict[str, Any]) -> dict[str, Any]:
+    """Without the folders of this machine, which are of no use to others and may tell more than their owner wants."""
+    public = {**distillation, "shards": Path(distillation["shards"]).name}
+    if reduction := distillation.get("reduction"):
+        names = ", ".join(Path(path).name for path in reduction["sentences"].split(", "))
+        public["reduction"] = {**reduction, "sentences": names}
+    return public
 
 
 def _new_card(record: StudentFiles, repo: str, licence: str | None) -> bytes:

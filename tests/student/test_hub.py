@@ -55,10 +55,17 @@ def test_only_what_loading_and_the_card_need_is_sent(hub, sd, student_folder, tm
     assert f"{len(sent)} files" in capsys.readouterr().out
 
 
-def test_where_the_shards_lay_is_not_published(hub, sd, student_folder):
-    assert sd("push", student_folder, "me/small") == 0
-    kept = json.loads((student_folder / "distillation.json").read_text())["shards"]
-    assert json.loads(hub.files("me/small")["distillation.json"])["shards"] == Path(kept).name != kept
+def test_where_files_lay_on_this_machine_is_not_published(hub, sd, student_folder, tmp_path):
+    folder = tmp_path / "student"
+    shutil.copytree(student_folder, folder)
+    record = json.loads((folder / "distillation.json").read_text())
+    reduction = {"full_dim": 64, "sentences": "/home/me/a.txt, /home/me/b.txt", "rows": 100}
+    record |= {"shards": "/home/me/shards", "reduction": reduction}
+    (folder / "distillation.json").write_text(json.dumps(record))
+    assert sd("push", folder, "me/small") == 0
+    assert all(b"/home/me" not in content for content in hub.files("me/small").values())
+    assert json.loads(hub.files("me/small")["distillation.json"])["reduction"]["sentences"] == "a.txt, b.txt"
+    assert "projected from 64 dimensions" in hub.files("me/small")["README.md"].decode()
 
 
 def test_a_dry_run_lists_the_files_and_asks_no_hub(hub, sd, student_folder, monkeypatch, capsys):
