@@ -82,11 +82,13 @@ def commands_page(group: click.Group) -> str:
 def _command(context: click.Context, command: click.Command, *, nested: bool) -> list[str]:
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     parts = [f"\n{'###' if nested else '##'} {context.command_path}\n\n```text\n{usage}\n```\n"]
-    parts += [_paragraph(text) for text in re.split(r"\n\s*\n", (command.help or "").expandtabs())]
+    # A group's lines have remarks beside the commands, so they are nothing to copy.
+    examples = "text" if isinstance(command, click.Group) else "sh"
+    parts += [_paragraph(text, examples) for text in re.split(r"\n\s*\n", (command.help or "").expandtabs())]
     records = [option.get_help_record(context) for option in command.params]
     rows = [f"| {_code(names)} | {_cell(text)} |\n" for names, text in filter(None, records)]
     if rows:
-        parts += ["\n| option | |\n| --- | --- |\n", *rows]
+        parts += ["\n| option | what it does |\n| --- | --- |\n", *rows]
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             child = command.get_command(context, name)
@@ -96,11 +98,11 @@ def _command(context: click.Context, command: click.Command, *, nested: bool) ->
     return parts
 
 
-def _paragraph(text: str) -> str:
+def _paragraph(text: str, examples: str) -> str:
     # click prints what follows a backspace as it stands; in these commands that is examples.
     if text.lstrip().startswith("\b"):
         lines = "\n".join(line.strip() for line in text.replace("\b", "").strip().splitlines())
-        return f"\n```sh\n{lines}\n```\n"
+        return f"\n```{examples}\n{lines}\n```\n"
     return f"\n{_plain(' '.join(text.split()))}\n"
 
 
