@@ -5,20 +5,18 @@ import torch
 from scipy.stats import spearmanr
 from torch.nn import functional
 
-from sentence_distill.student.config import StudentConfig
-
 SCORES = ("cosine", "mse", "rank_agreement", "mean_vector_cosine")
 _PAIRED_ROWS = 1000
 
 
-def public_targets(targets: torch.Tensor, config: StudentConfig) -> torch.Tensor:
+def public_targets(targets: torch.Tensor, dim: int, *, normalize: bool) -> torch.Tensor:
     """What the student's public embedding approximates, float32[n, dim].
 
-    That is the teacher's last layer among float32[n, sum of dims] `targets`, brought to length 1 where the
+    That is the teacher's last layer, `dim` wide, among float32[n, sum of dims] `targets`, brought to length 1 where the
     student's vectors have it.
     """
-    last = targets[:, -config.target_dims[-1] :]
-    return functional.normalize(last, dim=-1) if config.normalize else last
+    last = targets[:, -dim:]
+    return functional.normalize(last, dim=-1) if normalize else last
 
 
 def fidelity(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:

@@ -33,7 +33,9 @@ class HeldOut:
         """
         scores = torch.zeros(len(SCORES), dtype=torch.float64, device=ranks.device)
         if ranks.main:
-            found = fidelity(encode_tokens(encoder, self._input_ids), public_targets(self._targets, encoder.config))
+            dim, normalize = encoder.config.target_dims[-1], encoder.config.normalize
+            targets = public_targets(self._targets, dim, normalize=normalize)
+            found = fidelity(encode_tokens(encoder, self._input_ids), targets)
             scores.copy_(torch.tensor([found[name] for name in SCORES]))
         ranks.sum([scores])
         return dict(zip(SCORES, scores.tolist(), strict=True))

@@ -136,14 +136,14 @@ def held_out_fidelity(model: Model, reference: Reference) -> dict[str, Any]:
         if reference.texts is None:
             raise UserError("the shards keep no text (--no-text)")
         vectors, targets = torch.from_numpy(model.encode(reference.texts)), reference.targets[:, -reference.dim :]
-        return {
-            "rank_agreement": paired_rank_agreement(vectors, targets),
-            "recall_at_10": recall_of_neighbours(vectors, targets),
-        }
+        return _across_widths(vectors, targets)
     reference.require_teacher_of(model.distillation)
     encoder = model.student.encoder
     vectors = encode_tokens(encoder, reference.input_ids)
-    targets = public_targets(reference.targets, encoder.config)
+    targets = public_targets(reference.targets, reference.dim, normalize=encoder.config.normalize)
+    if vectors.shape[1] != targets.shape[1]:
+        # Of a reduced student: between vectors of two widths there is no cosine.
+        return {**_across_widths(vectors, targets), "rows": len(vectors)}
     cosines = functional.cosine_similarity(vectors, targets).numpy()
     return {
         **fidelity(vectors, targets),
@@ -151,6 +151,13 @@ def held_out_fidelity(model: Model, reference: Reference) -> dict[str, Any]:
         "rows": len(vectors),
         "by_length": by_length(cosines, [len(ids) for ids in reference.input_ids]),
         "by_frequency": by_frequency(cosines, reference.rarest),
+    }
+
+
+def _across_widths(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+    return {
+        "rank_agreement": paired_rank_agreement(vectors, targets),
+        "recall_at_10": recall_of_neighbours(vectors, targets),
     }
 
 

@@ -69,12 +69,24 @@ class Reference:
         Raises:
             UserError: naming what differs.
         """
-        trained = distillation["corpus"]["fingerprint"]
-        old, new = ({field: of[field] for field in _SAME_TEACHER} for of in (trained, self.fingerprint))
-        if differing := differing_fields(old, new):
-            raise UserError(
-                f"{self.shards} holds vectors of another teacher: {'; '.join(differing)}; name others with --shards"
-            )
+        require_teacher(self.shards, self.fingerprint, distillation)
+
+
+def require_teacher(shards: Path, fingerprint: dict[str, Any], distillation: dict[str, Any]) -> None:
+    """Refuse shards of another teacher than a student's.
+
+    Args:
+        shards: the folder, for the message.
+        fingerprint: of the run that made them.
+        distillation: of the student.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    trained = distillation["corpus"]["fingerprint"]
+    old, new = ({field: of[field] for field in _SAME_TEACHER} for of in (trained, fingerprint))
+    if differing := differing_fields(old, new):
+        raise UserError(f"{shards} holds vectors of another teacher: {'; '.join(differing)}; name others with --shards")
 
 
 def token_counts(stream: ShardStream) -> np.ndarray:

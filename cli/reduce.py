@@ -1,0 +1,124 @@
+"""`sd reduce`: a student with a narrower vector, or what each width would cost."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sentence_distill.cli.train_student import DEFAULT_STUDENT
+from sentence_distill.cli.values import counts
+from sentence_distill.data.errors import UserError
+
+_COLUMNS = {
+    "kept": "squared length kept",
+    "rank_agreement": "rank agreement",
+    "recall_at_10": "recall@10",
+    "teacher_rank_agreement": "with the teacher: rank agreement",
+    "teacher_recall_at_10": "recall@10",
+}
+
+
+def _dims(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    return None if value is None else counts(context, parameter, value)
+
+
+@click.command()
+@click.argument("student", type=click.Path(path_type=Path), default=DEFAULT_STUDENT)
+@click.option("--dim", type=click.IntRange(1), default=None, metavar="N", help="Write a student of this width.")
+@click.option(
+    "--dims",
+    default=None,
+    callback=_dims,
+    metavar="N[,N…]",
+    help="Widths to compare, where --dim is not given.  [default: powers of two, as in 32,64,128,256]",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=None, help="[with --dim: STUDENT-N]")
+@click.option(
+    "--shards",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Sentences to reduce by.  [default: those that the student was trained on]",
+)
+@click.option(
+    "--corpus",
+    multiple=True,
+    metavar="FILE",
+    help="Text to reduce by instead of shards, in any form that sd embed takes; may be repeated.",
+)
+def reduce(
+    student: Path,
+    dim: int | None,
+    dims: tuple[int, ...] | None,
+    out: Path | None,
+    shards: Path | None,
+    corpus: tuple[str, ...],
+) -> None:
+    """Give a student a narrower vector, for search and clustering: its own principal directions.
+
+    Without --dim it shows what is left at several widths, and writes nothing. The folder is a student like any other,
+    smaller and as fast; it needs no more training and no teacher.
+
+    \b
+      sd reduce distilled
+      sd reduce distilled --dim 64 --out distilled-64
+    """
+    from sentence_distill.cli.console import ConsoleProgress
+    from sentence_distill.student.folder import load_distillation, load_student
+    from sentence_distill.student.model import encode_tokens
+    from sentence_distill.student.reduce import (
+        compare_dims,
+        find_directions,
+        reduce_student,
+        require_narrower,
+        save_reduced,
+        usual_dims,
+    )
+    from sentence_distill.student.reduce_sample import sample_corpus, sample_shards
+
+    _check(dim, dims, out, shards, corpus)
+    out = out or Path(f"{str(student).rstrip('/')}-{dim}")
+    if dim is not None and out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; name another folder with --out")
+    full, distillation = load_student(student), load_distillation(student)
+    wanted = (dim,) if dim is not None else dims or usual_dims(full.dim)
+    require_narrower(wanted, full.dim)
+    shards = shards or Path(distillation["shards"])
+    sample = sample_corpus(corpus, full) if corpus else sample_shards(shards, distillation)
+    with ConsoleProgress().task("encode", len(sample.fit), "sentences") as advance:
+        directions = find_directions(full, sample.fit, advance)
+    figures = compare_dims(
+        encode_tokens(full.encoder, sample.measured), sample.teacher, directions, (*wanted, full.dim)
+    )
+    _print(figures, len(sample.measured), full.dim)
+    if dim is None:
+        click.echo(f"next: sd reduce {student} --dim {wanted[-1]}")
+        return
+    source = ", ".join(corpus) or str(shards)
+    reduced = reduce_student(full, directions, dim)
+    save_reduced(out, reduced, distillation, source=source, directions=directions, figures=figures[0])
+    click.echo(f"{out}: a student of {dim} dimensions instead of {full.dim}\nnext: sd eval {out}")
+
+
+def _check(
+    dim: int | None, dims: tuple[int, ...] | None, out: Path | None, shards: Path | None, corpus: tuple[str, ...]
+) -> None:
+    if dim is not None and dims is not None:
+        raise click.UsageError("--dim writes a student, --dims compares widths and writes none; give one of them")
+    if out is not None and dim is None:
+        raise click.UsageError("--out goes with --dim")
+    if shards is not None and corpus:
+        raise click.UsageError("--shards and --corpus are two sources of sentences; give one of them")
+
+
+def _print(figures: list[dict[str, Any]], rows: int, full_dim: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = {name: title for name, title in _COLUMNS.items() if name in figures[0]}
+    table = Table("dimensions", *shown.values(), box=None, header_style="bold")
+    for column in table.columns:
+        column.justify = "right"
+    for found in figures:
+        table.add_row(str(found["dim"]), *(f"{found[name]:.4f}" for name in shown))
+    click.echo(f"Against the full {full_dim} dimensions, over {rows:,} sentences that the reduction never saw:")
+    Console().print(table)

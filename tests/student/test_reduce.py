@@ -1,0 +1,107 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sklearn.decomposition import TruncatedSVD
+from torch.nn import functional
+
+from sentence_distill import Student
+from sentence_distill.student.folder import load_distillation
+from sentence_distill.student.model import encode_tokens
+from sentence_distill.student.reduce import compare_dims, find_directions, reduce_student, usual_dims
+from sentence_distill.student.reduce_sample import sample_corpus, sample_shards
+
+
+@pytest.fixture(scope="module")
+def student(student_folder):
+    return Student.load(student_folder)
+
+
+@pytest.fixture(scope="module")
+def sample(student_folder, shards):
+    return sample_shards(shards, load_distillation(student_folder))
+
+
+@pytest.fixture(scope="module")
+def directions(student, sample):
+    return find_directions(student, sample.fit)
+
+
+def test_the_directions_are_those_of_scikit_learn_s_truncated_svd(student, sample, directions):
+    vectors = encode_tokens(student.encoder, sample.fit).double().numpy()
+    components = TruncatedSVD(5, algorithm="arpack", random_state=0).fit(vectors).components_
+    np.testing.assert_allclose(np.abs(components @ directions.axes[:5].numpy().T), np.eye(5), atol=1e-4)
+    assert directions.rows == len(vectors)
+    kept = ((vectors @ components.T) ** 2).sum() / (vectors**2).sum()
+    assert directions.kept(5) == pytest.approx(kept, abs=1e-6)
+    assert directions.kept(student.dim) == pytest.approx(1)
+
+
+def test_the_last_projection_takes_the_reduction_in(student, sample, directions):
+    full = encode_tokens(student.encoder, sample.measured)
+    narrow = encode_tokens(reduce_student(student, directions, 6).encoder, sample.measured)
+    wanted = functional.normalize(directions.project(full, 6), dim=1)
+    torch.testing.assert_close(narrow, wanted, atol=1e-5, rtol=0)
+    # The student itself stays as it was.
+    torch.testing.assert_close(encode_tokens(student.encoder, sample.measured), full)
+
+
+def test_without_normalisation_lengths_and_cosines_are_kept(student, sample):
+    from dataclasses import replace
+
+    from sentence_distill.student.encoder import StudentEncoder
+
+    encoder = StudentEncoder(replace(student.encoder.config, normalize=False))
+    encoder.load_state_dict(student.encoder.state_dict())
+    raw = Student(encoder, student.tokenizer)
+    directions = find_directions(raw, sample.fit)
+    full = encode_tokens(encoder, sample.measured)
+    rotated = encode_tokens(reduce_student(raw, directions, raw.dim).encoder, sample.measured)
+    torch.testing.assert_close(rotated.norm(dim=1), full.norm(dim=1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rotated @ rotated.T, full @ full.T, atol=1e-3, rtol=1e-3)
+
+
+def test_more_dimensions_keep_more_and_all_of_them_everything(student, sample, directions):
+    vectors = encode_tokens(student.encoder, sample.measured)
+    few, more, every = compare_dims(vectors, sample.teacher, directions, (2, 12, student.dim))
+    for name in ("kept", "rank_agreement", "recall_at_10"):
+        assert few[name] < more[name] <= every[name] == pytest.approx(1, abs=1e-3)
+    assert few["teacher_rank_agreement"] < every["teacher_rank_agreement"] < 1
+    assert "teacher_recall_at_10" not in compare_dims(vectors, None, directions, (2,))[0]
+
+
+def test_what_is_measured_with_has_not_shaped_the_reduction(student, student_folder, shards, corpus_file):
+    from_shards = sample_shards(shards, load_distillation(student_folder))
+    from_corpus = sample_corpus([str(corpus_file)], student)
+    for sample in (from_shards, from_corpus):
+        known = {tuple(ids) for ids in sample.fit}
+        assert len(sample.measured) >= 50
+        assert not any(tuple(ids) in known for ids in sample.measured)
+    assert from_corpus.teacher is None
+
+
+def test_usual_widths_are_powers_of_two_below_the_student_s():
+    assert usual_dims(384) == (32, 64, 128, 256)
+    assert usual_dims(768) == (64, 128, 256, 512)
+    assert usual_dims(32) == (8, 16)
+
+
+def test_a_reduced_student_is_a_student_like_any_other(sd, student_folder, shards, tmp_path):
+    out = tmp_path / "narrow"
+    assert sd("reduce", student_folder, "--dim", "6", "--shards", shards, "--out", out) == 0
+    sentences = ["The red cat ran.", "A small ship.", "Never."]
+    vectors = Student.load(out).encode(sentences)
+    assert vectors.shape == (3, 6)
+    np.testing.assert_allclose(SentenceTransformer(str(out), device="cpu").encode(sentences), vectors, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    record = load_distillation(out)
+    assert record["student"]["target_dims"] == [6]
+    assert (record["reduction"]["full_dim"], record["reduction"]["dim"]) == (32, 6)
+    assert record["metrics"]["held_out"]["recall_at_10"] == record["reduction"]["teacher_recall_at_10"]
+    # What compares vectors of one width is left out; what does not is measured.
+    assert sd("eval", out, "--shards", shards) == 0
+    held_out = json.loads((out / "eval.json").read_text())["held_out"]
+    assert held_out["recall_at_10"] == pytest.approx(record["metrics"]["held_out"]["recall_at_10"], abs=1e-3)
+    assert "cosine" not in held_out
