@@ -33,6 +33,7 @@ def sd() -> None:
       sd eval                                    fidelity, STS-B and speed
       sd eval --glue                             fine-tunes and scores the student on GLUE
       sd report                                  a page of HTML with all that is known of the student
+      sd encode --input FILE --out FILE          vectors of a file's sentences
     """
 
 
