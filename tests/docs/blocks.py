@@ -18,7 +18,7 @@ RUN = {"sh", "python"}
 _FENCE = re.compile(r"^( *)```(\S*)(.*)$")
 _TITLE = re.compile(r'title="([^"]+)"')
 _OPERATORS = set("();<>|&")
-_SPAN = re.compile(r"(?<!`)`(sd [^`]+)`(?!`)")
+_SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
 @dataclass(frozen=True)
@@ -103,5 +103,14 @@ def sd_calls(script: str) -> Iterator[list[str]]:
 
 def sd_spans(page: Path) -> list[list[str]]:
     """The arguments of each `sd …` in the prose of a page, up to an ellipsis."""
+    return [shlex.split(span.partition("…")[0])[1:] for span in _spans(page) if span.startswith("sd ")]
+
+
+def option_spans(page: Path) -> list[str]:
+    """Each `--option` in the prose of a page, without its value."""
+    return [span.split()[0] for span in _spans(page) if span.startswith("--")]
+
+
+def _spans(page: Path) -> list[str]:
     text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    return [shlex.split(span.partition("…")[0])[1:] for span in _SPAN.findall(" ".join(text.split()))]
+    return _SPAN.findall(" ".join(text.split()))

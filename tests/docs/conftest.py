@@ -71,7 +71,6 @@ def workplace(
     shutil.copy(corpus_file, folder / "wiki.txt")
     lines = [json.dumps({"body": line}) + "\n" for line in corpus_file.read_text().splitlines()]
     (folder / "tickets.jsonl").write_text("".join(lines))
-    (folder / "wiki.jsonl").write_text("".join(lines[:100]))
     copies = {"shards": shards, "distilled": student_folder, "runs/tiny": student_folder, "glue": glue_folder}
     for name, source in {**copies, "my-bert": teacher_folder}.items():
         shutil.copytree(source, folder / name)

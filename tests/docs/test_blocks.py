@@ -19,6 +19,7 @@ from tests.docs.blocks import (
     command_lines,
     name_of,
     needs_a_shell,
+    option_spans,
     read_blocks,
     sd_calls,
     sd_spans,
@@ -118,6 +119,15 @@ def test_each_call_of_sd_in_the_prose_has_options_that_exist(page, parse):
             # Placeholders stand for values there, and what is required may be left out.
             if "No such command" in error.format_message():
                 pytest.fail(f"{page.name}: `sd {' '.join(arguments)}`: {error.format_message()}")
+
+
+@pages(option_spans)
+def test_each_option_in_the_prose_is_one_of_sd(page):
+    def known(command: click.Command) -> set[str]:
+        names = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+        return names.union(*map(known, getattr(command, "commands", {}).values()))
+
+    assert set(option_spans(page)) - known(group) == set()
 
 
 def python_blocks(page: Path) -> list[Block]:
