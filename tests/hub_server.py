@@ -57,7 +57,7 @@ def disconnect(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def commit(files: dict[str, bytes]) -> str:
     """Hash of a commit that holds these files."""
-    return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+    return hashlib.sha1(repr([(path, _oid(content)) for path, content in sorted(files.items())]).encode()).hexdigest()
 
 
 @contextmanager
