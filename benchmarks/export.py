@@ -89,13 +89,16 @@ def _quality(
     """Cosines to the student on the text, to the teacher on held-out sentences, and STS, of each variant."""
     expected = student.encode(sentences)
     texts = held_out_texts(stream, _SENTENCES) or []
-    targets = public_targets(stream.held_out()[1][: len(texts)], student.encoder.config).numpy()
+    width = stream.fingerprint["dim"] // len(stream.fingerprint["layers"])
+    held_out = stream.held_out()[1][: len(texts)]
+    targets = public_targets(held_out, width, normalize=student.encoder.config.normalize).numpy()
     rows = []
     for name, encode in encoders.items():
         close = agreement(encode(sentences), expected)
         row = {"variant": name, "cosine_to_student": round(close["cosine"], 4)}
         row |= {"lowest_cosine_to_student": round(close["lowest_cosine"], 4)}
-        if texts:
+        # Between a reduced student's vectors and the teacher's there is no cosine.
+        if texts and width == student.dim:
             row["cosine_to_teacher"] = round(agreement(np.asarray(encode(texts)), targets)["cosine"], 4)
         if pairs is not None:
             row["sts_spearman"] = round(sts_spearman(encode, pairs), 4)

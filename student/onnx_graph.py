@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.export_folder import INPUTS, OUTPUT
-from sentence_distill.student.product_quantization import product_quantize
+from sentence_distill.student.product_quantization import balance_parts, product_quantize
 
 TABLES = ("float32", "float16", "int8", "pq")
 # What ONNX Runtime has read since 1.12 (2022); nothing of later ones is needed.
@@ -38,6 +38,8 @@ def build_graph(encoder: StudentEncoder, tables: str = "float32") -> onnx.ModelP
         UserError: the word embeddings' width does not fit `tables`.
     """
     graph = _Graph()
+    if tables == "pq":
+        encoder = balance_parts(encoder)
     with torch.no_grad():
         input_ids, attention_mask = (_time_first(graph, name) for name in INPUTS)
         lengths = graph.add("ReduceSum", attention_mask, graph.constant("time", [0]), keepdims=0)

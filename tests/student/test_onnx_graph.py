@@ -7,7 +7,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.student.config import StudentConfig
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.onnx_graph import build_graph
-from sentence_distill.student.product_quantization import product_quantize
+from sentence_distill.student.product_quantization import balance_parts, product_quantize
 
 
 def make(**options):
@@ -58,6 +58,21 @@ def test_a_batch_without_any_token_gets_the_vector_of_the_empty_sentence():
     np.testing.assert_allclose(opened(encoder)(nothing, nothing), expected, atol=1e-6)
 
 
+def test_rotated_word_embeddings_give_the_same_vectors_and_parts_that_are_alike():
+    encoder = make(embedding_dim=12, layers=2)
+    with torch.no_grad():
+        encoder.embedding.weight *= torch.linspace(4, 0.2, 12)
+    balanced = balance_parts(encoder)
+    ids, mask = padded([4, 0, 11])
+    np.testing.assert_allclose(by_torch(balanced, ids, mask), by_torch(encoder, ids, mask), atol=1e-5)
+
+    def products(of):
+        return of.embedding.weight.detach().var(dim=0).reshape(3, 4).prod(dim=1)
+
+    assert products(encoder).max() > 1000 * products(encoder).min()
+    assert products(balanced).max() < 30 * products(balanced).min()
+
+
 def rounded(weight, tables):
     """Word embeddings as a type of table holds them."""
     if tables == "float16":
@@ -77,6 +92,7 @@ def test_smaller_tables_hold_the_same_words_more_coarsely(tables, bytes_per_word
     ids, mask = padded([4, 0, 11])
     vectors, size = opened(encoder, tables)(ids, mask), build_graph(encoder, tables).ByteSize()
     assert np.abs(vectors - by_torch(encoder, ids, mask)).max() < 0.2
+    encoder = balance_parts(encoder) if tables == "pq" else encoder
     with torch.no_grad():
         encoder.embedding.weight.copy_(rounded(encoder.embedding.weight, tables))
     # The centres of product quantisation are in float16.
@@ -94,5 +110,5 @@ def test_a_word_without_a_vector_stays_at_zero_in_int8():
 
 
 def test_a_width_that_product_quantisation_cannot_cut_is_refused():
-    with pytest.raises(UserError, match="have 6; take int8"):
+    with pytest.raises(UserError, match="words have 6; take int8"):
         build_graph(make(embedding_dim=6), "pq")
