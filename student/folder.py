@@ -1,6 +1,7 @@
 """A student on disk: a sentence-transformers folder that loads without this package."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def save_student(folder: Path, student: Student, distillation: dict[str, Any]) -
         model.save_pretrained(str(folder), create_model_card=False)
     except SafetensorError as error:
         raise UserError(f"the student could not be written to {folder} ({error}); is the disk full?") from error
+    share_as(folder / "modules.json", module_weights(folder))
     _write_record(folder, {**distillation, "student": asdict(config)})
 
 
@@ -103,6 +105,12 @@ def module_weights(folder: Path) -> list[Path]:
     """The files of a student's weights."""
     files = (path / "model.safetensors" for path in module_paths(folder).values())
     return sorted({file for file in files if file.exists()})
+
+
+def share_as(example: Path, files: Iterable[Path]) -> None:
+    """Let whoever may read `example` read `files`: safetensors writes for its own user alone, whatever the umask."""
+    for file in files:
+        file.chmod(example.stat().st_mode)
 
 
 def update_distillation(folder: Path, **fields: Any) -> None:

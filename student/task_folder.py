@@ -13,7 +13,7 @@ from sentence_distill.data.task import Task
 from sentence_distill.pipeline.files import write_atomically
 from sentence_distill.student.classifier import StudentClassifier
 from sentence_distill.student.fit import Fitted
-from sentence_distill.student.folder import load_student, save_student
+from sentence_distill.student.folder import load_student, save_student, share_as
 
 TASK = "task.json"
 HEAD = "head.safetensors"
@@ -33,6 +33,7 @@ def save_classifier(folder: Path, fitted: Fitted[StudentClassifier], task: Task,
     save_student(folder, fitted.model.student, {**distillation, "metrics": {task.name: scores}})
     head = {name: value.cpu().contiguous() for name, value in fitted.model.head.state_dict().items()}
     save_file(head, folder / HEAD)
+    share_as(folder / "modules.json", [folder / HEAD])
     record = {
         "task": task.name,
         "text_columns": task.plain_columns,

@@ -66,3 +66,10 @@ def test_a_folder_that_holds_no_student_is_an_error_that_says_what_to_do(student
             weights.write_bytes(content[:100])
     with pytest.raises(UserError, match="train one: sd train-student"):
         load_student(folder)
+
+
+def test_whoever_may_read_one_file_of_a_student_may_read_all(student_folder):
+    modes = {
+        path.stat().st_mode & 0o777 for path in student_folder.rglob("*") if path.suffix in (".json", ".safetensors")
+    }
+    assert modes == {(student_folder / "modules.json").stat().st_mode & 0o777}
