@@ -18,7 +18,7 @@ _STREAM = "-"
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder")
 @click.option(
     "--input",
     "location",
@@ -49,7 +49,7 @@ _STREAM = "-"
 @click.option("--all", "every_class", is_flag=True, help="Write the probability of every class.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def predict(
-    folder: Path,
+    folder: str,
     location: str,
     out: str,
     text_column: str | None,
@@ -57,7 +57,7 @@ def predict(
     every_class: bool,
     device: str,
 ) -> None:
-    """Predict the labels, or scores, of texts with the student in FOLDER, which sd finetune made.
+    """Predict the labels, or scores, of texts with the student in FOLDER, which sd finetune made, or on the hub.
 
     Each row is written with what it held and its prediction, in the order of the input.
 

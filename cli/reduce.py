@@ -32,7 +32,12 @@ def _dims(context: click.Context, parameter: click.Parameter, value: str | None)
     metavar="N[,N…]",
     help="Widths to compare, where --dim is not given.  [default: powers of two, as in 32,64,128,256]",
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=None, help="[with --dim: STUDENT-N]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Folder to write, with --dim.  [default: STUDENT-N]",
+)
 @click.option(
     "--shards",
     type=click.Path(path_type=Path),

@@ -24,15 +24,20 @@ class Classifier:
         self.task = task
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Classifier":
+    def load(cls, name: str | Path, device: str | torch.device = "cpu") -> "Classifier":
         """Read the folder that `sd finetune STUDENT` made.
+
+        Args:
+            name: of the folder; or, as a string, `owner/name` on the hub, see `Student.load`.
+            device: where to compute.
 
         Raises:
             UserError: there is none, or it is damaged.
         """
+        from sentence_distill.student.hub import locate_student
         from sentence_distill.student.task_folder import load_classifier
 
-        model, task = load_classifier(Path(folder))
+        model, task = load_classifier(locate_student(name))
         return cls(model.to(device), task)
 
     @property

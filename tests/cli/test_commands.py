@@ -13,7 +13,7 @@ HEAVY = ("torch", "transformers", "datasets", "pyarrow", "polars", "numpy", "sci
     "command",
     [
         *([], ["embed"], ["train-student"], ["eval"], ["report"], ["export"], ["finetune"], ["augment"]),
-        *(["shards"], ["shards", "verify"], ["sample"]),
+        *(["predict"], ["reduce"], ["shards"], ["shards", "verify"], ["sample"]),
     ],
 )
 def test_help_reads_well_and_imports_nothing_heavy(command):
