@@ -17,6 +17,7 @@ RUN = {"sh", "python"}
 
 _FENCE = re.compile(r"^( *)```(\S*)(.*)$")
 _TITLE = re.compile(r'title="([^"]+)"')
+_HERE = re.compile(r"<<'?(\w+)'?")
 _OPERATORS = set("();<>|&")
 _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
@@ -65,11 +66,17 @@ def read_blocks(page: Path) -> list[Block]:
 
 
 def command_lines(script: str) -> list[str]:
-    """A script's commands without comments, lines that go on joined; one with loops or here-documents stays whole."""
-    if "<<" in script or re.search(r"^(for|while|if)\b", script, re.MULTILINE):
+    """A script's commands without comments, each with its here-document; a script with loops stays whole."""
+    if re.search(r"^(for|while|if)\b", script, re.MULTILINE):
         return [script]
-    lines = [line.strip() for line in script.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+    found = []
+    lines = iter(script.replace("\\\n", " ").splitlines())
+    for line in lines:
+        if here := _HERE.search(line):
+            found.append("\n".join([line, *iter(lines.__next__, here[1]), here[1]]))
+        elif line.strip() and not line.lstrip().startswith("#"):
+            found.append(line.strip())
+    return found
 
 
 def words(line: str) -> list[str]:
@@ -88,7 +95,8 @@ def needs_a_shell(line: str) -> bool:
 def sd_calls(script: str) -> Iterator[list[str]]:
     """The arguments of each call of `sd` in a script, however it is started; a variable is taken for a 1."""
     for line in command_lines(re.sub(r"\$\{?\w+\}?", "1", script)):
-        for part in line.splitlines():
+        # What a here-document holds is text.
+        for part in line.splitlines()[:1] if _HERE.search(line) else line.splitlines():
             command: list[str] = []
             for word in [*words(part), ";"]:
                 if not set(word) <= _OPERATORS:
