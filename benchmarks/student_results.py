@@ -1,6 +1,8 @@
 """Gathers what `sd eval`, `sd eval --speed` and `sd eval --glue` measured of a student into one dated file.
 
-usage: python benchmarks/student_results.py STUDENT
+usage: python benchmarks/student_results.py STUDENT [--name student]
+
+What was not measured is left out.
 """
 
 import argparse
@@ -15,13 +17,14 @@ def main() -> None:
     """Read eval.json, speed.json and glue.json of the student's folder and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("student", type=Path)
-    folder = parser.parse_args().student
-    record, intrinsic, speed, glue = (
-        json.loads((folder / f"{name}.json").read_text()) for name in ("distillation", "eval", "speed", "glue")
-    )
-    rows: list[dict[str, Any]] = [{"measure": "intrinsic", **intrinsic}]
-    rows += [{"measure": "speed", "model": name, **figures} for name, figures in speed["contenders"].items()]
-    for row, tasks in glue["rows"].items():
+    parser.add_argument("--name", default="student", help="of the result")
+    options = parser.parse_args()
+    files = {path.stem: json.loads(path.read_text()) for path in options.student.glob("*.json")}
+    record, glue = files["distillation"], files.get("glue", {})
+    rows: list[dict[str, Any]] = [{"measure": "intrinsic", **files["eval"]}] if "eval" in files else []
+    contenders = files.get("speed", {}).get("contenders", {})
+    rows += [{"measure": "speed", "model": name, **figures} for name, figures in contenders.items()]
+    for row, tasks in glue.get("rows", {}).items():
         for task, results in tasks.items():
             rows += [{"measure": "GLUE dev", "row": row, "task": task, **result} for result in results]
     fingerprint = record["corpus"]["fingerprint"]
@@ -30,10 +33,10 @@ def main() -> None:
         "corpus": {"rows": record["corpus"]["rows"], "content": fingerprint["corpus_content"]},
         "student": record["student"],
         "training": record["training"],
-        "finetuning": glue["finetuning"],
-        "teacher_finetuning": glue["teacher_finetuning"],
+        "metrics": record["metrics"],
+        **{name: glue[name] for name in ("finetuning", "teacher_finetuning") if name in glue},
     }
-    write_result("student", setting, rows)
+    write_result(options.name, setting, rows)
 
 
 if __name__ == "__main__":
