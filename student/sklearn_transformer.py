@@ -1,23 +1,36 @@
 """A student as a transformer of scikit-learn, which needs no import of scikit-learn for it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
+from tokenizers import Tokenizer
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.student.config import StudentConfig
+from sentence_distill.student.encoder import StudentEncoder
 
 if TYPE_CHECKING:
+    import pandas
+    import polars
     from sklearn.utils import Tags
+
+_OUTPUTS = ("default", "pandas", "polars")
 
 
 class SklearnTransformer(ABC):
     """Texts to vectors in a Pipeline, a ColumnTransformer or a GridSearchCV.
 
     It is fitted when it is made: `fit` changes nothing and `clone` gives the same object, as scikit-learn's
-    FrozenEstimator does.
+    FrozenEstimator does. Equal students have equal pickles, so that a pipeline's `memory` knows them again.
     """
+
+    encoder: StudentEncoder
+    tokenizer: Tokenizer
+    _output = "default"
 
     @property
     @abstractmethod
@@ -32,20 +45,26 @@ class SklearnTransformer(ABC):
         """Do nothing: a student is trained already."""
         return self
 
-    def transform(self, texts: Iterable[str]) -> np.ndarray:
+    def transform(self, texts: Iterable[str]) -> "np.ndarray | pandas.DataFrame | polars.DataFrame":
         """Embed texts.
 
         Args:
             texts: n texts: a list, a column of a data frame, or an array of one axis.
 
         Returns:
-            float32[n, dim].
+            float32[n, dim], or the same as a data frame, see `set_output`.
 
         Raises:
-            UserError: a single text, or something in it is no text.
+            UserError: a single text, a table, or something in it is no text.
         """
         if isinstance(texts, str):
             raise UserError("transform takes several texts, and got one: put it into a list")
+        # Of a data frame and of a dict the names of the columns would be taken for texts.
+        if isinstance(texts, Mapping) or len(getattr(texts, "shape", (0,))) != 1:
+            raise UserError(
+                f"transform takes one column of texts, and got a {type(texts).__name__} of another shape; name the "
+                'column, as in table["text"] (not [["text"]]), in a ColumnTransformer "text" (not ["text"])'
+            )
         listed = list(texts)
         for place, text in enumerate(listed):
             if not isinstance(text, str):
@@ -53,11 +72,40 @@ class SklearnTransformer(ABC):
                     f"transform takes texts, and number {place} is {type(text).__name__}; give a list of strings or "
                     "one column of a table, without missing values"
                 )
-        return self.encode(listed)
+        return self._as_output(self.encode(listed), texts)
 
-    def fit_transform(self, texts: Iterable[str], y: Any = None) -> np.ndarray:
+    def fit_transform(self, texts: Iterable[str], y: Any = None) -> "np.ndarray | pandas.DataFrame | polars.DataFrame":
         """Embed texts, see `transform`."""
         return self.transform(texts)
+
+    def set_output(self, *, transform: str | None = None) -> Self:
+        """Choose what `transform` returns, of this student wherever it is used.
+
+        Args:
+            transform: "default" for an array, "pandas" or "polars" for a data frame; None changes nothing.
+
+        Raises:
+            UserError: it is something else.
+        """
+        if transform is not None:
+            if transform not in _OUTPUTS:
+                raise UserError(f"set_output takes transform={', '.join(map(repr, _OUTPUTS))}, not {transform!r}")
+            self._output = transform
+        return self
+
+    def _as_output(
+        self, vectors: np.ndarray, texts: Iterable[str]
+    ) -> "np.ndarray | pandas.DataFrame | polars.DataFrame":
+        if self._output == "pandas":
+            import pandas
+
+            index = texts.index if isinstance(texts, pandas.Series) else None
+            return pandas.DataFrame(vectors, columns=self.get_feature_names_out(), index=index)
+        if self._output == "polars":
+            import polars
+
+            return polars.DataFrame(vectors, schema=list(self.get_feature_names_out()), orient="row")
+        return vectors
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the vectors' columns: student0, student1, ..."""
@@ -83,6 +131,23 @@ class SklearnTransformer(ABC):
     def __repr__(self) -> str:
         # Pipelines show it.
         return f"{type(self).__name__}(dim={self.dim})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # PyTorch pickles the same weights to other bytes every time.
+        weights = self.encoder.state_dict()
+        return {
+            "config": asdict(self.encoder.config),
+            "weights": {name: weight.float().cpu().numpy() for name, weight in weights.items()},
+            "tokenizer": self.tokenizer.to_str(),
+            "output": self._output,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.encoder = StudentEncoder(StudentConfig(**state["config"])).eval()
+        # Copied, because joblib's workers share arrays that nobody may write to.
+        self.encoder.load_state_dict({name: torch.tensor(weight) for name, weight in state["weights"].items()})
+        self.tokenizer = Tokenizer.from_str(state["tokenizer"])
+        self._output = state["output"]
 
     def __sklearn_clone__(self) -> Self:
         return self

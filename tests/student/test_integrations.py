@@ -2,8 +2,10 @@ import pickle
 import subprocess
 import sys
 
+import joblib
 import numpy as np
 import pandas
+import polars
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer, util
@@ -110,7 +112,58 @@ def test_a_student_goes_to_another_process_whole(student):
     np.testing.assert_array_equal(copy.encode(SENTENCES), student.encode(SENTENCES))
 
 
-@pytest.mark.parametrize("texts", [[1.0, "text"], np.array([["text"]]), ["text", None]])
+def test_equal_students_hash_equally_so_that_a_memory_outlives_the_process(student, student_folder):
+    copy = pickle.loads(pickle.dumps(student))  # noqa: S301
+    again = pickle.loads(pickle.dumps(copy))  # noqa: S301
+    assert len({joblib.hash(of) for of in (student, Student.load(student_folder), copy, again)}) == 1
+    with torch.no_grad():
+        copy.encoder.projections[0].bias[0] += 1
+    assert joblib.hash(copy) != joblib.hash(student)
+
+
+def test_a_memory_encodes_once_for_two_loads_of_a_student(student_folder, tmp_path, monkeypatch):
+    for _ in range(2):
+        make_pipeline(Student.load(student_folder), LogisticRegression(), memory=str(tmp_path)).fit(SENTENCES, LABELS)
+        monkeypatch.setattr(Student, "encode", None)
+
+
+def test_a_pipeline_gives_data_frames_on_request(student_folder):
+    student = Student.load(student_folder)
+    vectors, column = student.encode(SENTENCES), pandas.Series(SENTENCES, index=range(5, 65))
+    frame = make_pipeline(student, StandardScaler(with_mean=False, with_std=False)).set_output(transform="pandas")
+    found = frame.fit_transform(column)
+    assert list(found.columns[:2]) == ["student0", "student1"]
+    assert list(found.index) == list(column.index)
+    np.testing.assert_allclose(found.to_numpy(), vectors, atol=1e-6)
+    other = student.set_output(transform="polars").transform(SENTENCES)
+    assert isinstance(other, polars.DataFrame)
+    np.testing.assert_allclose(other.to_numpy(), vectors, atol=1e-6)
+    assert isinstance(student.set_output().set_output(transform="default").transform(SENTENCES), np.ndarray)
+    with pytest.raises(UserError, match="not 'arrow'"):
+        student.set_output(transform="arrow")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pandas.DataFrame({"text": ["The cat."]}),
+        polars.DataFrame({"text": ["The cat."]}),
+        {"text": ["The cat."]},
+        np.array([["text"]]),
+        np.array("text"),
+    ],
+)
+def test_a_table_is_refused_and_its_headers_are_not_encoded(student, texts):
+    with pytest.raises(UserError, match='name the column, as in table\\["text"'):
+        student.transform(texts)
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, pandas.Series, polars.Series])
+def test_a_column_of_any_library_is_encoded(student, make):
+    np.testing.assert_array_equal(student.transform(make(SENTENCES[:3])), student.encode(SENTENCES[:3]))
+
+
+@pytest.mark.parametrize("texts", [[1.0, "text"], ["text", None]])
 def test_what_is_no_list_of_texts_is_refused_with_its_place(student, texts):
     with pytest.raises(UserError, match=r"number \d is"):
         student.transform(texts)
