@@ -16,6 +16,8 @@ _COLUMNS = {
     "teacher_rank_agreement": "with the teacher: rank agreement",
     "teacher_recall_at_10": "recall@10",
 }
+# Fewer leave the second decimal of every column to chance.
+_FEW_ROWS = 100
 
 
 def _dims(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -23,7 +25,7 @@ def _dims(context: click.Context, parameter: click.Parameter, value: str | None)
 
 
 @click.command()
-@click.argument("student", type=click.Path(path_type=Path), default=DEFAULT_STUDENT)
+@click.argument("student", default=DEFAULT_STUDENT)
 @click.option("--dim", type=click.IntRange(1), default=None, metavar="N", help="Write a student of this width.")
 @click.option(
     "--dims",
@@ -51,7 +53,7 @@ def _dims(context: click.Context, parameter: click.Parameter, value: str | None)
     help="Text to reduce by instead of shards, in any form that sd embed takes; may be repeated.",
 )
 def reduce(
-    student: Path,
+    student: str,
     dim: int | None,
     dims: tuple[int, ...] | None,
     out: Path | None,
@@ -60,7 +62,7 @@ def reduce(
 ) -> None:
     """Give a student a narrower vector, for search and clustering: its own principal directions.
 
-    Without --dim it shows what is left at several widths, and writes nothing. The folder is a student like any other,
+    STUDENT is a folder or a name on the hub.  [default: distilled]  Without --dim it shows what is left at several widths, and writes nothing. The folder is a student like any other,
     smaller and as fast; it needs no more training and no teacher.
 
     \b
@@ -69,6 +71,7 @@ def reduce(
     """
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.student.folder import load_distillation, load_student
+    from sentence_distill.student.hub import locate_student
     from sentence_distill.student.model import encode_tokens
     from sentence_distill.student.reduce import (
         compare_dims,
@@ -81,13 +84,13 @@ def reduce(
     from sentence_distill.student.reduce_sample import sample_corpus, sample_shards
 
     _check(dim, dims, out, shards, corpus)
-    out = out or Path(f"{str(student).rstrip('/')}-{dim}")
+    out = out or _default_out(student, dim)
     if dim is not None and out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name another folder with --out")
-    full, distillation = load_student(student), load_distillation(student)
+    folder = locate_student(student)
+    full, distillation = load_student(folder), load_distillation(folder)
     wanted = (dim,) if dim is not None else dims or usual_dims(full.dim)
     require_narrower(wanted, full.dim)
-    shards = shards or Path(distillation["shards"])
     sample = sample_corpus(corpus, full) if corpus else sample_shards(shards, distillation)
     with ConsoleProgress().task("encode", len(sample.fit), "sentences") as advance:
         directions = find_directions(full, sample.fit, advance)
@@ -98,10 +101,17 @@ def reduce(
     if dim is None:
         click.echo(f"next: sd reduce {student} --dim {wanted[-1]}")
         return
-    source = ", ".join(corpus) or str(shards)
+    source = ", ".join(corpus) or str(shards or distillation["shards"])
     reduced = reduce_student(full, directions, dim)
     save_reduced(out, reduced, distillation, source=source, directions=directions, figures=figures[0])
     click.echo(f"{out}: a student of {dim} dimensions instead of {full.dim}\nnext: sd eval {out}")
+
+
+def _default_out(student: str, dim: int | None) -> Path:
+    """STUDENT-N: beside a student's folder, and of one on the hub in the current folder."""
+    if not Path(student).exists():
+        student = student.partition("@")[0].rpartition("/")[2]
+    return Path(f"{student.rstrip('/')}-{dim}")
 
 
 def _check(
@@ -127,3 +137,5 @@ def _print(figures: list[dict[str, Any]], rows: int, full_dim: int) -> None:
         table.add_row(str(found["dim"]), *(f"{found[name]:.4f}" for name in shown))
     click.echo(f"Against the full {full_dim} dimensions, over {rows:,} sentences that the reduction never saw:")
     Console().print(table)
+    if rows < _FEW_ROWS:
+        click.echo(f"warning: {rows} sentences measure little; name more text with --corpus", err=True)

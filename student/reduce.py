@@ -35,17 +35,11 @@ class Directions:
 
     Args:
         axes: float64[dim, dim], a direction a row, the one that holds most of the vectors first.
-        shares: float64[dim], of the vectors' squared length that lies along each; they sum to 1.
         rows: how many vectors they are of.
     """
 
     axes: torch.Tensor
-    shares: np.ndarray
     rows: int
-
-    def kept(self, dim: int) -> float:
-        """The share of the vectors' squared length that their first `dim` directions hold."""
-        return float(self.shares[:dim].sum())
 
     def project(self, vectors: torch.Tensor, dim: int) -> torch.Tensor:
         """Vectors as the reduced student gives them but for their length: float32[n, dim] of float32[n, full dim]."""
@@ -61,16 +55,23 @@ def find_directions(
         student: whose.
         input_ids: n lists of token ids, of the sentences.
         advance: called with the number of sentences done.
+
+    Raises:
+        UserError: fewer sentences than the vectors have dimensions, which leave directions undecided.
     """
+    if len(input_ids) < student.dim:
+        raise UserError(
+            f"{len(input_ids)} sentences to reduce by are too few: a student of {student.dim} dimensions needs "
+            f"{student.dim}, beside those that it is measured with; name more text with --corpus"
+        )
     moments = torch.zeros(student.dim, student.dim, dtype=torch.float64)
     for first in range(0, len(input_ids), _PART_ROWS):
         part = encode_tokens(student.encoder, input_ids[first : first + _PART_ROWS])
         unit = functional.normalize(part.double(), dim=1)
         moments += unit.T @ unit
         advance(len(part))
-    values, axes = torch.linalg.eigh(moments)
-    values = values.flip(0).clamp(min=0)
-    return Directions(axes.T.flip(0).contiguous(), (values / values.sum()).numpy(), len(input_ids))
+    axes = torch.linalg.eigh(moments).eigenvectors
+    return Directions(axes.T.flip(0).contiguous(), len(input_ids))
 
 
 def reduce_student(student: Student, directions: Directions, dim: int) -> Student:
@@ -99,13 +100,16 @@ def compare_dims(
         dims: in the order wanted; the full number stands for the vectors as they are.
 
     Returns:
-        For each: "dim"; "kept" (see `Directions`); "rank_agreement" and "recall_at_10" against the full vectors, and,
-        where the teacher's are there, "teacher_rank_agreement" and "teacher_recall_at_10" against those.
+        For each: "dim"; "kept", the share of the squared length of the vectors, each brought to length 1, that is left;
+        "rank_agreement" and "recall_at_10" against the full vectors, and, where the teacher's are there,
+        "teacher_rank_agreement" and "teacher_recall_at_10" against those.
     """
     found = []
+    unit = functional.normalize(vectors, dim=1)
     for dim in dims:
         narrow = directions.project(vectors, dim) if dim < vectors.shape[1] else vectors
-        figures: dict[str, Any] = {"dim": dim, "kept": directions.kept(dim)}
+        kept = float(directions.project(unit, dim).square().sum() / unit.square().sum())
+        figures: dict[str, Any] = {"dim": dim, "kept": kept}
         for prefix, reference in (("", vectors), ("teacher_", teacher)):
             if reference is not None:
                 figures[f"{prefix}rank_agreement"] = paired_rank_agreement(narrow, reference)

@@ -14,7 +14,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.sentences import SentenceRules, split_sentences
 from sentence_distill.pipeline.shards import Shard
 from sentence_distill.student.model import MAX_TOKENS, Student
-from sentence_distill.student.reference import require_teacher
+from sentence_distill.student.reference import require_own, require_teacher
 from sentence_distill.student.stream import ShardStream
 
 # Fifty for each direction of a vector 384 wide: more move the first directions by nothing that the measures show.
@@ -39,19 +39,19 @@ class Sample:
     teacher: torch.Tensor | None
 
 
-def sample_shards(shards: Path, distillation: dict[str, Any]) -> Sample:
+def sample_shards(shards: Path | None, distillation: dict[str, Any]) -> Sample:
     """At most 20,000 rows to train on, spread evenly over a student's shards, and at most 5,000 held-out ones.
 
     Args:
-        shards: a complete folder of shards of the student's teacher.
+        shards: a complete folder of shards of the student's teacher; None is the one that it was trained on.
         distillation: of the student.
 
     Raises:
         UserError: the shards are not there, damaged, or of another teacher, or hold out too few rows.
     """
-    training = distillation["training"]
-    stream = ShardStream(shards, held_out=training["held_out"], layers=training.get("target_layers"))
-    require_teacher(shards, stream.fingerprint, distillation)
+    training, folder = distillation["training"], shards or Path(distillation["shards"])
+    stream = ShardStream(folder, held_out=training["held_out"], layers=training.get("target_layers"))
+    (require_teacher if shards else require_own)(folder, stream.fingerprint, distillation)
     input_ids, targets = stream.held_out()
     dim = stream.fingerprint["dim"] // len(stream.fingerprint["layers"])
     return Sample(

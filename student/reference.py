@@ -89,6 +89,25 @@ def require_teacher(shards: Path, fingerprint: dict[str, Any], distillation: dic
         raise UserError(f"{shards} holds vectors of another teacher: {'; '.join(differing)}; name others with --shards")
 
 
+def require_own(shards: Path, fingerprint: dict[str, Any], distillation: dict[str, Any]) -> None:
+    """Refuse shards that only bear the name of those that a student was trained on.
+
+    Where a student comes from another folder or machine, the recorded name may stand for anything here.
+
+    Args:
+        shards: the folder, for the message.
+        fingerprint: of the run that made them.
+        distillation: of the student.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if differing := differing_fields(distillation["corpus"]["fingerprint"], fingerprint):
+        raise UserError(
+            f"{shards} is not what the student was trained on: {'; '.join(differing)}; name the folder with --shards"
+        )
+
+
 def token_counts(stream: ShardStream) -> np.ndarray:
     """int64[vocabulary]: how often each token occurs in the rows to train on; one shard is in memory at a time."""
     vocabulary = int(stream.fingerprint["vocabulary"])

@@ -1,8 +1,9 @@
+import json
 import shutil
 
 import pytest
 
-from tests.conftest import contents
+from tests.conftest import contents, make_sentences
 
 
 def test_widths_are_compared_and_nothing_is_written(sd, student_folder, shards, tmp_path, monkeypatch, capsys):
@@ -27,6 +28,27 @@ def test_a_corpus_stands_for_shards(sd, student_folder, corpus_file, tmp_path, m
     assert (tmp_path / "student-4" / "modules.json").exists()
 
 
+def test_few_sentences_to_measure_with_are_warned_of(sd, student_folder, tmp_path, capsys):
+    (tmp_path / "few.txt").write_text("\n".join(make_sentences(100)), encoding="utf-8")
+    assert sd("reduce", student_folder, "--corpus", tmp_path / "few.txt") == 0
+    assert "warning: 20 sentences measure little" in capsys.readouterr().err
+
+
+def test_other_shards_under_the_recorded_name_are_not_taken(
+    sd, student_folder, arguments, tmp_path, monkeypatch, capsys
+):
+    """As beside a student from the hub, whose record names a folder of another machine."""
+    folder = shutil.copytree(student_folder, tmp_path / "student")
+    record = json.loads((folder / "distillation.json").read_text())
+    (folder / "distillation.json").write_text(json.dumps(record | {"shards": "shards"}))
+    (tmp_path / "other.txt").write_text("\n".join(make_sentences(600, seed=9)), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert sd(*arguments, "--corpus", "other.txt", "--out", "shards") == 0
+    assert sd("reduce", "student") == 1
+    assert "shards is not what the student was trained on: corpus_" in capsys.readouterr().err
+    assert sd("reduce", "student", "--shards", "shards") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -38,6 +60,7 @@ def test_a_corpus_stands_for_shards(sd, student_folder, corpus_file, tmp_path, m
         (["{student}", "--dim", "8", "--shards", "no-such"], 1, "no-such"),
         (["{student}", "--dim", "8", "--corpus", "no-such.txt"], 1, "no-such.txt"),
         (["{student}", "--dim", "8", "--corpus", "short.txt"], 1, "too few to reduce by"),
+        (["{student}", "--corpus", "few.txt"], 1, "24 sentences to reduce by are too few"),
         (["{student}", "--shards", "x", "--corpus", "y"], 2, "give one of them"),
         (["{student}", "--dim", "8", "--out", "{student}"], 1, "is not empty"),
     ],
@@ -45,8 +68,9 @@ def test_a_corpus_stands_for_shards(sd, student_folder, corpus_file, tmp_path, m
 def test_mistakes_end_in_one_line(sd, student_folder, tmp_path, monkeypatch, capsys, arguments, code, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("The red cat ran home.\n")
+    (tmp_path / "few.txt").write_text("\n".join(make_sentences(30)), encoding="utf-8")
     assert sd("reduce", *(argument.format(student=student_folder) for argument in arguments)) == code
     error = capsys.readouterr().err
     assert message in error
     assert code == 2 or len(error.strip().splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["few.txt", "short.txt"]

@@ -153,6 +153,13 @@ def test_a_newer_student_under_the_same_name_is_fetched(hub, sd, student_folder)
         Student.load("me/small")
 
 
+def test_sd_reduce_takes_a_name_on_the_hub(hub, sd, student_folder, corpus_file, tmp_path, monkeypatch):
+    assert sd("push", student_folder, "me/small") == 0
+    monkeypatch.chdir(tmp_path)
+    assert sd("reduce", "me/small@main", "--dim", "4", "--corpus", corpus_file) == 0
+    assert Student.load(tmp_path / "small-4").dim == 4
+
+
 @pytest.mark.parametrize(
     ("status", "expected"),
     [(401, "does not accept the token"), (403, "no owner me"), (404, "no owner me"), (503, "refused me/small")],

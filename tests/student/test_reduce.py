@@ -8,6 +8,7 @@ from sklearn.decomposition import TruncatedSVD
 from torch.nn import functional
 
 from sentence_distill import Student
+from sentence_distill.data.errors import UserError
 from sentence_distill.student.folder import load_distillation
 from sentence_distill.student.model import encode_tokens
 from sentence_distill.student.reduce import compare_dims, find_directions, reduce_student, usual_dims
@@ -34,9 +35,19 @@ def test_the_directions_are_those_of_scikit_learn_s_truncated_svd(student, sampl
     components = TruncatedSVD(5, algorithm="arpack", random_state=0).fit(vectors).components_
     np.testing.assert_allclose(np.abs(components @ directions.axes[:5].numpy().T), np.eye(5), atol=1e-4)
     assert directions.rows == len(vectors)
-    kept = ((vectors @ components.T) ** 2).sum() / (vectors**2).sum()
-    assert directions.kept(5) == pytest.approx(kept, abs=1e-6)
-    assert directions.kept(student.dim) == pytest.approx(1)
+
+
+def test_the_length_that_is_kept_is_of_the_measured_vectors(student, sample, directions):
+    vectors = encode_tokens(student.encoder, sample.measured)
+    kept = [figures["kept"] for figures in compare_dims(vectors, None, directions, (5, student.dim))]
+    projected = vectors.numpy() @ directions.axes[:5].T.numpy()
+    assert kept == pytest.approx([(projected**2).sum() / len(vectors), 1], abs=1e-5)
+
+
+def test_fewer_sentences_than_dimensions_are_refused_with_both_numbers(student, sample):
+    with pytest.raises(UserError, match=r"^31 sentences to reduce by are too few.* needs 32, beside"):
+        find_directions(student, sample.fit[:31])
+    assert find_directions(student, sample.fit[:32]).rows == 32
 
 
 def test_the_last_projection_takes_the_reduction_in(student, sample, directions):
