@@ -1,6 +1,7 @@
 """What the commands print: a progress bar on a terminal, plain log lines elsewhere, one-line errors."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -83,6 +84,11 @@ def _lines(name: str, total: int | None, unit: str, before: int) -> Iterator[Adv
     yield advance
     if done > before:
         show(time.monotonic())
+
+
+def drop_standard_output() -> None:
+    """Forget what was not yet read of it: who reads it has gone or waits, and the end of the process would wait too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_json(path: Path, figures: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """`sd encode`: vectors of a file's sentences."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_distill.data.corpus import Corpus
+    from sentence_distill.data.sources import Source
     from sentence_distill.student.encode_files import Encoded
 
 _BY_SUFFIX = {
@@ -93,21 +95,20 @@ def encode(student: str, inputs: tuple[str, ...], out: str, **options: Any) -> N
     """
     import torch
 
-    from sentence_distill.cli.console import ConsoleProgress
+    from sentence_distill.cli.console import ConsoleProgress, drop_standard_output
     from sentence_distill.pipeline.precision import pick_device, pick_precision
     from sentence_distill.student.encode_files import EncodeConfig, FileEncoder
-    from sentence_distill.student.hub import locate_student
     from sentence_distill.student.model import Student
 
     format_ = _format(out, options["format_"])
-    if out != "-" and Path(out).exists() and not options["overwrite"]:
-        raise UserError(f"{out} is there already; name another file, or replace it with --overwrite")
+    _check_out(out, options["overwrite"])
     corpus = _open(inputs, out, options)
     if options["threads"]:
         torch.set_num_threads(options["threads"])
+        # The tokenizer reads it when it is first used.
+        os.environ["RAYON_NUM_THREADS"] = str(options["threads"])
     device = pick_device(options["device"])
-    folder = locate_student(student)
-    loaded = Student.load(folder)
+    loaded = Student.load(student)
     loaded.encoder.to(device)
     config = EncodeConfig(
         precision=pick_precision(options["precision"], device),
@@ -117,16 +118,29 @@ def encode(student: str, inputs: tuple[str, ...], out: str, **options: Any) -> N
     )
     encoder = FileEncoder(loaded, corpus, config, ConsoleProgress())
     if out == "-":
-        with stopped_by_signals("stopped; what was written so far is whole lines or batches"):
-            _summary(encoder.stream(sys.stdout.buffer))
+        try:
+            with stopped_by_signals("stopped before the end of the input"):
+                _summary(encoder.stream(sys.stdout.buffer))
+        except UserError:
+            drop_standard_output()
+            raise
         return
     with stopped_by_signals(f"stopped; the same command goes on from what {out}.parts holds"):
-        done = encoder.write(Path(out), folder)
+        done = encoder.write(Path(out))
     _summary(done)
     click.echo(
         f"{out}: {done.rows:,} vectors of {loaded.dim} {options['dtype']}, {Path(out).stat().st_size / 1e6:,.1f} MB\n"
         f"read it: {_READ[format_].format(out)}"
     )
+
+
+def _check_out(out: str, overwrite: bool) -> None:
+    if out == "-":
+        return
+    if Path(out).is_dir():
+        raise UserError(f"--out {out} is a folder; name a file")
+    if Path(out).exists() and not overwrite:
+        raise UserError(f"{out} is there already; name another file, or replace it with --overwrite")
 
 
 def _format(out: str, given: str | None) -> str:
@@ -142,12 +156,17 @@ def _format(out: str, given: str | None) -> str:
 def _open(inputs: tuple[str, ...], out: str, options: dict[str, Any]) -> "Corpus":
     from sentence_distill.data.corpus import Corpus, text_fields
     from sentence_distill.data.sources import STANDARD_INPUT, Source
+    from sentence_distill.student.encode_files import parts_folder
 
     format_, text_field = options["input_format"], options["text_field"]
     if len(text_fields(text_field)) > 1:
         raise click.UsageError(f"--text-field {text_field}: one field; a pair is encoded as two files")
     if STANDARD_INPUT not in inputs:
-        return Corpus.open(inputs, format=format_, text_field=text_field, keep_blank=True)
+        parts = None if out == "-" else parts_folder(Path(out))
+        corpus = Corpus.open(inputs, format=format_, text_field=text_field, keep_blank=True, leave_out=parts)
+        if any(_is_file(source, Path(out)) for source in corpus.sources):
+            raise UserError(f"--out {out} is among the input; name another file")
+        return corpus
     if len(inputs) > 1 or out != "-":
         raise click.UsageError(
             "standard input goes to standard output alone, since it can't be read again; "
@@ -159,11 +178,15 @@ def _open(inputs: tuple[str, ...], out: str, options: dict[str, Any]) -> "Corpus
     return Corpus([source], format_ or "text", text_field, keep_blank=True)
 
 
+def _is_file(source: "Source", out: Path) -> bool:
+    path = source.url.removeprefix("file://")
+    return path != source.url and out.exists() and out.samefile(path)
+
+
 def _summary(done: "Encoded") -> None:
     if done.without_text:
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in done.without_text.items())
         click.echo(
             f"{sum(done.without_text.values()):,} of {done.rows:,} records have no text and vectors of zeros "
-            f"({reasons}; the first: {done.first_without})",
+            f"({done.describe()})",
             err=True,
         )

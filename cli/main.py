@@ -7,6 +7,7 @@ import sys
 import click
 
 from sentence_distill.cli.augment import augment
+from sentence_distill.cli.console import drop_standard_output
 from sentence_distill.cli.embed import embed
 from sentence_distill.cli.encode import encode
 from sentence_distill.cli.eval import evaluate
@@ -65,8 +66,7 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     except BrokenPipeError:
-        # Who read standard output has enough of it; closing it at exit would complain once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_standard_output()
         sys.exit(1)
     except OSError as error:
         # A missing permission, say: the reason and the place are the message.

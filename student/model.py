@@ -14,8 +14,9 @@ from sentence_distill.student.workers import map_on_cores
 
 # A batch's states then fit into a core's cache.
 TOKEN_BUDGET = 4096
-# So many sentences are ordered by length at once; more need more memory and fill no batch better.
+# So many sentences are ordered by length at once, or fewer long ones; more need more memory and fill no batch better.
 _WINDOW = 1 << 16
+_WINDOW_CHARACTERS = 1 << 25
 # The shards hold no longer sentences by default; what is longer is cut, as sentence-transformers does.
 MAX_TOKENS = 512
 
@@ -74,10 +75,22 @@ class Student(SklearnTransformer):
         if isinstance(sentences, str):
             return self.encode([sentences], precision)[0]
         out = np.empty((len(sentences), self.dim), dtype=np.float32)
-        for first in range(0, len(sentences), _WINDOW):
-            window = self.tokenize(sentences[first : first + _WINDOW])
+        first = 0
+        while first < len(sentences):
+            window = self.tokenize(sentences[first : first + _window(sentences, first)])
             out[first : first + len(window)] = encode_tokens(self.encoder, window, precision).numpy()
+            first += len(window)
         return out
+
+
+def _window(sentences: Sequence[str], first: int) -> int:
+    """How many sentences from `first` on are encoded together: at least one."""
+    characters = 0
+    for count in range(min(_WINDOW, len(sentences) - first)):
+        characters += len(sentences[first + count])
+        if characters > _WINDOW_CHARACTERS:
+            return max(1, count)
+    return min(_WINDOW, len(sentences) - first)
 
 
 def encode_tokens(

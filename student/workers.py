@@ -1,14 +1,20 @@
 """Threads that compute side by side, one core each."""
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from contextlib import suppress
+from threading import Barrier, BrokenBarrierError, Lock
 from typing import TypeVar
 
 import torch
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
+_STARTING = Lock()
+
+# OpenMP's threads do not live on in a forked process, where waiting for them would never end.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def map_on_cores(function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list[_Result]:
@@ -20,22 +26,37 @@ def map_on_cores(function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -
     cores = torch.get_num_threads()
     if cores == 1 or len(tasks) < 2 * cores:
         return [function(task) for task in tasks]
-    started = Barrier(cores + 1)
+    with ThreadPoolExecutor(cores, initializer=(started := _Start(cores))) as pool:
+        try:
+            with _STARTING:
+                results = [pool.submit(function, task) for task in tasks]
+                started.wait()
+            return [result.result() for result in results]
+        except BaseException:
+            started.barrier.abort()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
-    def start() -> None:
+
+class _Start:
+    """What each thread of a pool does first: compute with one thread from then on."""
+
+    def __init__(self, cores: int) -> None:
+        self.barrier = Barrier(cores + 1)
+        self._cores = cores
+
+    def __call__(self) -> None:
         # A thread takes PyTorch's number when it first asks for it, and would do so after it was given its own.
         torch.get_num_threads()
         torch.set_num_threads(1)
-        started.wait()
+        # A pool whose threads fail at their start would leave others of them waiting for ever.
+        with suppress(BrokenBarrierError):
+            self.barrier.wait()
 
-    with ThreadPoolExecutor(cores, initializer=start) as pool:
+    def wait(self) -> None:
+        """Return once all have done so."""
         try:
-            results = [pool.submit(function, task) for task in tasks]
-            started.wait()
+            self.barrier.wait()
+        finally:
             # The number that a thread was given last is also the one that new threads take.
-            torch.set_num_threads(cores)
-            return [result.result() for result in results]
-        except BaseException:
-            started.abort()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            torch.set_num_threads(self._cores)

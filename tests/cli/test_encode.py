@@ -81,7 +81,14 @@ def test_what_has_no_text_gets_zeros_and_is_counted(encode, tmp_path, capsys):
     )
     texts, vectors = read(tmp_path / "v.parquet")
     assert texts == ["One dog ran.", None, "A cat saw it."]
-    assert np.abs(vectors).sum(axis=1).astype(bool).tolist() == [True, bool(np.abs(vectors[1]).sum()), True]
+    assert vectors.any(axis=1).tolist() == [True, False, True]
+
+
+def test_a_file_without_any_text_is_an_error_and_leaves_nothing(encode, tmp_path, capsys):
+    (tmp_path / "in.json").write_text("[1,\n2]\n")
+    assert encode("--input", tmp_path / "in.json", "--out", tmp_path / "v.npy") == 1
+    assert "none of the 2 records has text" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.json"]
 
 
 def sd_process(*arguments, **options):
@@ -161,15 +168,90 @@ def test_a_kill_loses_no_finished_part(student_folder, tmp_path):
     assert not (tmp_path / "killed.npy.parts").exists()
 
 
+def stopped_after(encode, monkeypatch, windows, *arguments):
+    """Run `sd encode` in windows of 16 rows, stopped when so many are encoded."""
+    monkeypatch.setattr(encode_files, "WINDOW", 16)
+    real, calls = encode_files.encode_tokens, []
+
+    def stopping(*given):
+        calls.append(1)
+        if len(calls) > windows:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode_files, "encode_tokens", stopping)
+        assert encode(*arguments) == 1
+
+
 def test_parts_of_another_run_are_not_mixed_in(encode, text_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(encode_files, "encode_tokens", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
     out = tmp_path / "v.npy"
-    assert encode("--input", text_file, "--out", out) == 1
+    stopped_after(encode, monkeypatch, 1, "--input", text_file, "--out", out)
     before = contents(tmp_path)
-    monkeypatch.undo()
     assert encode("--input", text_file, "--out", out, "--dtype", "float16") == 1
     assert "another run encoded: dtype (float32 -> float16)" in capsys.readouterr().err
     assert contents(tmp_path) == before
+
+
+def test_parts_that_cannot_be_trusted_are_not_joined(encode, text_file, expected, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "v.npy"
+    arguments = ("--input", text_file, "--out", out)
+    stopped_after(encode, monkeypatch, 3, *arguments)
+    parts = encode_files.parts_folder(out)
+    (parts / "part-000001.arrow").write_bytes(b"ARROW1")
+    assert encode(*arguments) == 1
+    assert "part-000001.arrow is damaged or gone" in capsys.readouterr().err
+    assert not out.exists()
+    (parts / "run.json").unlink()
+    assert encode(*arguments) == 0
+    np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
+
+
+def test_a_first_try_that_failed_does_not_stand_in_the_way(encode, tmp_path, expected):
+    objects = "".join(json.dumps({"body": sentence}) + "\n" for sentence in SENTENCES)
+    (tmp_path / "in.jsonl").write_text(objects, encoding="utf-8")
+    arguments = ("--input", tmp_path / "in.jsonl", "--out", tmp_path / "v.npy")
+    assert encode(*arguments) == 1
+    assert encode(*arguments, "--text-field", "body") == 0
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-6)
+
+
+def test_the_parts_of_a_run_are_no_input_of_its_next_try(encode, text_file, tmp_path, monkeypatch):
+    (tmp_path / "in.txt").write_bytes(text_file.read_bytes())
+    arguments = ("--input", tmp_path, "--out", tmp_path / "v.npy")
+    stopped_after(encode, monkeypatch, 2, *arguments)
+    assert encode(*arguments) == 0
+    assert len(np.load(tmp_path / "v.npy")) == len(SENTENCES)
+
+
+def test_input_is_not_replaced_by_its_vectors(encode, tmp_path, capsys):
+    text = tmp_path / "in.txt"
+    text.write_text("One dog ran.\n")
+    assert encode("--input", text, "--out", text, "--format", "npy", "--overwrite") == 1
+    assert "is among the input" in capsys.readouterr().err
+    assert text.read_text() == "One dog ran.\n"
+
+
+def test_long_records_make_shorter_windows(encode, text_file, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode_files, "WINDOW_CHARACTERS", 100)
+    assert encode("--input", text_file, "--out", tmp_path / "v.npy") == 0
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("lines_read", [1, 4096], ids=["full", "empty"])
+def test_a_signal_ends_it_while_it_waits_for_a_pipe(student_folder, lines_read):
+    process = sd_process("encode", "--student", student_folder, "--input", "-", "--precision", "fp32")
+    process.stdin.write(b"One dog ran.\n" * 4096)
+    process.stdin.flush()
+    for _ in range(lines_read - 1):
+        process.stdout.readline()
+    assert process.stdout.readline().startswith(b'{"text":"One dog ran."')
+    process.terminate()
+    # Standard input stays open: what it waits for never comes.
+    assert process.wait(timeout=60) == 1
+    assert b"stopped" in process.stderr.read()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        pipe.close()
 
 
 def test_a_file_that_is_there_is_kept_unless_it_may_be_replaced(encode, text_file, tmp_path, capsys):
@@ -190,6 +272,7 @@ def test_a_file_that_is_there_is_kept_unless_it_may_be_replaced(encode, text_fil
         (["--input", "-", "--input-format", "parquet"], "read as text or jsonl"),
         (["--input", "x.txt", "--out", "v.txt"], "say --format"),
         (["--input", "x.txt", "--format", "npy"], "name --out"),
+        (["--input", "x.txt", "--out", ".", "--format", "npy", "--overwrite"], "is a folder"),
         (["--input", "x.txt", "--out", "v.npy", "--text-field", "a,b"], "one field"),
     ],
 )

@@ -37,6 +37,8 @@ def test_windows_do_not_show(student, monkeypatch):
     whole = student.encode(SENTENCES)
     monkeypatch.setattr("sentence_distill.student.model._WINDOW", 7)
     np.testing.assert_allclose(student.encode(SENTENCES), whole, atol=1e-6)
+    monkeypatch.setattr("sentence_distill.student.model._WINDOW_CHARACTERS", 100)
+    np.testing.assert_allclose(student.encode(SENTENCES), whole, atol=1e-6)
 
 
 def test_several_threads_encode_at_once(student):

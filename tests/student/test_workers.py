@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -44,3 +46,18 @@ def test_the_callers_threads_stay_also_after_an_error(four_threads):
 
 def test_few_tasks_run_where_they_are_asked_for(four_threads):
     assert map_on_cores(lambda task: threading.get_ident(), [1, 2]) == [threading.get_ident()] * 2
+
+
+def test_a_forked_process_computes_too():
+    script = """
+import os, torch
+from sentence_distill.student.workers import map_on_cores
+torch.set_num_threads(2)
+product = lambda task: float((torch.ones(600, 600) @ torch.ones(600, 600)).sum())
+expected = map_on_cores(product, range(8))
+child = os.fork()
+if child == 0:
+    os._exit(0 if map_on_cores(product, range(8)) == expected else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
