@@ -1,7 +1,7 @@
 """`sd predict`: labels, or scores, for a file's texts."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -12,6 +12,7 @@ from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_distill.data.rows import Row
+    from sentence_distill.data.sources import Source
 
 _FORMATS = ("jsonl", "csv", "tsv", "text", "parquet", "arrow")
 _STREAM = "-"
@@ -48,6 +49,7 @@ _STREAM = "-"
 )
 @click.option("--all", "every_class", is_flag=True, help="Write the probability of every class.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--overwrite", is_flag=True, help="Replace --out where it is there already.")
 def predict(
     folder: str,
     location: str,
@@ -56,6 +58,7 @@ def predict(
     format: str | None,
     every_class: bool,
     device: str,
+    overwrite: bool,
 ) -> None:
     """Predict the labels, or scores, of texts with the student in FOLDER, which sd finetune made, or on the hub.
 
@@ -68,11 +71,15 @@ def predict(
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.corpus import text_fields
     from sentence_distill.data.row_writer import open_writer, output_format
+    from sentence_distill.data.sources import find_sources
     from sentence_distill.pipeline.precision import pick_device
     from sentence_distill.student.predict import Classifier
     from sentence_distill.student.predict_files import predict_rows
 
     kind = "jsonl" if out == _STREAM else output_format(out)
+    sources = [] if location == _STREAM else find_sources([location])
+    if out != _STREAM:
+        _check_out(Path(out), sources, overwrite)
     classifier = Classifier.load(folder, pick_device(device))
     columns = classifier.task.columns if text_column is None else text_fields(text_column, "--text-column")
     if len(columns) != len(classifier.task.columns):
@@ -81,37 +88,50 @@ def predict(
         )
     if every_class and classifier.task.regression:
         raise UserError(f"--all: {folder} gives scores, not classes")
-    with _output(out) as file, ConsoleProgress().task("predict", None, "rows") as advance:
-        writer = open_writer(file, kind)
-        counts = predict_rows(
-            classifier,
-            _rows(location, format, columns),
-            writer,
-            columns=columns,
-            every_class=every_class,
-            advance=advance,
-        )
+    with (
+        _output(out) as file,
+        open_writer(file, kind) as writer,
+        ConsoleProgress().task("predict", None, "rows") as advance,
+    ):
+        rows = _rows_of(sources, format, columns) if sources else _standard_input(format, columns)
+        counts = predict_rows(classifier, rows, writer, columns=columns, every_class=every_class, advance=advance)
         if not counts.rows:
             raise UserError(f"{'standard input' if location == _STREAM else location} holds no row")
-        writer.close()
     empty = f", {counts.empty:,} of them without text" if counts.empty else ""
     click.echo(f"{'standard output' if out == _STREAM else out}: {counts.rows:,} rows{empty}", err=out == _STREAM)
 
 
-def _rows(location: str, format: str | None, columns: tuple[str, ...]) -> "Iterator[Row]":
-    from sentence_distill.data.rows import STREAM_FORMATS, read_rows, rows_of_stream
-    from sentence_distill.data.sources import find_sources
-
-    if location != _STREAM:
-        for source in find_sources([location]):
-            yield from read_rows(source, format, columns[0])
+def _check_out(out: Path, sources: "Sequence[Source]", overwrite: bool) -> None:
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file in it")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    if not out.exists():
         return
+    for source in sources:
+        local = Path(source.url.removeprefix("file://"))
+        if local.exists() and local.samefile(out):
+            raise UserError(f"--out {out} is the input itself; name another file")
+    if not overwrite:
+        raise UserError(f"{out} is there already; name another file, or replace it with --overwrite")
+
+
+def _rows_of(sources: "Sequence[Source]", format: str | None, columns: tuple[str, ...]) -> "Iterator[Row]":
+    from sentence_distill.data.rows import read_rows
+
+    for source in sources:
+        yield from read_rows(source, format, columns[0])
+
+
+def _standard_input(format: str | None, columns: tuple[str, ...]) -> "Iterator[Row]":
+    from sentence_distill.data.rows import STREAM_FORMATS, rows_of_stream
+
     stream = sys.stdin.buffer
     # A peek waits for the first bytes, and takes none of them away.
     kind = format or ("jsonl" if stream.peek(1).lstrip().startswith(b"{") else "text")  # type: ignore[union-attr]
     if kind not in STREAM_FORMATS:
         raise UserError(f"--format {kind} can't be read from standard input; name a file with --input")
-    yield from rows_of_stream(stream, "standard input", kind, columns[0])
+    return rows_of_stream(stream, "standard input", kind, columns[0])
 
 
 @contextmanager
@@ -121,7 +141,5 @@ def _output(out: str) -> Iterator[BinaryIO]:
     if out == _STREAM:
         yield sys.stdout.buffer
         return
-    if not Path(out).parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {Path(out).parent}")
     with replacing(Path(out)) as file:
         yield file

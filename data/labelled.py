@@ -53,7 +53,8 @@ def read_labelled(location: str, columns: Sequence[str], label: str) -> Labelled
                 into.append(row.text(column))
                 if not into[-1].strip():
                     raise UserError(f"{row.where}: column {column!r} is empty; remove that row")
-            labels.append(_written(row.value(label)))
+            value = row.value(label)
+            labels.append(row.text(label).strip() if isinstance(value, str) else _written(value))
             places.append(row.where)
             if not labels[-1]:
                 raise UserError(f"{row.where}: column {label!r} is empty; remove that row, or label it")
@@ -68,25 +69,27 @@ def _written(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return "" if value is None else str(value).strip()
+    # The gap itself is None, or a NaN.
+    return "" if value is None or value != value else str(value)
 
 
 def is_score(labels: Sequence[str]) -> bool:
-    """Whether labels are scores and not classes: all are numbers, and at least one is not whole."""
+    """Whether labels are scores and not classes: all are numbers, and at least one is finite and not whole."""
     try:
         numbers = [float(label) for label in labels]
     except ValueError:
         return False
-    return not all(number.is_integer() for number in numbers)
+    return any(math.isfinite(number) and not number.is_integer() for number in numbers)
 
 
 def class_names(labels: Sequence[str]) -> tuple[str, ...]:
     """The classes of labels: in the order of their numbers where all are whole numbers, otherwise by name."""
     names = set(labels)
     try:
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
+        whole = all(float(name).is_integer() for name in names)
     except ValueError:
-        return tuple(sorted(names))
+        whole = False
+    return tuple(sorted(names, key=lambda name: (float(name), name) if whole else (0, name)))
 
 
 def make_task(

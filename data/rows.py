@@ -12,8 +12,9 @@ import pyarrow.parquet
 
 from sentence_distill.data.corpus import detect_format
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.lines import MAX_LINE_BYTES
 from sentence_distill.data.sources import READ_ERRORS, Source, open_seekable, open_source
-from sentence_distill.data.tables import BATCH_ROWS, arrow_batches
+from sentence_distill.data.tables import BATCH_ROWS, arrow_batches, quoting
 
 STREAM_FORMATS = ("jsonl", "csv", "tsv", "text")
 """Formats that can be read from a pipe; beside them there are Parquet and Arrow."""
@@ -26,10 +27,12 @@ class Row:
     Args:
         where: file and line, or row, for messages.
         cells: values by column.
+        schema: of the Parquet or Arrow file that the row is from; None where columns have no types.
     """
 
     where: str
     cells: dict[str, Any]
+    schema: pa.Schema | None = None
 
     def text(self, column: str) -> str:
         """The text in a column; "" where it is null.
@@ -120,11 +123,13 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
 
 
 def _csv_rows(stream: BinaryIO, name: str, delimiter: str) -> Iterator[Row]:
-    reader = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader(
+        io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, quoting=quoting(delimiter), strict=True
+    )
     try:
         header = next(reader, [])
-        if twice := [column for column in header if header.count(column) > 1]:
-            raise UserError(f"{name}: its header names {twice[0]!r} twice; rename one of them")
+        _check_names(header, name)
         for cells in reader:
             where = f"{name}, line {reader.line_num}"
             if not cells:
@@ -133,9 +138,18 @@ def _csv_rows(stream: BinaryIO, name: str, delimiter: str) -> Iterator[Row]:
                 raise UserError(f"{where}: {len(cells)} cells, where the header names {len(header)} columns")
             yield Row(where, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
-        raise UserError(f"{name}, line {reader.line_num}: {error}; quote cells as CSV does") from None
+        where = f"{name}, line {reader.line_num}"
+        if "field limit" in str(error):
+            open_quote = "; is a quote before it never closed?" if delimiter == "," else "; shorten it"
+            raise UserError(f"{where}: a cell of over {MAX_LINE_BYTES:,} characters{open_quote}") from None
+        raise UserError(f"{where}: {error}; quote cells as CSV does") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{name}, behind line {reader.line_num}: not UTF-8; save the file as UTF-8") from error
+
+
+def _check_names(columns: Sequence[str], name: str) -> None:
+    if twice := [column for column in columns if columns.count(column) > 1]:
+        raise UserError(f"{name}: its header names {twice[0]!r} twice; rename one of them")
 
 
 def _parquet(stream: Any) -> Iterator[pa.RecordBatch]:
@@ -145,9 +159,11 @@ def _parquet(stream: Any) -> Iterator[pa.RecordBatch]:
 def _arrow_rows(batches: Iterable[pa.RecordBatch], name: str) -> Iterator[Row]:
     number = 0
     for batch in batches:
+        schema = batch.schema
+        _check_names(schema.names, name)
         for cells in batch.to_pylist():
             number += 1
-            yield Row(f"{name}, row {number}", cells)
+            yield Row(f"{name}, row {number}", cells, schema)
 
 
 def texts_of(rows: Sequence[Row], columns: Sequence[str]) -> tuple[list[str], ...]:

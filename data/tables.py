@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO
+from typing import IO, Literal
 
 import pyarrow as pa
 import pyarrow.csv
@@ -44,15 +44,23 @@ def arrow_batches(stream: IO[bytes]) -> tuple[pa.Schema, Iterable[pa.RecordBatch
     return file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
 
 
+def quoting(delimiter: str) -> Literal[0, 3]:
+    """How cells are quoted, as `csv` calls it: in TSV never, which is how GLUE's and most are written."""
+    return csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+
+
 def read_csv(source: Source, start: Position, fields: Sequence[str], delimiter: str) -> Iterator[Record]:
-    """Yield the one or two columns `fields` of a CSV or TSV file with a header; quoted cells may hold line ends."""
+    """Yield the one or two columns `fields` of a CSV or TSV with a header; CSV's quoted cells may hold line ends."""
+    quoted = quoting(delimiter) != csv.QUOTE_NONE
     with open_source(source) as stream:
         header = stream.readline(_HEADER_BYTES).decode("utf-8-sig", errors="replace")
-    _check_header(source, next(csv.reader([header], delimiter=delimiter), []), fields)
+    _check_header(source, next(csv.reader([header], delimiter=delimiter, quoting=quoting(delimiter)), []), fields)
     with open_source(source) as stream:
         reader = pa.csv.open_csv(
             stream,
-            parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            parse_options=pa.csv.ParseOptions(
+                delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
+            ),
             convert_options=pa.csv.ConvertOptions(
                 include_columns=list(fields), column_types=dict.fromkeys(fields, pa.binary())
             ),

@@ -1,7 +1,7 @@
 """Predictions for the rows of a file, chunk by chunk, so that memory does not grow with it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -52,7 +52,7 @@ def predict_rows(
         advance: called with the number of rows done.
 
     Raises:
-        UserError: a row lacks a column of texts, or has one of the name of a prediction.
+        UserError: a row lacks a column of texts, has one of the name of a prediction, or can't be written.
     """
     counts = Counts()
     for chunk in _chunks(rows, CHUNK_ROWS):
@@ -61,7 +61,9 @@ def predict_rows(
         for row in chunk:
             if taken := predictions[0].keys() & row.cells.keys():
                 raise UserError(f"{row.where}: there is a column {min(taken)!r} already; rename it")
-        writer.write([{**row.cells, **found} for row, found in zip(chunk, predictions, strict=True)])
+        writer.write(
+            [replace(row, cells={**row.cells, **found}) for row, found in zip(chunk, predictions, strict=True)]
+        )
         counts.rows += len(chunk)
         counts.empty += sum(not any(text.strip() for text in row) for row in zip(*texts, strict=True))
         advance(len(chunk))

@@ -1,5 +1,4 @@
 import gzip
-import json
 
 import pyarrow as pa
 import pyarrow.feather
@@ -10,21 +9,18 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
 from sentence_distill.data.labelled import class_names, examples_of, hold_out, is_score, make_task, read_labelled
 from sentence_distill.data.row_writer import open_writer
-from sentence_distill.data.rows import read_rows
-from sentence_distill.data.sources import find_sources
+from sentence_distill.data.rows import Row
 
 ROWS = [
     {"text": 'A "red", old cat.', "label": 3},
-    {"text": "Two\nlines, eh?", "label": 10},
+    {"text": '" a stray mark, eh?', "label": 10},
     {"text": "Ünï.", "label": 3},
 ]
 
 
 def _write(path, kind):
-    with path.open("wb") as file:
-        writer = open_writer(file, kind)
-        writer.write(ROWS)
-        writer.close()
+    with path.open("wb") as file, open_writer(file, kind) as writer:
+        writer.write([Row(f"row {number}", row) for number, row in enumerate(ROWS, start=1)])
     return path
 
 
@@ -64,6 +60,25 @@ def test_numbers_of_which_one_is_not_whole_are_scores():
     assert not is_score(["1.5", "two"])
     assert class_names(["b", "a", "b"]) == ("a", "b")
     assert class_names(["10", "9", "-1"]) == ("-1", "9", "10")
+    assert class_names(["10.0", "2.0", "1.0"]) == ("1.0", "2.0", "10.0")
+
+
+def test_a_label_that_is_no_finite_number_makes_no_scores_of_whole_ones(tmp_path):
+    assert not is_score(["1", "2", "nan"])
+    assert not is_score(["1", "2", "inf"])
+    assert class_names(["1", "2", "nan"]) == ("1", "2", "nan")
+    # Of scores it is a mistake, and not a sign that they are classes.
+    table = read_labelled(_csv(tmp_path / "a.csv", "text,label", "x,1.5", "y,nan"), ("text",), "label")
+    task = make_task("a", table, ("text",), "label")
+    with pytest.raises(UserError, match=r"a.csv, line 3: label 'nan' is no finite number"):
+        examples_of(task, table)
+
+
+def test_a_gap_in_a_column_of_numbers_is_an_empty_label(tmp_path):
+    table = pa.table({"text": ["a", "b"], "label": pa.array([1.0, float("nan")])})
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a.parquet, row 2: column 'label' is empty"):
+        read_labelled(str(tmp_path / "a.parquet"), ("text",), "label")
 
 
 def _csv(path, *lines):
@@ -80,6 +95,7 @@ def _csv(path, *lines):
         ("a.csv", b"text,label\nx,1\ny,\n", "a.csv, line 3: column 'label' is empty"),
         ("a.csv", b"text,label\nx,1,2\n", "a.csv, line 2: 3 cells, where the header names 2 columns"),
         ("a.csv", b'text,label\nx,1\n"y,1\n', "a.csv, line 3: unexpected end of data"),
+        ("a.csv", b"text,label\nx" + b"y" * (1 << 20) + b",1\n", "a.csv, line 2: a cell of over 1,048,576 characters"),
         ("a.csv", b"text,label\nx,1\n\xff,1\n", "not UTF-8; save the file as UTF-8"),
         ("a.csv", b"text,text\nx,1\n", "names 'text' twice"),
         ("a.csv", b"text,label\n", "holds no example"),
@@ -88,6 +104,7 @@ def _csv(path, *lines):
         ("a.jsonl", b'{"text": "x", "label": 1}\n\n{"text": "y"}\n', "a.jsonl, line 3: no column 'label', it has text"),
         ("a.jsonl", b'{"text": 7, "label": 1}\n', "a.jsonl, line 1: column 'text' holds 7, not text"),
         ("a.jsonl", b'{"text": "\\ud800", "label": 1}\n', "a.jsonl, line 1: the text in column 'text' is not Unicode"),
+        ("a.jsonl", b'{"text": "x", "label": "\\ud800"}\n', "line 1: the text in column 'label' is not Unicode"),
         ("a.jsonl", b'{"text": "x", "label": null}\n', "a.jsonl, line 1: column 'label' is empty"),
         ("a.jsonl", b'{"text": "\xff", "label": 1}\n', "a.jsonl, line 1: not UTF-8"),
         ("a.parquet", b"PAR1 and no more", "a.parquet can't be read to its end"),
@@ -143,10 +160,3 @@ def test_a_single_example_of_a_class_is_trained_on(task):
         assert hold_out(task, _examples(20, 2, 1), seed)[0].labels.count(2) == 1
     with pytest.raises(UserError, match="3 examples are too few to hold some out"):
         hold_out(task, _examples(1, 1, 1), seed=0)
-
-
-def test_rows_keep_all_columns_and_know_their_line(tmp_path):
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "more": [1, None]}) + "\n")
-    (row,) = read_rows(find_sources([str(tmp_path / "a.jsonl")])[0])
-    assert row.cells == {"text": "x", "more": [1, None]}
-    assert row.where == "a.jsonl, line 1"
