@@ -1,5 +1,7 @@
 """`sd finetune`: a teacher or a student, fine-tuned on one task."""
 
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +137,7 @@ def finetune(
         f"{out}: {kind} fine-tuned on {name}, {describe_scores(fitted.outcome.scores)} "
         f"(best at step {fitted.outcome.step:,})"
     )
-    following = f"sd predict {out} --input FILE --out predictions.jsonl"
+    following = f"sd predict {shlex.quote(str(out))} --input FILE --out predictions.jsonl"
     click.echo(f"next: {following if of_student else _next_of_teacher(out, task, train, options)}")
 
 
@@ -151,8 +153,9 @@ def _check_sources(train: str | None, task: str | None) -> None:
 
 
 def _name(train: str) -> str:
-    """A task's name after its file: reviews of data/reviews.csv.gz."""
-    return Path(train.rstrip("/")).name.split(".")[0] or "task"
+    """A task's name after its file: reviews of data/reviews.csv.gz, task of data/*.csv."""
+    name = Path(train.rstrip("/")).name.split(".")[0]
+    return re.sub(r"[^\w-]+", "-", name).strip("-") or "task"
 
 
 def _glue(task: str, folder: Path | None) -> "TaskData":
@@ -186,17 +189,17 @@ def _own(name: str, train: str, options: dict[str, Any], seed: int, progress: "P
 
 
 def _next_of_teacher(out: Path, task: str | None, train: str | None, options: dict[str, Any]) -> str:
+    teacher = shlex.quote(str(out))
     if task is None:
         columns = options["text_column"]
         split = "" if "," in columns else "--no-split "
         return (
-            f"sd embed --corpus {train} --text-field {columns} {split}--min-words 1 --teacher {out} writes its logits"
+            f"sd embed --corpus {shlex.quote(str(train))} --text-field {shlex.quote(columns)} {split}--min-words 1 "
+            f"--teacher {teacher} writes its logits"
         )
     folder = options["glue_dir"]
-    return (
-        f"sd augment --task {task}{f' --glue-dir {folder}' if folder else ''} --out {task}.jsonl, "
-        f"then sd embed --teacher {out} writes its logits"
-    )
+    glue_dir = f" --glue-dir {shlex.quote(str(folder))}" if folder else ""
+    return f"sd augment --task {task}{glue_dir} --out {task}.jsonl, then sd embed --teacher {teacher} writes its logits"
 
 
 def _teacher(model: str, data: "TaskData", out: Path, fitter: "Fitter", seed: int) -> "Fitted[Any]":
