@@ -62,8 +62,9 @@ def reduce(
 ) -> None:
     """Give a student a narrower vector, for search and clustering: its own principal directions.
 
-    STUDENT is a folder or a name on the hub.  [default: distilled]  Without --dim it shows what is left at several widths, and writes nothing. The folder is a student like any other,
-    smaller and as fast; it needs no more training and no teacher.
+    STUDENT is a folder or a name on the hub.  [default: distilled]  Without --dim the command shows what is left at
+    several widths, and writes nothing. The folder that it writes is a student like any other, smaller and as fast; it
+    needs no more training and no teacher.
 
     \b
       sd reduce distilled

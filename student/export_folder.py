@@ -1,7 +1,9 @@
 """The folder of an export: there whole or not at all, and never in the place of something else."""
 
+import glob
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -76,6 +78,8 @@ def replacing_export(folder: Path) -> Iterator[Path]:
         if folder.exists():
             os.rename(folder, old)
         os.rename(new, folder)
+        # Only now: of an export that was killed between the two lines above, the one before is still among them.
+        _remove_leftovers(folder)
     except BaseException:
         if old.exists() and not folder.exists():
             os.rename(old, folder)
@@ -83,3 +87,24 @@ def replacing_export(folder: Path) -> Iterator[Path]:
     finally:
         for path in (new, old):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what exports that were killed left beside `folder`; those at work keep theirs."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*{TEMPORARY}"):
+        found = re.fullmatch(rf"\.(new|old)\.(\d+)-[0-9a-f]+{re.escape(TEMPORARY)}", path.name[len(folder.name) + 1 :])
+        if found and not _is_other_process(int(found[2])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_other_process(pid: int) -> bool:
+    """Whether another process has this number; in a container a new one often has that of the killed one."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -21,7 +21,7 @@ from sentence_distill.student.model import MAX_TOKENS, Student
 from sentence_distill.student.onnx_graph import build_graph
 from sentence_distill.student.onnx_measure import agreement, latencies
 from sentence_distill.student.onnx_student import OnnxStudent
-from sentence_distill.student.reference import held_out_texts, token_counts
+from sentence_distill.student.reference import held_out_texts, require_own, token_counts
 from sentence_distill.student.stream import ShardStream
 from sentence_distill.student.texts import sentences_of_file
 from sentence_distill.student.vocabulary import count_tokens, frequent_tokens, prune_student
@@ -127,11 +127,13 @@ def _tokenizer(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _open_shards(distillation: dict[str, Any], text: ExportText) -> tuple[ShardStream | None, str]:
-    """The shards, or why there are none; those that the user named must be there."""
+    """The shards, or why there are none; those that the user named must be there, others be the student's own."""
     recorded, training = distillation["corpus"]["fingerprint"], distillation["training"]
     shards = text.shards or Path(distillation["shards"])
     try:
         stream = ShardStream(shards, held_out=training["held_out"])
+        if not text.shards:
+            require_own(shards, stream.fingerprint, distillation)
         if stream.fingerprint["tokenizer"] != recorded["tokenizer"]:
             raise UserError(f"{shards} holds tokens of another tokenizer than the student's")
     except UserError as error:

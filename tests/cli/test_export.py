@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -113,6 +114,33 @@ def test_an_export_that_fails_leaves_the_one_before(sd, homeless, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         sd("export", "distilled", "--onnx", "--tables", "float16")
     assert contents(homeless) == before
+
+
+def test_other_shards_under_the_recorded_name_neither_measure_nor_count(sd, homeless, arguments, capsys):
+    """As beside a student from the hub, whose record names a folder of another machine."""
+    Path("other.txt").write_text("\n".join(make_sentences(600, seed=9)), encoding="utf-8")
+    assert sd(*arguments, "--corpus", "other.txt", "--out", "gone") == 0
+    assert sd("export", "distilled", "--onnx") == 0
+    assert "not measured: gone is not what the student was trained on: corpus_" in capsys.readouterr().out
+    assert "agreement" not in json.loads((homeless / "onnx" / "export.json").read_text())
+    assert sd("export", "distilled", "--onnx", "--vocabulary", "20") == 1
+    assert sd("export", "distilled", "--onnx", "--vocabulary", "20", "--shards", "gone") == 0
+
+
+def test_what_a_killed_export_left_goes_with_the_next_and_nothing_else(sd, homeless):
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    dead = [homeless / f".onnx.{kind}.{ended.pid}-0a1b2c3d.incomplete" for kind in ("new", "old")]
+    others = [
+        homeless / f".onnx.new.{os.getppid()}-0a1b2c3d.incomplete",
+        homeless / f".onnx-small.new.{ended.pid}-0a1b2c3d.incomplete",
+        homeless / ".onnx.new.mine.incomplete",
+    ]
+    for path in dead + others:
+        path.mkdir()
+        (path / "model.onnx").write_bytes(b"half")
+    assert sd("export", "distilled", "--onnx") == 0
+    assert [path.exists() for path in dead + others] == [False, False, True, True, True]
 
 
 def test_without_the_packages_it_says_what_to_install(sd, distilled, monkeypatch, capsys):
