@@ -10,8 +10,9 @@ demo: $(VENV)/.package
 	@mkdir -p demo
 	cd demo && PATH="$(abspath $(BIN)):$$PATH" sh ../benchmarks/demo.sh $(if $(GLUE_DIR),"$(abspath $(GLUE_DIR))")
 
+# Files side by side: most tests wait for processes, and compute with one thread.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.package
 	$(BIN)/ruff check .
