@@ -60,7 +60,7 @@ def _metadata(distillation: dict[str, Any], model_name: str, licence: str | None
 
     teacher = distillation["teacher"]["teacher"]
     language = str(distillation["corpus"]["fingerprint"].get("language", ""))
-    results = list(_results(distillation["metrics"]))
+    results = list(_results(distillation["metrics"], distillation.get("glue_task")))
     data = ModelCardData(
         # Two letters are a code of ISO 639-1; what else stands here is known to the sentence splitter only.
         language=language if len(language) == 2 else None,
@@ -76,11 +76,15 @@ def _metadata(distillation: dict[str, Any], model_name: str, licence: str | None
     return data.to_yaml()  # type: ignore[no-any-return]
 
 
-def _results(metrics: dict[str, Any]) -> Iterator["EvalResult"]:
-    """What was measured of these very weights, as the hub's model-index takes it."""
-    from huggingface_hub import EvalResult
+def _results(metrics: dict[str, Any], glue_task: str | None) -> Iterator["EvalResult"]:
+    """What was measured of these very weights, as the hub's model-index takes it.
 
-    from sentence_distill.data.glue_tasks import TASKS
+    Args:
+        metrics: of the distillation.
+        glue_task: the hub's name of the task of GLUE that the student was fine-tuned on. Other tasks may have a name of
+            GLUE's, after a user's file.
+    """
+    from huggingface_hub import EvalResult
 
     for key, metric in _HELD_OUT.items():
         if key in metrics.get("held_out", {}):
@@ -104,13 +108,12 @@ def _results(metrics: dict[str, Any]) -> Iterator["EvalResult"]:
             metric_value=metrics["sts_spearman"]["student"],
         )
     for task, split, metric, value in _task_scores(metrics):
-        known = TASKS.get(task)
         yield EvalResult(
             task_type="text-classification",
             task_name="Text classification",
-            dataset_type="nyu-mll/glue" if known else "unknown",
-            dataset_name=f"GLUE {task}, {split}" if known else f"{task}, {split}",
-            dataset_config=known.hub if known else None,
+            dataset_type="nyu-mll/glue" if glue_task else "unknown",
+            dataset_name=f"GLUE {task}, {split}" if glue_task else f"{task}, {split}",
+            dataset_config=glue_task,
             metric_type=_GLUE_METRICS.get(metric, metric),
             metric_value=value,
         )

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.glue_tasks import GlueTask
 from sentence_distill.data.task import Task
 from sentence_distill.pipeline.files import write_atomically
 from sentence_distill.student.classifier import StudentClassifier
@@ -30,7 +31,8 @@ def save_classifier(folder: Path, fitted: Fitted[StudentClassifier], task: Task,
     """
     scores = fitted.outcome.scores
     # Fidelity was measured before the encoder moved.
-    save_student(folder, fitted.model.student, {**distillation, "metrics": {task.name: scores}})
+    glue_task = task.hub if isinstance(task, GlueTask) else None
+    save_student(folder, fitted.model.student, {**distillation, "metrics": {task.name: scores}, "glue_task": glue_task})
     head = {name: value.cpu().contiguous() for name, value in fitted.model.head.state_dict().items()}
     save_file(head, folder / HEAD)
     share_as(folder / "modules.json", [folder / HEAD])

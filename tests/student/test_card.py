@@ -4,6 +4,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from sentence_distill.student.card import model_card
+from tests.conftest import make_sentences
 
 EVALUATED = {
     "size": {"parameters": 10_000, "megabytes": 1.5},
@@ -76,11 +77,21 @@ def test_figures_of_glue_and_of_speed_are_shown_where_they_are_known(distillatio
 
 
 def test_a_fine_tuned_student_says_so_and_lists_its_scores_as_results(distillation):
-    metrics = {"SST-2": {"dev": {"accuracy": 0.9}}, "tickets.csv": {"held out": {"f1": 0.7}}}
-    card = model_card({**distillation, "metrics": metrics})
+    card = model_card({**distillation, "metrics": {"SST-2": {"dev": {"accuracy": 0.9}}}, "glue_task": "sst2"})
     assert "no longer the teacher's" in card
-    results = {(result.dataset_type, result.metric_value) for result in ModelCard(card).data.eval_results}
-    assert results == {("nyu-mll/glue", 0.9), ("unknown", 0.7)}
+    (result,) = ModelCard(card).data.eval_results
+    assert (result.dataset_type, result.dataset_config, result.metric_value) == ("nyu-mll/glue", "sst2", 0.9)
+    assert result.dataset_name == "GLUE SST-2, dev"
+
+
+def test_a_users_own_task_with_a_name_of_glues_is_not_published_as_glue(sd, student_folder, tmp_path):
+    rows = [f"the {word} cat,the {word} dog,{number % 2}" for number, word in enumerate(make_sentences(40))]
+    (tmp_path / "MRPC.csv").write_text("\n".join(["a,b,label", *rows]), encoding="utf-8")
+    out = tmp_path / "out"
+    options = ("--text-column", "a,b", "--epochs", "1", "--out", out)
+    assert sd("finetune", student_folder, "--train", tmp_path / "MRPC.csv", *options) == 0
+    results = ModelCard((out / "README.md").read_text(encoding="utf-8")).data.eval_results
+    assert {(result.dataset_type, result.dataset_name) for result in results} == {("unknown", "MRPC, dev")}
 
 
 def test_a_licence_is_stated_only_where_it_was_given(distillation):
