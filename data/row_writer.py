@@ -114,7 +114,7 @@ class _Parquet:
             elif pa.unify_schemas([self._writer.schema, schema], promote_options="permissive") != self._writer.schema:
                 # Arrow would leave out what a struct of the first rows lacks.
                 raise pa.ArrowTypeError("types are not those of the first rows")
-            table = pa.Table.from_pylist([row.cells for row in rows], schema=self._writer.schema)
+            self._writer.write_table(pa.Table.from_pylist([row.cells for row in rows], schema=self._writer.schema))
         except (pa.ArrowException, OverflowError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
@@ -124,7 +124,6 @@ class _Parquet:
         except UnicodeEncodeError:
             _check_unicode(rows)
             raise
-        self._writer.write_table(table)
 
 
 def _schema(rows: Sequence[Row]) -> pa.Schema:

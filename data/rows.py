@@ -161,7 +161,12 @@ def _arrow_rows(batches: Iterable[pa.RecordBatch], name: str) -> Iterator[Row]:
     for batch in batches:
         schema = batch.schema
         _check_names(schema.names, name)
-        for cells in batch.to_pylist():
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError) as error:
+            # Text that is not UTF-8, or a date beyond those that Python has.
+            raise UserError(f"{name}, row {number + 1} and on: a value can't be read ({error})") from None
+        for cells in rows:
             number += 1
             yield Row(f"{name}, row {number}", cells, schema)
 

@@ -142,3 +142,21 @@ def test_json_has_null_where_a_number_is_not_finite(tmp_path):
 def test_bytes_are_refused_where_there_is_only_text(tmp_path, kind):
     with pytest.raises(UserError, match=r"^row 2: a column holds bytes, .*; write .parquet$"):
         _write(tmp_path / f"a.{kind}", kind, [{"a": "x"}, {"a": b"\xff"}])
+
+
+@pytest.mark.parametrize(
+    "column", [pa.array([b"\xff"]).view(pa.string()), pa.array([2**60], pa.timestamp("s"))], ids=["text", "date"]
+)
+def test_a_value_that_python_has_not_is_named_with_its_place(tmp_path, column):
+    with pa.ipc.new_file(tmp_path / "a.arrow", pa.schema([("x", column.type)])) as file:
+        file.write(pa.record_batch([column], names=["x"]))
+    with pytest.raises(UserError, match=r"^a.arrow, row 1 and on: a value can't be read \(.*\)$"):
+        _rows(tmp_path / "a.arrow")
+
+
+def test_a_type_that_parquet_has_not_is_refused(tmp_path):
+    column = pa.array([None], pa.month_day_nano_interval())
+    row = Row("row 1", {"x": None}, pa.schema([("x", column.type)]))
+    message = pytest.raises(UserError, match=r"^row 1 and on: .* write .jsonl instead$")
+    with (tmp_path / "a.parquet").open("wb") as file, message, open_writer(file, "parquet") as writer:
+        writer.write([row])
