@@ -8,6 +8,8 @@ from sentence_distill.data.hub import HubUnreachable, ask_hub, offline_requested
 from sentence_distill.student.folder import DISTILLATION
 
 _FILES = ["*.json", "*.safetensors"]
+# Nothing here reads them, but sentence-transformers takes no copy without them from the cache where there is no network.
+_BESIDE = ["*.md", ".git*", "LICENSE*"]
 _ELSEWHERE = ["onnx/*", "openvino/*"]
 # What the hub answers where there is no such repository or revision, or none for this user.
 REFUSED = (401, 403, 404)
@@ -55,7 +57,9 @@ def _fetch(name: str) -> Path:
             "SentenceTransformer"
         )
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES, ignore_patterns=_ELSEWHERE))
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=[*_FILES, *_BESIDE], ignore_patterns=_ELSEWHERE)
+        )
     except Exception as error:  # whatever the client raises is the reason given to the user
         reason = HubUnreachable.of(error)
         raise UserError(f"{name} could not be fetched from the hub ({reason}); try again to go on with it") from error

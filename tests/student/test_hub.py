@@ -144,6 +144,16 @@ def test_a_student_in_the_cache_loads_without_a_network(hub, sd, student_folder,
     assert not caplog.text
 
 
+def test_what_we_fetched_sentence_transformers_loads_without_a_network(hub, sd, student_folder, monkeypatch):
+    assert sd("push", student_folder, "me/small") == 0
+    hub.files("me/small")["LICENSE"] = b"mine"
+    Student.load("me/small")
+    disconnect(monkeypatch)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    theirs = SentenceTransformer("me/small", device="cpu").encode(SENTENCES)
+    np.testing.assert_allclose(theirs, Student.load(student_folder).encode(SENTENCES), atol=1e-5)
+
+
 def test_a_newer_student_under_the_same_name_is_fetched(hub, sd, student_folder):
     assert sd("push", student_folder, "me/small") == 0
     Student.load("me/small")
