@@ -2,8 +2,9 @@
 
 usage: python encode_contender.py --name NAME STUDENT TEACHER TEXT PAIRS WORKDIR [--batch-size N]
 
-NAME is student-bf16, student-fp32, st-student-fp32, st-student-bf16, model2vec, or a teacher's of embed_contender.py.
-Writes the vectors of both text files, one sentence a line, to WORKDIR/NAME.text.npy and WORKDIR/NAME.pairs.npy.
+NAME is student-bf16, student-fp32, student-int8, st-student-fp32, st-student-bf16, model2vec, or a teacher's of
+embed_contender.py. Writes the vectors of both text files, one sentence a line, to WORKDIR/NAME.text.npy and
+WORKDIR/NAME.pairs.npy.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from embed_contender import load as load_teacher
 
 def load(name: str, student: Path, teacher: Path, workdir: Path, batch_size: int) -> Encode:
     """The contender as a function from sentences to vectors."""
-    if name.startswith("student"):
+    if name in ("student-bf16", "student-fp32"):
         import torch
 
         from sentence_distill import Student
@@ -33,6 +34,10 @@ def load(name: str, student: Path, teacher: Path, workdir: Path, batch_size: int
         model = SentenceTransformer(str(student), device="cpu")
         model = model.to(torch.bfloat16) if name.endswith("bf16") else model
         return lambda sentences: model.encode(sentences, batch_size=batch_size)
+    if name == "student-int8":
+        from sentence_distill.student.onnx_student import OnnxStudent
+
+        return OnnxStudent(workdir / "onnx-int8").encode
     if name == "model2vec":
         from model2vec import StaticModel
 

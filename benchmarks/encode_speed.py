@@ -28,6 +28,7 @@ from scipy.stats import spearmanr
 from sentence_distill.data.sts import load_sts
 from sentence_distill.pipeline.locate import locate_teacher
 from sentence_distill.student.fidelity import paired_rank_agreement
+from sentence_distill.student.onnx_export import ExportText, OnnxConfig, export_onnx
 from sentence_distill.student.peers import make_static
 from sentence_distill.student.retrieval import recall_of_neighbours
 
@@ -37,6 +38,7 @@ NAMES = {
     COMMAND: "sd encode, the whole command",
     "student-bf16": "Student.encode, bfloat16",
     "student-fp32": "Student.encode, float32",
+    "student-int8": "the student's export in ONNX Runtime, int8",
     "st-student-bf16": "the student in SentenceTransformer, bfloat16",
     "st-student-fp32": "the student in SentenceTransformer, as it comes",
     "st": "teacher, SentenceTransformer as it comes",
@@ -99,7 +101,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(10, 4.5))
     for number, row in enumerate(sorted(rows, key=lambda row: row["sentences_per_cpu_second"]), start=1):
-        ours = row["contender"].startswith(("sd encode", "Student"))
+        ours = row["contender"].startswith(("sd encode", "Student", "the student's export"))
         point = (row["sentences_per_cpu_second"], row["recall_at_10"])
         label = f"{number}  {row['contender']}: STS-B {row['sts_spearman']:.3f}"
         axes.scatter(*point, color="#1f6f8b" if ours else "#8a8a8a", s=50, zorder=3, label=label)
@@ -130,6 +132,9 @@ def prepare(options: argparse.Namespace, teacher: Path) -> np.ndarray:
     (options.workdir / "pairs.txt").write_text(pairs, encoding="utf-8")
     if not (options.workdir / "model2vec").exists():
         make_static(teacher, options.workdir / "model2vec")
+    if not (options.workdir / "onnx-int8").exists():
+        config = OnnxConfig(int8=True, tables="int8")
+        export_onnx(options.student, options.workdir / "onnx-int8", config, ExportText(sentences=options.text))
     return np.array(sts.labels, dtype=np.float32)
 
 

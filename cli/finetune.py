@@ -15,6 +15,7 @@ from sentence_distill.data.glue_tasks import TASKS
 
 if TYPE_CHECKING:
     from sentence_distill.data.progress import Progress
+    from sentence_distill.pipeline.locate import Located
     from sentence_distill.student.fit import Fitted, Fitter
     from sentence_distill.student.own_task import OwnTask
     from sentence_distill.student.task_data import TaskData
@@ -91,7 +92,7 @@ def finetune(
     device: str,
     **options: Any,
 ) -> None:
-    """Fine-tune MODEL, a student's folder or a transformer encoder, on your own labels or on a task of GLUE.
+    """Fine-tune MODEL, a student or a transformer encoder, in a folder or on the hub, on your own labels or on a task of GLUE.
 
     Of a student it makes a folder for sd predict; of a teacher one for sd embed, which writes its logits to shards, and
     a student learns from those with --logits (task-specific distillation, Tang et al. 2019).
@@ -106,15 +107,17 @@ def finetune(
     from sentence_distill.student.finetune import STUDENT, TEACHER
     from sentence_distill.student.fit import Fitter
     from sentence_distill.student.glue import describe_scores
-    from sentence_distill.student.models import is_student
+    from sentence_distill.student.models import find_model, is_student
 
     _check_sources(train, task)
-    of_student, name = is_student(model), task or _name(str(train))
+    name = task or _name(str(train))
     out = out or Path("finetuned") / name
-    if logits is not None and not of_student:
-        raise click.UsageError(f"--logits is what a student learns from, and {model} is none")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name another folder with --out")
+    located = find_model(model)
+    of_student = is_student(str(located.folder))
+    if logits is not None and not of_student:
+        raise click.UsageError(f"--logits is what a student learns from, and {model} is none")
     where = pick_device(device)
     fitter = Fitter(
         config=finetune_config(options, STUDENT if of_student else TEACHER),
@@ -128,9 +131,9 @@ def finetune(
         own = _own(name, str(train), options, seed, fitter.progress)
         data = own.data
     fitted = (
-        _student(model, data, own, logits, out, fitter, seed)
+        _student(located.folder, data, own, logits, out, fitter, seed)
         if of_student
-        else _teacher(model, data, out, fitter, seed)
+        else _teacher(located, data, out, fitter, seed)
     )
     kind = "student" if of_student else "teacher"
     click.echo(
@@ -202,27 +205,26 @@ def _next_of_teacher(out: Path, task: str | None, train: str | None, options: di
     return f"sd augment --task {task}{glue_dir} --out {task}.jsonl, then sd embed --teacher {teacher} writes its logits"
 
 
-def _teacher(model: str, data: "TaskData", out: Path, fitter: "Fitter", seed: int) -> "Fitted[Any]":
+def _teacher(located: "Located", data: "TaskData", out: Path, fitter: "Fitter", seed: int) -> "Fitted[Any]":
     from functools import partial
 
-    from sentence_distill.pipeline.locate import locate_teacher
     from sentence_distill.student.task_teacher import TeacherClassifier
 
-    start = partial(TeacherClassifier.load, locate_teacher(model), data.task, seed)
+    start = partial(TeacherClassifier.load, located, data.task, seed)
     fitted = fitter.fit(start, data, seed=seed, label="finetune")
     fitted.model.save(out)
     return fitted
 
 
 def _student(
-    model: str, data: "TaskData", own: "OwnTask | None", logits: Path | None, out: Path, fitter: "Fitter", seed: int
+    folder: Path, data: "TaskData", own: "OwnTask | None", logits: Path | None, out: Path, fitter: "Fitter", seed: int
 ) -> "Fitted[Any]":
     from sentence_distill.student.folder import load_distillation, load_student
     from sentence_distill.student.glue_rows import new_classifier
     from sentence_distill.student.task_data import from_logits
     from sentence_distill.student.task_folder import save_classifier
 
-    student, distillation = load_student(Path(model)), load_distillation(Path(model))
+    student, distillation = load_student(folder), load_distillation(folder)
     train = None if logits is None else from_logits(logits, data)
     fitted = fitter.fit(lambda: new_classifier(student, data, seed), data, train=train, seed=seed, label="finetune")
     if own is not None:

@@ -8,7 +8,7 @@ from sentence_distill.data.hub import HubUnreachable, ask_hub, offline_requested
 from sentence_distill.student.folder import DISTILLATION
 
 _FILES = ["*.json", "*.safetensors"]
-# Nothing here reads them, but sentence-transformers takes no copy without them from the cache where there is no network.
+# Nothing here reads them, but without a network sentence-transformers takes only whole copies from the cache.
 _BESIDE = ["*.md", ".git*", "LICENSE*"]
 _ELSEWHERE = ["onnx/*", "openvino/*"]
 # What the hub answers where there is no such repository or revision, or none for this user.

@@ -17,6 +17,7 @@ from sentence_distill.pipeline.locate import Located, locate_local, locate_teach
 from sentence_distill.pipeline.precision import pick_precision
 from sentence_distill.pipeline.teacher import Teacher
 from sentence_distill.student.folder import DISTILLATION, load_distillation, load_student
+from sentence_distill.student.hub import locate_student
 from sentence_distill.student.model import Student
 
 Encode = Callable[[Sequence[str]], np.ndarray]
@@ -66,7 +67,7 @@ def free_name(name: str, taken: Collection[str]) -> str:
 
 
 def find_model(model: str) -> Located:
-    """The folder of a student, of a sentence-transformers model, or of one that the hub's cache or the hub has.
+    """The folder of a student, of a sentence-transformers model, or of either that the hub's cache or the hub has.
 
     Raises:
         UserError: there is none.
@@ -75,12 +76,16 @@ def find_model(model: str) -> Located:
         load_distillation(Path(model))
         return Located(Path(model), model)
     try:
-        return locate_teacher(model)
+        located = locate_teacher(model)
     except UserError as error:
         raise UserError(
             f"{model} is no model: neither a student's folder (train one: sd train-student --out {model}) nor a "
             "sentence-transformers one, and the hub and its cache gave none of that name"
         ) from error
+    if located.folder != Path(model) and is_student(str(located.folder)):
+        # The cache is not taken at its word here: an owner pushes a better one under the same name.
+        return Located(locate_student(model), model)
+    return located
 
 
 def open_model(located: Located, name: str) -> Model:
