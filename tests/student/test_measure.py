@@ -113,8 +113,8 @@ def test_a_card_shows_figures_and_leaves_tables_out(student_folder):
     parts = [{"least": 1, "most": 8, "rows": 3, "cosine": 0.9}]
     metrics = {"held_out": {"cosine": 0.87654, "by_length": parts, "recall_at_10": 0.54321}}
     card = model_card({**distillation, "metrics": metrics})
-    assert "| held_out cosine | 0.8765 |" in card
-    assert "| held_out recall at 10 | 0.5432 |" in card
+    assert "| cosine to the teacher, held out | 0.8765 |" in card
+    assert "nearest neighbours, held out | 0.5432 |" in card
     assert "least" not in card
 
 
