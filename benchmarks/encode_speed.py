@@ -33,12 +33,12 @@ from sentence_distill.student.peers import make_static
 from sentence_distill.student.retrieval import recall_of_neighbours
 
 CONTENDER = Path(__file__).with_name("encode_contender.py")
-COMMAND = "sd-encode"
 NAMES = {
-    COMMAND: "sd encode, the whole command",
+    "sd-encode": "sd encode, the whole command",
+    "sd-encode-int8": "sd encode with the int8 export, the whole command",
     "student-bf16": "Student.encode, bfloat16",
     "student-fp32": "Student.encode, float32",
-    "student-int8": "the student's export in ONNX Runtime, int8",
+    "student-int8": "OnnxStudent.encode, int8",
     "st-student-bf16": "the student in SentenceTransformer, bfloat16",
     "st-student-fp32": "the student in SentenceTransformer, as it comes",
     "st": "teacher, SentenceTransformer as it comes",
@@ -51,6 +51,8 @@ NAMES = {
 }
 _BATCH_SIZES = {"sd-bf16": 4096, "st-bf16": 128}
 _REPEATS = 10
+# The commands write what these give, which encode the pairs too.
+_SAME_VECTORS = {"sd-encode": "student-bf16", "sd-encode-int8": "student-int8"}
 
 
 def contend(name: str, options: argparse.Namespace, teacher: Path) -> dict[str, Any]:
@@ -72,10 +74,11 @@ def contend(name: str, options: argparse.Namespace, teacher: Path) -> dict[str, 
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def run_command(options: argparse.Namespace) -> dict[str, Any]:
+def run_command(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """`sd encode` over the repeated sentences; seconds for one time."""
-    out = options.workdir / "sd-encode.npy"
-    command = [sys.executable, "-m", "sentence_distill.cli", "encode", "--student", str(options.student), "--overwrite"]
+    out = options.workdir / f"{name}.npy"
+    student = options.workdir / "onnx-int8" if name.endswith("int8") else options.student
+    command = [sys.executable, "-m", "sentence_distill.cli", "encode", "--student", str(student), "--overwrite"]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([*command, "--input", str(options.workdir / "repeated.txt"), "--out", str(out)], check=True)
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -101,7 +104,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(10, 4.5))
     for number, row in enumerate(sorted(rows, key=lambda row: row["sentences_per_cpu_second"]), start=1):
-        ours = row["contender"].startswith(("sd encode", "Student", "the student's export"))
+        ours = row["contender"].startswith(("sd encode", "Student", "OnnxStudent"))
         point = (row["sentences_per_cpu_second"], row["recall_at_10"])
         label = f"{number}  {row['contender']}: STS-B {row['sts_spearman']:.3f}"
         axes.scatter(*point, color="#1f6f8b" if ours else "#8a8a8a", s=50, zorder=3, label=label)
@@ -154,14 +157,15 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(options.rounds):
         for name in names:
-            runs[name].append(run_command(options) if name == COMMAND else contend(name, options, located.folder))
+            command = name in _SAME_VECTORS
+            run = run_command(name, options) if command else contend(name, options, located.folder)
+            runs[name].append(run)
             print(f"round {number + 1}, {name}: {options.sentences / runs[name][-1]['wall_s']:.1f}/s", flush=True)
     reference = np.load(options.workdir / "st.text.npy")
     slowest = statistics.median(run["wall_s"] for run in runs["st"])
     rows = []
     for name, results in runs.items():
-        # The command writes what Student.encode gives; only that one encodes the pairs.
-        source = "student-bf16" if name == COMMAND else name
+        source = _SAME_VECTORS.get(name, name)
         text, pairs = (np.load(options.workdir / f"{source}.{kind}.npy") for kind in ("text", "pairs"))
         wall, cpu = (statistics.median(run[key] for run in results) for key in ("wall_s", "user_sys_s"))
         rows.append(

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sentence_distill.data.corpus import Corpus
     from sentence_distill.data.sources import Source
     from sentence_distill.student.encode_files import Encoded
+    from sentence_distill.student.text_encoder import TextEncoder
 
 _BY_SUFFIX = {
     ".jsonl": "jsonl",
@@ -35,7 +37,11 @@ _READ = {
 
 @click.command()
 @click.option(
-    "--student", default=DEFAULT_STUDENT, show_default=True, metavar="NAME", help="Folder, or name on the hub."
+    "--student",
+    default=DEFAULT_STUDENT,
+    show_default=True,
+    metavar="NAME",
+    help="Folder, or name on the hub; or the folder of its export, which runs without PyTorch.",
 )
 @click.option(
     "--input",
@@ -75,11 +81,10 @@ _READ = {
 @click.option(
     "--precision",
     type=click.Choice(["auto", "bf16", "fp32"]),
-    default="auto",
-    show_default=True,
-    help="Of the LSTM's arithmetic; auto is bf16 where the hardware has it.",
+    default=None,
+    help="Of the LSTM's arithmetic in PyTorch.  [default: auto, bf16 where the hardware has it]",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", default=None, help="Of PyTorch: auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--threads", type=click.IntRange(1), default=None, help="Of the processor.  [default: all cores]")
 @click.option("--overwrite", is_flag=True, help="Replace --out where it is there already.")
 def encode(student: str, inputs: tuple[str, ...], out: str, **options: Any) -> None:
@@ -90,32 +95,21 @@ def encode(student: str, inputs: tuple[str, ...], out: str, **options: Any) -> N
 
     \b
       sd encode --input queries.txt --out queries.parquet
+      sd encode --student distilled/onnx --input queries.txt --out queries.parquet
       sd encode --input 'logs/*.jsonl.zst' --text-field message --out logs.npy --dtype float16
       zcat titles.gz | sd encode --input - --no-text > vectors.jsonl
     """
-    import torch
-
     from sentence_distill.cli.console import ConsoleProgress, drop_standard_output
-    from sentence_distill.pipeline.precision import pick_device, pick_precision
     from sentence_distill.student.encode_files import EncodeConfig, FileEncoder
-    from sentence_distill.student.model import Student
 
     format_ = _format(out, options["format_"])
     _check_out(out, options["overwrite"])
     corpus = _open(inputs, out, options)
     if options["threads"]:
-        torch.set_num_threads(options["threads"])
         # The tokenizer reads it when it is first used.
         os.environ["RAYON_NUM_THREADS"] = str(options["threads"])
-    device = pick_device(options["device"])
-    loaded = Student.load(student)
-    loaded.encoder.to(device)
-    config = EncodeConfig(
-        precision=pick_precision(options["precision"], device),
-        dtype=options["dtype"],
-        text=not options["no_text"],
-        format=format_,
-    )
+    loaded = _load(student, options)
+    config = EncodeConfig(dtype=options["dtype"], text=not options["no_text"], format=format_)
     encoder = FileEncoder(loaded, corpus, config, ConsoleProgress())
     if out == "-":
         try:
@@ -132,6 +126,32 @@ def encode(student: str, inputs: tuple[str, ...], out: str, **options: Any) -> N
         f"{out}: {done.rows:,} vectors of {loaded.dim} {options['dtype']}, {Path(out).stat().st_size / 1e6:,.1f} MB\n"
         f"read it: {_READ[format_].format(out)}"
     )
+
+
+def _load(student: str, options: dict[str, Any]) -> "TextEncoder":
+    from sentence_distill.student.export_folder import RECORD, read_record
+
+    if (Path(student) / RECORD).exists():
+        if given := [name for name in ("precision", "device") if options[name] is not None]:
+            raise click.UsageError(f"--{given[0]} is of a student in PyTorch, and {student} is an export")
+        read_record(Path(student))
+        if find_spec("onnxruntime") is None:
+            raise UserError("onnxruntime not installed: pip install 'sentence-distill[onnx]'")
+        from sentence_distill.student.onnx_student import OnnxStudent
+
+        return OnnxStudent(Path(student), options["threads"] or 0)
+    import torch
+
+    from sentence_distill.pipeline.precision import pick_device, pick_precision
+    from sentence_distill.student.model import Student
+    from sentence_distill.student.torch_encoder import TorchEncoder
+
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    device = pick_device(options["device"] or "auto")
+    loaded = Student.load(student)
+    loaded.encoder.to(device)
+    return TorchEncoder(loaded, pick_precision(options["precision"] or "auto", device))
 
 
 def _check_out(out: str, overwrite: bool) -> None:

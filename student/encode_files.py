@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
-import torch
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.hashing import bytes_hash, url_hash
+from sentence_distill.data.hashing import url_hash
 from sentence_distill.data.progress import Progress
 from sentence_distill.data.records import Position, Record
 from sentence_distill.pipeline.files import TEMPORARY, replacing, write_atomically
 from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.lock import lock_folder
-from sentence_distill.student.model import Student, encode_tokens
+from sentence_distill.student.text_encoder import TextEncoder
 from sentence_distill.student.vector_files import make_batch, schema, vector_writer
 
 # Rows of a part, which is what a kill costs at most.
@@ -37,8 +36,6 @@ _RUN = "run.json"
 class EncodeConfig:
     """What the rows of a file of vectors are."""
 
-    precision: torch.dtype
-    """Of the LSTM's arithmetic, see `Student.encode`."""
     dtype: str = "float32"
     """Of the vectors, float32 or float16."""
     text: bool = True
@@ -73,9 +70,9 @@ class Encoded:
 class FileEncoder:
     """Encodes the records of a corpus, one vector a record, in their order; a record without text gets zeros."""
 
-    def __init__(self, student: Student, corpus: Corpus, config: EncodeConfig, progress: Progress) -> None:
-        self._student, self._corpus, self._config, self._progress = student, corpus, config, progress
-        self._schema = schema(student.dim, config.dtype, text=config.text and config.format != "npy")
+    def __init__(self, encoder: TextEncoder, corpus: Corpus, config: EncodeConfig, progress: Progress) -> None:
+        self._encoder, self._corpus, self._config, self._progress = encoder, corpus, config, progress
+        self._schema = schema(encoder.dim, config.dtype, text=config.text and config.format != "npy")
 
     def stream(self, file: BinaryIO) -> Encoded:
         """Write to a pipe.
@@ -123,20 +120,14 @@ class FileEncoder:
         return done
 
     def _check_run(self, parts: Path) -> None:
-        encoder = self._student.encoder
-        weights = b"".join(bytes(weight.cpu().numpy()) for weight in encoder.state_dict().values())
         run = {
-            "student": bytes_hash(weights),
-            "shape": asdict(encoder.config),
-            "tokenizer": bytes_hash(self._student.tokenizer.to_str().encode()),
+            **self._encoder.identity(),
             "input": [[source.name, url_hash(source.url)] for source in self._corpus.sources],
             "text_field": self._corpus.text_field,
             "input_format": self._corpus.format,
             "window": [WINDOW, WINDOW_CHARACTERS],
-            **{name: str(value) for name, value in asdict(self._config).items()},
+            **asdict(self._config),
         }
-        # As it is read back.
-        run = json.loads(json.dumps(run))
         file = parts / _RUN
         if not (file.exists() and _sidecar(_part(parts, 0)).exists()):
             # Nothing that could be gone on with: parts without their run belong to nobody.
@@ -196,10 +187,10 @@ class FileEncoder:
         while len(window) < size and characters < WINDOW_CHARACTERS and (record := next(records, None)):
             window.append(record)
             characters += len(record.text or "")
-        return window, self._student.tokenize([_text(record) or "" for record in window])
+        return window, self._encoder.tokenize([_text(record) or "" for record in window])
 
     def _rows(self, records: list[Record], tokens: list[list[int]]) -> pa.RecordBatch:
-        vectors = encode_tokens(self._student.encoder, tokens, self._config.precision).numpy()
+        vectors = self._encoder.vectors(tokens)
         texts = [_text(record) for record in records]
         vectors[[text is None for text in texts]] = 0
         return make_batch(self._schema, texts, vectors)

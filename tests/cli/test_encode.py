@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from sentence_distill import Student
-from sentence_distill.student import encode_files
+from sentence_distill.student import encode_files, torch_encoder
 from tests.conftest import contents, make_sentences, wait_for
 
 SENTENCES = [*make_sentences(50), "", "One ship\u2028saw the sea.", *make_sentences(20, seed=1)]
@@ -116,6 +116,23 @@ def test_standard_input_becomes_standard_output(student_folder, expected, format
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
 
+def test_an_export_encodes_files_without_pytorch(sd, student_folder, text_file, expected, tmp_path, capsys):
+    exported, out = tmp_path / "onnx", tmp_path / "v.npy"
+    assert sd("export", student_folder, "--onnx", "--out", exported) == 0
+    arguments = ["encode", "--student", str(exported), "--input", str(text_file), "--out", str(out)]
+    script = f"""
+import sys
+sys.modules["torch"] = None
+sys.argv = ["sd", *{arguments!r}]
+from sentence_distill.cli.main import main
+main()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
+    assert sd(*arguments, "--overwrite", "--precision", "fp32") == 2
+    assert "is an export" in capsys.readouterr().err
+
+
 def test_a_reader_that_has_enough_ends_it_without_a_traceback(student_folder):
     process = sd_process("encode", "--student", student_folder, "--input", "-")
     process.stdout.close()
@@ -129,7 +146,7 @@ def test_a_reader_that_has_enough_ends_it_without_a_traceback(student_folder):
 def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bytes(encode, text_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(encode_files, "WINDOW", 16)
     assert encode("--input", text_file, "--out", tmp_path / "whole.parquet") == 0
-    real, calls = encode_files.encode_tokens, []
+    real, calls = torch_encoder.encode_tokens, []
 
     def stopping(*arguments):
         calls.append(1)
@@ -137,7 +154,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bytes(encode, tex
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(encode_files, "encode_tokens", stopping)
+    monkeypatch.setattr(torch_encoder, "encode_tokens", stopping)
     out = tmp_path / "stopped.parquet"
     assert encode("--input", text_file, "--out", out) == 1
     assert "the same command goes on" in capsys.readouterr().err
@@ -171,7 +188,7 @@ def test_a_kill_loses_no_finished_part(student_folder, tmp_path):
 def stopped_after(encode, monkeypatch, windows, *arguments):
     """Run `sd encode` in windows of 16 rows, stopped when so many are encoded."""
     monkeypatch.setattr(encode_files, "WINDOW", 16)
-    real, calls = encode_files.encode_tokens, []
+    real, calls = torch_encoder.encode_tokens, []
 
     def stopping(*given):
         calls.append(1)
@@ -180,7 +197,7 @@ def stopped_after(encode, monkeypatch, windows, *arguments):
         return real(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode_files, "encode_tokens", stopping)
+        patch.setattr(torch_encoder, "encode_tokens", stopping)
         assert encode(*arguments) == 1
 
 
