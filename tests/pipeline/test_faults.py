@@ -244,8 +244,11 @@ def test_a_read_error_in_mid_corpus_names_the_file_and_leaves_what_is_committed(
 def test_the_death_of_a_reading_process_is_said(moment, teacher_folder, corpus_file, shards, tmp_path):
     run = make_run(teacher_folder, Corpus.open([str(corpus_file)]), tmp_path / "out", shard_rows=5)
 
+    # Those of other tests, which joblib keeps for its next call.
+    others = multiprocessing.active_children()
+
     def kill_reader():
-        reader = wait_for(multiprocessing.active_children)[0]
+        reader = wait_for(lambda: [child for child in multiprocessing.active_children() if child not in others])[0]
         if moment == "while it sends":
             wait_for(lambda: list((tmp_path / "out").glob("shard-*.json")))
         reader.kill()
