@@ -1,5 +1,6 @@
 """Small real parts: a two-layer BERT with random weights, a corpus, and the shards they make."""
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -111,6 +112,11 @@ def wait_for(found: Callable[[], Any]) -> Any:
         assert time.monotonic() < deadline, "what was waited for did not come"
         time.sleep(0.002)
     return result
+
+
+def children_besides(others: list[Any]) -> list[Any]:
+    """This process's children that are not among `others`, which joblib keeps for its next call; waits for the first."""
+    return wait_for(lambda: [child for child in multiprocessing.active_children() if child not in others])
 
 
 def run_sd(*arguments: str | Path) -> int:

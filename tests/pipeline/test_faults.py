@@ -33,7 +33,7 @@ from sentence_distill.pipeline.manifest import load_manifest
 from sentence_distill.pipeline.teacher import Teacher
 from sentence_distill.pipeline.verify import verify_folder
 from sentence_distill.student.stream import ShardStream
-from tests.conftest import contents, run_sd, wait_for
+from tests.conftest import children_besides, contents, run_sd, wait_for
 
 # A server that has imported what a run needs and forks each victim from there: a start costs no imports.
 forks = multiprocessing.get_context("forkserver")
@@ -244,11 +244,10 @@ def test_a_read_error_in_mid_corpus_names_the_file_and_leaves_what_is_committed(
 def test_the_death_of_a_reading_process_is_said(moment, teacher_folder, corpus_file, shards, tmp_path):
     run = make_run(teacher_folder, Corpus.open([str(corpus_file)]), tmp_path / "out", shard_rows=5)
 
-    # Those of other tests, which joblib keeps for its next call.
     others = multiprocessing.active_children()
 
     def kill_reader():
-        reader = wait_for(lambda: [child for child in multiprocessing.active_children() if child not in others])[0]
+        reader = children_besides(others)[0]
         if moment == "while it sends":
             wait_for(lambda: list((tmp_path / "out").glob("shard-*.json")))
         reader.kill()

@@ -25,7 +25,7 @@ from sentence_distill.pipeline.manifest import load_manifest
 from sentence_distill.pipeline.plan import Plan
 from sentence_distill.pipeline.verify import verify_folder
 from sentence_distill.pipeline.work import Job
-from tests.conftest import contents, wait_for
+from tests.conftest import children_besides, contents, wait_for
 
 
 def test_shares_of_an_array_and_a_merge_leave_the_bytes_of_one_run(sd, arguments, shards, tmp_path, capsys):
@@ -142,10 +142,10 @@ def test_a_device_whose_process_dies_is_named_and_its_part_is_done_by_the_same_c
     sd, arguments, shards, tmp_path, number, capsys
 ):
     out = tmp_path / "out"
+    others = multiprocessing.active_children()
 
     def kill_one() -> None:
-        children = wait_for(multiprocessing.active_children)
-        os.kill(children[-1].pid, number)
+        os.kill(children_besides(others)[-1].pid, number)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
