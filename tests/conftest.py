@@ -115,7 +115,7 @@ def wait_for(found: Callable[[], Any]) -> Any:
 
 
 def children_besides(others: list[Any]) -> list[Any]:
-    """This process's children that are not among `others`, which joblib keeps for its next call; waits for the first."""
+    """This process's children that are not among `others`, such as those that joblib keeps; waits for the first."""
     return wait_for(lambda: [child for child in multiprocessing.active_children() if child not in others])
 
 
