@@ -29,12 +29,14 @@ def count_tokens(student: Student, locations: Sequence[str]) -> np.ndarray:
         int64[vocabulary].
 
     Raises:
-        UserError: there is no such text, or it can't be read.
+        UserError: there is no such text, it can't be read, or it holds no token.
     """
     counts = np.zeros(student.encoder.config.vocabulary, dtype=np.int64)
     texts = (record.text for record in Corpus.open(locations).records() if record.text is not None)
     while lines := list(islice(texts, _LINES)):
         counts += np.bincount(tokenize(student.tokenizer, lines).ids, minlength=len(counts))
+    if not counts.any():
+        raise UserError(f"--corpus {', '.join(locations)} holds no text to count tokens in; name another")
     return counts
 
 

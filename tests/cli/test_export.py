@@ -159,3 +159,12 @@ def test_the_guides_script_runs_without_torch_and_without_this_package(sd, homel
     assert sum(1 for line in script.splitlines() if line) == 10
     expected = Student.load(homeless).encode(SENTENCES)
     np.testing.assert_allclose(np.load("vectors.npy"), expected, atol=1e-5)
+
+
+def test_no_vocabulary_is_chosen_by_text_that_holds_none(sd, student_folder, tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("\n")
+    out = tmp_path / "exported"
+    arguments = ("--vocabulary", "100", "--corpus", tmp_path / "empty.txt", "--out", out)
+    assert sd("export", student_folder, "--onnx", *arguments) == 1
+    assert "holds no text to count tokens in" in capsys.readouterr().err
+    assert not out.exists()
