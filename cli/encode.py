@@ -14,7 +14,6 @@ from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_distill.data.corpus import Corpus
-    from sentence_distill.data.sources import Source
     from sentence_distill.student.encode_files import Encoded
     from sentence_distill.student.text_encoder import TextEncoder
 
@@ -184,7 +183,7 @@ def _open(inputs: tuple[str, ...], out: str, options: dict[str, Any]) -> "Corpus
     if STANDARD_INPUT not in inputs:
         parts = None if out == "-" else parts_folder(Path(out))
         corpus = Corpus.open(inputs, format=format_, text_field=text_field, keep_blank=True, leave_out=parts)
-        if any(_is_file(source, Path(out)) for source in corpus.sources):
+        if any(source.is_file(Path(out)) for source in corpus.sources):
             raise UserError(f"--out {out} is among the input; name another file")
         return corpus
     if len(inputs) > 1 or out != "-":
@@ -196,11 +195,6 @@ def _open(inputs: tuple[str, ...], out: str, options: dict[str, Any]) -> "Corpus
         raise click.UsageError(f"standard input is read as text or jsonl, not as {format_}; give a file")
     source = Source(url=STANDARD_INPUT, name="standard input", size=0, compression=None)
     return Corpus([source], format_ or "text", text_field, keep_blank=True)
-
-
-def _is_file(source: "Source", out: Path) -> bool:
-    path = source.url.removeprefix("file://")
-    return path != source.url and out.exists() and out.samefile(path)
 
 
 def _summary(done: "Encoded") -> None:

@@ -106,13 +106,9 @@ def _check_out(out: Path, sources: "Sequence[Source]", overwrite: bool) -> None:
         raise UserError(f"--out {out} is a folder; name a file in it")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    if not out.exists():
-        return
-    for source in sources:
-        local = Path(source.url.removeprefix("file://"))
-        if local.exists() and local.samefile(out):
-            raise UserError(f"--out {out} is the input itself; name another file")
-    if not overwrite:
+    if any(source.is_file(out) for source in sources):
+        raise UserError(f"--out {out} is the input itself; name another file")
+    if out.exists() and not overwrite:
         raise UserError(f"{out} is there already; name another file, or replace it with --overwrite")
 
 

@@ -51,6 +51,11 @@ class Source:
                 return self.name[: -len(suffix)]
         return self.name
 
+    def is_file(self, path: Path) -> bool:
+        """Whether it is the file at `path`, by whatever name or link."""
+        local = self.url.removeprefix("file://")
+        return local != self.url and path.exists() and path.samefile(local)
+
     def head(self) -> bytes:
         """The first bytes of the decompressed content."""
         with open_source(self) as stream:

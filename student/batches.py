@@ -1,11 +1,11 @@
 """Batches for encoding: of one length where that fills them, of near lengths where it does not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 # What a call of the LSTM and each of its steps cost beside the sentences themselves, in steps of one sentence; measured
-# on 300 units (docs/encode.md). A wrong value costs time and changes no vector.
+# on 300 units. A wrong value costs time and changes no vector.
 _CALL_COST, _STEP_COST = 48, 3
 
 
@@ -30,6 +30,15 @@ def near_length_batches(lengths: np.ndarray, token_budget: int) -> Iterator[np.n
         size = max(1, token_budget // max(1, int(distinct[stop - 1])))
         for place in range(0, len(group), size):
             yield group[place : place + size]
+
+
+def pad_tokens(sequences: Sequence[Sequence[int] | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences of token ids as int64[b, longest], at least one wide and 0 behind their ends; and int64[b] lengths."""
+    lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
+    padded = np.zeros((len(sequences), max(1, int(lengths.max()))), dtype=np.int64)
+    for row, ids in zip(padded, sequences, strict=True):
+        row[: len(ids)] = ids
+    return padded, lengths
 
 
 def _cheapest_groups(distinct: np.ndarray, counts: np.ndarray, token_budget: int) -> list[tuple[int, int]]:

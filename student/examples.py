@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sentence_distill.student.batches import pad_tokens
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -33,11 +35,7 @@ class Tokens:
 
     def padded(self, rows: np.ndarray, device: torch.device) -> "Padded":
         """The tokens of int[b] `rows`, column after column."""
-        sequences = [column[row] for column in self.columns for row in rows]
-        lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
-        padded = np.zeros((len(sequences), max(1, lengths.max())), dtype=np.int64)
-        for row, ids in enumerate(sequences):
-            padded[row, : len(ids)] = ids
+        padded, lengths = pad_tokens([column[row] for column in self.columns for row in rows])
         first = None if self.first is None else torch.from_numpy(self.first[rows]).to(device)
         return Padded(torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device), first)
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from sentence_distill.student.batches import near_length_batches
+from sentence_distill.student.batches import near_length_batches, pad_tokens
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.sklearn_transformer import SklearnTransformer
 from sentence_distill.student.workers import map_on_cores
@@ -135,7 +135,7 @@ def _in_batches(
 
     @torch.inference_mode()
     def encode(rows: np.ndarray) -> torch.Tensor:
-        return finish(_pool_batch(encoder, [input_ids[row] for row in rows], lengths[rows], precision)).float().cpu()
+        return finish(_pool_batch(encoder, [input_ids[row] for row in rows], precision)).float().cpu()
 
     # The longest first, so that no thread is left alone with it at the end.
     batches = list(near_length_batches(lengths, token_budget))[::-1]
@@ -148,16 +148,11 @@ def _in_batches(
 
 
 def _pool_batch(
-    encoder: StudentEncoder,
-    input_ids: Sequence[Sequence[int] | np.ndarray],
-    lengths: np.ndarray,
-    precision: torch.dtype,
+    encoder: StudentEncoder, input_ids: Sequence[Sequence[int] | np.ndarray], precision: torch.dtype
 ) -> torch.Tensor:
     """Pooled states of one batch, float32[b, pooled_dim]."""
     device = next(encoder.parameters()).device
-    padded = np.zeros((len(lengths), max(1, int(lengths.max()))), dtype=np.int64)
-    for row, ids in zip(padded, input_ids, strict=True):
-        row[: len(ids)] = ids
+    padded, lengths = pad_tokens(input_ids)
     batch = torch.from_numpy(padded).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
         if lengths.min() == padded.shape[1]:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.pipeline.children import cores
-from sentence_distill.student.batches import near_length_batches
+from sentence_distill.student.batches import near_length_batches, pad_tokens
 from sentence_distill.student.export_folder import INPUTS, MODEL, OUTPUT, TOKENIZER
 
 # A batch's states then fit into a core's cache.
@@ -62,7 +62,7 @@ class OnnxStudent:
         out = np.empty((len(tokens), self.dim), dtype=np.float32)
 
         def encode(rows: np.ndarray) -> None:
-            out[rows] = self._encode_batch([tokens[row] for row in rows], lengths[rows])
+            out[rows] = self._encode_batch([tokens[row] for row in rows])
 
         # The longest first, so that no thread is left alone with it at the end.
         batches = list(near_length_batches(lengths, _TOKEN_BUDGET))[::-1]
@@ -79,10 +79,8 @@ class OnnxStudent:
                 raise
         return out
 
-    def _encode_batch(self, tokens: Sequence[Sequence[int]], lengths: np.ndarray) -> np.ndarray:
-        input_ids = np.zeros((len(tokens), int(lengths.max())), dtype=np.int64)
-        for row, ids in zip(input_ids, tokens, strict=True):
-            row[: len(ids)] = ids
+    def _encode_batch(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
+        input_ids, lengths = pad_tokens(tokens)
         attention_mask = (np.arange(input_ids.shape[1]) < lengths[:, None]).astype(np.int64)
         (vectors,) = self._session.run([OUTPUT], dict(zip(INPUTS, (input_ids, attention_mask), strict=True)))
         return vectors  # type: ignore[no-any-return]
