@@ -118,6 +118,17 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
+def measured(encode: Encode, sentences: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
+    """Vectors of the sentences, after a first call, and what they took: seconds, most memory so far, versions."""
+    encode(sentences[:64])
+    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    vectors = encode(sentences)
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    figures = {"wall_s": wall, "user_sys_s": cpu, "peak_mb": after.ru_maxrss / 1024, "versions": installed_versions()}
+    return vectors, figures
+
+
 def main() -> None:
     """Encode once and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -128,13 +139,8 @@ def main() -> None:
     options = parser.parse_args()
     sentences = options.sentences.read_text(encoding="utf-8").splitlines()
     encode = load(options.name, options.folder, options.workdir, options.batch_size)
-    encode(sentences[:64])
-    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    vectors = encode(sentences)
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+    vectors, figures = measured(encode, sentences)
     np.save(options.vectors, vectors.astype(np.float32))
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    figures = {"wall_s": wall, "user_sys_s": cpu, "peak_mb": after.ru_maxrss / 1024, "versions": installed_versions()}
     print(json.dumps(figures))
 
 

@@ -9,12 +9,10 @@ WORKDIR/NAME.pairs.npy.
 
 import argparse
 import json
-import resource
-import time
 from pathlib import Path
 
 import numpy as np
-from embed_contender import Encode, installed_versions
+from embed_contender import Encode, measured
 from embed_contender import load as load_teacher
 
 
@@ -56,15 +54,11 @@ def main() -> None:
     options = parser.parse_args()
     sentences = options.text.read_text(encoding="utf-8").splitlines()
     encode = load(options.name, options.student, options.teacher, options.workdir, options.batch_size)
-    encode(sentences[:64])
-    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    vectors = encode(sentences)
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+    vectors, figures = measured(encode, sentences)
     pairs = encode(options.pairs.read_text(encoding="utf-8").splitlines())
     for kind, found in (("text", vectors), ("pairs", pairs)):
         np.save(options.workdir / f"{options.name}.{kind}.npy", found.astype(np.float32))
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"wall_s": wall, "user_sys_s": cpu, "versions": installed_versions()}))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":
