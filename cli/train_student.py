@@ -140,6 +140,13 @@ DEFAULT_STUDENT = "distilled"
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Share of the sentences never trained on.",
 )
+@click.option(
+    "--train-fraction",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the others to train on; says what a larger corpus would bring.",
+)
 @click.option("--validate-every", default=None, type=click.IntRange(1), metavar="STEPS", help="[default: each epoch]")
 @click.option(
     "--patience",

@@ -231,13 +231,15 @@ def _origin(distillation: dict[str, Any]) -> str:
     teacher, corpus, training = distillation["teacher"], distillation["corpus"], distillation["training"]
     fingerprint = corpus["fingerprint"]
     layers = ", ".join(map(str, teacher["layers"]))
+    share = training.get("train_fraction", 1.0)
     size = f"{fingerprint['corpus_bytes'] / 1e6:,.1f} MB" if "corpus_bytes" in fingerprint else "unknown size"
     return "\n".join(
         [
             f"- Teacher: {_named(teacher['teacher'])}, pooling `{teacher['pooling']}`, layer {layers}"
             f"{', normalised' if teacher['normalize'] else ''}.",
             f"- Corpus: {corpus['rows']:,} sentences of {fingerprint.get('corpus_files', 1):,} file(s), {size}, "
-            f"language `{fingerprint.get('language', 'unknown')}`.",
+            f"language `{fingerprint.get('language', 'unknown')}`"
+            f"{f', of which a share of {share:g} was trained on' if share < 1 else ''}.",
             f"- Training: {training['epochs']} epochs at most, batches of {training['batch_size']} sentences, learning "
             f"rate {training['learning_rate']:g}, seed {training['seed']}.",
             f"- Student: {distillation['student']['pooling']} pooling, vocabulary of "

@@ -12,7 +12,8 @@ INITS = ("pca", "random")
 # Shapes that a name stands for; docs/training.md says what each costs and gives.
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"embedding_dim": 64, "hidden": 128, "layers": 1},
-    "small": {"embedding_dim": 128, "hidden": 256, "layers": 1},
+    # The widest that stays below 10 MB in float16, the tokenizer included.
+    "small": {"embedding_dim": 112, "hidden": 256, "layers": 1},
     "base": {"embedding_dim": 300, "hidden": 300, "layers": 1},
     "large": {"embedding_dim": 384, "hidden": 512, "layers": 1},
 }
@@ -89,6 +90,8 @@ class TrainConfig:
     """Word embeddings: "pca" reduces the teacher's, "random" starts anew."""
     held_out: float = 0.01
     """Share of the rows, chosen by sentence id, that is never trained on."""
+    train_fraction: float = 1.0
+    """Share of the other rows that is trained on, chosen by sentence id, so that a larger share holds a smaller one."""
     validate_every: int | None = None
     """Steps between two validations; None is an epoch."""
     patience: int | None = None
@@ -107,6 +110,8 @@ class TrainConfig:
                 raise UserError(f"--{name.replace('_', '-')} must be a finite number, not {value}")
         if not 0 < self.held_out < 1:
             raise UserError(f"--held-out {self.held_out} must lie between 0 and 1, both excluded")
+        if not 0 < self.train_fraction <= 1:
+            raise UserError(f"--train-fraction {self.train_fraction} must lie between 0, excluded, and 1")
         if not any((self.cosine, self.mse, self.relational)):
             raise UserError("all weights of the loss are 0; raise --cosine, --mse or --relational")
 

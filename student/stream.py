@@ -43,6 +43,32 @@ class Batch:
     targets: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Which rows are trained on and which are held out; ids are hashes, so a range of them is a random share.
+
+    Args:
+        first: the lowest id to train on; those below are held out.
+        last: the highest.
+    """
+
+    first: np.uint64
+    last: np.uint64
+
+    @classmethod
+    def of(cls, held_out: float, train_fraction: float) -> "Shares":
+        """The ranges of two shares, the second of what the first leaves."""
+        first = int(held_out * 2**64)
+        # In whole numbers: a float has no room for the last bits of an id.
+        rest = round(train_fraction * 2**32) * (2**64 - 1 - first) >> 32
+        return cls(np.uint64(first), np.uint64(first + rest))
+
+    def split(self, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers to train on and held out."""
+        held_out = shard.ids < self.first
+        return np.flatnonzero(~held_out & (shard.ids <= self.last)), np.flatnonzero(held_out)
+
+
 class ShardStream:
     """A folder of shards, split by sentence id into rows to train on and rows held out.
 
@@ -50,13 +76,16 @@ class ShardStream:
         manifest: the folder's manifest.
     """
 
-    def __init__(self, folder: Path, *, held_out: float, layers: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, held_out: float, layers: Sequence[int] | None = None, train_fraction: float = 1.0
+    ) -> None:
         """Check and map a folder.
 
         Args:
             folder: a complete folder of shards.
             held_out: share of the rows that is held out.
             layers: the teacher's layers to read, as the manifest numbers them; None is all in the shards.
+            train_fraction: share of the other rows that is trained on; the rest is not read.
 
         Raises:
             UserError: the folder is not complete, a shard is missing or damaged, which is named, or the shards lack
@@ -64,7 +93,7 @@ class ShardStream:
         """
         self.manifest = require_vectors(folder)
         self._columns = _columns(self.fingerprint, layers)
-        self._limit = np.uint64(held_out * 2**64)
+        self._shares = Shares.of(held_out, train_fraction)
         self._paths = [folder / entry["shard"] for entry in self.manifest["shards"]]
         self._rows = [int(entry["rows"]) for entry in self.manifest["shards"]]
         for path, entry in zip(self._paths, self.manifest["shards"], strict=True):
@@ -83,7 +112,7 @@ class ShardStream:
         counts = []
         for path in self._paths:
             shard = Shard.open(path)
-            counts.append(np.bincount(shard.tokens.lengths[_split(shard, self._limit)[0]]))
+            counts.append(np.bincount(shard.tokens.lengths[self._shares.split(shard)[0]]))
         longest = max(map(len, counts))
         return np.stack([np.pad(count, (0, longest - len(count))) for count in counts])
 
@@ -141,7 +170,7 @@ class ShardStream:
     def _open(self, numbers: list[int]) -> Window:
         # The shards of a window are mapped only while it lasts, so that memory does not grow with them.
         shards = [_reopen(self._paths[number]) for number in numbers]
-        return Window(shards, [_split(shard, self._limit)[0] for shard in shards])
+        return Window(shards, [self._shares.split(shard)[0] for shard in shards])
 
     def _read_ahead(self, numbers: list[int]) -> None:
         """Tell the system that a window's files are next, so that it reads them in whole pieces."""
@@ -153,7 +182,7 @@ class ShardStream:
     def split(self) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
         """Each shard's path, with the numbers of its rows to train on and of those held out."""
         for path in self._paths:
-            yield path, *_split(Shard.open(path), self._limit)
+            yield path, *self._shares.split(Shard.open(path))
 
     def held_out(self) -> tuple[list[np.ndarray], torch.Tensor]:
         """The held-out rows, at most 20,000, in corpus order.
@@ -168,19 +197,13 @@ class ShardStream:
         targets: list[np.ndarray] = []
         for path in self._paths:
             shard = Shard.open(path)
-            rows = _split(shard, self._limit)[1][: _HELD_OUT_ROWS - len(input_ids)]
+            rows = self._shares.split(shard)[1][: _HELD_OUT_ROWS - len(input_ids)]
             input_ids += [shard.tokens[row].astype(np.int64) for row in rows]
             targets.append(np.array(shard.embeddings[rows][:, self._columns], dtype=np.float32))
         # Three rows are the fewest among which ranks of similarities can agree or not.
         if len(input_ids) < 3:
             raise UserError(f"only {len(input_ids)} rows are held out; take a larger corpus, or raise --held-out")
         return input_ids, torch.from_numpy(np.concatenate(targets))
-
-
-def _split(shard: Shard, limit: np.uint64) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers to train on and held out; ids are hashes, so their low end is a random share."""
-    held_out = shard.ids < limit
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def _reopen(path: Path) -> Shard:

@@ -72,7 +72,9 @@ class Trainer:
         self.ranks = ranks
         self.precision = precision
         self.progress = progress
-        self.stream = ShardStream(shards, held_out=config.held_out, layers=config.target_layers)
+        self.stream = ShardStream(
+            shards, held_out=config.held_out, layers=config.target_layers, train_fraction=config.train_fraction
+        )
         self.held_out = HeldOut(self.stream)
         torch.manual_seed(config.seed)
         self.encoder = StudentEncoder(student)
@@ -109,7 +111,9 @@ class Trainer:
             OSError: a checkpoint could not be written.
         """
         if not self.steps:
-            raise UserError("all rows are held out; take a larger corpus, or lower --held-out")
+            raise UserError(
+                "no row is left to train on; take a larger corpus, lower --held-out or raise --train-fraction"
+            )
         log = self._open_log(tensorboard) if self.ranks.main else None
         self._saved = time.monotonic()
         self._began = self._saved - self.state.seconds

@@ -36,6 +36,17 @@ def test_an_epoch_trains_on_each_row_once_and_never_on_a_held_out_one(shards):
         assert set(seen) == expected
 
 
+def test_a_smaller_fraction_is_part_of_a_larger_one_and_holds_the_same_rows_out(shards):
+    streams = [ShardStream(shards, held_out=0.1, train_fraction=fraction) for fraction in (0.2, 0.6, 1.0)]
+    rows = [{(path, row) for path, train, _ in stream.split() for row in train.tolist()} for stream in streams]
+    assert rows[0] < rows[1] < rows[2]
+    assert len(rows[0]) == pytest.approx(0.2 * len(rows[2]), rel=0.25)
+    assert [stream.train_rows for stream in streams] == [len(part) for part in rows]
+    assert len({len(stream.held_out()[0]) for stream in streams}) == 1
+    batches = streams[0].batches(batch_size=16, seed=0, epoch=0)
+    assert sum(len(batch.input_ids) for batch in batches) == len(rows[0])
+
+
 def test_shards_are_mapped_and_not_copied(shards):
     from sentence_distill.pipeline.shards import Shard
 
