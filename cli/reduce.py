@@ -34,11 +34,12 @@ def _dims(context: click.Context, parameter: click.Parameter, value: str | None)
     metavar="N[,N…]",
     help="Widths to compare, where --dim is not given.  [default: powers of two, as in 32,64,128,256]",
 )
+@click.option("--float16", is_flag=True, help="Store the weights in half the bytes, with --dim or alone.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=None,
-    help="Folder to write, with --dim.  [default: STUDENT-N]",
+    help="Folder to write, with --dim or --float16.  [default: STUDENT-N, STUDENT-float16]",
 )
 @click.option(
     "--shards",
@@ -56,11 +57,12 @@ def reduce(
     student: str,
     dim: int | None,
     dims: tuple[int, ...] | None,
+    float16: bool,
     out: Path | None,
     shards: Path | None,
     corpus: tuple[str, ...],
 ) -> None:
-    """Give a student a narrower vector, for search and clustering: its own principal directions.
+    """Give a student a narrower vector, for search and clustering: its own principal directions; or half the bytes.
 
     STUDENT is a folder or a name on the hub.  [default: distilled]  Without --dim the command shows what is left at
     several widths, and writes nothing. The folder that it writes is a student like any other, smaller and as fast; it
@@ -69,10 +71,38 @@ def reduce(
     \b
       sd reduce distilled
       sd reduce distilled --dim 64 --out distilled-64
+      sd reduce distilled --float16
     """
+    from sentence_distill.student.halve import copy_student, halve_weights
+    from sentence_distill.student.hub import locate_student
+
+    _check(dim, dims, float16, out, shards, corpus)
+    out = out or _default_out(student, str(dim or "float16"))
+    if (dim or float16) and out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; name another folder with --out")
+    folder = locate_student(student)
+    if dim or not float16:
+        _reduce(folder, dim, dims, out, shards, corpus)
+    else:
+        copy_student(folder, out)
+    if float16:
+        halve_weights(out)
+    if dim or float16:
+        size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+        click.echo(f"{out}: a student of {size / 1e6:.1f} MB\nnext: sd eval {out}")
+
+
+def _reduce(
+    folder: Path,
+    dim: int | None,
+    dims: tuple[int, ...] | None,
+    out: Path,
+    shards: Path | None,
+    corpus: tuple[str, ...],
+) -> None:
+    """Show what is left at some widths, or write a student of one."""
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.student.folder import load_distillation, load_student
-    from sentence_distill.student.hub import locate_student
     from sentence_distill.student.model import encode_tokens
     from sentence_distill.student.reduce import (
         compare_dims,
@@ -84,11 +114,6 @@ def reduce(
     )
     from sentence_distill.student.reduce_sample import sample_corpus, sample_shards
 
-    _check(dim, dims, out, shards, corpus)
-    out = out or _default_out(student, dim)
-    if dim is not None and out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; name another folder with --out")
-    folder = locate_student(student)
     full, distillation = load_student(folder), load_distillation(folder)
     wanted = (dim,) if dim is not None else dims or usual_dims(full.dim)
     require_narrower(wanted, full.dim)
@@ -100,28 +125,37 @@ def reduce(
     )
     _print(figures, len(sample.measured), full.dim)
     if dim is None:
-        click.echo(f"next: sd reduce {student} --dim {wanted[-1]}")
+        click.echo(f"next: sd reduce STUDENT --dim {wanted[-1]}")
         return
     source = ", ".join(corpus) or str(shards or distillation["shards"])
     reduced = reduce_student(full, directions, dim)
     save_reduced(out, reduced, distillation, source=source, directions=directions, figures=figures[0])
-    click.echo(f"{out}: a student of {dim} dimensions instead of {full.dim}\nnext: sd eval {out}")
+    click.echo(f"{dim} dimensions instead of {full.dim}")
 
 
-def _default_out(student: str, dim: int | None) -> Path:
-    """STUDENT-N: beside a student's folder, and of one on the hub in the current folder."""
+def _default_out(student: str, suffix: str) -> Path:
+    """STUDENT-suffix: beside a student's folder, and of one on the hub in the current folder."""
     if not Path(student).exists():
         student = student.partition("@")[0].rpartition("/")[2]
-    return Path(f"{student.rstrip('/')}-{dim}")
+    return Path(f"{student.rstrip('/')}-{suffix}")
 
 
 def _check(
-    dim: int | None, dims: tuple[int, ...] | None, out: Path | None, shards: Path | None, corpus: tuple[str, ...]
+    dim: int | None,
+    dims: tuple[int, ...] | None,
+    float16: bool,
+    out: Path | None,
+    shards: Path | None,
+    corpus: tuple[str, ...],
 ) -> None:
     if dim is not None and dims is not None:
         raise click.UsageError("--dim writes a student, --dims compares widths and writes none; give one of them")
-    if out is not None and dim is None:
-        raise click.UsageError("--out goes with --dim")
+    if dim is None and float16 and (dims or shards or corpus):
+        raise click.UsageError(
+            "--float16 without --dim writes the student as it is; leave --dims, --shards, --corpus out"
+        )
+    if out is not None and dim is None and not float16:
+        raise click.UsageError("--out goes with --dim or --float16")
     if shards is not None and corpus:
         raise click.UsageError("--shards and --corpus are two sources of sentences; give one of them")
 

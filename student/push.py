@@ -9,26 +9,14 @@ from typing import Any, TypeVar
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub
 from sentence_distill.student.card import model_card
-from sentence_distill.student.folder import DISTILLATION, load_student, module_paths
+from sentence_distill.student.folder import DISTILLATION, load_student
 from sentence_distill.student.hub import REFUSED, is_repository
 from sentence_distill.student.report_files import StudentFiles
-from sentence_distill.student.task_folder import HEAD, TASK
+from sentence_distill.student.task_folder import STUDENT_FILES, student_files
 
 T = TypeVar("T")
 
 CARD = "README.md"
-# Of a student's folder only these are sent: neither checkpoints and logs, nor what else a user keeps there.
-_FILES = (
-    "config_sentence_transformers.json",
-    "model.safetensors",
-    "modules.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "wordembedding_config.json",
-    HEAD,
-    TASK,
-)
-_MODULE_FILES = ("*.json", "*.safetensors")
 # What a repository may hold before its first student.
 _FRESH = {".gitattributes", ".gitignore", "LICENSE", CARD}
 _LOG_IN = "log in with hf auth login, or set HF_TOKEN to one that may write (settings/tokens on the hub's site)"
@@ -69,10 +57,8 @@ def prepare_upload(folder: Path, repo: str, *, licence: str | None = None, keep_
     if not is_repository(repo):
         raise UserError(f"{repo!r} is no name on the hub; give OWNER/NAME, of letters, digits, '-', '_' and '.'")
     load_student(folder)
-    files: dict[str, Path | bytes] = {name: folder / name for name in _FILES if (folder / name).exists()}
-    for module in set(module_paths(folder).values()) - {folder}:
-        found = [file for pattern in _MODULE_FILES for file in module.glob(pattern)]
-        files |= {file.relative_to(folder).as_posix(): file for file in found}
+    # Neither checkpoints and logs, nor what else a user keeps there.
+    files: dict[str, Path | bytes] = {**student_files(folder)}
     record = StudentFiles.read(folder)
     files[CARD] = _kept_card(folder) if keep_card else _new_card(record, repo, licence)
     files[DISTILLATION] = (json.dumps(_public(record.distillation), indent=1, ensure_ascii=False) + "\n").encode()
@@ -140,7 +126,7 @@ def _operations(upload: Upload, there: set[str]) -> list[Any]:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     added = [CommitOperationAdd(path, content) for path, content in upload.files.items()]
-    stale = there & set(_FILES) - upload.files.keys()
+    stale = there & set(STUDENT_FILES) - upload.files.keys()
     return added + [CommitOperationDelete(path) for path in sorted(stale)]
 
 

@@ -14,10 +14,22 @@ from sentence_distill.data.task import Task
 from sentence_distill.pipeline.files import write_atomically
 from sentence_distill.student.classifier import StudentClassifier
 from sentence_distill.student.fit import Fitted
-from sentence_distill.student.folder import load_student, save_student, share_as
+from sentence_distill.student.folder import load_student, module_paths, save_student, share_as
 
 TASK = "task.json"
 HEAD = "head.safetensors"
+STUDENT_FILES = (
+    "config_sentence_transformers.json",
+    "model.safetensors",
+    "modules.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "wordembedding_config.json",
+    HEAD,
+    TASK,
+)
+"""What loading reads of a student's own folder, beside those of its modules, where it is there."""
+_MODULE_FILES = ("*.json", "*.safetensors")
 
 
 def save_classifier(folder: Path, fitted: Fitted[StudentClassifier], task: Task, distillation: dict[str, Any]) -> None:
@@ -68,3 +80,12 @@ def load_classifier(folder: Path) -> tuple[StudentClassifier, Task]:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no fine-tuned student ({error}); make one: sd finetune STUDENT") from error
     return classifier.eval(), task
+
+
+def student_files(folder: Path) -> dict[str, Path]:
+    """The files of a student that loading reads, with its head where it is fine-tuned, by their paths in its folder."""
+    files = {name: folder / name for name in STUDENT_FILES if (folder / name).exists()}
+    for module in set(module_paths(folder).values()) - {folder}:
+        found = [file for pattern in _MODULE_FILES for file in module.glob(pattern)]
+        files |= {file.relative_to(folder).as_posix(): file for file in found}
+    return files

@@ -1,8 +1,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
+from sentence_distill import Classifier, Student
 from tests.conftest import contents, make_sentences
 
 
@@ -26,6 +29,47 @@ def test_a_corpus_stands_for_shards(sd, student_folder, corpus_file, tmp_path, m
     assert "teacher" not in capsys.readouterr().out
     # Named after the student and the width.
     assert (tmp_path / "student-4" / "modules.json").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--dim", "8"]])
+def test_float16_halves_the_files_and_keeps_the_vectors(sd, student_folder, shards, tmp_path, more):
+    from sentence_transformers import SentenceTransformer
+
+    folder, whole = tmp_path / "half", student_folder
+    if more:
+        whole = tmp_path / "whole"
+        assert sd("reduce", student_folder, "--shards", shards, *more, "--out", whole) == 0
+    assert (
+        sd("reduce", student_folder, *(["--shards", shards] if more else []), *more, "--float16", "--out", folder) == 0
+    )
+    sizes = [sum(file.stat().st_size for file in root.rglob("*.safetensors")) for root in (whole, folder)]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert {file.stat().st_mode for file in folder.rglob("*.safetensors")} == {(folder / "modules.json").stat().st_mode}
+    sentences = make_sentences(20)
+    full, half = (Student.load(root).encode(sentences) for root in (whole, folder))
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, full, atol=2e-3)
+    other = SentenceTransformer(str(folder), device="cpu").encode(sentences)
+    np.testing.assert_allclose(other, half, atol=1e-5)
+
+
+def test_float16_keeps_a_head_and_its_task(sd, student_folder, tmp_path):
+    fine_tuned, train = tmp_path / "tuned", tmp_path / "train.csv"
+    rows = [f"{sentence},{int('cat' in sentence)}" for sentence in make_sentences(200)]
+    train.write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    assert sd("finetune", student_folder, "--train", train, "--epochs", "1", "--out", fine_tuned) == 0
+    assert sd("reduce", fine_tuned, "--float16", "--out", tmp_path / "half") == 0
+    sentences = make_sentences(20)
+    full, half = (Classifier.load(folder).predict(sentences) for folder in (fine_tuned, tmp_path / "half"))
+    assert list(full) == list(half)
+
+
+def test_a_weight_beyond_float16_is_refused(sd, student_folder, tmp_path, capsys):
+    folder = shutil.copytree(student_folder, tmp_path / "student")
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weight * 1e9 for name, weight in weights.items()}, folder / "model.safetensors")
+    assert sd("reduce", folder, "--float16") == 1
+    assert "keep this student in float32" in capsys.readouterr().err
 
 
 def test_few_sentences_to_measure_with_are_warned_of(sd, student_folder, tmp_path, capsys):
@@ -56,7 +100,10 @@ def test_other_shards_under_the_recorded_name_are_not_taken(
         (["{student}", "--dim", "32"], 1, "32 dimensions are no reduction of the student's 32"),
         (["{student}", "--dims", "8,64"], 1, "64 dimensions are no reduction"),
         (["{student}", "--dim", "8", "--dims", "4"], 2, "give one of them"),
-        (["{student}", "--out", "x"], 2, "--out goes with --dim"),
+        (["{student}", "--out", "x"], 2, "--out goes with --dim or --float16"),
+        (["{student}", "--float16", "--dims", "8"], 2, "writes the student as it is"),
+        (["{student}", "--float16", "--out", "{student}"], 1, "is not empty"),
+        (["no-such", "--float16"], 1, "holds no student"),
         (["{student}", "--dim", "8", "--shards", "no-such"], 1, "no-such"),
         (["{student}", "--dim", "8", "--corpus", "no-such.txt"], 1, "no-such.txt"),
         (["{student}", "--dim", "8", "--corpus", "short.txt"], 1, "too few to reduce by"),
