@@ -37,10 +37,10 @@ _READ = {
 @click.command()
 @click.option(
     "--student",
-    default=DEFAULT_STUDENT,
-    show_default=True,
+    default=None,
     metavar="NAME",
-    help="Folder, or name on the hub; or the folder of its export, which runs without PyTorch.",
+    help="Folder, or name on the hub; or the folder of its export, which runs without PyTorch.  [default: distilled; "
+    "where there is none the packaged wiki-small]",
 )
 @click.option(
     "--input",
@@ -86,7 +86,7 @@ _READ = {
 @click.option("--device", default=None, help="Of PyTorch: auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--threads", type=click.IntRange(1), default=None, help="Of the processor.  [default: all cores]")
 @click.option("--overwrite", is_flag=True, help="Replace --out where it is there already.")
-def encode(student: str, inputs: tuple[str, ...], out: str, **options: Any) -> None:
+def encode(student: str | None, inputs: tuple[str, ...], out: str, **options: Any) -> None:
     """Encode sentences: one vector for each line, JSON object or row, in their order.
 
     Memory stays flat however long the input is. What has no text, a null or bytes that are not UTF-8, gets a vector of
@@ -107,7 +107,7 @@ def encode(student: str, inputs: tuple[str, ...], out: str, **options: Any) -> N
     if options["threads"]:
         # The tokenizer reads it when it is first used.
         os.environ["RAYON_NUM_THREADS"] = str(options["threads"])
-    loaded = _load(student, options)
+    loaded = _load(student or _default_student(), options)
     config = EncodeConfig(dtype=options["dtype"], text=not options["no_text"], format=format_)
     encoder = FileEncoder(loaded, corpus, config, ConsoleProgress())
     if out == "-":
@@ -125,6 +125,15 @@ def encode(student: str, inputs: tuple[str, ...], out: str, **options: Any) -> N
         f"{out}: {done.rows:,} vectors of {loaded.dim} {options['dtype']}, {Path(out).stat().st_size / 1e6:,.1f} MB\n"
         f"read it: {_READ[format_].format(out)}"
     )
+
+
+def _default_student() -> str:
+    from sentence_distill.student.packaged import SMALL
+
+    if Path(DEFAULT_STUDENT).exists():
+        return DEFAULT_STUDENT
+    click.echo(f"there is no {DEFAULT_STUDENT} here: the packaged student {SMALL} encodes", err=True)
+    return SMALL
 
 
 def _load(student: str, options: dict[str, Any]) -> "TextEncoder":

@@ -80,7 +80,7 @@ def export(
     folder = locate_student(student)
     load_distillation(folder)
     if out is None and folder != Path(student):
-        raise click.UsageError(f"{student} is on the hub; name a folder for its export: --out FOLDER")
+        raise click.UsageError(f"{student} is no folder of yours; name one for its export: --out FOLDER")
     from sentence_distill.student.onnx_export import ExportText, OnnxConfig, export_onnx
 
     config = OnnxConfig(int8=int8, tables=tables or ("int8" if int8 else "float32"), vocabulary=vocabulary)

@@ -1,4 +1,4 @@
-"""A student by its name: a folder, or a repository on the hub."""
+"""A student by its name: a folder, one that comes with the package, or a repository on the hub."""
 
 import logging
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub, offline_requested
 from sentence_distill.student.folder import DISTILLATION
+from sentence_distill.student.packaged import packaged_student
 
 _FILES = ["*.json", "*.safetensors"]
 # Nothing here reads them, but without a network sentence-transformers takes only whole copies from the cache.
@@ -31,14 +32,16 @@ def locate_student(name: str | Path) -> Path:
     """The folder of a student, which is fetched from the hub where no folder has that name.
 
     Args:
-        name: a folder; or, as a string, owner/name or owner/name@revision on the hub.
+        name: a folder; or, as a string, a packaged student, or owner/name or owner/name@revision on the hub.
 
     Raises:
         UserError: the hub has no such student, or can't be asked and the cache has none.
     """
-    if isinstance(name, Path) or Path(name).exists() or not is_repository(name.partition("@")[0]):
+    if isinstance(name, Path) or Path(name).exists():
         return Path(name)
-    return _fetch(name)
+    if packaged := packaged_student(name):
+        return packaged
+    return _fetch(name) if is_repository(name.partition("@")[0]) else Path(name)
 
 
 def _fetch(name: str) -> Path:

@@ -38,8 +38,9 @@ class Student(SklearnTransformer):
         """Read the student in a folder, which `sd train-student` or `sd finetune` made, or on the hub.
 
         Args:
-            name: of the folder; or, as a string, `owner/name` or `owner/name@revision` on the hub, which is asked
-                where no folder has that name. Where it can't be asked, or HF_HUB_OFFLINE is set, its cache is searched.
+            name: of the folder; or, as a string, "wiki-small", which comes with the package, or `owner/name` or
+                `owner/name@revision` on the hub, which is asked where no folder has that name. Where it can't be
+                asked, or HF_HUB_OFFLINE is set, its cache is searched.
 
         Raises:
             UserError: there is none, or it is damaged.

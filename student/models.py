@@ -19,6 +19,7 @@ from sentence_distill.pipeline.teacher import Teacher
 from sentence_distill.student.folder import DISTILLATION, load_distillation, load_student
 from sentence_distill.student.hub import locate_student
 from sentence_distill.student.model import Student
+from sentence_distill.student.packaged import packaged_student
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 _CPU = torch.device("cpu")
@@ -67,7 +68,9 @@ def free_name(name: str, taken: Collection[str]) -> str:
 
 
 def find_model(model: str) -> Located:
-    """The folder of a student, of a sentence-transformers model, or of either that the hub's cache or the hub has.
+    """The folder of a student, a packaged one too, of a sentence-transformers model, or of either on the hub.
+
+    The hub's cache is asked first.
 
     Raises:
         UserError: there is none.
@@ -75,6 +78,8 @@ def find_model(model: str) -> Located:
     if is_student(model):
         load_distillation(Path(model))
         return Located(Path(model), model)
+    if not Path(model).exists() and (packaged := packaged_student(model)):
+        return Located(packaged, model)
     try:
         located = locate_teacher(model)
     except UserError as error:

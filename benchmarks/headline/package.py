@@ -1,0 +1,56 @@
+"""Puts a student into the package: its weights as float16, its record, and a card with its figures and licence notes.
+
+usage: python benchmarks/headline/package.py STUDENT [--name wiki-small]
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from sentence_distill.student.halve import halve_weights
+from sentence_distill.student.push import CARD, prepare_upload
+
+PRETRAINED = Path(__file__).parents[2] / "student" / "pretrained"
+USAGE = """## How to use it
+
+It comes with sentence-distill, so no hub is asked:
+
+```python
+from sentence_distill import Student
+
+vectors = Student.load("NAME").encode(["A sentence.", "Another one."])
+```
+
+`sd encode --student NAME --input FILE --out FILE` encodes files. `sd reduce NAME --float16 --out FOLDER` copies it
+out, for SentenceTransformer(FOLDER) and for whatever writes beside a student.
+
+"""
+LICENCE = """
+The weights are stored as float16. No text of the corpus is part of them. The teacher's weights are Apache-2.0; the
+corpus is English Wikipedia, whose text is under CC BY-SA.
+"""
+
+
+def main() -> None:
+    """Write the student's folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("student", type=Path)
+    parser.add_argument("--name", default="wiki-small")
+    options = parser.parse_args()
+    upload = prepare_upload(options.student, f"sentence-distill/{options.name}", licence="apache-2.0")
+    folder = PRETRAINED / options.name
+    shutil.rmtree(folder, ignore_errors=True)
+    for path, content in upload.files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    halve_weights(folder)
+    before, _, rest = (folder / CARD).read_text(encoding="utf-8").partition("## How to use it")
+    after = rest[rest.index("## What it scores") :]
+    card = before + USAGE.replace("NAME", options.name) + after + LICENCE
+    (folder / CARD).write_text(card, encoding="utf-8")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"{folder}: {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

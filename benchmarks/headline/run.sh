@@ -1,0 +1,32 @@
+#!/bin/sh
+# README's "Sizes": students of every size from one corpus, what each keeps of its teacher and costs, beside what one would
+# take instead, and how much the size of the corpus matters. Each step goes on where it was stopped.
+# With all of English Wikipedia of 2014 (2.8 million sentences) and three epochs about 20 hours on two cores; EPOCHS, SIZES,
+# FRACTIONS and STEPS change the run. A folder of shards that stands in WORKDIR already is taken as it is.
+# usage: run.sh CORPUS GLUE_DIR WORKDIR [PEER_PYTHON]       (PEER_PYTHON: see encode_speed.py)
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+corpus=$(realpath "$1") glue=$(realpath "$2") peers=${4:+--peer-python "$4"}
+mkdir -p "$3" && cd "$3"
+export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
+
+train() { # FOLDER OPTION...
+    folder=$1 && shift
+    test ! -f "$folder/distillation.json" || return 0
+    resume=$(ls "$folder"/checkpoints/step-*.pt > /dev/null 2>&1 && echo --resume || true)
+    sd train-student --shards shards --target-layers 6 --out "$folder" $resume "$@"
+}
+
+test -f shards/manifest.json || sd embed --teacher minilm --corpus "$corpus" --out shards
+for size in ${SIZES:-tiny small base large}; do
+    train "$size" --size "$size" --epochs "${EPOCHS:-3}"
+    test -f "$size/eval.json" || sd eval "$size" --glue-dir "$glue"
+    test -f "$size/onnx/export.json" || sd export "$size" --onnx --int8
+    sd eval --glue "$size" --glue-dir "$glue" --tasks SST-2,CoLA,MRPC,STS-B,RTE --rows scratch,scratch-words,frozen,distilled
+done
+for fraction in ${FRACTIONS:-0.02 0.05 0.15 0.4 1}; do
+    train "fraction-$fraction" --size small --train-fraction "$fraction" --epochs 1000 --max-steps "${STEPS:-8000}"
+    test -f "fraction-$fraction/eval.json" || sd eval "fraction-$fraction" --glue-dir "$glue"
+done
+test -f speed.json || python "$here/speed.py" shards "$glue/STS-B/dev.tsv" . ${SIZES:-tiny small base large} $peers
+python "$here/table.py" .

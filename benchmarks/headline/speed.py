@@ -1,0 +1,99 @@
+"""Speed and faithfulness of students of several sizes beside their teacher and a static model, all in one run.
+
+usage: python benchmarks/headline/speed.py SHARDS STS WORKDIR SIZE [SIZE…] [--sentences 6000] [--rounds 3]
+                                           [--teacher minilm] [--peer-python ENV/bin/python]
+
+WORKDIR/SIZE is a student with its int8 export in SIZE/onnx. The sentences are held-out ones of the shards; STS is
+STS-B's dev.tsv. Each contender encodes them in a process of its own, once a round; the medians count. Writes
+WORKDIR/speed.json.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from encode_speed import NAMES, contend, quality
+
+from sentence_distill.data.sts import load_sts
+from sentence_distill.pipeline.locate import locate_teacher
+from sentence_distill.student.environment import environment
+from sentence_distill.student.peers import make_static
+from sentence_distill.student.reference import held_out_texts
+from sentence_distill.student.stream import ShardStream
+
+_OF_A_STUDENT = ("student-int8", "student-bf16")
+_OF_THE_TEACHER = ("st", "sd-bf16", "model2vec")
+_OF_PEERS = ("openvino-int8", "onnx-int8")
+_HELD_OUT = 0.01
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
+    """A folder for each size and one for the teacher, with what the contenders read."""
+    stream = ShardStream(options.shards, held_out=_HELD_OUT)
+    texts = held_out_texts(stream, options.sentences)
+    assert texts, "the shards keep no text"
+    sts = load_sts(options.sts)
+    files = {"sentences.txt": texts, "pairs.txt": [" ".join(text.split()) for column in sts.texts for text in column]}
+    folders = {name: options.workdir / "speed" / name for name in (*options.sizes, "teacher")}
+    for name, place in folders.items():
+        place.mkdir(parents=True, exist_ok=True)
+        for file, lines in files.items():
+            (place / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        export = place / "onnx-int8"
+        if name in options.sizes and not export.exists():
+            export.symlink_to((options.workdir / name / "onnx").resolve())
+    if not (folders["teacher"] / "model2vec").exists():
+        make_static(folder, folders["teacher"] / "model2vec")
+    return folders
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for argument in ("shards", "sts", "workdir"):
+        parser.add_argument(argument, type=Path)
+    parser.add_argument("sizes", nargs="+")
+    parser.add_argument("--sentences", type=int, default=6000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--teacher", default="minilm")
+    parser.add_argument("--peer-python")
+    options = parser.parse_args()
+    teacher = locate_teacher(options.teacher).folder
+    folders = prepare(options, teacher)
+    contenders = [(size, name) for size in options.sizes for name in _OF_A_STUDENT]
+    contenders += [("teacher", name) for name in (*_OF_THE_TEACHER, *(_OF_PEERS if options.peer_python else ()))]
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {contender: [] for contender in contenders}
+    for number in range(options.rounds):
+        for model, name in contenders:
+            student = options.workdir / model
+            part = argparse.Namespace(**{**vars(options), "student": student, "workdir": folders[model]})
+            runs[model, name].append(contend(name, part, teacher))
+            print(f"round {number + 1}, {model}, {name}: {runs[model, name][-1]['wall_s']:.2f} s", flush=True)
+    scores = np.array(load_sts(options.sts).labels, dtype=np.float32)
+    reference = np.load(folders["teacher"] / "st.text.npy")
+    slowest = statistics.median(run["wall_s"] for run in runs["teacher", "st"])
+    rows = []
+    for (model, name), results in runs.items():
+        wall, cpu = (statistics.median(run[key] for run in results) for key in ("wall_s", "user_sys_s"))
+        vectors = (np.load(folders[model] / f"{name}.{kind}.npy") for kind in ("text", "pairs"))
+        rows.append(
+            {
+                "model": model,
+                "contender": NAMES[name],
+                "sentences_per_second": round(len(reference) / wall, 1),
+                "ratio": round(slowest / wall, 2),
+                "sentences_per_cpu_second": round(len(reference) / cpu, 1),
+                **quality(*vectors, reference, scores),
+                "seconds_of_rounds": [round(run["wall_s"], 3) for run in results],
+                "versions": results[0]["versions"],
+            }
+        )
+    found = {"sentences": len(reference), "rounds": options.rounds, "environment": environment(), "rows": rows}
+    (options.workdir / "speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

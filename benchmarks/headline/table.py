@@ -1,0 +1,186 @@
+"""From what run.sh left in its folder to a dated result, its plots, and the section "Sizes" of README.md.
+
+usage: python benchmarks/headline/table.py WORKDIR [--readme README.md]
+
+What was not measured stays empty.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from record import write_result
+
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- made by benchmarks/headline/table.py -->", "<!-- end -->"
+SIZES = ("tiny", "small", "base", "large")
+# The figure that stands for a task, of its dev set.
+TASKS = {"SST-2": "accuracy", "MRPC": "f1", "RTE": "accuracy", "CoLA": "matthews", "STS-B": "spearman"}
+GLUE_ROWS = {
+    "scratch": "from scratch",
+    "scratch-words": "teacher's words",
+    "frozen": "distilled, frozen",
+    "distilled": "distilled",
+}
+_OF_STUDENTS = {"OnnxStudent.encode, int8": "int8", "Student.encode, bfloat16": "bf16"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file of figures, or nothing where it is not there."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the student in a folder."""
+    record, measured, export = (read(folder / name) for name in ("distillation.json", "eval.json", "onnx/export.json"))
+    student, training = record["student"], record["training"]
+    row: dict[str, Any] = {
+        "kind": "student",
+        "model": folder.name,
+        "shape": f"{student['embedding_dim']} / {student['hidden']}",
+        "sentences": record["corpus"]["rows"],
+        "epochs": training["epochs"],
+        "parameters": measured["size"]["parameters"],
+        "megabytes": round(measured["size"]["megabytes"], 1),
+        "export_megabytes": round(sum((folder / "onnx" / name).stat().st_size for name in _EXPORTED) / 1e6, 1),
+        "export_latency_ms": export["latency_ms"]["onnxruntime"],
+        **{name: round(measured["held_out"][name], 4) for name in ("cosine", "rank_agreement", "recall_at_10")},
+        "sts_spearman": round(measured["sts_spearman"]["student"], 4),
+    }
+    for found in speed.get("rows", []):
+        if found["model"] == folder.name:
+            kind = _OF_STUDENTS[found["contender"]]
+            row |= {f"{kind}_{name}": found[name] for name in ("sentences_per_second", "ratio")}
+            row[f"{kind}_sentences_per_cpu_second"] = found["sentences_per_cpu_second"]
+    return row
+
+
+_EXPORTED = ("model.onnx", "tokenizer.json")
+
+
+def glue_rows(folder: Path) -> list[dict[str, Any]]:
+    """A student's rows of GLUE: all training examples, one seed."""
+    found = []
+    for row, tasks in read(folder / "glue.json").get("rows", {}).items():
+        figures = {
+            task: round(100 * result["scores"]["dev"][metric], 1)
+            for task, metric in TASKS.items()
+            for result in tasks.get(task, [])
+            if result["seed"] == 0 and result["fraction"] == 1
+        }
+        found.append({"kind": "GLUE dev", "model": folder.name, "row": row, **figures})
+    return found
+
+
+def curve_rows(workdir: Path) -> list[dict[str, Any]]:
+    """Students of one size and number of steps, each of another share of the sentences."""
+    found = []
+    for folder in workdir.glob("fraction-*"):
+        record, measured = read(folder / "distillation.json"), read(folder / "eval.json")
+        if measured:
+            training = record["training"]
+            found.append(
+                {
+                    "kind": "corpus size",
+                    "sentences": round(
+                        record["corpus"]["rows"] * (1 - training["held_out"]) * training["train_fraction"]
+                    ),
+                    "steps": training["max_steps"],
+                    "cosine": round(measured["held_out"]["cosine"], 4),
+                    "recall_at_10": round(measured["held_out"]["recall_at_10"], 4),
+                    "sts_spearman": round(measured["sts_spearman"]["student"], 4),
+                }
+            )
+    return sorted(found, key=lambda row: row["sentences"])
+
+
+def section(rows: list[dict[str, Any]], speed: dict[str, Any], name: str) -> str:
+    """The section of README.md."""
+    students = [row for row in rows if row["kind"] == "student"]
+    teacher = {row["contender"]: row for row in speed["rows"] if row["model"] == "teacher"}
+    lines = [
+        "| | word embeddings / LSTM | parameters, millions | int8 export, MB | sentences/s | ratio | p50, ms | cosine "
+        "| recall@10 | STS-B dev |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| `{row['model']}` | {row['shape']} | {row['parameters'] / 1e6:.1f} | {row['export_megabytes']:.1f} | "
+        f"{row['int8_sentences_per_second']:,.0f} | {row['int8_ratio']:.1f} | {row['export_latency_ms']['p50']:.2f} | "
+        f"{row['cosine']:.3f} | {row['recall_at_10']:.3f} | {row['sts_spearman']:.3f} |"
+        for row in students
+    ]
+    lines += [
+        f"| {contender} | | | | {row['sentences_per_second']:,.0f} | {row['ratio']:.1f} | | | "
+        f"{row['recall_at_10']:.3f} | {row['sts_spearman']:.3f} |"
+        for contender, row in sorted(teacher.items(), key=lambda item: -item[1]["ratio"])
+    ]
+    lines += ["", f"![Quality over speed](benchmarks/results/{name}.svg)"]
+    glue = [row for row in rows if row["kind"] == "GLUE dev" and (row["row"] in GLUE_ROWS)]
+    if glue:
+        lines += ["", f"| GLUE dev | | {' | '.join(TASKS)} |", f"| --- | --- |{' ---: |' * len(TASKS)}"]
+        lines += [
+            f"| `{row['model']}` | {GLUE_ROWS[row['row']]} | {' | '.join(str(row.get(task, '')) for task in TASKS)} |"
+            for row in glue
+        ]
+    if curve := [row for row in rows if row["kind"] == "corpus size"]:
+        lines += ["", "| sentences | cosine | recall@10 | STS-B dev |", "| ---: | ---: | ---: | ---: |"]
+        lines += [
+            f"| {row['sentences']:,} | {row['cosine']:.3f} | {row['recall_at_10']:.3f} | {row['sts_spearman']:.3f} |"
+            for row in curve
+        ]
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], speed: dict[str, Any], path: Path) -> None:
+    """Recall of the teacher's neighbours, and STS-B, over sentences a second of processor time."""
+    import matplotlib.pyplot as plt
+
+    students = [row for row in rows if row["kind"] == "student"]
+    measures = {"recall_at_10": "recall of the teacher's 10 neighbours", "sts_spearman": "STS-B dev, Spearman"}
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    for axis, (measure, title) in zip(axes, measures.items(), strict=True):
+        points = [(row["int8_sentences_per_cpu_second"], row[measure], row["model"]) for row in students]
+        axis.plot(*list(zip(*points, strict=True))[:2], "o-", color="#1f6f8b", label="students, int8 export")
+        others = [row for row in speed["rows"] if row["model"] == "teacher"]
+        axis.plot(
+            [row["sentences_per_cpu_second"] for row in others], [row[measure] for row in others], "s", color="#8a8a8a"
+        )
+        points += [
+            (row["sentences_per_cpu_second"], row[measure], row["contender"].removeprefix("teacher, ").split(",")[0])
+            for row in others
+        ]
+        for x, y, label in points:
+            axis.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        axis.set_xscale("log")
+        axis.set_xlabel("sentences a second of processor time")
+        axis.set_title(title, fontsize=10)
+        axis.margins(x=0.2, y=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Gather, write and draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--readme", type=Path, default=README)
+    options = parser.parse_args()
+    speed = read(options.workdir / "speed.json")
+    folders = [options.workdir / size for size in SIZES if (options.workdir / size / "eval.json").exists()]
+    rows = [size_row(folder, speed) for folder in folders]
+    rows += [row for folder in folders for row in glue_rows(folder)] + curve_rows(options.workdir)
+    setting = {"corpus": read(folders[0] / "distillation.json")["corpus"], "speed": speed}
+    path = write_result("headline", setting, rows)
+    plot(rows, speed, path.with_suffix(".svg"))
+    text = options.readme.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    made = section(rows, speed, path.stem)
+    options.readme.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
