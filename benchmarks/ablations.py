@@ -90,7 +90,7 @@ def _folder(name: str) -> str:
 
 def _train(name: str, shards: Path, out: Path, steps: int) -> None:
     from sentence_distill.cli.main import main as sd
-    from sentence_distill.student import train
+    from sentence_distill.student.training import train
 
     if name.startswith("dense"):
         train.Optimizer = DenseOptimizer
@@ -142,7 +142,7 @@ class DenseOptimizer:
         self.rate = 0.0
 
     def step(self, rate: float, words: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """See `sentence_distill.student.optimizer.Optimizer`."""
+        """See `sentence_distill.student.training.optimizer.Optimizer`."""
         self.rate = self._adamw.param_groups[0]["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_([*self.dense, rows], self._clip)
         self._table.grad = torch.zeros_like(self._table).index_copy_(0, words, rows.grad)

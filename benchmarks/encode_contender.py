@@ -33,7 +33,7 @@ def load(name: str, student: Path, teacher: Path, workdir: Path, batch_size: int
         model = model.to(torch.bfloat16) if name.endswith("bf16") else model
         return lambda sentences: model.encode(sentences, batch_size=batch_size)
     if name == "student-int8":
-        from sentence_distill.student.onnx_student import OnnxStudent
+        from sentence_distill.student.encoding.onnx_student import OnnxStudent
 
         return OnnxStudent(workdir / "onnx-int8").encode
     if name == "model2vec":

@@ -27,10 +27,10 @@ from scipy.stats import spearmanr
 
 from sentence_distill.data.sts import load_sts
 from sentence_distill.pipeline.locate import locate_teacher
+from sentence_distill.student.evaluation.peers import make_static
+from sentence_distill.student.evaluation.retrieval import recall_of_neighbours
+from sentence_distill.student.export.onnx_export import ExportText, OnnxConfig, export_onnx
 from sentence_distill.student.fidelity import paired_rank_agreement
-from sentence_distill.student.onnx_export import ExportText, OnnxConfig, export_onnx
-from sentence_distill.student.peers import make_static
-from sentence_distill.student.retrieval import recall_of_neighbours
 
 CONTENDER = Path(__file__).with_name("encode_contender.py")
 NAMES = {

@@ -15,18 +15,18 @@ from record import write_result
 
 from sentence_distill.data.glue import Examples
 from sentence_distill.data.sts import load_sts
+from sentence_distill.student.encoding.onnx_student import OnnxStudent
+from sentence_distill.student.evaluation.measure import sts_spearman
+from sentence_distill.student.evaluation.models import Encode, megabytes
+from sentence_distill.student.evaluation.reference import held_out_texts, token_counts
+from sentence_distill.student.evaluation.texts import sentences_of_file
+from sentence_distill.student.export.onnx_export import OnnxConfig, write_onnx
+from sentence_distill.student.export.onnx_measure import agreement, latencies
+from sentence_distill.student.export.vocabulary import frequent_tokens, prune_student
 from sentence_distill.student.fidelity import public_targets
 from sentence_distill.student.folder import load_distillation, load_student
-from sentence_distill.student.measure import sts_spearman
 from sentence_distill.student.model import Student
-from sentence_distill.student.models import Encode, megabytes
-from sentence_distill.student.onnx_export import OnnxConfig, write_onnx
-from sentence_distill.student.onnx_measure import agreement, latencies
-from sentence_distill.student.onnx_student import OnnxStudent
-from sentence_distill.student.reference import held_out_texts, token_counts
-from sentence_distill.student.stream import ShardStream
-from sentence_distill.student.texts import sentences_of_file
-from sentence_distill.student.vocabulary import frequent_tokens, prune_student
+from sentence_distill.student.training.stream import ShardStream
 
 _SENTENCES = 1000
 _VARIANTS = {

@@ -75,9 +75,9 @@ def trainer_of(name: str, shards: Path, out: Path) -> Any:
     from sentence_distill.data.progress import Silent
     from sentence_distill.pipeline.allocator import keep_freed_memory
     from sentence_distill.pipeline.precision import pick_precision
-    from sentence_distill.student import train
     from sentence_distill.student.config import StudentConfig, TrainConfig
-    from sentence_distill.student.ranks import Ranks
+    from sentence_distill.student.training import train
+    from sentence_distill.student.training.ranks import Ranks
 
     if name == "sd-dense":
         train.Optimizer = DenseOptimizer
@@ -116,7 +116,7 @@ def teacher_in_the_loop(shards: Path, teacher: Path, out: Path) -> Iterator[int]
     import pyarrow as pa
     from sentence_transformers import SentenceTransformer
 
-    from sentence_distill.student.stream import Batch
+    from sentence_distill.student.training.stream import Batch
 
     model = SentenceTransformer(str(teacher), device="cpu")
     trainer = trainer_of("sd", shards, out)

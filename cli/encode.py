@@ -14,8 +14,8 @@ from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_distill.data.corpus import Corpus
-    from sentence_distill.student.encode_files import Encoded
-    from sentence_distill.student.text_encoder import TextEncoder
+    from sentence_distill.student.encoding.encode_files import Encoded
+    from sentence_distill.student.encoding.text_encoder import TextEncoder
 
 _BY_SUFFIX = {
     ".jsonl": "jsonl",
@@ -99,7 +99,7 @@ def encode(student: str | None, inputs: tuple[str, ...], out: str, **options: An
       zcat titles.gz | sd encode --input - --no-text > vectors.jsonl
     """
     from sentence_distill.cli.console import ConsoleProgress, drop_standard_output
-    from sentence_distill.student.encode_files import EncodeConfig, FileEncoder
+    from sentence_distill.student.encoding.encode_files import EncodeConfig, FileEncoder
 
     format_ = _format(out, options["format_"])
     _check_out(out, options["overwrite"])
@@ -137,7 +137,7 @@ def _default_student() -> str:
 
 
 def _load(student: str, options: dict[str, Any]) -> "TextEncoder":
-    from sentence_distill.student.export_folder import RECORD, read_record
+    from sentence_distill.student.encoding.export_folder import RECORD, read_record
 
     if (Path(student) / RECORD).exists():
         if given := [name for name in ("precision", "device") if options[name] is not None]:
@@ -145,14 +145,14 @@ def _load(student: str, options: dict[str, Any]) -> "TextEncoder":
         read_record(Path(student))
         if find_spec("onnxruntime") is None:
             raise UserError("onnxruntime not installed: pip install 'sentence-distill[onnx]'")
-        from sentence_distill.student.onnx_student import OnnxStudent
+        from sentence_distill.student.encoding.onnx_student import OnnxStudent
 
         return OnnxStudent(Path(student), options["threads"] or 0)
     import torch
 
     from sentence_distill.pipeline.precision import pick_device, pick_precision
+    from sentence_distill.student.encoding.torch_encoder import TorchEncoder
     from sentence_distill.student.model import Student
-    from sentence_distill.student.torch_encoder import TorchEncoder
 
     if options["threads"]:
         torch.set_num_threads(options["threads"])
@@ -184,7 +184,7 @@ def _format(out: str, given: str | None) -> str:
 def _open(inputs: tuple[str, ...], out: str, options: dict[str, Any]) -> "Corpus":
     from sentence_distill.data.corpus import Corpus, text_fields
     from sentence_distill.data.sources import STANDARD_INPUT, Source
-    from sentence_distill.student.encode_files import parts_folder
+    from sentence_distill.student.encoding.encode_files import parts_folder
 
     format_, text_field = options["input_format"], options["text_field"]
     if len(text_fields(text_field)) > 1:

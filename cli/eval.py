@@ -142,7 +142,7 @@ def _require_student(folder: str) -> Path:
 
 def _default_json(models: tuple[str, ...], name: str) -> Path:
     """In the first student's folder; that there is none shows before anything is loaded or measured."""
-    from sentence_distill.student.models import find_model, is_student
+    from sentence_distill.student.evaluation.models import find_model, is_student
 
     students = [model for model in models if is_student(model)]
     if students:

@@ -10,7 +10,7 @@ from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
-    from sentence_distill.student.onnx_export import Exported
+    from sentence_distill.student.export.onnx_export import Exported
 
 
 @click.command()
@@ -73,7 +73,7 @@ def export(
         raise click.UsageError("--corpus goes with --vocabulary")
     if missing := [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]:
         raise UserError(f"{' and '.join(missing)} not installed: pip install 'sentence-distill[onnx]'")
-    from sentence_distill.student.export_folder import DEFAULT
+    from sentence_distill.student.encoding.export_folder import DEFAULT
     from sentence_distill.student.folder import load_distillation
     from sentence_distill.student.hub import locate_student
 
@@ -81,7 +81,7 @@ def export(
     load_distillation(folder)
     if out is None and folder != Path(student):
         raise click.UsageError(f"{student} is no folder of yours; name one for its export: --out FOLDER")
-    from sentence_distill.student.onnx_export import ExportText, OnnxConfig, export_onnx
+    from sentence_distill.student.export.onnx_export import ExportText, OnnxConfig, export_onnx
 
     config = OnnxConfig(int8=int8, tables=tables or ("int8" if int8 else "float32"), vocabulary=vocabulary)
     text = ExportText(shards=shards, corpus=corpus, sentences=sentences)
@@ -89,7 +89,7 @@ def export(
 
 
 def _print(exported: "Exported") -> None:
-    from sentence_distill.student.export_folder import MODEL, TOKENIZER
+    from sentence_distill.student.encoding.export_folder import MODEL, TOKENIZER
 
     record = exported.record
     sizes = {name: (exported.folder / name).stat().st_size / 1e6 for name in (MODEL, TOKENIZER)}

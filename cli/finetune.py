@@ -16,9 +16,9 @@ from sentence_distill.data.glue_tasks import TASKS
 if TYPE_CHECKING:
     from sentence_distill.data.progress import Progress
     from sentence_distill.pipeline.locate import Located
-    from sentence_distill.student.fit import Fitted, Fitter
-    from sentence_distill.student.own_task import OwnTask
-    from sentence_distill.student.task_data import TaskData
+    from sentence_distill.student.finetuning.fit import Fitted, Fitter
+    from sentence_distill.student.finetuning.own_task import OwnTask
+    from sentence_distill.student.finetuning.task_data import TaskData
 
 
 _FINETUNING = finetuning_options(
@@ -105,10 +105,10 @@ def finetune(
     """
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.pipeline.precision import pick_device, pick_precision
-    from sentence_distill.student.finetune import STUDENT, TEACHER
-    from sentence_distill.student.fit import Fitter
-    from sentence_distill.student.glue import describe_scores
-    from sentence_distill.student.models import find_model, is_student
+    from sentence_distill.student.evaluation.models import find_model, is_student
+    from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER
+    from sentence_distill.student.finetuning.fit import Fitter
+    from sentence_distill.student.finetuning.glue import describe_scores
 
     _check_sources(train, task)
     name = task or _name(str(train))
@@ -164,7 +164,7 @@ def _name(train: str) -> str:
 
 def _glue(task: str, folder: Path | None) -> "TaskData":
     from sentence_distill.data.glue import TaskMissing, open_glue
-    from sentence_distill.student.task_data import TaskData
+    from sentence_distill.student.finetuning.task_data import TaskData
 
     try:
         return TaskData.load(open_glue(folder), TASKS[task])
@@ -174,7 +174,7 @@ def _glue(task: str, folder: Path | None) -> "TaskData":
 
 def _own(name: str, train: str, options: dict[str, Any], seed: int, progress: "Progress") -> "OwnTask":
     from sentence_distill.data.corpus import text_fields
-    from sentence_distill.student.own_task import load_own_task
+    from sentence_distill.student.finetuning.own_task import load_own_task
 
     own = load_own_task(
         name,
@@ -209,7 +209,7 @@ def _next_of_teacher(out: Path, task: str | None, train: str | None, options: di
 def _teacher(located: "Located", data: "TaskData", out: Path, fitter: "Fitter", seed: int) -> "Fitted[Any]":
     from functools import partial
 
-    from sentence_distill.student.task_teacher import TeacherClassifier
+    from sentence_distill.student.finetuning.task_teacher import TeacherClassifier
 
     start = partial(TeacherClassifier.load, located, data.task, seed)
     fitted = fitter.fit(start, data, seed=seed, label="finetune")
@@ -220,10 +220,10 @@ def _teacher(located: "Located", data: "TaskData", out: Path, fitter: "Fitter", 
 def _student(
     folder: Path, data: "TaskData", own: "OwnTask | None", logits: Path | None, out: Path, fitter: "Fitter", seed: int
 ) -> "Fitted[Any]":
+    from sentence_distill.student.finetuning.glue_rows import new_classifier
+    from sentence_distill.student.finetuning.task_data import from_logits
+    from sentence_distill.student.finetuning.task_folder import save_classifier
     from sentence_distill.student.folder import load_distillation, load_student
-    from sentence_distill.student.glue_rows import new_classifier
-    from sentence_distill.student.task_data import from_logits
-    from sentence_distill.student.task_folder import save_classifier
 
     student, distillation = load_student(folder), load_distillation(folder)
     train = None if logits is None else from_logits(logits, data)

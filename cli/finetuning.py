@@ -8,7 +8,7 @@ import click
 from sentence_distill.cli.values import numbers
 
 if TYPE_CHECKING:
-    from sentence_distill.student.finetune import FinetuneConfig
+    from sentence_distill.student.finetuning.finetune import FinetuneConfig
 
 
 def finetuning_options(*, epochs: str, max_steps: str, learning_rate: str) -> tuple[Callable[..., Any], ...]:

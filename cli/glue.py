@@ -13,10 +13,10 @@ from sentence_distill.data.glue_tasks import TASKS, set_name
 
 if TYPE_CHECKING:
     from sentence_distill.data.progress import Progress
-    from sentence_distill.student.glue import Predictions
-    from sentence_distill.student.glue_rows import RowMaker
-    from sentence_distill.student.results import Result, Results
-    from sentence_distill.student.task_distillation import TaskTeacher
+    from sentence_distill.student.finetuning.glue import Predictions
+    from sentence_distill.student.finetuning.glue_rows import RowMaker
+    from sentence_distill.student.finetuning.results import Result, Results
+    from sentence_distill.student.finetuning.task_distillation import TaskTeacher
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 # As student.glue_rows names them, which is heavy to import.
@@ -124,7 +124,7 @@ def evaluate_glue(
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.glue import open_glue
     from sentence_distill.pipeline.lock import lock_folder
-    from sentence_distill.student.glue import GlueRun, describe
+    from sentence_distill.student.finetuning.glue import GlueRun, describe
 
     rows = _rows(options)
     if options["submission"] and len(rows) != 1:
@@ -171,14 +171,14 @@ def _prepare(
 
     from sentence_distill.data.hashing import file_hash
     from sentence_distill.pipeline.precision import pick_device, pick_precision
-    from sentence_distill.student.finetune import STUDENT, TEACHER
-    from sentence_distill.student.fit import Fitter
+    from sentence_distill.student.evaluation.models import find_teacher, open_teacher
+    from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER
+    from sentence_distill.student.finetuning.fit import Fitter
+    from sentence_distill.student.finetuning.glue_rows import RowMaker
+    from sentence_distill.student.finetuning.results import Results
+    from sentence_distill.student.finetuning.task_distillation import TaskTeacher
     from sentence_distill.student.folder import load_distillation, load_student, module_weights
-    from sentence_distill.student.glue_rows import RowMaker
-    from sentence_distill.student.init import initial_words
-    from sentence_distill.student.models import find_teacher, open_teacher
-    from sentence_distill.student.results import Results
-    from sentence_distill.student.task_distillation import TaskTeacher
+    from sentence_distill.student.training.init import initial_words
 
     student, distillation, device = load_student(folder), load_distillation(folder), pick_device(options["device"])
     config = finetune_config(options, STUDENT)
@@ -227,7 +227,7 @@ def _print_glue(results: "Results", rows: tuple[str, ...], tasks: tuple[str, ...
     from rich.console import Console
     from rich.table import Table
 
-    from sentence_distill.student.glue_rows import ROWS
+    from sentence_distill.student.finetuning.glue_rows import ROWS
 
     shown = [row for row in rows if row in results.rows]
     table = Table("GLUE dev", "metric", *(ROWS[row] for row in shown), box=None, header_style="bold")

@@ -9,7 +9,7 @@ from sentence_distill.cli.console import write_json
 
 if TYPE_CHECKING:
     from sentence_distill.pipeline.locate import Located
-    from sentence_distill.student.measure import Measured
+    from sentence_distill.student.evaluation.measure import Measured
 
 _SCORES = {
     "cosine": ("cosine to the teacher, held out", "{:.4f}"),
@@ -29,9 +29,9 @@ def evaluate_intrinsic(
 ) -> None:
     """Measure, print and write; a single student's card shows the figures too."""
     from sentence_distill.data.sts import load_sts
+    from sentence_distill.student.evaluation.measure import measure_models
+    from sentence_distill.student.evaluation.models import find_model, is_student, open_model, short_names
     from sentence_distill.student.folder import load_distillation, update_distillation
-    from sentence_distill.student.measure import measure_models
-    from sentence_distill.student.models import find_model, is_student, open_model, short_names
 
     pairs = load_sts(sts) if sts else None
     # All are looked for before the first is loaded.

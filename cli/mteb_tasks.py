@@ -13,8 +13,8 @@ def evaluate_mteb(models: tuple[str, ...], names: str, json_file: Path) -> None:
     """Score each model on each task; the figures so far are written after each, and a task without data is listed."""
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.student.environment import PACKAGES, environment
-    from sentence_distill.student.models import find_model, load_sentence_transformer, short_names
-    from sentence_distill.student.mteb_tasks import find_tasks, load_task, run_task
+    from sentence_distill.student.evaluation.models import find_model, load_sentence_transformer, short_names
+    from sentence_distill.student.evaluation.mteb_tasks import find_tasks, load_task, run_task
 
     tasks = find_tasks([name.strip() for name in names.split(",")])
     located = [find_model(model) for model in models]

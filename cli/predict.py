@@ -73,8 +73,8 @@ def predict(
     from sentence_distill.data.row_writer import open_writer, output_format
     from sentence_distill.data.sources import find_sources
     from sentence_distill.pipeline.precision import pick_device
-    from sentence_distill.student.predict import Classifier
-    from sentence_distill.student.predict_files import predict_rows
+    from sentence_distill.student.finetuning.predict import Classifier
+    from sentence_distill.student.finetuning.predict_files import predict_rows
 
     kind = "jsonl" if out == _STREAM else output_format(out)
     sources = [] if location == _STREAM else find_sources([location])

@@ -43,8 +43,8 @@ def push(
     """
     if licence and keep_card:
         raise click.UsageError("--license goes into a new card: leave out --keep-card, or write it into README.md")
-    from sentence_distill.student.push import CARD, prepare_upload
-    from sentence_distill.student.push import push as send
+    from sentence_distill.student.sharing.push import CARD, prepare_upload
+    from sentence_distill.student.sharing.push import push as send
 
     upload = prepare_upload(student, repo, licence=licence, keep_card=keep_card)
     sizes = upload.sizes()

@@ -73,8 +73,8 @@ def reduce(
       sd reduce distilled --dim 64 --out distilled-64
       sd reduce distilled --float16
     """
-    from sentence_distill.student.halve import copy_student, halve_weights
     from sentence_distill.student.hub import locate_student
+    from sentence_distill.student.reduction.halve import copy_student, halve_weights
 
     _check(dim, dims, float16, out, shards, corpus)
     out = out or _default_out(student, str(dim or "float16"))
@@ -104,7 +104,7 @@ def _reduce(
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.student.folder import load_distillation, load_student
     from sentence_distill.student.model import encode_tokens
-    from sentence_distill.student.reduce import (
+    from sentence_distill.student.reduction.reduce import (
         compare_dims,
         find_directions,
         reduce_student,
@@ -112,7 +112,7 @@ def _reduce(
         save_reduced,
         usual_dims,
     )
-    from sentence_distill.student.reduce_sample import sample_corpus, sample_shards
+    from sentence_distill.student.reduction.sample import sample_corpus, sample_shards
 
     full, distillation = load_student(folder), load_distillation(folder)
     wanted = (dim,) if dim is not None else dims or usual_dims(full.dim)

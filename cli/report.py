@@ -60,7 +60,7 @@ def report(student: Path, out: Path, shards: Path | None, title: str | None, not
     load_distillation(student)
     if not out.resolve().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    from sentence_distill.student.report import write_report
+    from sentence_distill.student.report.page import write_report
 
     missing = write_report(student, out, shards=shards, title=title, notes=notes)
     for section, reason in missing.items():

@@ -61,8 +61,8 @@ def evaluate_speed(
     """Time, print and write."""
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.sts import load_sts
-    from sentence_distill.student.models import find_model
-    from sentence_distill.student.speed import SpeedConfig, measure_speed
+    from sentence_distill.student.evaluation.models import find_model
+    from sentence_distill.student.evaluation.speed import SpeedConfig, measure_speed
 
     config = SpeedConfig(**{name: options[name] for name in ("threads", "rounds", "batch_sizes")})
     sentences = _sentences(models, shards, options["sentences_file"])
@@ -79,9 +79,9 @@ def evaluate_speed(
 
 
 def _sentences(models: tuple[str, ...], shards: Path | None, file: Path | None) -> list[str]:
+    from sentence_distill.student.evaluation.models import is_student
+    from sentence_distill.student.evaluation.texts import sentences_of_file, sentences_of_shards
     from sentence_distill.student.folder import load_distillation
-    from sentence_distill.student.models import is_student
-    from sentence_distill.student.texts import sentences_of_file, sentences_of_shards
 
     if file is not None:
         return sentences_of_file(file)

@@ -13,7 +13,7 @@ from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_distill.student.config import StudentConfig, TrainConfig
-    from sentence_distill.student.train import Trainer
+    from sentence_distill.student.training.train import Trainer
 
 DEFAULT_STUDENT = "distilled"
 
@@ -205,8 +205,8 @@ def train_student(
     from sentence_distill.data.progress import Silent
     from sentence_distill.pipeline.precision import pick_precision
     from sentence_distill.student.config import TrainConfig
-    from sentence_distill.student.ranks import Ranks
-    from sentence_distill.student.train import Trainer
+    from sentence_distill.student.training.ranks import Ranks
+    from sentence_distill.student.training.train import Trainer
 
     if ":/" in str(shards):
         raise UserError(f"{shards} is a URL, and shards are mapped into memory; copy them to a local folder first")
@@ -253,8 +253,8 @@ def _student(shards: Path, config: "TrainConfig", options: dict[str, Any]) -> "S
 
 def _train_and_write(trainer: "Trainer", shards: Path, resume: bool, tensorboard: bool) -> None:
     from sentence_distill.pipeline.lock import lock_folder
-    from sentence_distill.student.curves import draw_curves
-    from sentence_distill.student.write import write_trained
+    from sentence_distill.student.training.curves import draw_curves
+    from sentence_distill.student.training.write import write_trained
 
     out, progress = trainer.out, trainer.progress
     with lock_folder(out):

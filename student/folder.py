@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.files import write_atomically
-from sentence_distill.student.card import model_card
 from sentence_distill.student.config import StudentConfig
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.model import MAX_TOKENS, Student
+from sentence_distill.student.sharing.card import model_card
 
 DISTILLATION = "distillation.json"
 _FIELDS = {"teacher", "corpus", "shards", "training", "metrics", "student"}

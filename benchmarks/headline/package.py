@@ -7,8 +7,8 @@ import argparse
 import shutil
 from pathlib import Path
 
-from sentence_distill.student.halve import halve_weights
-from sentence_distill.student.push import CARD, prepare_upload
+from sentence_distill.student.reduction.halve import halve_weights
+from sentence_distill.student.sharing.push import CARD, prepare_upload
 
 PRETRAINED = Path(__file__).parents[2] / "student" / "pretrained"
 USAGE = """## How to use it

@@ -20,9 +20,9 @@ from encode_speed import NAMES, contend, quality
 from sentence_distill.data.sts import load_sts
 from sentence_distill.pipeline.locate import locate_teacher
 from sentence_distill.student.environment import environment
-from sentence_distill.student.peers import make_static
-from sentence_distill.student.reference import held_out_texts
-from sentence_distill.student.stream import ShardStream
+from sentence_distill.student.evaluation.peers import make_static
+from sentence_distill.student.evaluation.reference import held_out_texts
+from sentence_distill.student.training.stream import ShardStream
 
 _OF_A_STUDENT = ("student-int8", "student-bf16")
 _OF_THE_TEACHER = ("st", "sd-bf16", "model2vec")

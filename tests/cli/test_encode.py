@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from sentence_distill import Student
-from sentence_distill.student import encode_files, torch_encoder
+from sentence_distill.student.encoding import encode_files, torch_encoder
 from tests.conftest import contents, make_sentences, wait_for
 
 SENTENCES = [*make_sentences(50), "", "One ship\u2028saw the sea.", *make_sentences(20, seed=1)]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sentence_distill.student.encoding.onnx_student import OnnxStudent
 from sentence_distill.student.model import Student
-from sentence_distill.student.onnx_student import OnnxStudent
 from tests.conftest import contents, make_sentences
 
 SENTENCES = ["The red cat ran.", "", *make_sentences(40, seed=5), "Unknown words. " * 300]
@@ -110,7 +110,7 @@ def test_what_a_user_added_to_an_export_is_not_replaced(sd, homeless, capsys):
 def test_an_export_that_fails_leaves_the_one_before(sd, homeless, monkeypatch):
     assert sd("export", "distilled", "--onnx") == 0
     before = contents(homeless)
-    monkeypatch.setattr("sentence_distill.student.onnx_export._record", lambda *of: 1 / 0)
+    monkeypatch.setattr("sentence_distill.student.export.onnx_export._record", lambda *of: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         sd("export", "distilled", "--onnx", "--tables", "float16")
     assert contents(homeless) == before

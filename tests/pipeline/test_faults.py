@@ -32,7 +32,7 @@ from sentence_distill.pipeline.locate import Located
 from sentence_distill.pipeline.manifest import load_manifest
 from sentence_distill.pipeline.teacher import Teacher
 from sentence_distill.pipeline.verify import verify_folder
-from sentence_distill.student.stream import ShardStream
+from sentence_distill.student.training.stream import ShardStream
 from tests.conftest import children_besides, contents, run_sd, wait_for
 
 # A server that has imported what a run needs and forks each victim from there: a start costs no imports.

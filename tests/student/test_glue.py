@@ -11,13 +11,13 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import TASKS, GlueFolder
 from sentence_distill.data.progress import Silent
 from sentence_distill.pipeline.logits import Logits
-from sentence_distill.student.finetune import FinetuneConfig, Labelled
-from sentence_distill.student.fit import Fitter
+from sentence_distill.student.finetuning.finetune import FinetuneConfig, Labelled
+from sentence_distill.student.finetuning.fit import Fitter
+from sentence_distill.student.finetuning.glue_rows import new_classifier
+from sentence_distill.student.finetuning.task_data import TaskData, from_logits
+from sentence_distill.student.finetuning.task_folder import load_classifier
 from sentence_distill.student.folder import load_distillation, load_student
-from sentence_distill.student.glue_rows import new_classifier
-from sentence_distill.student.init import initial_words
-from sentence_distill.student.task_data import TaskData, from_logits
-from sentence_distill.student.task_folder import load_classifier
+from sentence_distill.student.training.init import initial_words
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_logits_come_in_the_order_of_the_task_s_classes(glue_dir, tmp_path, monk
 
     def holds(*labels):
         found = Logits((["a"], ["b"]), logits, {"labels": list(labels)})
-        monkeypatch.setattr("sentence_distill.student.task_data.read_logits", lambda shards: found)
+        monkeypatch.setattr("sentence_distill.student.finetuning.task_data.read_logits", lambda shards: found)
         return from_logits(tmp_path, data).targets.tolist()
 
     assert holds("entailment", "not_entailment") == holds("LABEL_0", "LABEL_1") == [[1.0, 2.0]]

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.student.buckets import by_frequency, by_length, rarest_counts
-from sentence_distill.student.card import model_card
+from sentence_distill.student.evaluation.buckets import by_frequency, by_length, rarest_counts
+from sentence_distill.student.evaluation.models import find_model, find_teacher, open_model, open_student, short_names
+from sentence_distill.student.evaluation.reference import Reference
+from sentence_distill.student.evaluation.retrieval import recall_of_neighbours
 from sentence_distill.student.folder import load_distillation
-from sentence_distill.student.models import find_model, find_teacher, open_model, open_student, short_names
-from sentence_distill.student.reference import Reference
-from sentence_distill.student.retrieval import recall_of_neighbours
-from sentence_distill.student.stream import ShardStream
+from sentence_distill.student.sharing.card import model_card
+from sentence_distill.student.training.stream import ShardStream
 
 
 def neighbours(vectors: torch.Tensor, row: int, k: int) -> set[int]:
@@ -22,7 +22,7 @@ def neighbours(vectors: torch.Tensor, row: int, k: int) -> set[int]:
 
 
 def test_recall_counts_the_neighbours_that_both_find(monkeypatch):
-    monkeypatch.setattr("sentence_distill.student.retrieval._CHUNK_ROWS", 7)
+    monkeypatch.setattr("sentence_distill.student.evaluation.retrieval._CHUNK_ROWS", 7)
     generator = torch.Generator().manual_seed(0)
     targets = torch.randn(50, 8, generator=generator)
     vectors = torch.cat([targets[:, :4], torch.randn(50, 1, generator=generator)], dim=1)

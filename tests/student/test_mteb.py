@@ -10,7 +10,7 @@ from mteb.abstasks import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.student.mteb_tasks import find_tasks
+from sentence_distill.student.evaluation.mteb_tasks import find_tasks
 
 
 class LocalSTS(AbsTaskSTS):
@@ -36,7 +36,7 @@ class LocalSTS(AbsTaskSTS):
 
 def test_tasks_of_mteb_are_scored_and_what_has_no_data_is_listed(sd, student_folder, monkeypatch, capsys):
     tasks = [LocalSTS(), *find_tasks(["STS12"])]
-    monkeypatch.setattr("sentence_distill.student.mteb_tasks.find_tasks", lambda names: tasks)
+    monkeypatch.setattr("sentence_distill.student.evaluation.mteb_tasks.find_tasks", lambda names: tasks)
     assert sd("eval", student_folder, "--mteb", "LocalSTS,STS12") == 0
     shown = capsys.readouterr().out
     figures = json.loads((student_folder / "mteb.json").read_text())
@@ -62,7 +62,7 @@ def test_a_model_and_a_task_that_fail_are_listed_and_the_others_are_scored(
     sd, student_folder, monkeypatch, tmp_path, capsys
 ):
     tasks = [Incompatible(), LocalSTS()]
-    monkeypatch.setattr("sentence_distill.student.mteb_tasks.find_tasks", lambda names: tasks)
+    monkeypatch.setattr("sentence_distill.student.evaluation.mteb_tasks.find_tasks", lambda names: tasks)
     other = shutil.copytree(student_folder, tmp_path / "other")
     evaluate, calls = mteb.evaluate, []
 

@@ -6,8 +6,8 @@ import torch
 from sentence_distill.data.errors import UserError
 from sentence_distill.student.config import StudentConfig
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.onnx_graph import build_graph
-from sentence_distill.student.product_quantization import balance_parts, product_quantize
+from sentence_distill.student.export.onnx_graph import build_graph
+from sentence_distill.student.export.product_quantization import balance_parts, product_quantize
 
 
 def make(**options):

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from sentence_distill.data.errors import UserError
 from sentence_distill.student.config import StudentConfig
 from sentence_distill.student.encoder import StudentEncoder
+from sentence_distill.student.export.vocabulary import count_tokens, frequent_tokens, prune_student, prune_tokenizer
 from sentence_distill.student.model import Student
-from sentence_distill.student.vocabulary import count_tokens, frequent_tokens, prune_student, prune_tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]"]
 TOKENS = ["[PAD]", "cat", "house", *string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase)]

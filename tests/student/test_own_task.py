@@ -5,7 +5,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from sentence_distill import Classifier, Student
-from sentence_distill.student.own_task import load_own_task
+from sentence_distill.student.finetuning.own_task import load_own_task
 
 LEARNS = ("--epochs", "12", "--learning-rate", "5e-3", "--device", "cpu")
 

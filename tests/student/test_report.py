@@ -60,16 +60,17 @@ def test_text_of_others_cannot_become_markup(sd, student, monkeypatch):
     record["teacher"]["teacher"] = HOSTILE
     (student / "distillation.json").write_text(json.dumps(record))
     write_glue(student, {"distilled": {"CoLA": [result({"dev": {"matthews": 0.1}})]}})
-    from sentence_distill.student import report_neighbours
 
-    read = report_neighbours.Reference.read
+    from sentence_distill.student.report import neighbours
+
+    read = neighbours.Reference.read
 
     def hostile(*arguments):
         reference = read(*arguments)
         reference.texts[:] = [HOSTILE] * len(reference.texts)
         return reference
 
-    monkeypatch.setattr(report_neighbours.Reference, "read", hostile)
+    monkeypatch.setattr(neighbours.Reference, "read", hostile)
     html = page(sd, student, "--note", f"CoLA={HOSTILE}", "--title", HOSTILE)
     assert html.count("&lt;script&gt;alert") > 10
     assert html.count("<script") == 1
@@ -206,7 +207,7 @@ def test_the_command_of_glue_makes_its_figures_again(sd, student):
     from dataclasses import asdict, replace
 
     from sentence_distill.cli.eval import evaluate
-    from sentence_distill.student.finetune import STUDENT, TEACHER
+    from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER
 
     results = [result({"dev": {"accuracy": 0.8}}, seed=seed, fraction=share) for seed in (1, 2) for share in (1.0, 0.1)]
     finetuning = {**asdict(replace(STUDENT, epochs=2, learning_rates=(3e-4, 1e-3))), "synthetic": 500}

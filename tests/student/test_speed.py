@@ -10,13 +10,13 @@ from tokenizers import Tokenizer
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Silent
 from sentence_distill.pipeline.shards import Shard
-from sentence_distill.student import contender as process
-from sentence_distill.student.contenders import Contender, Field, gather
+from sentence_distill.student.evaluation import contender as process
+from sentence_distill.student.evaluation.contenders import Contender, Field, gather
+from sentence_distill.student.evaluation.models import find_model, parameters
+from sentence_distill.student.evaluation.peers import make_peers, parameters_of
+from sentence_distill.student.evaluation.texts import cut_to_lengths, sentences_of_file, sentences_of_shards
+from sentence_distill.student.evaluation.worker import Worker
 from sentence_distill.student.folder import load_student
-from sentence_distill.student.models import find_model, parameters
-from sentence_distill.student.peers import make_peers, parameters_of
-from sentence_distill.student.texts import cut_to_lengths, sentences_of_file, sentences_of_shards
-from sentence_distill.student.worker import Worker
 from tests.conftest import make_sentences
 
 RECIPE = {"pooling": "mean", "layers": [2], "token_budget": 256}
@@ -25,8 +25,8 @@ RECIPE = {"pooling": "mean", "layers": [2], "token_budget": 256}
 @pytest.fixture
 def alone(monkeypatch):
     """A machine without MiniLM and without bfloat16."""
-    monkeypatch.setattr("sentence_distill.student.contenders.locate_local", lambda name: None)
-    monkeypatch.setattr("sentence_distill.student.contenders.has_bf16", lambda device: False)
+    monkeypatch.setattr("sentence_distill.student.evaluation.contenders.locate_local", lambda name: None)
+    monkeypatch.setattr("sentence_distill.student.evaluation.contenders.has_bf16", lambda device: False)
 
 
 def cosines(left, right):
@@ -37,7 +37,7 @@ def cosines(left, right):
 def test_everybody_who_can_run_takes_part_and_the_others_are_named(
     alone, monkeypatch, student_folder, teacher_folder, tmp_path
 ):
-    monkeypatch.setattr("sentence_distill.student.contenders.find_spec", lambda package: None)
+    monkeypatch.setattr("sentence_distill.student.evaluation.contenders.find_spec", lambda package: None)
     models = [(str(student_folder), find_model(str(student_folder))), ("bert", find_model(str(teacher_folder)))]
     found = gather(models, str(teacher_folder), tmp_path)
     assert [contender.name for contender in found.contenders] == [
@@ -234,7 +234,7 @@ def test_contenders_are_timed_in_processes_of_their_own(
         broken = Contender("broken", "sd", "fp32", tmp_path / "empty")
         return Field([student, broken, tf_idf], None, {"absent": "not here"})
 
-    monkeypatch.setattr("sentence_distill.student.speed.gather", few)
+    monkeypatch.setattr("sentence_distill.student.evaluation.speed.gather", few)
     sts = tmp_path / "dev.tsv"
     rows = ["sentence1\tsentence2\tscore", "The red cat ran.\tThe red cat ran.\t5.0"]
     rows += ["The red cat ran.\tThe new road was built.\t0.5", "The old dog saw.\tThe old dog ran.\t3.0"]
@@ -277,7 +277,7 @@ def test_a_model_that_is_damaged_is_skipped_and_the_others_are_timed(
         folders = {"student": student_folder, "pointer": pointer, "modules": modules}
         return Field([Contender(name, "sd", "fp32", folder) for name, folder in folders.items()], None, {})
 
-    monkeypatch.setattr("sentence_distill.student.speed.gather", few)
+    monkeypatch.setattr("sentence_distill.student.evaluation.speed.gather", few)
     assert sd("eval", "--speed", student_folder, "--rounds", "1", "--threads", "1", "--batch-sizes", "1") == 0
     figures = json.loads((student_folder / "speed.json").read_text())
     assert list(figures["contenders"]) == ["student (sd, fp32)"]

@@ -9,14 +9,14 @@ import torch
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Silent
 from sentence_distill.student.config import StudentConfig, TrainConfig
-from sentence_distill.student.curves import draw_curves
 from sentence_distill.student.fidelity import fidelity
-from sentence_distill.student.init import SCALE, initial_embeddings
-from sentence_distill.student.log import read_metrics
-from sentence_distill.student.losses import distillation_loss, relational_loss
-from sentence_distill.student.optimizer import learning_rate
-from sentence_distill.student.ranks import LostRankError, Ranks
-from sentence_distill.student.train import Trainer
+from sentence_distill.student.training.curves import draw_curves
+from sentence_distill.student.training.init import SCALE, initial_embeddings
+from sentence_distill.student.training.log import read_metrics
+from sentence_distill.student.training.losses import distillation_loss, relational_loss
+from sentence_distill.student.training.optimizer import learning_rate
+from sentence_distill.student.training.ranks import LostRankError, Ranks
+from sentence_distill.student.training.train import Trainer
 
 
 def make(shards, out, **options):
@@ -231,7 +231,7 @@ def test_time_goes_on_where_a_stopped_run_left_it(shards, tmp_path):
 def test_a_run_that_no_longer_improves_ends_and_keeps_its_best(shards, tmp_path, monkeypatch):
     cosines = iter([0.1, 0.3, 0.2, 0.25, 0.4])
     monkeypatch.setattr(
-        "sentence_distill.student.held_out.fidelity",
+        "sentence_distill.student.training.held_out.fidelity",
         lambda vectors, targets: {**fidelity(vectors, targets), "cosine": next(cosines)},
     )
     trainer = make(shards, tmp_path, epochs=50, validate_every=4, patience=2)
@@ -278,7 +278,7 @@ def test_a_shard_that_vanishes_during_training_is_named_and_the_run_goes_on_when
     shards, tmp_path, monkeypatch
 ):
     folder = shutil.copytree(shards, tmp_path / "shards")
-    monkeypatch.setattr("sentence_distill.student.stream.WINDOW_ROWS", 200)
+    monkeypatch.setattr("sentence_distill.student.training.stream.WINDOW_ROWS", 200)
     expected = trained(make(folder, tmp_path / "whole", epochs=2, validate_every=5))
     trainer = make(folder, tmp_path / "student", epochs=2, validate_every=5)
     run_until(trainer, 10)
@@ -300,7 +300,7 @@ def test_a_shard_that_vanishes_during_training_is_named_and_the_run_goes_on_when
 
 @pytest.mark.parametrize("stop", [1, 12, 54, 55, 56, 110])
 def test_a_run_stopped_at_any_step_has_the_same_history_and_weights(shards, tmp_path, monkeypatch, stop):
-    monkeypatch.setattr("sentence_distill.student.stream.WINDOW_ROWS", 300)
+    monkeypatch.setattr("sentence_distill.student.training.stream.WINDOW_ROWS", 300)
     options = {"epochs": 2, "validate_every": 12, "token_dropout": 0.2, "embedding_dropout": 0.1, "relational": 0.1}
     expected = make(shards, tmp_path / "whole", **options)
     assert len({expected.stream.steps(16, 0, epoch) for epoch in range(2)} | {expected.steps}) > 1

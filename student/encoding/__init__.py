@@ -1,0 +1,1 @@
+"""A student, or its export, at work on files."""

@@ -1,0 +1,1 @@
+"""What students and other models are worth and cost."""

@@ -1,0 +1,201 @@
+"""Intrinsic measures of models, side by side: fidelity to a teacher, STS-B, size, and speed."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch.nn import functional
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.glue import Examples
+from sentence_distill.pipeline.manifest import require_manifest
+from sentence_distill.pipeline.precision import pick_precision
+from sentence_distill.pipeline.shards import shard_texts
+from sentence_distill.student.config import TrainConfig
+from sentence_distill.student.evaluation.buckets import by_frequency, by_length
+from sentence_distill.student.evaluation.models import Encode, Model, free_name, open_teacher
+from sentence_distill.student.evaluation.reference import Reference
+from sentence_distill.student.evaluation.retrieval import recall_of_neighbours
+from sentence_distill.student.fidelity import fidelity, paired_rank_agreement, public_targets
+from sentence_distill.student.model import encode_tokens
+
+TIMED_SENTENCES = 2000
+_REPEATS = 3
+
+
+@dataclass
+class Measured:
+    """What was measured.
+
+    Args:
+        models: figures by model and measure.
+        skipped: what could not be measured, with the reason.
+        precision: in which type all were timed.
+        teachers: which column is a student's teacher; it is skipped where that is not here.
+    """
+
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    precision: str = ""
+    teachers: dict[str, str] = field(default_factory=dict)
+
+
+def measure_models(
+    models: Sequence[Model], *, shards: Path | None, pairs: Examples | None, teacher_name: str | None
+) -> Measured:
+    """Measure all that can be measured here, on the same sentences for all models.
+
+    Args:
+        models: of different names; the teachers of students join them.
+        shards: for held-out rows and sentences to time; None takes those that the first student was trained on.
+        pairs: sentence pairs with human scores, for STS.
+        teacher_name: where the teacher is, see `open_teacher`.
+    """
+    measured = Measured(precision=str(pick_precision("auto", torch.device("cpu"))).removeprefix("torch."))
+    columns = [*models, *_teachers(models, teacher_name, measured)]
+    for model in columns:
+        size = {"parameters": model.parameters, "megabytes": model.megabytes}
+        measured.models[model.name] = {"size": size}
+    recorded = [Path(model.distillation["shards"]) for model in models if model.distillation]
+    if shards := shards or next(iter(recorded), None):
+        try:
+            _measure_fidelity(models, shards, measured)
+            _measure_speed(columns, shards, measured)
+        except UserError as error:
+            measured.skipped["held-out fidelity and speed"] = str(error)
+    else:
+        measured.skipped["held-out fidelity and speed"] = "no student that names its shards; name some with --shards"
+    if pairs is None or len(pairs.labels) < 2:
+        measured.skipped["STS-B"] = "no pairs; name them with --sts dev.tsv or --glue-dir DIR"
+    else:
+        for model in columns:
+            measured.models[model.name]["sts_spearman"] = sts_spearman(model.encode, pairs)
+    return measured
+
+
+def _teachers(models: Sequence[Model], given: str | None, measured: Measured) -> list[Model]:
+    """The students' teachers, each once; the first is the "teacher"."""
+    teachers: list[Model] = []
+    known: list[tuple[dict[str, Any], str]] = []
+    for model in models:
+        if model.distillation is None:
+            continue
+        recorded = model.distillation["teacher"]
+        name = next((name for teacher, name in known if teacher == recorded), "")
+        if not name:
+            name = f"teacher of {model.name}" if known else "teacher"
+            name = free_name(name, [other.name for other in models])
+            known.append((recorded, name))
+            try:
+                teachers.append(open_teacher(model.distillation, given, name))
+            except UserError as error:
+                measured.skipped[name] = str(error)
+        measured.teachers[model.name] = name
+    return teachers
+
+
+def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured) -> None:
+    """Fidelity of each model on rows that no student was trained on.
+
+    Which rows are held out is decided by the sentence alone, so those of the smallest share are held out for all.
+    """
+    trainings = [model.distillation["training"] for model in models if model.distillation]
+    share = min((training["held_out"] for training in trainings), default=TrainConfig.held_out)
+    first = trainings[0] if trainings else {}
+    read = cache(partial(Reference.read, shards, share))
+    for number, model in enumerate(models):
+        training = model.distillation["training"] if model.distillation else first
+        layers = training.get("target_layers")
+        try:
+            reference = read(tuple(layers) if layers else None)
+        except UserError as error:
+            if number == 0:
+                raise
+            measured.skipped[f"held-out fidelity of {model.name}"] = str(error)
+            continue
+        try:
+            measured.models[model.name]["held_out"] = held_out_fidelity(model, reference)
+        except UserError as error:
+            measured.skipped[f"held-out fidelity of {model.name}"] = str(error)
+
+
+def held_out_fidelity(model: Model, reference: Reference) -> dict[str, Any]:
+    """Fidelity on held-out rows: all of it for a student, and for others what works across widths.
+
+    Raises:
+        UserError: the rows' vectors are of another teacher than the student's, or their sentences were not kept.
+    """
+    if model.student is None or model.distillation is None:
+        if reference.texts is None:
+            raise UserError("the shards keep no text (--no-text)")
+        vectors, targets = torch.from_numpy(model.encode(reference.texts)), reference.targets[:, -reference.dim :]
+        return _across_widths(vectors, targets)
+    reference.require_teacher_of(model.distillation)
+    encoder = model.student.encoder
+    vectors = encode_tokens(encoder, reference.input_ids)
+    targets = public_targets(reference.targets, reference.dim, normalize=encoder.config.normalize)
+    if vectors.shape[1] != targets.shape[1]:
+        # Of a reduced student: between vectors of two widths there is no cosine.
+        return {**_across_widths(vectors, targets), "rows": len(vectors)}
+    cosines = functional.cosine_similarity(vectors, targets).numpy()
+    return {
+        **fidelity(vectors, targets),
+        "recall_at_10": recall_of_neighbours(vectors, targets),
+        "rows": len(vectors),
+        "by_length": by_length(cosines, [len(ids) for ids in reference.input_ids]),
+        "by_frequency": by_frequency(cosines, reference.rarest),
+    }
+
+
+def _across_widths(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+    return {
+        "rank_agreement": paired_rank_agreement(vectors, targets),
+        "recall_at_10": recall_of_neighbours(vectors, targets),
+    }
+
+
+def _measure_speed(columns: Sequence[Model], shards: Path, measured: Measured) -> None:
+    if sentences := sample_sentences(shards):
+        for name, rate in speed({model.name: model.timed for model in columns}, sentences).items():
+            measured.models[name]["sentences_per_second"] = rate
+    else:
+        measured.skipped["speed"] = "the shards keep no text (--no-text)"
+
+
+def sts_spearman(encode: Encode, examples: Examples) -> float:
+    """Spearman correlation of human scores with the cosines of `encode`'s vectors of each pair."""
+    first, second = (torch.from_numpy(encode(column)) for column in examples.texts)
+    cosines = functional.cosine_similarity(first, second, dim=1).numpy()
+    return float(spearmanr(cosines, examples.labels).statistic)
+
+
+def sample_sentences(shards: Path, count: int = TIMED_SENTENCES) -> list[str]:
+    """The first sentences of the first shard, for timing; none where the shards keep no text."""
+    manifest = require_manifest(shards)
+    if not manifest["fingerprint"]["keep_text"]:
+        return []
+    first = manifest["shards"][0]
+    return shard_texts(shards / first["shard"], np.arange(min(count, first["rows"])))
+
+
+def speed(encoders: dict[str, Encode], sentences: Sequence[str]) -> dict[str, float]:
+    """Sentences a second of each encoder, tokenising included: the median of three rounds.
+
+    In each round the encoders take turns, so that a slow minute of the machine meets them all.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in encoders}
+    for encode in encoders.values():
+        encode(sentences[:64])
+    for _ in range(_REPEATS):
+        for name, encode in encoders.items():
+            started = time.perf_counter()
+            encode(sentences)
+            rates[name].append(len(sentences) / (time.perf_counter() - started))
+    return {name: statistics.median(values) for name, values in rates.items()}

@@ -1,0 +1,129 @@
+"""Held-out rows of shards, with what the measures of fidelity need to know of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.fingerprint import differing_fields
+from sentence_distill.pipeline.shards import Shard, shard_texts
+from sentence_distill.student.evaluation.buckets import rarest_counts
+from sentence_distill.student.training.stream import ShardStream
+
+_SAME_TEACHER = ("teacher_weights", "tokenizer", "pooling", "layers", "normalize")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Held-out rows and the teacher's vectors of them.
+
+    Args:
+        shards: where they are from.
+        fingerprint: of the run that made the shards.
+        input_ids: n arrays of token ids.
+        targets: float32[n, sum of dims], the teacher's layers one beside the other.
+        dim: width of one layer.
+        rarest: int64[n], how often the rarest token of each row occurs in the rows to train on.
+        texts: n sentences; None where the shards keep no text.
+    """
+
+    shards: Path
+    fingerprint: dict[str, Any]
+    input_ids: list[np.ndarray]
+    targets: torch.Tensor
+    dim: int
+    rarest: np.ndarray
+    texts: list[str] | None
+
+    @classmethod
+    def read(cls, shards: Path, held_out: float, layers: Sequence[int] | None) -> "Reference":
+        """Read the held-out rows, at most 20,000.
+
+        Args:
+            shards: a complete folder of shards.
+            held_out: share of the rows.
+            layers: of the teacher; None is all in the shards.
+
+        Raises:
+            UserError: the shards are not there, damaged, lack a layer, or hold out too few rows.
+        """
+        stream = ShardStream(shards, held_out=held_out, layers=layers)
+        input_ids, targets = stream.held_out()
+        return cls(
+            shards=shards,
+            fingerprint=stream.fingerprint,
+            input_ids=input_ids,
+            targets=targets,
+            dim=stream.fingerprint["dim"] // len(stream.fingerprint["layers"]),
+            rarest=rarest_counts(input_ids, token_counts(stream)),
+            texts=held_out_texts(stream, len(input_ids)),
+        )
+
+    def require_teacher_of(self, distillation: dict[str, Any]) -> None:
+        """Refuse a student of another teacher than the shards'.
+
+        Raises:
+            UserError: naming what differs.
+        """
+        require_teacher(self.shards, self.fingerprint, distillation)
+
+
+def require_teacher(shards: Path, fingerprint: dict[str, Any], distillation: dict[str, Any]) -> None:
+    """Refuse shards of another teacher than a student's.
+
+    Args:
+        shards: the folder, for the message.
+        fingerprint: of the run that made them.
+        distillation: of the student.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    trained = distillation["corpus"]["fingerprint"]
+    old, new = ({field: of[field] for field in _SAME_TEACHER} for of in (trained, fingerprint))
+    if differing := differing_fields(old, new):
+        raise UserError(f"{shards} holds vectors of another teacher: {'; '.join(differing)}; name others with --shards")
+
+
+def require_own(shards: Path, fingerprint: dict[str, Any], distillation: dict[str, Any]) -> None:
+    """Refuse shards that only bear the name of those that a student was trained on.
+
+    Where a student comes from another folder or machine, the recorded name may stand for anything here.
+
+    Args:
+        shards: the folder, for the message.
+        fingerprint: of the run that made them.
+        distillation: of the student.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if differing := differing_fields(distillation["corpus"]["fingerprint"], fingerprint):
+        raise UserError(
+            f"{shards} is not what the student was trained on: {'; '.join(differing)}; name the folder with --shards"
+        )
+
+
+def token_counts(stream: ShardStream) -> np.ndarray:
+    """int64[vocabulary]: how often each token occurs in the rows to train on; one shard is in memory at a time."""
+    vocabulary = int(stream.fingerprint["vocabulary"])
+    counts = np.zeros(vocabulary, dtype=np.int64)
+    for path, _, held_out in stream.split():
+        tokens = Shard.open(path).tokens
+        for ids, sign in ((tokens.ids, 1), (tokens.take(held_out).ids, -1)):
+            counts += sign * np.bincount(ids, minlength=vocabulary)
+    return counts
+
+
+def held_out_texts(stream: ShardStream, count: int) -> list[str] | None:
+    """The sentences of the first `count` held-out rows; None where the shards keep no text."""
+    if not stream.fingerprint["keep_text"]:
+        return None
+    texts: list[str] = []
+    for path, _, held_out in stream.split():
+        texts += shard_texts(path, held_out[: count - len(texts)])
+    return texts

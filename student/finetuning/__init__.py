@@ -1,0 +1,1 @@
+"""A student, or a teacher, on a task with labels."""

@@ -1,0 +1,113 @@
+"""Task-specific distillation (Tang et al. 2019, arXiv:1903.12136): a fine-tuned teacher's logits over a task's text.
+
+The teacher is fine-tuned once, writes its logits to shards once, and is in no training loop of a student.
+"""
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from sentence_distill.data.augment import synthetic_examples
+from sentence_distill.data.corpus import Corpus
+from sentence_distill.data.hashing import bytes_hash
+from sentence_distill.data.sentences import SentenceRules
+from sentence_distill.data.unlabelled import FIELDS, json_line
+from sentence_distill.pipeline.config import EmbedConfig
+from sentence_distill.pipeline.embed import embed_corpus
+from sentence_distill.pipeline.files import replacing, write_atomically
+from sentence_distill.pipeline.locate import Located
+from sentence_distill.student.finetuning.finetune import Labelled, Outcome
+from sentence_distill.student.finetuning.fit import Fitter
+from sentence_distill.student.finetuning.task_data import TaskData, from_logits
+from sentence_distill.student.finetuning.task_teacher import TeacherClassifier, longest_text, mask_token
+
+_RECORD = "finetuning.json"
+# The words of one example; what the teacher can't hold is rejected by its tokens.
+_MOST_WORDS = 1000
+_SHARD_ROWS = 8192
+_MOST_COPIES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskTeacher:
+    """A teacher that is fine-tuned on tasks, each in a folder of its own; what is there already is not done again.
+
+    Args:
+        located: the pre-trained teacher.
+        folder: where the tasks' folders go.
+        fitter: how it is fine-tuned.
+        synthetic: augmented examples of a task, about; each of its own has at least one copy and at most 20, as many as
+            Tang et al. made.
+    """
+
+    located: Located
+    folder: Path
+    fitter: Fitter
+    synthetic: int
+
+    def finetuned(self, data: TaskData, seed: int) -> tuple[Path, Outcome, float]:
+        """The teacher fine-tuned on a task: its folder, its scores on dev, and its learning rate.
+
+        Args:
+            data: the task.
+            seed: of the head, the order of examples and dropout.
+        """
+        folder = self._place(data, seed) / "teacher"
+        with suppress(FileNotFoundError):
+            record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+            return folder, Outcome(**record["outcome"]), record["learning_rate"]
+        start = partial(TeacherClassifier.load, self.located, data.task, seed)
+        fitted = self.fitter.fit(start, data, seed=seed, label="teacher")
+        fitted.model.save(folder)
+        record = {"outcome": asdict(fitted.outcome), "learning_rate": fitted.learning_rate}
+        # Last, so that a folder with it is whole.
+        write_atomically(folder / _RECORD, (json.dumps(record, indent=1) + "\n").encode())
+        return folder, fitted.outcome, fitted.learning_rate
+
+    def logits(self, data: TaskData, seed: int) -> Labelled:
+        """The task's text and augmented copies of it, with the fine-tuned teacher's logits as targets.
+
+        Args:
+            data: the task.
+            seed: of the teacher and of augmentation.
+        """
+        teacher, _, _ = self.finetuned(data, seed)
+        columns = tuple(list(column) for column in data.train.texts)
+        copies = min(_MOST_COPIES, -(-self.synthetic // len(columns[0])))
+        text, shards = teacher.parent / f"text-{copies}.jsonl", teacher.parent / f"logits-{copies}"
+        with replacing(text) as file:
+            for example in zip(*columns, strict=True):
+                file.write(json_line(example))
+            for example in synthetic_examples(columns, copies=copies, mask=mask_token(teacher), seed=seed):
+                file.write(json_line(example))
+        embed_corpus(
+            corpus=Corpus.open([str(text)], format="jsonl", text_field=",".join(FIELDS[len(columns)])),
+            located=Located(teacher, f"{self.located.name} fine-tuned on {data.task.name}"),
+            out=shards,
+            config=EmbedConfig(
+                rules=SentenceRules(split=False, min_words=1, max_words=_MOST_WORDS),
+                shard_rows=_SHARD_ROWS,
+                max_tokens=longest_text(teacher),
+                dtype="float32",
+            ),
+            device=str(self.fitter.device),
+            precision="bf16" if self.fitter.precision == torch.bfloat16 else "fp32",
+            progress=self.fitter.progress,
+        )
+        return from_logits(shards, data)
+
+    def _place(self, data: TaskData, seed: int) -> Path:
+        """The folder of a task, named after all that its teacher depends on, so that nothing in it is ever stale."""
+        identity = {
+            "teacher": self.located.name,
+            "weights": self.located.weights_hashes(),
+            "seed": seed,
+            "finetuning": asdict(self.fitter.config),
+            "computed": f"{self.fitter.precision} on {self.fitter.device.type}",
+            "data": data.hash,
+        }
+        return self.folder / f"{data.task.name}-{bytes_hash(json.dumps(identity).encode())[:8]}"

@@ -1,0 +1,91 @@
+"""A student that was fine-tuned on a task, on disk: a student's folder with the head beside it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.glue_tasks import GlueTask
+from sentence_distill.data.task import Task
+from sentence_distill.pipeline.files import write_atomically
+from sentence_distill.student.finetuning.classifier import StudentClassifier
+from sentence_distill.student.finetuning.fit import Fitted
+from sentence_distill.student.folder import load_student, module_paths, save_student, share_as
+
+TASK = "task.json"
+HEAD = "head.safetensors"
+STUDENT_FILES = (
+    "config_sentence_transformers.json",
+    "model.safetensors",
+    "modules.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "wordembedding_config.json",
+    HEAD,
+    TASK,
+)
+"""What loading reads of a student's own folder, beside those of its modules, where it is there."""
+_MODULE_FILES = ("*.json", "*.safetensors")
+
+
+def save_classifier(folder: Path, fitted: Fitted[StudentClassifier], task: Task, distillation: dict[str, Any]) -> None:
+    """Write a fine-tuned student.
+
+    Args:
+        folder: where to; made where it is missing.
+        fitted: the student with its head, and its scores.
+        task: what it was fine-tuned on.
+        distillation: of the student that it was made of.
+    """
+    scores = fitted.outcome.scores
+    # Fidelity was measured before the encoder moved.
+    glue_task = task.hub if isinstance(task, GlueTask) else None
+    save_student(folder, fitted.model.student, {**distillation, "metrics": {task.name: scores}, "glue_task": glue_task})
+    head = {name: value.cpu().contiguous() for name, value in fitted.model.head.state_dict().items()}
+    save_file(head, folder / HEAD)
+    share_as(folder / "modules.json", [folder / HEAD])
+    record = {
+        "task": task.name,
+        "text_columns": task.plain_columns,
+        "label_column": task.label,
+        "labels": task.labels,
+        "metrics": task.metrics,
+        "learning_rate": fitted.learning_rate,
+        **asdict(fitted.outcome),
+    }
+    write_atomically(folder / TASK, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def load_classifier(folder: Path) -> tuple[StudentClassifier, Task]:
+    """Read a fine-tuned student, and the task that it knows.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    try:
+        record = json.loads((folder / TASK).read_text(encoding="utf-8"))
+        task = Task(
+            name=record["task"],
+            columns=tuple(record["text_columns"]),
+            label=record["label_column"],
+            labels=tuple(record["labels"]),
+            metrics=tuple(record["metrics"]),
+        )
+        classifier = StudentClassifier(load_student(folder), len(task.columns), max(1, len(task.labels)))
+        classifier.head.load_state_dict(load_file(folder / HEAD))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no fine-tuned student ({error}); make one: sd finetune STUDENT") from error
+    return classifier.eval(), task
+
+
+def student_files(folder: Path) -> dict[str, Path]:
+    """The files of a student that loading reads, with its head where it is fine-tuned, by their paths in its folder."""
+    files = {name: folder / name for name in STUDENT_FILES if (folder / name).exists()}
+    for module in set(module_paths(folder).values()) - {folder}:
+        found = [file for pattern in _MODULE_FILES for file in module.glob(pattern)]
+        files |= {file.relative_to(folder).as_posix(): file for file in found}
+    return files

@@ -1,0 +1,122 @@
+"""A teacher with transformers' classification head, fine-tuned on one task: what teaches a task to a student."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.task import Task
+from sentence_distill.pipeline.load import require_vocabulary, unusable
+from sentence_distill.pipeline.locate import Located
+from sentence_distill.student.finetuning.examples import Padded, Tokens
+
+_MOST_TOKENS = 256
+# Before, between and behind a pair, at most.
+_SPECIAL_TOKENS = 4
+
+
+class TeacherClassifier(nn.Module):
+    """A pre-trained transformer under the head that transformers puts on it; pairs are read as one text.
+
+    Attributes:
+        model: a `…ForSequenceClassification`.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, located: Located, task: Task, seed: int) -> "TeacherClassifier":
+        """Load an encoder's weights (safetensors only); it gets a new head, unless it has one of as many classes.
+
+        Raises:
+            UserError: the folder holds no encoder that can be loaded safely.
+        """
+        from safetensors import SafetensorError
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers.utils import logging
+
+        require_vocabulary(located)
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()  # the head is new, and no warning is needed to say so
+        labels = dict(enumerate(task.labels or ("score",)))
+        torch.manual_seed(seed)
+        try:
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                located.folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                # With a mask in bfloat16 the other implementation is a quarter slower on CPUs.
+                attn_implementation=None if torch.cuda.is_available() else "eager",
+                id2label=labels,
+                label2id={name: number for number, name in labels.items()},
+                problem_type="regression" if task.regression else "single_label_classification",
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(located.folder, local_files_only=True, use_fast=True)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, SafetensorError) as error:
+            raise unusable(located, error) from error
+        encoder = f"{model.base_model_prefix}."
+        lacking = [name for name in report["missing_keys"] if name.startswith(encoder) and ".pooler." not in name]
+        if lacking:
+            raise unusable(located, ValueError(f"its weights lack {lacking[0]} and {len(lacking) - 1} others"))
+        if not tokenizer.is_fast:
+            raise UserError(f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it")
+        return cls(model, tokenizer)
+
+    def tokenize(self, texts: Sequence[Sequence[str]]) -> Tokens:
+        """Tokenise texts, or pairs as one, with special tokens; of what is too long the longer text is cut."""
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.enable_truncation(most_tokens(self.model.config))
+        inputs = list(texts[0]) if len(texts) == 1 else list(zip(*texts, strict=True))
+        encodings = backend.encode_batch(inputs, add_special_tokens=True)
+        first = np.array([encoding.type_ids.count(0) for encoding in encodings], dtype=np.int64)
+        return Tokens(([encoding.ids for encoding in encodings],), first)
+
+    def forward(self, batch: Padded) -> torch.Tensor:
+        """Logits, float[b, outputs]."""
+        assert batch.first is not None
+        places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": (places < batch.lengths[:, None]).long()}
+        if getattr(self.model.config, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = (places >= batch.first[:, None]).long() * inputs["attention_mask"]
+        return self.model(**inputs).logits  # type: ignore[no-any-return]
+
+    def pretrained(self) -> list[nn.Parameter]:
+        """The encoder's weights."""
+        return list(self.model.base_model.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write it as transformers does; `sd embed --teacher` takes the folder."""
+        self.model.save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
+
+
+def mask_token(folder: Path) -> str:
+    """What stands for a masked word in a saved teacher's vocabulary; for an unknown one, where it knows no mask."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return str(tokenizer.mask_token or tokenizer.unk_token)
+
+
+def longest_text(folder: Path) -> int:
+    """The most tokens of an example that a saved teacher embeds, special ones not counted."""
+    from transformers import AutoConfig
+
+    return most_tokens(AutoConfig.from_pretrained(folder, local_files_only=True)) - _SPECIAL_TOKENS
+
+
+def most_tokens(config: Any) -> int:
+    """The most tokens of an example, special ones counted, by a model's configuration."""
+    # RoBERTa-like models start their positions behind the padding id.
+    return min(_MOST_TOKENS, int(getattr(config, "max_position_embeddings", _MOST_TOKENS)) - 2)

@@ -1,0 +1,42 @@
+"""A student's weights in half the bytes."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.student.finetuning.task_folder import student_files
+from sentence_distill.student.folder import DISTILLATION, load_student, share_as
+
+_BESIDE = (DISTILLATION, "README.md")
+
+
+def copy_student(source: Path, folder: Path) -> None:
+    """Copy a student, its record and its card; neither checkpoints and logs, nor what else lies in its folder.
+
+    Raises:
+        UserError: there is no student that can be read in `source`.
+    """
+    load_student(source)
+    beside = {name: source / name for name in _BESIDE if (source / name).exists()}
+    for name, file in {**student_files(source), **beside}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / name)
+
+
+def halve_weights(folder: Path) -> None:
+    """Store the weights in a student's folder as float16; whoever loads it gets float32 of them.
+
+    Raises:
+        UserError: a weight lies outside of what float16 can hold.
+    """
+    files = [file for file in student_files(folder).values() if file.suffix == ".safetensors"]
+    halved = {file: {name: weight.half() for name, weight in load_file(file).items()} for file in files}
+    for file, weights in halved.items():
+        if wrong := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
+            raise UserError(f"{file}: {wrong[0]} holds numbers that float16 can't; keep this student in float32")
+    for file, weights in halved.items():
+        save_file(weights, file)
+    share_as(folder / "modules.json", files)

@@ -1,0 +1,212 @@
+"""What was distilled from what, and the commands that do it again."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from typing import Any
+
+from sentence_distill.data.glue_tasks import TASKS
+from sentence_distill.student.config import SIZES, TrainConfig
+from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER, FinetuneConfig
+from sentence_distill.student.folder import DISTILLATION
+from sentence_distill.student.report.files import EVAL, GLUE, SPEED, StudentFiles
+from sentence_distill.student.report.measures import is_measured, measured_models
+from sentence_distill.student.report.tables import Cell, Column, Rows, Table
+
+# Fields of a fingerprint that are options of sd embed, with their defaults.
+_EMBED = {
+    "format": "auto",
+    "text_field": "text",
+    "language": "en",
+    "min_words": 3,
+    "max_words": 100,
+    "max_tokens": 128,
+    "shard_rows": 16_384,
+    "dtype": "float16",
+    "compression": "none",
+}
+# Fields of glue.json's finetuning, and of its teacher_finetuning, that are options of sd eval --glue.
+_FINETUNING = {
+    "epochs": "epochs",
+    "max_steps": "finetune_steps",
+    "learning_rates": "learning_rate",
+    "encoder_rate": "encoder_rate",
+}
+_TEACHER_FINETUNING = {"epochs": "teacher_epochs", "learning_rates": "teacher_learning_rate"}
+_PRECISION = {"bfloat16": "bf16", "float32": "fp32"}
+
+
+def origin(files: StudentFiles) -> list[tuple[str, str]]:
+    """Names and values that say what the student is, from which teacher and which text."""
+    record = files.distillation
+    teacher, student, fingerprint = record["teacher"], record["student"], record["corpus"]["fingerprint"]
+    layers = ", ".join(map(str, teacher["layers"]))
+    facts = [
+        ("Teacher", teacher["teacher"]),
+        ("Its sentence vectors", f"pooling {teacher['pooling']}, layer {layers}, {student['target_dims'][-1]} wide"),
+        ("Teacher's weights", ", ".join(teacher["teacher_weights"])),
+        ("Corpus", f"{record['corpus']['rows']:,} sentences of {_corpus(fingerprint)}"),
+        ("Student", _student(student)),
+    ]
+    with files.using(EVAL):
+        parameters = measured_models(files)["student"].get("size", {}).get("parameters")
+    if parameters:
+        words = student["vocabulary"] * student["embedding_dim"]
+        facts.append(("Parameters", f"{parameters:,}, of which {words:,} are word embeddings"))
+    if record.get("history"):
+        last = record["history"][-1]
+        facts.append(("Training", f"{last['step']:,.0f} steps, {last['epoch']:.3g} epochs"))
+    return facts
+
+
+def option_rows(files: StudentFiles) -> list[tuple[str, str]]:
+    """Options of the training, all of them."""
+    return [(name.replace("_", " "), _shown(value)) for name, value in files.distillation["training"].items()]
+
+
+def history_table(files: StudentFiles) -> Table | None:
+    """The validations of the training; None where there was none."""
+    history = files.distillation.get("history", [])
+    names = [name for name in ("epoch", "loss", "cosine", "rank_agreement", "mse") if history and name in history[0]]
+    if not history:
+        return None
+    best = max(entry["cosine"] for entry in history)
+    rows = [
+        [Cell(f"{entry['step']:,.0f}", entry["step"])]
+        + [Cell(f"{entry[n]:.4g}", entry[n], best=n == "cosine" and entry[n] == best) for n in names]
+        for entry in history
+    ]
+    heads = [Column("step"), *(Column(name.replace("_", " ")) for name in names)]
+    return Table("Validations on held-out sentences", heads, [Rows("", rows)])
+
+
+def commands(files: StudentFiles) -> list[str]:
+    """What makes the shards, the student and its figures again; options at their defaults are left out.
+
+    Where the corpus was is not recorded: CORPUS stands for it.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    record, folder = files.distillation, shlex.quote(str(files.folder))
+    with files.using(DISTILLATION):
+        shards = shlex.quote(record["shards"])
+        embed = " ".join(["sd embed --corpus CORPUS", *_embed_options(record), "--out", shards])
+        train = " ".join(["sd train-student", "--shards", shards, *_train_options(record), "--out", folder])
+    lines = [embed, train]
+    if is_measured(files):
+        lines.append(f"sd eval --student {folder}")
+    with files.using(GLUE):
+        if files.glue.get("rows"):
+            lines.append(" ".join(["sd eval --glue --student", folder, *_glue_options(files.glue)]))
+    if files.speed:
+        lines.append(f"sd eval --speed --student {folder}")
+    return [*lines, f"sd report {folder}"]
+
+
+def environments(files: StudentFiles) -> Table | None:
+    """Hardware and versions that the files of figures name; None where none does."""
+    rows = []
+    for name, content in (
+        (DISTILLATION, files.distillation),
+        (EVAL, files.evaluation),
+        (GLUE, files.glue),
+        (SPEED, files.speed),
+    ):
+        with files.using(name):
+            if isinstance(found := content.get("environment"), dict):
+                versions = ", ".join(f"{package} {version}" for package, version in found.get("versions", {}).items())
+                cells = (str(found.get(key, "")) for key in ("date", "cpu", "cores", "system", "python"))
+                rows.append([Cell("training" if name == DISTILLATION else name), *map(Cell, cells), Cell(versions)])
+    heads = [Column(title, numeric=False) for title in ("figures of", "date", "processor", "cores", "system", "Python")]
+    if not rows:
+        return None
+    return Table("Where the figures are from", [*heads, Column("packages", numeric=False)], [Rows("", rows)])
+
+
+def _corpus(fingerprint: dict[str, Any]) -> str:
+    files, size = fingerprint["corpus_files"], fingerprint["corpus_bytes"] / 1e3
+    shown = f"{size / 1e3:,.0f} MB" if size >= 1e4 else f"{size:,.0f} kB"
+    return f"{files:,} file{'s' if files != 1 else ''}, {shown} (hash of the content {fingerprint['corpus_content']})"
+
+
+def _student(student: dict[str, Any]) -> str:
+    layers = "one BiLSTM layer" if student["layers"] == 1 else f"{student['layers']} BiLSTM layers"
+    return (
+        f"{layers} of {student['hidden']} units a direction over {student['embedding_dim']}-dimensional word "
+        f"embeddings, vocabulary of {student['vocabulary']:,}; {student['pooling']} pooling; "
+        f"{student['target_dims'][-1]} dimensions{', of length 1' if student['normalize'] else ''}"
+    )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _option(name: str, value: Any) -> Iterator[str]:
+    yield f"--{name.replace('_', '-')}"
+    values = value if isinstance(value, list | tuple) else [value]
+    yield shlex.quote(",".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values))
+
+
+def _embed_options(record: dict[str, Any]) -> list[str]:
+    fingerprint = record["corpus"]["fingerprint"]
+    options = {name: fingerprint[name] for name in ("teacher", "pooling", "layers")}
+    options |= {
+        name: fingerprint[name] for name, default in _EMBED.items() if fingerprint.get(name, default) != default
+    }
+    if precision := _PRECISION.get(fingerprint.get("compute_dtype", "")):
+        options["precision"] = precision
+    words = [word for name, value in options.items() for word in _option(name, value)]
+    words += ["--no-split"] if fingerprint.get("splitter") == "none" else []
+    return words + ([] if fingerprint.get("keep_text", True) else ["--no-text"])
+
+
+def _train_options(record: dict[str, Any]) -> list[str]:
+    training, student = record["training"], record["student"]
+    shape = {name: student[name] for name in ("embedding_dim", "hidden", "layers")}
+    size = next((name for name, known in SIZES.items() if known == shape), None)
+    options: dict[str, Any] = {"size": size} if size else shape
+    if student["pooling"] != "mean":
+        options["pooling"] = student["pooling"]
+    for field in fields(TrainConfig):
+        value = training.get(field.name)
+        if value is not None and value != field.default:
+            options[field.name] = value
+    return [word for name, value in options.items() for word in _option(name, value)]
+
+
+def _glue_options(glue: dict[str, Any]) -> list[str]:
+    """Options that make every figure; those that not every row has of each task and seed are made with them."""
+    results = [result for tasks in glue["rows"].values() for several in tasks.values() for result in several]
+    seeds = {result.get("seed", 0) for result in results} or {0}
+    fractions = sorted({result.get("fraction", 1.0) for result in results}, reverse=True)
+    tasks = [task for task in TASKS if any(task in found for found in glue["rows"].values())]
+    options: dict[str, Any] = {"rows": list(glue["rows"])}
+    if len(tasks) < len(TASKS):
+        options["tasks"] = tasks
+    if len(seeds) > 1:
+        options["seeds"] = max(seeds) - min(seeds) + 1
+    if min(seeds):
+        options["seed"] = min(seeds)
+    if fractions not in ([], [1.0]):
+        options["train_fraction"] = fractions
+    finetuning = glue.get("finetuning", {})
+    options |= _changed(finetuning, STUDENT, _FINETUNING)
+    options |= _changed(glue.get("teacher_finetuning", {}), TEACHER, _TEACHER_FINETUNING)
+    options |= {name: finetuning[name] for name in ("synthetic",) if name in finetuning}
+    words = [word for name, value in options.items() for word in _option(name, value)]
+    return words + ([] if glue.get("source") == "nyu-mll/glue" else ["--glue-dir", "GLUE"])
+
+
+def _changed(recorded: dict[str, Any], default: FinetuneConfig, names: dict[str, str]) -> dict[str, Any]:
+    """Options whose recorded value is not the default."""
+    values = json.loads(json.dumps(asdict(default)))
+    return {
+        option: recorded[name] for name, option in names.items() if recorded.get(name, values[name]) != values[name]
+    }

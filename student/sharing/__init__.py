@@ -1,0 +1,1 @@
+"""A student for others: its card, and the hub."""

@@ -1,0 +1,1 @@
+"""Stage two: from shards to a student."""

@@ -1,0 +1,352 @@
+"""Stage two: the student learns the teacher's vectors from the shards."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.progress import Advance, Progress
+from sentence_distill.pipeline.allocator import keep_freed_memory
+from sentence_distill.pipeline.fingerprint import differing_fields
+from sentence_distill.pipeline.manifest import TOKENIZER, WORD_EMBEDDINGS
+from sentence_distill.student.config import StudentConfig, TrainConfig
+from sentence_distill.student.encoder import StudentEncoder
+from sentence_distill.student.fidelity import SCORES
+from sentence_distill.student.model import Student
+from sentence_distill.student.training.checkpoint import Checkpoints
+from sentence_distill.student.training.held_out import HeldOut
+from sentence_distill.student.training.init import initial_embeddings
+from sentence_distill.student.training.log import Meter, TrainingLog
+from sentence_distill.student.training.optimizer import Optimizer, learning_rate
+from sentence_distill.student.training.ranks import LostRankError, Ranks
+from sentence_distill.student.training.state import State
+from sentence_distill.student.training.step import Stepper
+from sentence_distill.student.training.stream import Batch, LostShardError, ShardStream
+
+LOG_EVERY = 50
+# Processes tell each other of the clock and of a request to stop; it costs a wait for the device.
+_AGREE_EVERY = 10
+
+
+class Trainer:
+    """One training run, or one process's part in it.
+
+    Attributes:
+        stop_requested: set it, from a signal handler for one, to stop behind the step that is under way.
+    """
+
+    def __init__(
+        self,
+        *,
+        shards: Path,
+        out: Path,
+        student: StudentConfig,
+        config: TrainConfig,
+        ranks: Ranks,
+        precision: torch.dtype,
+        progress: Progress,
+        checkpoint_every: float = 300.0,
+        keep_checkpoints: int = 2,
+    ) -> None:
+        """Check the shards and build the student with its initial weights.
+
+        Args:
+            shards: a complete folder of shards.
+            out: folder of the student, its checkpoints and its log.
+            student: shape of the student.
+            config: options of the training.
+            ranks: the processes that train together.
+            precision: bfloat16 computes the LSTM under autocast; weights and loss stay float32.
+            progress: where to report.
+            checkpoint_every: seconds between two checkpoints; a kill costs at most this much work.
+            keep_checkpoints: how many stay.
+        """
+        self.config = config
+        self.out = out
+        self.ranks = ranks
+        self.precision = precision
+        self.progress = progress
+        self.stream = ShardStream(
+            shards, held_out=config.held_out, layers=config.target_layers, train_fraction=config.train_fraction
+        )
+        self.held_out = HeldOut(self.stream)
+        torch.manual_seed(config.seed)
+        self.encoder = StudentEncoder(student)
+        words = load_file(shards / WORD_EMBEDDINGS)["weight"].float()
+        generator = torch.Generator().manual_seed(config.seed)
+        with torch.no_grad():
+            self.encoder.embedding.weight.copy_(
+                initial_embeddings(config.init, words, student.embedding_dim, generator)
+            )
+        self.encoder.to(ranks.device)
+        self.tokenizer = Tokenizer.from_file(str(shards / TOKENIZER))
+        self.optimizer = Optimizer(self.encoder, config)
+        self.stepper = Stepper(self.encoder, config, precision, ranks)
+        self.checkpoints = Checkpoints(out, keep_checkpoints)
+        self.state = State()
+        self.stop_requested = False
+        self.history: list[dict[str, float]] = []
+        per_epoch = (self.stream.steps(config.batch_size, config.seed, epoch) for epoch in range(config.epochs))
+        self.steps = min(sum(per_epoch), config.max_steps or 1 << 62)
+        self._checkpoint_every = checkpoint_every
+        self._loss = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        self._began = self._saved = time.monotonic()
+        self._meter = Meter(0)
+
+    def run(self, *, tensorboard: bool = False) -> None:
+        """Train to the end.
+
+        Args:
+            tensorboard: write TensorBoard's events.
+
+        Raises:
+            UserError: the loss is no longer finite, nothing is left to train on, a stop was requested, or another
+                process of the run died.
+            OSError: a checkpoint could not be written.
+        """
+        if not self.steps:
+            raise UserError(
+                "no row is left to train on; take a larger corpus, lower --held-out or raise --train-fraction"
+            )
+        log = self._open_log(tensorboard) if self.ranks.main else None
+        self._saved = time.monotonic()
+        self._began = self._saved - self.state.seconds
+        self._meter = Meter(self.state.sentences)
+        if self.ranks.device.type == "cpu":
+            keep_freed_memory()
+        self.encoder.train()
+        try:
+            with self.progress.task("train", self._sentences(), "sentences", self.state.sentences) as advance:
+                self.ranks.share_first(list(self.encoder.parameters()))
+                self._validate_if_due(log)
+                while not self._finished():
+                    self._epoch(advance, log)
+            # What is left is to write the student, which a full disk may prevent.
+            self.save()
+            self.checkpoints.wait()
+        except (LostRankError, LostShardError) as error:
+            raise UserError(f"{error}; {self._save_what_is_left()}") from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"memory ran out at step {self.state.step:,} ({str(error).splitlines()[0]}); take a smaller --size or "
+                "--batch-size"
+            ) from error
+        finally:
+            if log is not None:
+                log.close()
+
+    def _save_what_is_left(self) -> str:
+        """Save the last whole step, which is that of all processes, from whichever of them is left; say so."""
+        if not self.state.step:
+            return "no step was done yet"
+        self._write_checkpoint()
+        self.checkpoints.wait()
+        return f"stopped at step {self.state.step:,}, the same command with --resume goes on from there"
+
+    def best_student(self) -> tuple[Student, dict[str, float]]:
+        """The student of the best validation and its entry of the history; for the main process, which wrote it."""
+        best = self.checkpoints.best()
+        self.encoder.load_state_dict(best["model"])
+        return Student(self.encoder.cpu(), self.tokenizer), best["entry"]
+
+    def _open_log(self, tensorboard: bool) -> TrainingLog:
+        validated = int(self.history[-1]["step"]) if self.history else 0
+        return TrainingLog(self.out, step=self.state.step, validated=validated, tensorboard=tensorboard)
+
+    def _sentences(self) -> int | None:
+        """How many there are to train on if patience does not end the run before; None where a clock ends it."""
+        if self.config.max_time is not None:
+            return None
+        whole = self.config.epochs * self.stream.train_rows
+        return whole if self.config.max_steps is None else min(whole, self.steps * self.config.batch_size)
+
+    def _finished(self) -> bool:
+        config, state = self.config, self.state
+        return (
+            state.step >= self.steps
+            or (config.max_time is not None and state.seconds >= config.max_time)
+            or (config.patience is not None and state.worse >= config.patience)
+        )
+
+    def _epoch(self, advance: Advance, log: TrainingLog | None) -> None:
+        for batch in self._meter.waiting(self._batches()):
+            loss, norm = self._step(batch)
+            advance(len(loss), self._report(loss, norm, log) if self.state.step % LOG_EVERY == 0 else "")
+            stop = self._agree()
+            self._validate_if_due(log)
+            self._save_or_stop(stop)
+            if self._finished():
+                return
+        self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
+        if self._validate_if_due(log):
+            self.save()
+
+    def _batches(self) -> Iterator[Batch]:
+        """The rest of the current epoch."""
+        return self.stream.batches(
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            epoch=self.state.epoch,
+            skip=self.state.step_in_epoch,
+        )
+
+    def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Train on a batch: the loss of each sentence, and the norm of the gradient."""
+        config, state = self.config, self.state
+        pieces = self.stepper.pieces
+        loss, words = self.stepper.gradient(batch, state.step)
+        if self.stepper.pieces > pieces:
+            self.progress.log(f"memory ran out; a batch is computed in {self.stepper.pieces} pieces from now on")
+        weights = [*self.optimizer.dense, words.rows]
+        for weight in weights:
+            # A process whose share of a small batch is empty.
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        self.ranks.sum([weight.grad for weight in weights if weight.grad is not None])
+        done = (state.step + 1) / (self.steps + 1)
+        if config.max_time is not None:
+            done = max(done, min(1.0, state.seconds / config.max_time))
+        norm = self.optimizer.step(learning_rate(done, config), words.words, words.rows)
+        state.step += 1
+        state.step_in_epoch += 1
+        state.sentences += len(loss)
+        # Summed on the device: reading each step's loss would make it wait.
+        self._loss += loss.sum()
+        return loss, norm
+
+    def _agree(self) -> bool:
+        """Let all processes know the same of the clock and of a request to stop; whether there is one."""
+        if self.ranks.size > 1 and self.state.step % _AGREE_EVERY:
+            return False
+        seconds = time.monotonic() - self._began
+        told = torch.tensor([seconds if self.ranks.main else 0.0, float(self.stop_requested)])
+        if self.ranks.size > 1:
+            told = told.to(self.ranks.device)
+            self.ranks.sum([told])
+        self.state.seconds, stops = told.tolist()
+        return stops > 0
+
+    def _report(self, loss: torch.Tensor, norm: torch.Tensor, log: TrainingLog | None) -> str:
+        """Log the step that was done; what the progress bar shows of it."""
+        self._require_finite(torch.stack([loss.mean(), norm]))
+        rates = self._meter.rates(self.state.sentences)
+        values = {
+            "epoch": self.state.sentences / self.stream.train_rows,
+            "loss": loss.mean().item(),
+            "learning_rate": self.optimizer.rate,
+            "gradient_norm": norm.item(),
+            "seconds": self.state.seconds,
+            **rates,
+        }
+        if log is not None:
+            log.write("train", self.state.step, values)
+        note = f"loss {values['loss']:.4f}, waits {rates['wait_share']:.1%}"
+        if self.config.max_time is not None:
+            note += f", {max(0.0, self.config.max_time - self.state.seconds):,.0f} s left"
+        return note
+
+    def _require_finite(self, values: torch.Tensor) -> None:
+        if not torch.isfinite(values).all():
+            raise UserError(
+                f"the loss or a weight is no longer finite at step {self.state.step:,} (learning rate "
+                f"{self.optimizer.rate:.2g}); begin again with a lower --learning-rate, --overwrite"
+            )
+
+    def _save_or_stop(self, stop: bool) -> None:
+        self.checkpoints.check()
+        if stop:
+            self.save()
+            self.checkpoints.wait()
+            raise UserError(
+                f"stopped at step {self.state.step:,} of {self.steps:,}; "
+                "the same command with --resume goes on from there"
+            )
+        if time.monotonic() - self._saved >= self._checkpoint_every:
+            self.save()
+
+    def _validate_if_due(self, log: TrainingLog | None) -> bool:
+        """Validate at the end, and each epoch or so many steps, once each; whether it was time."""
+        config, state = self.config, self.state
+        regular = state.step % config.validate_every if config.validate_every else state.step_in_epoch
+        if state.sentences == state.validated or (regular and not self._finished()):
+            return False
+        self._validate(log)
+        return True
+
+    def _validate(self, log: TrainingLog | None) -> None:
+        """Measure the student on the held-out sentences, and keep its weights if it is the best so far."""
+        state = self.state
+        scores = self.held_out.scores(self.encoder, self.ranks)
+        self._require_finite(torch.tensor([self._loss.item(), scores["cosine"]]))
+        entry = {
+            "epoch": state.sentences / self.stream.train_rows,
+            "step": state.step,
+            "loss": self._loss.item() / (state.sentences - state.validated),
+            **scores,
+        }
+        self._loss.zero_()
+        state.validated = state.sentences
+        self.history.append(entry)
+        self.progress.log(
+            f"step {state.step:,} of {self.steps:,} (epoch {entry['epoch']:.2f}): loss {entry['loss']:.4f}, held-out "
+            f"cosine {entry['cosine']:.4f}, MSE {entry['mse']:.3g}, rank agreement {entry['rank_agreement']:.4f}"
+        )
+        if log is not None:
+            log.write("validation", state.step, {name: entry[name] for name in ("epoch", "loss", *SCORES)})
+        state.worse += 1
+        if entry["cosine"] > state.best:
+            state.best, state.worse = entry["cosine"], 0
+            if self.ranks.main:
+                self.checkpoints.save_best({"model": self.encoder.state_dict(), "entry": entry})
+
+    def identity(self) -> dict[str, Any]:
+        """What two runs must share to be the same run; the number of processes is not part of it."""
+        student = {f"student {field}": value for field, value in asdict(self.encoder.config).items()}
+        shards = {f"shards' {field}": value for field, value in self.stream.fingerprint.items()}
+        return {**student, **asdict(self.config), **shards, "precision": str(self.precision)}
+
+    def save(self) -> None:
+        """Let a checkpoint be written, by the first process."""
+        self._saved = time.monotonic()
+        if self.ranks.main:
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
+        # A gradient that was not finite shows in the weights, and one of them would spoil the run for good.
+        self._require_finite(torch.stack([weight.sum() for weight in self.encoder.parameters()]))
+        self.state.loss = self._loss.item()
+        self.checkpoints.save(
+            self.state.step,
+            {
+                "identity": self.identity(),
+                "state": asdict(self.state),
+                "history": self.history,
+                "model": self.encoder.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            },
+        )
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint.
+
+        Raises:
+            UserError: there is none, or it is of another run; the fields that differ are named.
+        """
+        checkpoint = self.checkpoints.newest()
+        if missing := {"identity", "state", "history", "model", "optimizer"} - checkpoint.keys():
+            raise UserError(f"the checkpoint in {self.out} is of another version ({missing}); --overwrite begins again")
+        if differing := differing_fields(checkpoint["identity"], self.identity()):
+            raise UserError(
+                f"the checkpoint in {self.out} is of another run, which differs in {'; '.join(differing)}; "
+                "give that run's options, or begin again with --overwrite"
+            )
+        self.encoder.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.state = State(**checkpoint["state"])
+        self.history = checkpoint["history"]
+        self._loss.fill_(self.state.loss)
