@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-SOURCES := $(wildcard src/sentence_distill/*.py data/*.py pipeline/*.py student/*.py student/*/*.py student/templates/* cli/*.py)
+SOURCES := $(wildcard src/sentence_distill/*.py data/*.py pipeline/*.py student/*.py student/*/*.py student/templates/* student/pretrained/*/* cli/*.py)
 
 .PHONY: demo test lint format docs clean
 

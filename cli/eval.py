@@ -95,11 +95,12 @@ def evaluate(
     kind = kinds[0] if kinds else "eval"
     _refuse_unread(click.get_current_context(), kind)
     models = _models(models, student)
+    fine_tuned = _one_student(models) if glue else None
     json_file = json_file or _default_json(models, f"{kind}.json")
     if not json_file.parent.is_dir():
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
-    if glue:
-        evaluate_glue(_one_student(models), glue_dir, json_file, teacher, options)
+    if fine_tuned:
+        evaluate_glue(fine_tuned, glue_dir, json_file, teacher, options)
     elif speed:
         evaluate_speed(models, shards, _sts_file(sts, glue_dir), teacher, json_file, options)
     elif mteb:
@@ -135,7 +136,9 @@ def _one_student(models: tuple[str, ...]) -> Path:
 
 def _require_student(folder: str) -> Path:
     from sentence_distill.student.folder import load_distillation
+    from sentence_distill.student.packaged import require_own_folder
 
+    require_own_folder(folder)
     load_distillation(Path(folder))
     return Path(folder)
 

@@ -56,7 +56,9 @@ def report(student: Path, out: Path, shards: Path | None, title: str | None, not
       sd report distilled --note 'QQP=another split than the official one'
     """
     from sentence_distill.student.folder import load_distillation
+    from sentence_distill.student.packaged import require_own_folder
 
+    require_own_folder(student)
     load_distillation(student)
     if not out.resolve().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from sentence_distill.data.errors import UserError
+
 _FOLDER = Path(__file__).parent / "pretrained"
 SMALL = "wiki-small"
 """all-MiniLM-L6-v2 on English Wikipedia; its folder holds its card."""
@@ -10,3 +12,13 @@ SMALL = "wiki-small"
 def packaged_student(name: str) -> Path | None:
     """The folder of the packaged student of that name, or None where there is none."""
     return next((folder for folder in _FOLDER.glob("*") if folder.name == name), None)
+
+
+def require_own_folder(name: str | Path) -> None:
+    """Refuse a packaged student where files are written beside it.
+
+    Raises:
+        UserError: it says how to get a copy.
+    """
+    if not Path(name).exists() and packaged_student(str(name)):
+        raise UserError(f"{name} lies inside the package; copy it to a folder of yours: sd reduce {name} --float16")

@@ -1,6 +1,9 @@
 """Puts a student into the package: its weights as float16, its record, and a card with its figures and licence notes.
 
 usage: python benchmarks/headline/package.py STUDENT [--name wiki-small]
+
+The figures are those in STUDENT's folder: sd reduce --float16 and sd eval come before, so that they are of what is
+shipped.
 """
 
 import argparse
@@ -26,8 +29,8 @@ out, for SentenceTransformer(FOLDER) and for whatever writes beside a student.
 
 """
 LICENCE = """
-The weights are stored as float16. No text of the corpus is part of them. The teacher's weights are Apache-2.0; the
-corpus is English Wikipedia, whose text is under CC BY-SA.
+The weights are stored as float16; GLUE was measured before they were rounded. No text of the corpus is part of them.
+The teacher's weights are Apache-2.0; the corpus is English Wikipedia, whose text is under CC BY-SA.
 """
 
 

@@ -137,28 +137,25 @@ def plot(rows: list[dict[str, Any]], speed: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     students = [row for row in rows if row["kind"] == "student"]
+    others = [row for row in speed["rows"] if row["model"] == "teacher"]
     measures = {"recall_at_10": "recall of the teacher's 10 neighbours", "sts_spearman": "STS-B dev, Spearman"}
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.4))
     for axis, (measure, title) in zip(axes, measures.items(), strict=True):
-        points = [(row["int8_sentences_per_cpu_second"], row[measure], row["model"]) for row in students]
-        axis.plot(*list(zip(*points, strict=True))[:2], "o-", color="#1f6f8b", label="students, int8 export")
-        others = [row for row in speed["rows"] if row["model"] == "teacher"]
-        axis.plot(
-            [row["sentences_per_cpu_second"] for row in others], [row[measure] for row in others], "s", color="#8a8a8a"
-        )
-        points += [
-            (row["sentences_per_cpu_second"], row[measure], row["contender"].removeprefix("teacher, ").split(",")[0])
-            for row in others
-        ]
-        for x, y, label in points:
-            axis.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        points = [(row["int8_sentences_per_cpu_second"], row[measure]) for row in students]
+        axis.plot(*zip(*points, strict=True), "o-", color="#1f6f8b", label="students, int8 export")
+        for point, row in zip(points, students, strict=True):
+            axis.annotate(row["model"], point, xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
+        for marker, row in zip("sD^vP*X", others, strict=False):
+            point = (row["sentences_per_cpu_second"], row[measure])
+            axis.plot(*point, marker, color="#8a8a8a", markersize=7, label=row["contender"])
         axis.set_xscale("log")
         axis.set_xlabel("sentences a second of processor time")
         axis.set_title(title, fontsize=10)
-        axis.margins(x=0.2, y=0.15)
+        axis.margins(x=0.1, y=0.15)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.2, 1, 1))
     figure.savefig(path)
 
 
