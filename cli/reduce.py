@@ -82,7 +82,7 @@ def reduce(
         raise UserError(f"{out} is not empty; name another folder with --out")
     folder = locate_student(student)
     if dim or not float16:
-        _reduce(folder, dim, dims, out, shards, corpus)
+        _reduce(student, folder, dim, dims, out, shards, corpus)
     else:
         copy_student(folder, out)
     if float16:
@@ -93,6 +93,7 @@ def reduce(
 
 
 def _reduce(
+    name: str,
     folder: Path,
     dim: int | None,
     dims: tuple[int, ...] | None,
@@ -125,7 +126,7 @@ def _reduce(
     )
     _print(figures, len(sample.measured), full.dim)
     if dim is None:
-        click.echo(f"next: sd reduce STUDENT --dim {wanted[-1]}")
+        click.echo(f"next: sd reduce {name} --dim {wanted[-1]}")
         return
     source = ", ".join(corpus) or str(shards or distillation["shards"])
     reduced = reduce_student(full, directions, dim)

@@ -18,7 +18,7 @@ def test_widths_are_compared_and_nothing_is_written(sd, student_folder, shards, 
     assert [line.split()[0] for line in shown.splitlines() if line.strip()[:1].isdigit()] == ["8", "16", "32"]
     assert "teacher" in shown
     assert sd("reduce", folder, "--shards", shards, "--dims", "4,20") == 0
-    assert "next: sd reduce" in capsys.readouterr().out
+    assert f"next: sd reduce {folder} --dim 20" in capsys.readouterr().out
     assert contents(tmp_path) == before
 
 
