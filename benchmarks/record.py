@@ -14,6 +14,12 @@ from sentence_distill.student.environment import cpu, versions
 RESULTS = Path(__file__).parent / "results"
 
 
+def _script() -> str:
+    """The script that runs, as it lies in benchmarks/."""
+    path = Path(sys.argv[0]).resolve()
+    return str(path.relative_to(RESULTS.parent)) if path.is_relative_to(RESULTS.parent) else path.name
+
+
 def write_result(name: str, setting: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
     """Print `rows` and write them with their setting to results/NAME-DATE.json."""
     RESULTS.mkdir(exist_ok=True)
@@ -21,7 +27,7 @@ def write_result(name: str, setting: dict[str, Any], rows: list[dict[str, Any]])
     result = {
         "benchmark": name,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *(Path(a).name for a in sys.argv[1:])]),
+        "command": "python benchmarks/" + " ".join([_script(), *(Path(a).name for a in sys.argv[1:])]),
         "setting": setting,
         "hardware": {"cpu": cpu(), "threads": torch.get_num_threads(), "system": platform.system()},
         "versions": {"python": platform.python_version(), **versions()},

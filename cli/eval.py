@@ -84,8 +84,8 @@ def evaluate(
 ) -> None:
     """Measure models: fidelity, STS-B, size and speed; with --glue a student's fine-tuned scores, with --speed costs.
 
-    MODEL is the folder of a student or of a sentence-transformers model, a name on the hub, minilm or mpnet; several
-    are shown side by side.  [default: distilled]
+    MODEL is the folder of a student or of a sentence-transformers model, a name on the hub, wiki-small, minilm or
+    mpnet; several are shown side by side. [default: distilled]
 
     What can't be measured, because its data is not here, is listed with the reason.
     """
@@ -107,7 +107,10 @@ def evaluate(
         evaluate_mteb(models, mteb, json_file)
     else:
         evaluate_intrinsic(models, shards, _sts_file(sts, glue_dir), teacher, json_file)
-    click.echo(f"figures: {json_file}" + (f"\nnext: sd eval --glue {models[0]}" if kind == "eval" else ""))
+    click.echo(
+        f"figures: {json_file}"
+        + (f"\nnext: sd eval --glue {models[0]}" if kind == "eval" and not _is_packaged(models[0]) else "")
+    )
 
 
 def _refuse_unread(context: click.Context, kind: str) -> None:
@@ -122,10 +125,17 @@ def _models(models: tuple[str, ...], student: str | None) -> tuple[str, ...]:
     if models and student:
         raise click.UsageError("--student is the same as one MODEL; give one of them")
     if not models:
-        return (str(_require_student(student or DEFAULT_STUDENT)),)
+        model = student or DEFAULT_STUDENT
+        return (model if _is_packaged(model) else str(_require_student(model)),)
     if len(set(models)) < len(models):
         raise click.UsageError("a MODEL is named twice")
     return models
+
+
+def _is_packaged(model: str) -> bool:
+    from sentence_distill.student.packaged import packaged_student
+
+    return packaged_student(model) is not None
 
 
 def _one_student(models: tuple[str, ...]) -> Path:
@@ -152,6 +162,8 @@ def _default_json(models: tuple[str, ...], name: str) -> Path:
         return Path(students[0]) / name
     for model in models:
         find_model(model)
+    if packaged := [model for model in models if _is_packaged(model)]:
+        raise UserError(f"{packaged[0]} lies inside the package, where no figures can go; name a file with --json")
     raise UserError("no student is among the models, in whose folder the figures would go; name a file with --json")
 
 

@@ -62,8 +62,8 @@ def export(
 ) -> None:
     """Write a student as one ONNX file and its tokenizer, for programs without PyTorch and without this package.
 
-    STUDENT is a folder or a name on the hub.  [default: distilled]  The command says how close the export comes to it,
-    and how fast both are. Needs the extra: pip install 'sentence-distill[onnx]'.
+    STUDENT is a folder, wiki-small, or a name on the hub. [default: distilled] The command says how close the
+    export comes to it, and how fast both are. Needs the extra: pip install 'sentence-distill[onnx]'.
 
     \b
       sd export distilled --onnx

@@ -94,9 +94,9 @@ def finetune(
 ) -> None:
     """Fine-tune MODEL, a student or a transformer encoder, on your own labels or on a task of GLUE.
 
-    MODEL is a folder or a name on the hub. Of a student the command makes a folder for sd predict; of a teacher one for
-    sd embed, which writes its logits to shards, and a student learns from those with --logits (task-specific
-    distillation, Tang et al. 2019).
+    MODEL is a folder, wiki-small, or a name on the hub. Of a student the command makes a folder for sd predict; of
+    a teacher one for sd embed, which writes its logits to shards, and a student learns from those with --logits
+    (task-specific distillation, Tang et al. 2019).
 
     \b
       sd finetune distilled --train reviews.csv --text-column review --label-column stars

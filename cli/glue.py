@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sentence_distill.student.finetuning.task_distillation import TaskTeacher
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-# As student.glue_rows names them, which is heavy to import.
+# As student.finetuning.glue_rows names them, which is heavy to import.
 ROW_NAMES = (
     *("majority", "scratch", "scratch-words", "task-specific", "frozen", "distilled", "distilled-task-specific"),
     *("teacher-frozen", "teacher"),

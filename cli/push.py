@@ -43,15 +43,18 @@ def push(
     """
     if licence and keep_card:
         raise click.UsageError("--license goes into a new card: leave out --keep-card, or write it into README.md")
+    from sentence_distill.student.folder import load_distillation
+    from sentence_distill.student.packaged import require_own_folder
     from sentence_distill.student.sharing.push import CARD, prepare_upload
     from sentence_distill.student.sharing.push import push as send
 
+    require_own_folder(student)
     upload = prepare_upload(student, repo, licence=licence, keep_card=keep_card)
     sizes = upload.sizes()
     for path, size in sizes.items():
         click.echo(f"  {path:40} {_shown(size):>9}")
     click.echo(f"{len(sizes)} files, {_shown(sum(sizes.values()))}, to {repo}{f' ({revision})' if revision else ''}")
-    if not (licence or keep_card):
+    if not (licence or keep_card or load_distillation(student).get("licence")):
         click.echo(f"note: {CARD} states no licence; those of the teacher and the corpus apply, see --license")
     if dry_run:
         return

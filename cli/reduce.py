@@ -1,5 +1,6 @@
 """`sd reduce`: a student with a narrower vector, or what each width would cost."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ def reduce(
 ) -> None:
     """Give a student a narrower vector, for search and clustering: its own principal directions; or half the bytes.
 
-    STUDENT is a folder or a name on the hub.  [default: distilled]  Without --dim the command shows what is left at
-    several widths, and writes nothing. The folder that it writes is a student like any other, smaller and as fast; it
-    needs no more training and no teacher.
+    STUDENT is a folder, wiki-small, or a name on the hub. [default: distilled] Without --dim the command shows what
+    is left at several widths, and writes nothing. The folder that it writes is a student like any other, smaller
+    and as fast; it needs no more training and no teacher.
 
     \b
       sd reduce distilled
@@ -81,15 +82,22 @@ def reduce(
     if (dim or float16) and out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name another folder with --out")
     folder = locate_student(student)
-    if dim or not float16:
+    if not (dim or float16):
         _reduce(student, folder, dim, dims, out, shards, corpus)
-    else:
-        copy_student(folder, out)
-    if float16:
-        halve_weights(out)
-    if dim or float16:
-        size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-        click.echo(f"{out}: a student of {size / 1e6:.1f} MB\nnext: sd eval {out}")
+        return
+    try:
+        if dim:
+            _reduce(student, folder, dim, dims, out, shards, corpus)
+        else:
+            copy_student(folder, out)
+        if float16:
+            halve_weights(out)
+    except BaseException:
+        # Half of what was asked for is none of it, and the same command should find its folder free.
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    click.echo(f"{out}: a student of {size / 1e6:.1f} MB\nnext: sd eval {out}")
 
 
 def _reduce(
@@ -118,6 +126,8 @@ def _reduce(
     full, distillation = load_student(folder), load_distillation(folder)
     wanted = (dim,) if dim is not None else dims or usual_dims(full.dim)
     require_narrower(wanted, full.dim)
+    if not (shards or corpus or Path(distillation["shards"]).exists()):
+        raise UserError(f"the shards of {name} are not here; name text with --corpus, or shards with --shards")
     sample = sample_corpus(corpus, full) if corpus else sample_shards(shards, distillation)
     with ConsoleProgress().task("encode", len(sample.fit), "sentences") as advance:
         directions = find_directions(full, sample.fit, advance)

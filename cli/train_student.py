@@ -39,7 +39,7 @@ DEFAULT_STUDENT = "distilled"
     type=click.Choice(["tiny", "small", "base", "large"]),
     default="base",
     show_default=True,
-    help="Of the student: 2, 5, 11 or 16 million parameters; the next three options change it.",
+    help="Of the student: 2, 4, 11 or 16 million parameters; the next three options change it.",
 )
 @click.option("--embedding-dim", default=None, type=click.IntRange(1), help="Width of the word embeddings.")
 @click.option("--hidden", default=None, type=click.IntRange(1), help="LSTM units in each direction.")

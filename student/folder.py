@@ -27,7 +27,7 @@ def save_student(folder: Path, student: Student, distillation: dict[str, Any]) -
     Args:
         folder: made where it is missing; a student in it is replaced.
         student: what to write. Of its projections only the last belongs to the folder.
-        distillation: how it was made and what it scores; "student" is added.
+        distillation: how it was made and what it scores; "student" and "weights" are added.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Dense, Normalize
@@ -52,7 +52,7 @@ def save_student(folder: Path, student: Student, distillation: dict[str, Any]) -
     except SafetensorError as error:
         raise UserError(f"the student could not be written to {folder} ({error}); is the disk full?") from error
     share_as(folder / "modules.json", module_weights(folder))
-    _write_record(folder, {**distillation, "student": asdict(config)})
+    _write_record(folder, {**distillation, "student": asdict(config), "weights": "float32"})
 
 
 def load_student(folder: Path) -> Student:

@@ -10,8 +10,8 @@ SMALL = "wiki-small"
 
 
 def packaged_student(name: str) -> Path | None:
-    """The folder of the packaged student of that name, or None where there is none."""
-    return next((folder for folder in _FOLDER.glob("*") if folder.name == name), None)
+    """The folder of the packaged student of that name; None where there is none, or a folder here has the name."""
+    return next((folder for folder in _FOLDER.glob("*") if folder.name == name and not Path(name).exists()), None)
 
 
 def require_own_folder(name: str | Path) -> None:
@@ -20,5 +20,5 @@ def require_own_folder(name: str | Path) -> None:
     Raises:
         UserError: it says how to get a copy.
     """
-    if not Path(name).exists() and packaged_student(str(name)):
+    if packaged_student(str(name)):
         raise UserError(f"{name} lies inside the package; copy it to a folder of yours: sd reduce {name} --float16")

@@ -24,9 +24,13 @@ def imported(file: Path) -> set[tuple[str, str]]:
     """Part and, of the student, package of each module of this project that a file imports, also inside functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sentence_distill."):
+        if isinstance(node, ast.ImportFrom) and node.module:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    parts = [name.split(".")[1:3] for name in names]
+        elif isinstance(node, ast.Import):
+            names |= {f"{alias.name}." for alias in node.names}
+    # The version alone is anybody's.
+    names = {name for name in names if name.startswith("sentence_distill.") and name != "sentence_distill.__version__"}
+    parts = [[*name.split("."), ""][1:3] for name in names]
     return {(part, package if (ROOT / part / package).is_dir() else "") for part, package in parts}
 
 

@@ -1,16 +1,19 @@
 """Puts a student into the package: its weights as float16, its record, and a card with its figures and licence notes.
 
-usage: python benchmarks/headline/package.py STUDENT [--name wiki-small]
+usage: python benchmarks/headline/package.py STUDENT [--name wiki-small] [--glue GLUE_JSON]
 
 The figures are those in STUDENT's folder: sd reduce --float16 and sd eval come before, so that they are of what is
 shipped.
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
+from sentence_distill.student.folder import load_distillation, update_distillation
 from sentence_distill.student.reduction.halve import halve_weights
+from sentence_distill.student.sharing.card import model_card
 from sentence_distill.student.sharing.push import CARD, prepare_upload
 
 PRETRAINED = Path(__file__).parents[2] / "student" / "pretrained"
@@ -28,9 +31,10 @@ vectors = Student.load("NAME").encode(["A sentence.", "Another one."])
 out, for SentenceTransformer(FOLDER) and for whatever writes beside a student.
 
 """
+GLUE = "\nGLUE was measured before the weights were rounded to float16."
 LICENCE = """
-The weights are stored as float16; GLUE was measured before they were rounded. No text of the corpus is part of them.
-The teacher's weights are Apache-2.0; the corpus is English Wikipedia, whose text is under CC BY-SA.
+No text of the corpus is part of the weights. The teacher's weights are Apache-2.0; the corpus is English Wikipedia,
+whose text is under CC BY-SA.
 """
 
 
@@ -39,18 +43,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("student", type=Path)
     parser.add_argument("--name", default="wiki-small")
+    parser.add_argument("--glue", type=Path, help="glue.json of the student before it was rounded")
     options = parser.parse_args()
-    upload = prepare_upload(options.student, f"sentence-distill/{options.name}", licence="apache-2.0")
+    upload = prepare_upload(options.student, f"sentence-distill/{options.name}")
+    # All is read before anything is written: the student may be the packaged one, whose card is made anew.
+    files = {path: found if isinstance(found, bytes) else found.read_bytes() for path, found in upload.files.items()}
     folder = PRETRAINED / options.name
     shutil.rmtree(folder, ignore_errors=True)
-    for path, content in upload.files.items():
+    for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        (folder / path).write_bytes(content)
     halve_weights(folder)
-    before, _, rest = (folder / CARD).read_text(encoding="utf-8").partition("## How to use it")
-    after = rest[rest.index("## What it scores") :]
-    card = before + USAGE.replace("NAME", options.name) + after + LICENCE
-    (folder / CARD).write_text(card, encoding="utf-8")
+    update_distillation(folder, licence="apache-2.0")
+    glue = json.loads(options.glue.read_text(encoding="utf-8")) if options.glue else {}
+    card = model_card(load_distillation(folder), name=options.name, glue=glue)
+    before, _, rest = card.partition("## How to use it")
+    after = rest[rest.index("## What it scores") :] + (GLUE if glue else "") + LICENCE
+    (folder / CARD).write_text(before + USAGE.replace("NAME", options.name) + after, encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1e6:.2f} MB")
 

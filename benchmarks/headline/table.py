@@ -43,8 +43,8 @@ def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
         "epochs": training["epochs"],
         "parameters": measured["size"]["parameters"],
         "megabytes": round(measured["size"]["megabytes"], 1),
-        "export_megabytes": round(sum((folder / "onnx" / name).stat().st_size for name in _EXPORTED) / 1e6, 1),
-        "export_latency_ms": export["latency_ms"]["onnxruntime"],
+        "export_megabytes": round(sum(file.stat().st_size for file in _exported(folder)) / 1e6, 1) or None,
+        "export_latency_ms": export.get("latency_ms", {}).get("onnxruntime", {}),
         **{name: round(measured["held_out"][name], 4) for name in ("cosine", "rank_agreement", "recall_at_10")},
         "sts_spearman": round(measured["sts_spearman"]["student"], 4),
     }
@@ -56,7 +56,8 @@ def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-_EXPORTED = ("model.onnx", "tokenizer.json")
+def _exported(folder: Path) -> list[Path]:
+    return [file for name in ("model.onnx", "tokenizer.json") if (file := folder / "onnx" / name).exists()]
 
 
 def glue_rows(folder: Path) -> list[dict[str, Any]]:
@@ -95,25 +96,39 @@ def curve_rows(workdir: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: row["sentences"])
 
 
+def cell(value: float | None, form: str) -> str:
+    """A figure, or nothing where it was not measured."""
+    return "" if value is None else f"{value:{form}}"
+
+
+def student_cells(row: dict[str, Any]) -> list[str]:
+    """A student's line of the table of sizes."""
+    return [
+        f"`{row['model']}`",
+        row["shape"],
+        f"{row['parameters'] / 1e6:.1f}",
+        cell(row["export_megabytes"], ".1f"),
+        cell(row.get("int8_sentences_per_second"), ",.0f"),
+        cell(row.get("int8_ratio"), ".1f"),
+        cell(row["export_latency_ms"].get("p50"), ".2f"),
+        *(f"{row[name]:.3f}" for name in ("cosine", "recall_at_10", "sts_spearman")),
+    ]
+
+
 def section(rows: list[dict[str, Any]], speed: dict[str, Any], name: str) -> str:
     """The section of README.md."""
     students = [row for row in rows if row["kind"] == "student"]
-    teacher = {row["contender"]: row for row in speed["rows"] if row["model"] == "teacher"}
+    teacher = [row for row in speed.get("rows", []) if row["model"] == "teacher"]
     lines = [
         "| | word embeddings / LSTM | parameters, millions | int8 export, MB | sentences/s | ratio | p50, ms | cosine "
         "| recall@10 | STS-B dev |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
+    lines += [f"| {' | '.join(student_cells(row))} |" for row in students]
     lines += [
-        f"| `{row['model']}` | {row['shape']} | {row['parameters'] / 1e6:.1f} | {row['export_megabytes']:.1f} | "
-        f"{row['int8_sentences_per_second']:,.0f} | {row['int8_ratio']:.1f} | {row['export_latency_ms']['p50']:.2f} | "
-        f"{row['cosine']:.3f} | {row['recall_at_10']:.3f} | {row['sts_spearman']:.3f} |"
-        for row in students
-    ]
-    lines += [
-        f"| {contender} | | | | {row['sentences_per_second']:,.0f} | {row['ratio']:.1f} | | | "
+        f"| {row['contender']} | | | | {row['sentences_per_second']:,.0f} | {row['ratio']:.1f} | | | "
         f"{row['recall_at_10']:.3f} | {row['sts_spearman']:.3f} |"
-        for contender, row in sorted(teacher.items(), key=lambda item: -item[1]["ratio"])
+        for row in sorted(teacher, key=lambda row: -row["ratio"])
     ]
     lines += ["", f"![Quality over speed](benchmarks/results/{name}.svg)"]
     glue = [row for row in rows if row["kind"] == "GLUE dev" and (row["row"] in GLUE_ROWS)]
@@ -136,8 +151,8 @@ def plot(rows: list[dict[str, Any]], speed: dict[str, Any], path: Path) -> None:
     """Recall of the teacher's neighbours, and STS-B, over sentences a second of processor time."""
     import matplotlib.pyplot as plt
 
-    students = [row for row in rows if row["kind"] == "student"]
-    others = [row for row in speed["rows"] if row["model"] == "teacher"]
+    students = [row for row in rows if "int8_sentences_per_cpu_second" in row]
+    others = [row for row in speed.get("rows", []) if row["model"] == "teacher"]
     measures = {"recall_at_10": "recall of the teacher's 10 neighbours", "sts_spearman": "STS-B dev, Spearman"}
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.4))
     for axis, (measure, title) in zip(axes, measures.items(), strict=True):

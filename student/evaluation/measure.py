@@ -106,15 +106,16 @@ def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured)
 
     Which rows are held out is decided by the sentence alone, so those of the smallest share are held out for all.
     """
-    trainings = [model.distillation["training"] for model in models if model.distillation]
-    share = min((training["held_out"] for training in trainings), default=TrainConfig.held_out)
-    first = trainings[0] if trainings else {}
+    records = [model.distillation for model in models if model.distillation]
+    share = min((record["training"]["held_out"] for record in records), default=TrainConfig.held_out)
     read = cache(partial(Reference.read, shards, share))
     for number, model in enumerate(models):
-        training = model.distillation["training"] if model.distillation else first
-        layers = training.get("target_layers")
+        record = model.distillation or next(iter(records), None)
         try:
-            reference = read(tuple(layers) if layers else None)
+            if record:
+                reference = read(tuple(record["teacher"]["layers"]), record["training"].get("train_fraction", 1.0))
+            else:
+                reference = read(None)
         except UserError as error:
             if number == 0:
                 raise

@@ -78,7 +78,7 @@ def find_model(model: str) -> Located:
     if is_student(model):
         load_distillation(Path(model))
         return Located(Path(model), model)
-    if not Path(model).exists() and (packaged := packaged_student(model)):
+    if packaged := packaged_student(model):
         return Located(packaged, model)
     try:
         located = locate_teacher(model)
@@ -261,8 +261,8 @@ def _files(folder: Path) -> list[Path]:
     file = folder / "modules.json"
     try:
         modules = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-        # A module without weights may have no folder.
-        paths = [folder / module["path"] for module in modules if module["path"]]
+        # A module without weights may have no folder, and one may lie in the model's own.
+        paths = {(folder / module["path"]).resolve() for module in modules} - {folder.resolve()}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}); save or fetch the model again") from error
     files = [file for path in paths if path.is_dir() for file in path.iterdir()]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -56,7 +57,11 @@ def make_static(teacher: Path, folder: Path) -> None:
         # Its own `distill` would read pickled weights too.
         model = AutoModel.from_pretrained(teacher, use_safetensors=True, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
-        distill_from_model(model, tokenizer, device="cpu").save_pretrained(str(folder))
+        static = distill_from_model(model, tokenizer, device="cpu")
+    # Before 0.9 model2vec saves a table by columns, as PCA leaves it, as if it were by rows, and pads like the teacher.
+    static.embedding = np.ascontiguousarray(static.embedding)
+    static.tokenizer.no_padding()
+    static.save_pretrained(str(folder))
 
 
 def make_onnx(teacher: Path, folder: Path) -> None:

@@ -14,7 +14,8 @@ from sentence_distill.pipeline.shards import Shard, shard_texts
 from sentence_distill.student.evaluation.buckets import rarest_counts
 from sentence_distill.student.training.stream import ShardStream
 
-_SAME_TEACHER = ("teacher_weights", "tokenizer", "pooling", "layers", "normalize")
+# Layers are not among them: reading those that a student approximates says which are missing.
+_SAME_TEACHER = ("teacher_weights", "tokenizer", "pooling", "normalize")
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,21 @@ class Reference:
     texts: list[str] | None
 
     @classmethod
-    def read(cls, shards: Path, held_out: float, layers: Sequence[int] | None) -> "Reference":
+    def read(
+        cls, shards: Path, held_out: float, layers: Sequence[int] | None, train_fraction: float = 1.0
+    ) -> "Reference":
         """Read the held-out rows, at most 20,000.
 
         Args:
             shards: a complete folder of shards.
             held_out: share of the rows.
             layers: of the teacher; None is all in the shards.
+            train_fraction: share of the other rows that was trained on.
 
         Raises:
             UserError: the shards are not there, damaged, lack a layer, or hold out too few rows.
         """
-        stream = ShardStream(shards, held_out=held_out, layers=layers)
+        stream = ShardStream(shards, held_out=held_out, layers=layers, train_fraction=train_fraction)
         input_ids, targets = stream.held_out()
         return cls(
             shards=shards,
@@ -112,10 +116,8 @@ def token_counts(stream: ShardStream) -> np.ndarray:
     """int64[vocabulary]: how often each token occurs in the rows to train on; one shard is in memory at a time."""
     vocabulary = int(stream.fingerprint["vocabulary"])
     counts = np.zeros(vocabulary, dtype=np.int64)
-    for path, _, held_out in stream.split():
-        tokens = Shard.open(path).tokens
-        for ids, sign in ((tokens.ids, 1), (tokens.take(held_out).ids, -1)):
-            counts += sign * np.bincount(ids, minlength=vocabulary)
+    for path, train, _ in stream.split():
+        counts += np.bincount(Shard.open(path).tokens.take(train).ids, minlength=vocabulary)
     return counts
 
 

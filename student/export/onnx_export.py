@@ -131,7 +131,8 @@ def _open_shards(distillation: dict[str, Any], text: ExportText) -> tuple[ShardS
     recorded, training = distillation["corpus"]["fingerprint"], distillation["training"]
     shards = text.shards or Path(distillation["shards"])
     try:
-        stream = ShardStream(shards, held_out=training["held_out"])
+        train_fraction = training.get("train_fraction", 1.0)
+        stream = ShardStream(shards, held_out=training["held_out"], train_fraction=train_fraction)
         if not text.shards:
             require_own(shards, stream.fingerprint, distillation)
         if stream.fingerprint["tokenizer"] != recorded["tokenizer"]:

@@ -44,7 +44,9 @@ def save_classifier(folder: Path, fitted: Fitted[StudentClassifier], task: Task,
     scores = fitted.outcome.scores
     # Fidelity was measured before the encoder moved.
     glue_task = task.hub if isinstance(task, GlueTask) else None
-    save_student(folder, fitted.model.student, {**distillation, "metrics": {task.name: scores}, "glue_task": glue_task})
+    # Nor is what was made of a user's examples under the licence of what it was made of.
+    changed = {"metrics": {task.name: scores}, "glue_task": glue_task, "licence": None}
+    save_student(folder, fitted.model.student, {**distillation, **changed})
     head = {name: value.cpu().contiguous() for name, value in fitted.model.head.state_dict().items()}
     save_file(head, folder / HEAD)
     share_as(folder / "modules.json", [folder / HEAD])

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.student.evaluation.models import megabytes
 from sentence_distill.student.finetuning.task_folder import student_files
-from sentence_distill.student.folder import DISTILLATION, load_student, share_as
+from sentence_distill.student.folder import DISTILLATION, load_distillation, load_student, share_as, update_distillation
 
 _BESIDE = (DISTILLATION, "README.md")
 
@@ -27,7 +28,7 @@ def copy_student(source: Path, folder: Path) -> None:
 
 
 def halve_weights(folder: Path) -> None:
-    """Store the weights in a student's folder as float16; whoever loads it gets float32 of them.
+    """Store the weights in a student's folder as float16, which its record says; whoever loads it gets float32 of them.
 
     Raises:
         UserError: a weight lies outside of what float16 can hold.
@@ -40,3 +41,7 @@ def halve_weights(folder: Path) -> None:
     for file, weights in halved.items():
         save_file(weights, file)
     share_as(folder / "modules.json", files)
+    metrics = load_distillation(folder)["metrics"]
+    if "size" in metrics:
+        metrics["size"] = {**metrics["size"], "megabytes": megabytes(folder)}
+    update_distillation(folder, metrics=metrics, weights="float16")

@@ -50,7 +50,7 @@ def sample_shards(shards: Path | None, distillation: dict[str, Any]) -> Sample:
         UserError: the shards are not there, damaged, or of another teacher, or hold out too few rows.
     """
     training, folder = distillation["training"], shards or Path(distillation["shards"])
-    stream = ShardStream(folder, held_out=training["held_out"], layers=training.get("target_layers"))
+    stream = ShardStream(folder, held_out=training["held_out"], layers=distillation["teacher"]["layers"])
     (require_teacher if shards else require_own)(folder, stream.fingerprint, distillation)
     input_ids, targets = stream.held_out()
     dim = stream.fingerprint["dim"] // len(stream.fingerprint["layers"])

@@ -52,8 +52,7 @@ def read_reference(shards: Path, distillation: dict[str, Any]) -> Reference:
     Raises:
         UserError: the shards are not there or damaged, of another teacher, or keep no text.
     """
-    training = distillation["training"]
-    reference = Reference.read(shards, training["held_out"], training.get("target_layers"))
+    reference = Reference.read(shards, distillation["training"]["held_out"], distillation["teacher"]["layers"])
     reference.require_teacher_of(distillation)
     if reference.texts is None:
         raise UserError(f"{shards} keeps no text; sd embed without --no-text does")

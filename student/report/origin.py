@@ -42,11 +42,13 @@ def origin(files: StudentFiles) -> list[tuple[str, str]]:
     record = files.distillation
     teacher, student, fingerprint = record["teacher"], record["student"], record["corpus"]["fingerprint"]
     layers = ", ".join(map(str, teacher["layers"]))
+    share = record["training"].get("train_fraction", 1.0)
+    part = f", of which a share of {share:g} was trained on" if share < 1 else ""
     facts = [
         ("Teacher", teacher["teacher"]),
         ("Its sentence vectors", f"pooling {teacher['pooling']}, layer {layers}, {student['target_dims'][-1]} wide"),
         ("Teacher's weights", ", ".join(teacher["teacher_weights"])),
-        ("Corpus", f"{record['corpus']['rows']:,} sentences of {_corpus(fingerprint)}"),
+        ("Corpus", f"{record['corpus']['rows']:,} sentences of {_corpus(fingerprint)}{part}"),
         ("Student", _student(student)),
     ]
     with files.using(EVAL):

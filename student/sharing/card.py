@@ -34,11 +34,13 @@ def model_card(
     Args:
         distillation: content of distillation.json.
         name: by which the student is loaded: of a folder, or of a repository on the hub.
-        licence: the hub's identifier of the student's licence; None leaves it open, which the card says.
+        licence: the hub's identifier of the student's licence; None is what its record says. Where that says nothing,
+            it stays open, and the card says so.
         glue: content of glue.json, where there is one.
         speed: content of speed.json, where there is one.
     """
     title = f"A BiLSTM student of {distillation['teacher']['teacher']}"
+    licence = licence or distillation.get("licence")
     metadata = _metadata(distillation, title if name == LOCAL else name.split("/")[-1], licence)
     sections = [
         f"---\n{metadata}\n---",
@@ -136,6 +138,8 @@ def _changes(distillation: dict[str, Any]) -> str:
     text = ""
     if reduction := distillation.get("reduction"):
         text += f" Its vectors were then projected from {reduction['full_dim']} dimensions to these."
+    if distillation.get("weights") == "float16":
+        text += " Its weights are stored as float16."
     if tasks := dict.fromkeys(task for task, *_ in _task_scores(distillation["metrics"])):
         text += (
             f" It was then fine-tuned on {' and '.join(tasks)}: its vectors are no longer the teacher's, and "

@@ -340,7 +340,9 @@ class Trainer:
         checkpoint = self.checkpoints.newest()
         if missing := {"identity", "state", "history", "model", "optimizer"} - checkpoint.keys():
             raise UserError(f"the checkpoint in {self.out} is of another version ({missing}); --overwrite begins again")
-        if differing := differing_fields(checkpoint["identity"], self.identity()):
+        # An option that came later is at its default in a run from before.
+        identity = {**asdict(TrainConfig()), **checkpoint["identity"]}
+        if differing := differing_fields(identity, self.identity()):
             raise UserError(
                 f"the checkpoint in {self.out} is of another run, which differs in {'; '.join(differing)}; "
                 "give that run's options, or begin again with --overwrite"

@@ -48,6 +48,7 @@ def test_float16_halves_the_files_and_keeps_the_vectors(sd, student_folder, shar
     sentences = make_sentences(20)
     full, half = (Student.load(root).encode(sentences) for root in (whole, folder))
     assert half.dtype == np.float32
+    assert "stored as float16" in (folder / "README.md").read_text(encoding="utf-8")
     np.testing.assert_allclose(half, full, atol=2e-3)
     other = SentenceTransformer(str(folder), device="cpu").encode(sentences)
     np.testing.assert_allclose(other, half, atol=1e-5)
@@ -68,7 +69,8 @@ def test_a_weight_beyond_float16_is_refused(sd, student_folder, tmp_path, capsys
     folder = shutil.copytree(student_folder, tmp_path / "student")
     weights = load_file(folder / "model.safetensors")
     save_file({name: weight * 1e9 for name, weight in weights.items()}, folder / "model.safetensors")
-    assert sd("reduce", folder, "--float16") == 1
+    assert sd("reduce", folder, "--float16", "--out", tmp_path / "half") == 1
+    assert not (tmp_path / "half").exists()
     assert "keep this student in float32" in capsys.readouterr().err
 
 

@@ -7,7 +7,14 @@ import torch
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.student.evaluation.buckets import by_frequency, by_length, rarest_counts
-from sentence_distill.student.evaluation.models import find_model, find_teacher, open_model, open_student, short_names
+from sentence_distill.student.evaluation.models import (
+    find_model,
+    find_teacher,
+    megabytes,
+    open_model,
+    open_student,
+    short_names,
+)
 from sentence_distill.student.evaluation.reference import Reference
 from sentence_distill.student.evaluation.retrieval import recall_of_neighbours
 from sentence_distill.student.folder import load_distillation
@@ -183,3 +190,40 @@ def test_a_student_of_another_teacher_is_left_out_of_the_comparison(sd, student_
     assert "held_out" in figures["models"]["student"]
     assert "held_out" not in figures["models"]["other"]
     assert "another teacher" in figures["skipped"]["held-out fidelity of other"]
+
+
+def test_shards_need_only_the_layers_that_a_student_approximates(
+    sd, shards, teacher_folder, corpus_file, tmp_path, capsys
+):
+    """As those that `sd embed` makes by default are to a student whose own held more."""
+    wide, folder = tmp_path / "wide", tmp_path / "student"
+    embed = ("embed", "--corpus", corpus_file, "--teacher", teacher_folder, "--pooling", "mean", "--layers", "1,2")
+    assert sd(*embed, "--dtype", "float32", "--precision", "fp32", "--out", wide) == 0
+    options = ("--embedding-dim", "16", "--hidden", "16", "--epochs", "1", "--held-out", "0.1")
+    assert sd("train-student", "--shards", wide, "--target-layers", "2", "--out", folder, *options) == 0
+    figures = []
+    for place in (wide, shards):
+        run(sd, capsys, folder, "--shards", place)
+        measured = json.loads((folder / "eval.json").read_text())["held_out"]
+        figures.append([measured[name] for name in ("cosine", "rank_agreement", "recall_at_10", "rows")])
+    assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+    assert sd("reduce", folder, "--shards", shards) == 0
+    assert sd("train-student", "--shards", wide, "--out", tmp_path / "both", *options) == 0
+    capsys.readouterr()
+    assert sd("reduce", tmp_path / "both", "--shards", shards) == 1
+    assert "layers 2 of the teacher, not 1" in capsys.readouterr().err
+
+
+def test_words_that_were_not_trained_on_are_not_counted(shards):
+    whole, part = (Reference.read(shards, 0.1, None, fraction).rarest for fraction in (1.0, 0.3))
+    assert (part <= whole).all()
+    assert part.sum() < 0.6 * whole.sum()
+
+
+def test_modules_in_a_models_own_folder_count_once(student_folder, tmp_path):
+    folder = shutil.copytree(student_folder, tmp_path / "student")
+    size = open_student(folder, "x").megabytes
+    written = (folder / "modules.json").read_text()
+    assert '"path": ""' in written
+    (folder / "modules.json").write_text(written.replace('"path": ""', '"path": "."'))
+    assert megabytes(folder) == pytest.approx(size + 1e-6)

@@ -42,7 +42,14 @@ def test_it_stays_below_ten_megabytes_and_says_what_it_is():
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     record = load_distillation(FOLDER)
     assert f"{record['metrics']['sts_spearman']['student']:.4f}" in card
-    for part in ("license: apache-2.0", "CC BY-SA", "all-MiniLM-L6-v2", f'Student.load("{SMALL}")', "GLUE"):
+    for part in (
+        "license: apache-2.0",
+        "CC BY-SA",
+        "all-MiniLM-L6-v2",
+        f'Student.load("{SMALL}")',
+        "stored as float16",
+        "| distilled, frozen |",
+    ):
         assert part in card
     # Nothing of the machine that made it.
     assert not re.search(r'"/|/tmp|/home|/root', json.dumps(record) + card)
@@ -54,6 +61,17 @@ def test_sentence_transformers_reads_a_copy_of_it(sd, tmp_path):
     assert sd("reduce", SMALL, "--float16", "--out", tmp_path / "copy") == 0
     theirs = SentenceTransformer(str(tmp_path / "copy"), device="cpu").encode(["One sentence.", "Another."])
     np.testing.assert_allclose(theirs, Student.load(SMALL).encode(["One sentence.", "Another."]), atol=1e-5)
+
+
+def test_its_copy_keeps_its_licence_and_what_was_fine_tuned_of_it_has_none(sd, tmp_path):
+    copy, tuned, train = tmp_path / "copy", tmp_path / "tuned", tmp_path / "train.csv"
+    assert sd("reduce", SMALL, "--float16", "--out", copy) == 0
+    assert "license: apache-2.0" in (copy / "README.md").read_text(encoding="utf-8")
+    train.write_text("text,label\n" + "good film,1\nbad film,0\n" * 20)
+    assert sd("finetune", copy, "--train", train, "--epochs", "1", "--out", tuned) == 0
+    card = (tuned / "README.md").read_text(encoding="utf-8")
+    assert "license:" not in card
+    assert "float16" not in card
 
 
 def test_a_folder_of_its_name_goes_before_it(student_folder, tmp_path, monkeypatch):
@@ -78,15 +96,20 @@ def test_other_commands_take_it_by_its_name_and_leave_its_folder_alone(sd, tmp_p
     before = contents(FOLDER)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dev.tsv").write_text("sentence1\tsentence2\tscore\na cat\ta dog\t2.0\na car\ta car\t5.0\na\tb\t0.0\n")
-    assert sd("eval", SMALL, "--sts", "dev.tsv", "--json", "figures.json") == 0
+    assert sd("eval", "--student", SMALL, "--sts", "dev.tsv", "--json", "figures.json") == 0
+    assert "next" not in capsys.readouterr().out
     assert json.loads((tmp_path / "figures.json").read_text())["models"][SMALL]["sts_spearman"] > 0
     (tmp_path / "train.csv").write_text("text,label\n" + "good film,1\nbad film,0\n" * 20)
     assert sd("finetune", SMALL, "--train", "train.csv", "--epochs", "1", "--out", "tuned") == 0
     assert sd("export", SMALL, "--onnx") == 2
     assert "name one for its export" in capsys.readouterr().err
-    for command in (["eval", "--glue", SMALL], ["report", SMALL]):
+    for command in (["eval", "--glue", SMALL], ["report", SMALL], ["push", SMALL, "me/x", "--dry-run"]):
         assert sd(*command) == 1
         assert "copy it to a folder of yours: sd reduce wiki-small --float16" in capsys.readouterr().err
+    assert sd("eval", SMALL) == 1
+    assert "wiki-small lies inside the package, where no figures can go" in capsys.readouterr().err
+    assert sd("reduce", SMALL) == 1
+    assert "name text with --corpus" in capsys.readouterr().err
     assert contents(FOLDER) == before
 
 

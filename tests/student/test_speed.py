@@ -5,15 +5,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.spatial.distance import cdist
 from tokenizers import Tokenizer
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Silent
+from sentence_distill.pipeline.locate import Located
 from sentence_distill.pipeline.shards import Shard
+from sentence_distill.pipeline.teacher import Teacher
 from sentence_distill.student.evaluation import contender as process
 from sentence_distill.student.evaluation.contenders import Contender, Field, gather
 from sentence_distill.student.evaluation.models import find_model, parameters
-from sentence_distill.student.evaluation.peers import make_peers, parameters_of
+from sentence_distill.student.evaluation.peers import make_peers, make_static, parameters_of
 from sentence_distill.student.evaluation.texts import cut_to_lengths, sentences_of_file, sentences_of_shards
 from sentence_distill.student.evaluation.worker import Worker
 from sentence_distill.student.folder import load_student
@@ -144,6 +147,21 @@ def test_a_static_model_is_made_of_the_teacher(teacher_folder, tmp_path):
     vectors = encode(make_sentences(3))
     assert len(vectors) == 3
     assert parameters_of(static, field) >= vectors.shape[1]
+
+
+def test_a_static_model_that_was_saved_keeps_the_teachers_words_apart_as_the_teacher_does(teacher_folder, tmp_path):
+    model2vec = pytest.importorskip("model2vec")
+    make_static(teacher_folder, tmp_path / "static")
+    static = model2vec.StaticModel.from_pretrained(str(tmp_path / "static"))
+    # A longer neighbour must not leave padding in a word's vector.
+    assert [len(found.ids) for found in static.tokenizer.encode_batch(["cat", "a cat and a dog"])] == [1, 5]
+    words = ["cat", "dog", "house", "river"]
+    table = static.embedding[[static.tokenizer.token_to_id(word) for word in words]].astype(np.float32)
+    located = Located(teacher_folder, "teacher")
+    teacher = Teacher.load(located, pooling="mean", device=torch.device("cpu"), dtype=torch.float32)
+    exact = teacher.embed(teacher.tokenize(words), 1024)
+    # PCA turns the words' vectors and moves them, all alike.
+    np.testing.assert_allclose(cdist(table, table), cdist(exact, exact), atol=0.02)
 
 
 def test_a_peer_that_can_not_be_made_is_skipped_with_the_reason(tmp_path):

@@ -93,6 +93,17 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(shards, tmp_pa
         make(shards, tmp_path, batch_size=32).resume()
 
 
+def test_a_checkpoint_from_before_an_option_came_is_gone_on_with(shards, tmp_path, monkeypatch):
+    trainer = make(shards, tmp_path)
+    identity = trainer.identity()
+    del identity["train_fraction"]
+    monkeypatch.setattr(trainer, "identity", lambda: identity)
+    save(trainer)
+    make(shards, tmp_path).resume()
+    with pytest.raises(UserError, match=r"train_fraction \(1.0 -> 0.5\)"):
+        make(shards, tmp_path, train_fraction=0.5).resume()
+
+
 def test_a_checkpoint_of_other_shards_is_refused(sd, shards, teacher_folder, corpus_file, tmp_path):
     embed = ("embed", "--corpus", corpus_file, "--teacher", teacher_folder, "--out", tmp_path / "shards")
     assert sd(*embed, "--pooling", "cls", "--shard-rows", "200", "--dtype", "float32", "--precision", "fp32") == 0
