@@ -2,13 +2,17 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.cli.values import counts
 from sentence_distill.data.errors import UserError
+
+if TYPE_CHECKING:
+    from sentence_distill.student.model import Student
+    from sentence_distill.student.reduction.reduce import Directions
 
 _COLUMNS = {
     "kept": "squared length kept",
@@ -83,13 +87,15 @@ def reduce(
         raise UserError(f"{out} is not empty; name another folder with --out")
     folder = locate_student(student)
     if not (dim or float16):
-        _reduce(student, folder, dim, dims, out, shards, corpus)
+        *_, figures = _compare(student, folder, dims, shards, corpus)
+        # The last is that of the full width.
+        click.echo(f"next: sd reduce {student} --dim {figures[-2]['dim']}")
         return
     try:
-        if dim:
-            _reduce(student, folder, dim, dims, out, shards, corpus)
-        else:
+        if dim is None:
             copy_student(folder, out)
+        else:
+            _write_narrower(student, folder, dim, out, shards, corpus)
         if float16:
             halve_weights(out)
     except BaseException:
@@ -100,31 +106,23 @@ def reduce(
     click.echo(f"{out}: a student of {size / 1e6:.1f} MB\nnext: sd eval {out}")
 
 
-def _reduce(
-    name: str,
-    folder: Path,
-    dim: int | None,
-    dims: tuple[int, ...] | None,
-    out: Path,
-    shards: Path | None,
-    corpus: tuple[str, ...],
-) -> None:
-    """Show what is left at some widths, or write a student of one."""
+def _compare(
+    name: str, folder: Path, dims: tuple[int, ...] | None, shards: Path | None, corpus: tuple[str, ...]
+) -> "tuple[Student, dict[str, Any], Directions, list[dict[str, Any]]]":
+    """Show what is left at some widths: of the student its record, directions, and the figures of each width."""
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.student.folder import load_distillation, load_student
     from sentence_distill.student.model import encode_tokens
     from sentence_distill.student.reduction.reduce import (
         compare_dims,
         find_directions,
-        reduce_student,
         require_narrower,
-        save_reduced,
         usual_dims,
     )
     from sentence_distill.student.reduction.sample import sample_corpus, sample_shards
 
     full, distillation = load_student(folder), load_distillation(folder)
-    wanted = (dim,) if dim is not None else dims or usual_dims(full.dim)
+    wanted = dims or usual_dims(full.dim)
     require_narrower(wanted, full.dim)
     if not (shards or corpus or Path(distillation["shards"]).exists()):
         raise UserError(f"the shards of {name} are not here; name text with --corpus, or shards with --shards")
@@ -135,9 +133,13 @@ def _reduce(
         encode_tokens(full.encoder, sample.measured), sample.teacher, directions, (*wanted, full.dim)
     )
     _print(figures, len(sample.measured), full.dim)
-    if dim is None:
-        click.echo(f"next: sd reduce {name} --dim {wanted[-1]}")
-        return
+    return full, distillation, directions, figures
+
+
+def _write_narrower(name: str, folder: Path, dim: int, out: Path, shards: Path | None, corpus: tuple[str, ...]) -> None:
+    from sentence_distill.student.reduction.reduce import reduce_student, save_reduced
+
+    full, distillation, directions, figures = _compare(name, folder, (dim,), shards, corpus)
     source = ", ".join(corpus) or str(shards or distillation["shards"])
     reduced = reduce_student(full, directions, dim)
     save_reduced(out, reduced, distillation, source=source, directions=directions, figures=figures[0])
