@@ -98,6 +98,33 @@ def quality(text: np.ndarray, pairs: np.ndarray, reference: np.ndarray, scores: 
     }
 
 
+def summary(
+    results: list[dict[str, Any]], slowest: float, text: np.ndarray, pairs: np.ndarray, *truth: np.ndarray
+) -> dict[str, Any]:
+    """A contender's figures: medians of its runs, and how good its vectors are.
+
+    Args:
+        results: of its runs, see `contend`.
+        slowest: seconds of the contender that the ratio is to.
+        text: float32[n, dim], of the timed sentences.
+        pairs: see `quality`, as are its last two arguments, `truth`.
+    """
+    wall, cpu = (statistics.median(run[key] for run in results) for key in ("wall_s", "user_sys_s"))
+    return {
+        "sentences_per_second": round(len(text) / wall, 1),
+        "ratio": round(slowest / wall, 2),
+        "sentences_per_cpu_second": round(len(text) / cpu, 1),
+        **quality(text, pairs, *truth),
+        "versions": results[0]["versions"],
+    }
+
+
+def read_pairs(file: Path) -> tuple[list[str], np.ndarray]:
+    """All first and then all second sentences of STS-B's pairs, and float32 scores of the pairs."""
+    sts = load_sts(file)
+    return [" ".join(text.split()) for column in sts.texts for text in column], np.array(sts.labels, dtype=np.float32)
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Recall of the teacher's neighbours over sentences a second of processor time; numbers name the contenders."""
     import matplotlib.pyplot as plt
@@ -130,15 +157,14 @@ def prepare(options: argparse.Namespace, teacher: Path) -> np.ndarray:
     sentences = "".join(f"{lines[place]}\n" for place in places)
     (options.workdir / "sentences.txt").write_text(sentences, encoding="utf-8")
     (options.workdir / "repeated.txt").write_text(sentences * _REPEATS, encoding="utf-8")
-    sts = load_sts(options.sts)
-    pairs = "".join(f"{' '.join(text.split())}\n" for column in sts.texts for text in column)
-    (options.workdir / "pairs.txt").write_text(pairs, encoding="utf-8")
+    pairs, scores = read_pairs(options.sts)
+    (options.workdir / "pairs.txt").write_text("".join(f"{pair}\n" for pair in pairs), encoding="utf-8")
     if not (options.workdir / "model2vec").exists():
         make_static(teacher, options.workdir / "model2vec")
     if not (options.workdir / "onnx-int8").exists():
         config = OnnxConfig(int8=True, tables="int8")
         export_onnx(options.student, options.workdir / "onnx-int8", config, ExportText(sentences=options.text))
-    return np.array(sts.labels, dtype=np.float32)
+    return scores
 
 
 def main() -> None:
@@ -167,16 +193,11 @@ def main() -> None:
     for name, results in runs.items():
         source = _SAME_VECTORS.get(name, name)
         text, pairs = (np.load(options.workdir / f"{source}.{kind}.npy") for kind in ("text", "pairs"))
-        wall, cpu = (statistics.median(run[key] for run in results) for key in ("wall_s", "user_sys_s"))
         rows.append(
             {
                 "contender": NAMES[name],
-                "sentences_per_second": round(options.sentences / wall, 1),
-                "ratio": round(slowest / wall, 2),
-                "sentences_per_cpu_second": round(options.sentences / cpu, 1),
-                **quality(text, pairs, reference, scores),
+                **summary(results, slowest, text, pairs, reference, scores),
                 "sentences_per_second_of_rounds": [round(options.sentences / run["wall_s"]) for run in results],
-                "versions": results[0]["versions"],
             }
         )
     setting = {"sentences": options.sentences, "rounds": options.rounds, "teacher": located.name}

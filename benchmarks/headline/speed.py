@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from encode_speed import NAMES, contend, quality
+from encode_speed import NAMES, contend, read_pairs, summary
 
-from sentence_distill.data.sts import load_sts
 from sentence_distill.pipeline.locate import locate_teacher
 from sentence_distill.student.environment import environment
 from sentence_distill.student.evaluation.peers import make_static
@@ -30,13 +29,13 @@ _OF_PEERS = ("openvino-int8", "onnx-int8")
 _HELD_OUT = 0.01
 
 
-def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
-    """A folder for each size and one for the teacher, with what the contenders read."""
+def prepare(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Path], np.ndarray]:
+    """A folder for each size and one for the teacher, with what the contenders read; and the scores of the pairs."""
     stream = ShardStream(options.shards, held_out=_HELD_OUT)
     texts = held_out_texts(stream, options.sentences)
     assert texts, "the shards keep no text"
-    sts = load_sts(options.sts)
-    files = {"sentences.txt": texts, "pairs.txt": [" ".join(text.split()) for column in sts.texts for text in column]}
+    pairs, scores = read_pairs(options.sts)
+    files = {"sentences.txt": texts, "pairs.txt": pairs}
     folders = {name: options.workdir / "speed" / name for name in (*options.sizes, "teacher")}
     for name, place in folders.items():
         place.mkdir(parents=True, exist_ok=True)
@@ -47,7 +46,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
             export.symlink_to((options.workdir / name / "onnx").resolve())
     if not (folders["teacher"] / "model2vec").exists():
         make_static(folder, folders["teacher"] / "model2vec")
-    return folders
+    return folders, scores
 
 
 def main() -> None:
@@ -66,7 +65,7 @@ def main() -> None:
     if {*options.sizes} <= {row["model"] for row in measured}:
         return
     teacher = locate_teacher(options.teacher).folder
-    folders = prepare(options, teacher)
+    folders, scores = prepare(options, teacher)
     contenders = [(size, name) for size in options.sizes for name in _OF_A_STUDENT]
     contenders += [("teacher", name) for name in (*_OF_THE_TEACHER, *(_OF_PEERS if options.peer_python else ()))]
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {contender: [] for contender in contenders}
@@ -76,23 +75,17 @@ def main() -> None:
             part = argparse.Namespace(**{**vars(options), "student": student, "workdir": folders[model]})
             runs[model, name].append(contend(name, part, teacher))
             print(f"round {number + 1}, {model}, {name}: {runs[model, name][-1]['wall_s']:.2f} s", flush=True)
-    scores = np.array(load_sts(options.sts).labels, dtype=np.float32)
     reference = np.load(folders["teacher"] / "st.text.npy")
     slowest = statistics.median(run["wall_s"] for run in runs["teacher", "st"])
     rows = []
     for (model, name), results in runs.items():
-        wall, cpu = (statistics.median(run[key] for run in results) for key in ("wall_s", "user_sys_s"))
         vectors = (np.load(folders[model] / f"{name}.{kind}.npy") for kind in ("text", "pairs"))
         rows.append(
             {
                 "model": model,
                 "contender": NAMES[name],
-                "sentences_per_second": round(len(reference) / wall, 1),
-                "ratio": round(slowest / wall, 2),
-                "sentences_per_cpu_second": round(len(reference) / cpu, 1),
-                **quality(*vectors, reference, scores),
+                **summary(results, slowest, *vectors, reference, scores),
                 "seconds_of_rounds": [round(run["wall_s"], 3) for run in results],
-                "versions": results[0]["versions"],
             }
         )
     found = {"sentences": len(reference), "rounds": options.rounds, "environment": environment(), "rows": rows}

@@ -12,18 +12,16 @@ from typing import Any
 
 from record import write_result
 
+from sentence_distill.student.finetuning.glue_rows import ROWS
+
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- made by benchmarks/headline/table.py -->", "<!-- end -->"
 SIZES = ("tiny", "small", "base", "large")
 # The figure that stands for a task, of its dev set.
 TASKS = {"SST-2": "accuracy", "MRPC": "f1", "RTE": "accuracy", "CoLA": "matthews", "STS-B": "spearman"}
-GLUE_ROWS = {
-    "scratch": "from scratch",
-    "scratch-words": "teacher's words",
-    "frozen": "distilled, frozen",
-    "distilled": "distilled",
-}
+GLUE_ROWS = ("scratch", "scratch-words", "frozen", "distilled")
 _OF_STUDENTS = {"OnnxStudent.encode, int8": "int8", "Student.encode, bfloat16": "bf16"}
+_SPEEDS = ("sentences_per_second", "ratio", "sentences_per_cpu_second")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -51,8 +49,7 @@ def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
     for found in speed.get("rows", []):
         if found["model"] == folder.name:
             kind = _OF_STUDENTS[found["contender"]]
-            row |= {f"{kind}_{name}": found[name] for name in ("sentences_per_second", "ratio")}
-            row[f"{kind}_sentences_per_cpu_second"] = found["sentences_per_cpu_second"]
+            row |= {f"{kind}_{name}": found[name] for name in _SPEEDS}
     return row
 
 
@@ -131,11 +128,11 @@ def section(rows: list[dict[str, Any]], speed: dict[str, Any], name: str) -> str
         for row in sorted(teacher, key=lambda row: -row["ratio"])
     ]
     lines += ["", f"![Quality over speed](benchmarks/results/{name}.svg)"]
-    glue = [row for row in rows if row["kind"] == "GLUE dev" and (row["row"] in GLUE_ROWS)]
+    glue = [row for row in rows if row["kind"] == "GLUE dev" and row["row"] in GLUE_ROWS]
     if glue:
         lines += ["", f"| GLUE dev | | {' | '.join(TASKS)} |", f"| --- | --- |{' ---: |' * len(TASKS)}"]
         lines += [
-            f"| `{row['model']}` | {GLUE_ROWS[row['row']]} | {' | '.join(str(row.get(task, '')) for task in TASKS)} |"
+            f"| `{row['model']}` | {ROWS[row['row']]} | {' | '.join(str(row.get(task, '')) for task in TASKS)} |"
             for row in glue
         ]
     if curve := [row for row in rows if row["kind"] == "corpus size"]:
