@@ -1,7 +1,7 @@
 """Build the documentation's site: `make docs`, or `python docs/build_site.py FOLDER`.
 
 The pages are written to be read in the repository too. What the site has beside them is made here, at each build: every
-command's options, the README's results, and links to files of the repository that the site holds elsewhere.
+command's options, the README's limits, and links to files of the repository that the site holds elsewhere.
 """
 
 import os
@@ -20,7 +20,7 @@ _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 _EXTERNAL = re.compile(r"^[a-z]+:")
 # Behind the language of a fence: for tests/docs, and of no meaning to the site.
 _NO_RUN = re.compile(r"^(```\w+) no-run\b", re.MULTILINE)
-_RESULTS = re.compile(r"^## Results so far$.*?(?=^## Licence$)", re.MULTILINE | re.DOTALL)
+_LIMITS = re.compile(r"^## Limits$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _MEASURED = "measured"
 
 
@@ -30,7 +30,7 @@ def site_path(path: Path) -> str | None:
     Args:
         path: from the repository's root.
     """
-    special = {"README.md": "results.md", "CHANGELOG.md": "changelog.md", "benchmarks/results": "measured.md"}
+    special = {"CHANGELOG.md": "changelog.md", "benchmarks/results": "measured.md"}
     if str(path) in special:
         return special[str(path)]
     if path.parent == Path("benchmarks/results"):
@@ -59,12 +59,12 @@ def for_site(text: str, folder: Path) -> str:
     return _NO_RUN.sub(r"\1", _LINK.sub(relink, text))
 
 
-def results_page(readme: str) -> str:
-    """The README's measured results and limits, as a page."""
-    found = _RESULTS.search(readme)
+def limits(readme: str) -> str:
+    """The README's section of what was not measured: the site has it behind the results."""
+    found = _LIMITS.search(readme)
     if found is None:
-        raise ValueError("README.md has no section 'Results so far' before 'Licence'")
-    return "# Results\n\n" + for_site(found.group(), Path())
+        raise ValueError("README.md has no section 'Limits'")
+    return for_site(found.group(), Path())
 
 
 def measured_page(files: list[Path]) -> str:
@@ -131,7 +131,7 @@ def stage(folder: Path) -> None:
     readme, changelog = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CHANGELOG.md"))
     made = {
         "changelog": for_site(changelog, Path()),
-        "results": results_page(readme),
+        "results": f"{(docs / 'results.md').read_text(encoding='utf-8')}\n{limits(readme)}",
         "measured": measured_page(sorted((docs / _MEASURED).iterdir())),
         "commands": commands_page(sd),
     }

@@ -1,6 +1,6 @@
-"""From what run.sh left in its folder to a dated result, its plots, and the section "Sizes" of README.md.
+"""From what run.sh left in its folder to a dated result, its plots, and their tables in README.md and docs/results.md.
 
-usage: python benchmarks/headline/table.py WORKDIR [--readme README.md]
+usage: python benchmarks/headline/table.py WORKDIR
 
 What was not measured stays empty.
 """
@@ -14,7 +14,7 @@ from record import write_result
 
 from sentence_distill.student.finetuning.glue_rows import ROWS
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- made by benchmarks/headline/table.py -->", "<!-- end -->"
 SIZES = ("tiny", "small", "base", "large")
 # The figure that stands for a task, of its dev set.
@@ -112,8 +112,8 @@ def student_cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def section(rows: list[dict[str, Any]], speed: dict[str, Any], name: str) -> str:
-    """The section of README.md."""
+def sizes_table(rows: list[dict[str, Any]], speed: dict[str, Any]) -> list[str]:
+    """The students beside what else there is of their teacher."""
     students = [row for row in rows if row["kind"] == "student"]
     teacher = [row for row in speed.get("rows", []) if row["model"] == "teacher"]
     lines = [
@@ -127,27 +127,46 @@ def section(rows: list[dict[str, Any]], speed: dict[str, Any], name: str) -> str
         f"{row['recall_at_10']:.3f} | {row['sts_spearman']:.3f} |"
         for row in sorted(teacher, key=lambda row: -row["ratio"])
     ]
-    lines += ["", f"![Quality over speed](benchmarks/results/{name}.svg)"]
+    return lines
+
+
+def glue_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Each student's rows of GLUE; nothing where none was measured."""
     glue = [row for row in rows if row["kind"] == "GLUE dev" and row["row"] in GLUE_ROWS]
-    if glue:
-        lines += ["", f"| GLUE dev | | {' | '.join(TASKS)} |", f"| --- | --- |{' ---: |' * len(TASKS)}"]
-        lines += [
-            f"| `{row['model']}` | {ROWS[row['row']]} | {' | '.join(str(row.get(task, '')) for task in TASKS)} |"
-            for row in glue
-        ]
-    if curve := [row for row in rows if row["kind"] == "corpus size"]:
-        lines += ["", "| sentences | cosine | recall@10 | STS-B dev |", "| ---: | ---: | ---: | ---: |"]
-        lines += [
-            f"| {row['sentences']:,} | {row['cosine']:.3f} | {row['recall_at_10']:.3f} | {row['sts_spearman']:.3f} |"
-            for row in curve
-        ]
-    return "\n".join(lines)
+    if not glue:
+        return []
+    lines = ["", f"| GLUE dev | | {' | '.join(TASKS)} |", f"| --- | --- |{' ---: |' * len(TASKS)}"]
+    return lines + [
+        f"| `{row['model']}` | {ROWS[row['row']]} | {' | '.join(str(row.get(task, '')) for task in TASKS)} |"
+        for row in glue
+    ]
+
+
+def curve_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Students of other shares of the corpus; nothing where none was measured."""
+    curve = [row for row in rows if row["kind"] == "corpus size"]
+    if not curve:
+        return []
+    lines = ["", "| sentences | cosine | recall@10 | STS-B dev |", "| ---: | ---: | ---: | ---: |"]
+    return lines + [
+        f"| {row['sentences']:,} | {row['cosine']:.3f} | {row['recall_at_10']:.3f} | {row['sts_spearman']:.3f} |"
+        for row in curve
+    ]
+
+
+def replace_made(page: Path, lines: list[str]) -> None:
+    """Write lines between the two marks of a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    page.write_text("\n".join([f"{before}{BEGIN}", *lines, f"{END}{after}"]), encoding="utf-8")
 
 
 def plot(rows: list[dict[str, Any]], speed: dict[str, Any], path: Path) -> None:
     """Recall of the teacher's neighbours, and STS-B, over sentences a second of processor time."""
+    import matplotlib as mpl
     import matplotlib.pyplot as plt
 
+    mpl.rcParams["svg.hashsalt"] = "sentence-distill"
     students = [row for row in rows if "int8_sentences_per_cpu_second" in row]
     others = [row for row in speed.get("rows", []) if row["model"] == "teacher"]
     measures = {"recall_at_10": "recall of the teacher's 10 neighbours", "sts_spearman": "STS-B dev, Spearman"}
@@ -168,14 +187,13 @@ def plot(rows: list[dict[str, Any]], speed: dict[str, Any], path: Path) -> None:
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.2, 1, 1))
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
     """Gather, write and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("--readme", type=Path, default=README)
     options = parser.parse_args()
     speed = read(options.workdir / "speed.json")
     folders = [options.workdir / size for size in SIZES if (options.workdir / size / "eval.json").exists()]
@@ -184,11 +202,10 @@ def main() -> None:
     setting = {"corpus": read(folders[0] / "distillation.json")["corpus"], "speed": speed}
     path = write_result("headline", setting, rows)
     plot(rows, speed, path.with_suffix(".svg"))
-    text = options.readme.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    made = section(rows, speed, path.stem)
-    options.readme.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
+    table, picture = sizes_table(rows, speed), f"benchmarks/results/{path.stem}.svg)"
+    replace_made(ROOT / "README.md", [*table, "", f"![Quality over speed]({picture}"])
+    made = [*table, "", f"![Quality over speed](../{picture}", *glue_table(rows), *curve_table(rows)]
+    replace_made(ROOT / "docs/results.md", made)
 
 
 if __name__ == "__main__":
