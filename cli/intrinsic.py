@@ -17,6 +17,7 @@ _SCORES = {
     "mse": ("MSE, held out", "{:.3g}"),
     "rank_agreement": ("rank agreement, held out", "{:.4f}"),
     "recall_at_10": ("recall of the teacher's 10 neighbours", "{:.4f}"),
+    "recall_at_10_among_100": ("  the same among the model's first 100", "{:.4f}"),
 }
 _PARTS = {
     "by_length": ("cosine by length: {} tokens", "{:.4f}"),

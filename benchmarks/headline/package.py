@@ -31,7 +31,7 @@ vectors = Student.load("NAME").encode(["A sentence.", "Another one."])
 out, for SentenceTransformer(FOLDER) and for whatever writes beside a student.
 
 """
-GLUE = "\nGLUE was measured before the weights were rounded to float16."
+GLUE = "GLUE was measured before the weights were rounded to float16.\n\n"
 LICENCE = """
 No text of the corpus is part of the weights. The teacher's weights are Apache-2.0; the corpus is English Wikipedia,
 whose text is under CC BY-SA.
@@ -58,7 +58,8 @@ def main() -> None:
     glue = json.loads(options.glue.read_text(encoding="utf-8")) if options.glue else {}
     card = model_card(load_distillation(folder), name=options.name, glue=glue)
     before, _, rest = card.partition("## How to use it")
-    after = rest[rest.index("## What it scores") :] + (GLUE if glue else "") + LICENCE
+    scores, made, origin = rest[rest.index("## What it scores") :].partition("## How it was made")
+    after = scores + (GLUE if glue else "") + made + origin + LICENCE
     (folder / CARD).write_text(before + USAGE.replace("NAME", options.name) + after, encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1e6:.2f} MB")

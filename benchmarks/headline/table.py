@@ -7,7 +7,9 @@ What was not measured stays empty.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from record import write_result
@@ -19,6 +21,11 @@ BEGIN, END = "<!-- made by benchmarks/headline/table.py -->", "<!-- end -->"
 SIZES = ("tiny", "small", "base", "large")
 # The figure that stands for a task, of its dev set.
 TASKS = {"SST-2": "accuracy", "MRPC": "f1", "RTE": "accuracy", "CoLA": "matthews", "STS-B": "spearman"}
+RECALL = ("recall_at_10", "recall_at_10_among_100")
+COLUMNS = (
+    *("", "parameters, millions", "int8 export, MB", "sentences/s", "ratio", "a second of processor time", "p50, ms"),
+    *("cosine", "recall@10", "10 in 100", "STS-B dev"),
+)
 GLUE_ROWS = ("scratch", "scratch-words", "frozen", "distilled")
 _OF_STUDENTS = {"OnnxStudent.encode, int8": "int8", "Student.encode, bfloat16": "bf16"}
 _SPEEDS = ("sentences_per_second", "ratio", "sentences_per_cpu_second")
@@ -43,7 +50,7 @@ def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
         "megabytes": round(measured["size"]["megabytes"], 1),
         "export_megabytes": round(sum(file.stat().st_size for file in _exported(folder)) / 1e6, 1) or None,
         "export_latency_ms": export.get("latency_ms", {}).get("onnxruntime", {}),
-        **{name: round(measured["held_out"][name], 4) for name in ("cosine", "rank_agreement", "recall_at_10")},
+        **{name: round(measured["held_out"][name], 4) for name in ("cosine", "rank_agreement", *RECALL)},
         "sts_spearman": round(measured["sts_spearman"]["student"], 4),
     }
     for found in speed.get("rows", []):
@@ -58,16 +65,16 @@ def _exported(folder: Path) -> list[Path]:
 
 
 def glue_rows(folder: Path) -> list[dict[str, Any]]:
-    """A student's rows of GLUE: all training examples, one seed."""
+    """A student's rows of GLUE: all training examples, the mean of the seeds that a row has."""
     found = []
     for row, tasks in read(folder / "glue.json").get("rows", {}).items():
-        figures = {
-            task: round(100 * result["scores"]["dev"][metric], 1)
+        scores = {
+            task: [result["scores"]["dev"][metric] for result in tasks.get(task, []) if result["fraction"] == 1]
             for task, metric in TASKS.items()
-            for result in tasks.get(task, [])
-            if result["seed"] == 0 and result["fraction"] == 1
         }
-        found.append({"kind": "GLUE dev", "model": folder.name, "row": row, **figures})
+        figures = {task: round(100 * mean(of_seeds), 1) for task, of_seeds in scores.items() if of_seeds}
+        seeds = {f"{task} seeds": len(of_seeds) for task, of_seeds in scores.items() if len(of_seeds) > 1}
+        found.append({"kind": "GLUE dev", "model": folder.name, "row": row, **figures, **seeds})
     return found
 
 
@@ -101,76 +108,83 @@ def cell(value: float | None, form: str) -> str:
 def student_cells(row: dict[str, Any]) -> list[str]:
     """A student's line of the table of sizes."""
     return [
-        f"`{row['model']}`",
-        row["shape"],
+        f"`{row['model']}` ({row['shape']})",
         f"{row['parameters'] / 1e6:.1f}",
         cell(row["export_megabytes"], ".1f"),
         cell(row.get("int8_sentences_per_second"), ",.0f"),
-        cell(row.get("int8_ratio"), ".1f"),
+        cell(row.get("int8_ratio"), ".0f"),
+        cell(row.get("int8_sentences_per_cpu_second"), ",.0f"),
         cell(row["export_latency_ms"].get("p50"), ".2f"),
-        *(f"{row[name]:.3f}" for name in ("cosine", "recall_at_10", "sts_spearman")),
+        *(f"{row[name]:.3f}" for name in ("cosine", *RECALL, "sts_spearman")),
     ]
+
+
+def teacher_cells(row: dict[str, Any]) -> list[str]:
+    """The line of one way to run the teacher, or of what else was made of it."""
+    return [
+        row["contender"],
+        *("", ""),
+        f"{row['sentences_per_second']:,.0f}",
+        f"{row['ratio']:.{0 if row['ratio'] > 10 else 1}f}",
+        f"{row['sentences_per_cpu_second']:,.0f}",
+        *("", ""),
+        *(f"{row[name]:.3f}" for name in (*RECALL, "sts_spearman")),
+    ]
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, an empty one before it; none where it has no row."""
+    if not rows:
+        return []
+    return ["", *(f"| {' | '.join(cells)} |" for cells in (columns, ("---", *["---:"] * (len(columns) - 1)), *rows))]
 
 
 def sizes_table(rows: list[dict[str, Any]], speed: dict[str, Any]) -> list[str]:
     """The students beside what else there is of their teacher."""
-    students = [row for row in rows if row["kind"] == "student"]
     teacher = [row for row in speed.get("rows", []) if row["model"] == "teacher"]
-    lines = [
-        "| | word embeddings / LSTM | parameters, millions | int8 export, MB | sentences/s | ratio | p50, ms | cosine "
-        "| recall@10 | STS-B dev |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [f"| {' | '.join(student_cells(row))} |" for row in students]
-    lines += [
-        f"| {row['contender']} | | | | {row['sentences_per_second']:,.0f} | {row['ratio']:.1f} | | | "
-        f"{row['recall_at_10']:.3f} | {row['sts_spearman']:.3f} |"
-        for row in sorted(teacher, key=lambda row: -row["ratio"])
-    ]
-    return lines
+    cells = [student_cells(row) for row in rows if row["kind"] == "student"]
+    cells += [teacher_cells(row) for row in sorted(teacher, key=lambda row: -row["ratio"])]
+    return markdown(COLUMNS, cells)
 
 
 def glue_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Each student's rows of GLUE; nothing where none was measured."""
+    """Each student's rows of GLUE."""
     glue = [row for row in rows if row["kind"] == "GLUE dev" and row["row"] in GLUE_ROWS]
-    if not glue:
-        return []
-    lines = ["", f"| GLUE dev | | {' | '.join(TASKS)} |", f"| --- | --- |{' ---: |' * len(TASKS)}"]
-    return lines + [
-        f"| `{row['model']}` | {ROWS[row['row']]} | {' | '.join(str(row.get(task, '')) for task in TASKS)} |"
-        for row in glue
-    ]
+    cells = [(f"`{row['model']}`, {ROWS[row['row']]}", *(cell(row.get(task), ".1f") for task in TASKS)) for row in glue]
+    return markdown(("GLUE dev", *TASKS), cells)
 
 
 def curve_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Students of other shares of the corpus; nothing where none was measured."""
+    """Students of other shares of the corpus."""
     curve = [row for row in rows if row["kind"] == "corpus size"]
-    if not curve:
-        return []
-    lines = ["", "| sentences | cosine | recall@10 | STS-B dev |", "| ---: | ---: | ---: | ---: |"]
-    return lines + [
-        f"| {row['sentences']:,} | {row['cosine']:.3f} | {row['recall_at_10']:.3f} | {row['sts_spearman']:.3f} |"
+    cells = [
+        (f"{row['sentences']:,}", *(f"{row[name]:.3f}" for name in ("cosine", "recall_at_10", "sts_spearman")))
         for row in curve
     ]
+    return markdown(("sentences", "cosine", "recall@10", "STS-B dev"), cells)
 
 
 def replace_made(page: Path, lines: list[str]) -> None:
     """Write lines between the two marks of a page."""
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    page.write_text("\n".join([f"{before}{BEGIN}", *lines, f"{END}{after}"]), encoding="utf-8")
+    page.write_text("\n".join([f"{before}{BEGIN}", *lines, "", f"{END}{after}"]), encoding="utf-8")
 
 
 def plot(rows: list[dict[str, Any]], speed: dict[str, Any], path: Path) -> None:
-    """Recall of the teacher's neighbours, and STS-B, over sentences a second of processor time."""
+    """What is left of the teacher over sentences a second of processor time."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "sentence-distill"
     students = [row for row in rows if "int8_sentences_per_cpu_second" in row]
     others = [row for row in speed.get("rows", []) if row["model"] == "teacher"]
-    measures = {"recall_at_10": "recall of the teacher's 10 neighbours", "sts_spearman": "STS-B dev, Spearman"}
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.4))
+    measures = {
+        "recall_at_10": "the teacher's 10 neighbours among the model's 10",
+        "recall_at_10_among_100": "the same among its 100",
+        "sts_spearman": "STS-B dev, Spearman",
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4))
     for axis, (measure, title) in zip(axes, measures.items(), strict=True):
         points = [(row["int8_sentences_per_cpu_second"], row[measure]) for row in students]
         axis.plot(*zip(*points, strict=True), "o-", color="#1f6f8b", label="students, int8 export")
@@ -185,7 +199,7 @@ def plot(rows: list[dict[str, Any]], speed: dict[str, Any], path: Path) -> None:
         axis.margins(x=0.1, y=0.15)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False, fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.2, 1, 1))
     figure.savefig(path, metadata={"Date": None})
 

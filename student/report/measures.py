@@ -24,6 +24,7 @@ _SCORES = {
     "mean_vector_cosine": "the same of one constant vector",
     "rank_agreement": "rank agreement of similarities, held out",
     "recall_at_10": "recall of the teacher's 10 nearest neighbours, held out",
+    "recall_at_10_among_100": "the same among the model's 100 nearest",
     "mse": "mean squared error, held out",
 }
 

@@ -15,6 +15,7 @@ _HELD_OUT = {
     "cosine": "Cosine to the teacher",
     "rank_agreement": "Rank agreement with the teacher",
     "recall_at_10": "Recall of the teacher's 10 neighbours",
+    "recall_at_10_among_100": "The same among the student's first 100",
     "mse": "Mean squared error to the teacher",
 }
 # What the hub calls GLUE's metrics.

@@ -33,9 +33,13 @@ def test_recall_counts_the_neighbours_that_both_find(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     targets = torch.randn(50, 8, generator=generator)
     vectors = torch.cat([targets[:, :4], torch.randn(50, 1, generator=generator)], dim=1)
-    expected = np.mean([len(neighbours(targets, row, 10) & neighbours(vectors, row, 10)) / 10 for row in range(50)])
-    assert 0.2 < expected < 0.9
-    assert recall_of_neighbours(vectors, targets) == pytest.approx(expected)
+    found = {
+        among: np.mean([len(neighbours(targets, row, 10) & neighbours(vectors, row, among)) / 10 for row in range(50)])
+        for among in (10, 20)
+    }
+    assert 0.2 < found[10] < found[20] < 0.99
+    assert recall_of_neighbours(vectors, targets) == pytest.approx(found[10])
+    assert recall_of_neighbours(vectors, targets, among=20) == pytest.approx(found[20])
     assert recall_of_neighbours(targets, targets) == 1
 
 
@@ -43,6 +47,7 @@ def test_few_rows_have_as_many_neighbours_as_there_are():
     targets = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     assert recall_of_neighbours(-targets, targets) == 1
     assert recall_of_neighbours(targets, targets, k=1) == 1
+    assert recall_of_neighbours(-targets, targets, k=1, among=100) == 1
 
 
 def test_every_row_falls_into_one_length():
@@ -161,7 +166,7 @@ def test_models_stand_side_by_side_in_one_file(sd, student_folder, teacher_folde
     mine, copy, general, teacher = figures["models"].values()
     assert mine["held_out"] == copy["held_out"]
     # The teacher through sentence-transformers, pooled as it was: it agrees with its own vectors.
-    assert set(general["held_out"]) == {"rank_agreement", "recall_at_10"}
+    assert set(general["held_out"]) == {"rank_agreement", "recall_at_10", "recall_at_10_among_100"}
     assert general["held_out"]["recall_at_10"] > 0.99
     assert all(model["sentences_per_second"] > 0 for model in figures["models"].values())
     assert teacher["size"]["parameters"] > 0
