@@ -105,7 +105,7 @@ DEFAULT_STUDENT = "distilled"
 )
 @click.option(
     "--embedding-rate",
-    default=4.0,
+    default=2.0,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
     help="Learning rate of the word embeddings, as a multiple of the others'.",

@@ -63,9 +63,9 @@ class TrainConfig:
     """Sentences of a batch, all of one length and of all processes together."""
     learning_rate: float = 4e-3
     """Peak of the schedule."""
-    embedding_rate: float = 4.0
+    embedding_rate: float = 2.0
     """Learning rate of the word embeddings, as a multiple of the others'. A row moves only in the batches that hold
-    its word; dense Adam would let its momentum carry it on in those between."""
+    its word, by more the rarer that is."""
     warmup: float = 0.05
     """Share of the run over which the learning rate rises; then it falls to 0 along a half cosine."""
     weight_decay: float = 0.01

@@ -8,6 +8,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from sentence_distill.student.config import TrainConfig
 from sentence_distill.student.encoder import StudentEncoder
+from sentence_distill.student.training.row_adam import RowAdam
 
 
 def learning_rate(done: float, config: TrainConfig) -> float:
@@ -18,10 +19,7 @@ def learning_rate(done: float, config: TrainConfig) -> float:
 
 
 class Optimizer:
-    """AdamW for the dense weights, and for the rows of word embeddings that a batch holds their own Adam.
-
-    The rows of absent words keep their value and their moments (the lazy Adam of torch.optim.SparseAdam):
-    nothing passes over the whole table.
+    """AdamW for the dense weights, and RowAdam for the word embeddings: nothing passes over their whole table.
 
     Attributes:
         dense: all weights but the word embeddings.
@@ -29,14 +27,14 @@ class Optimizer:
     """
 
     def __init__(self, encoder: StudentEncoder, config: TrainConfig) -> None:
-        self._table = encoder.embedding.weight
-        self.dense = [weight for weight in encoder.parameters() if weight is not self._table]
+        table = encoder.embedding.weight
+        self.dense = [weight for weight in encoder.parameters() if weight is not table]
         self._clip = config.clip
         self._embedding_rate = config.embedding_rate
         self._adamw = torch.optim.AdamW(
             self.dense, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        self._lazy = torch.optim.SparseAdam([self._table], lr=config.learning_rate)
+        self._words = RowAdam(table.data)
         self.rate = 0.0
 
     def step(self, rate: float, words: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -52,23 +50,18 @@ class Optimizer:
         """
         self.rate = rate
         self._adamw.param_groups[0]["lr"] = rate
-        self._lazy.param_groups[0]["lr"] = rate * self._embedding_rate
         assert rows.grad is not None
         norm = clip_grad_norm_([*self.dense, rows], self._clip)
-        self._table.grad = torch.sparse_coo_tensor(
-            words[None], rows.grad, self._table.shape, is_coalesced=True, check_invariants=False
-        )
         self._adamw.step()
-        self._lazy.step()
+        self._words.step(words, rows.grad, rate * self._embedding_rate)
         self._adamw.zero_grad()
-        self._table.grad = None
         return norm
 
     def state_dict(self) -> dict[str, Any]:
         """State of both."""
-        return {"adamw": self._adamw.state_dict(), "lazy": self._lazy.state_dict()}
+        return {"adamw": self._adamw.state_dict(), "words": self._words.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self._adamw.load_state_dict(state["adamw"])
-        self._lazy.load_state_dict(state["lazy"])
+        self._words.load_state_dict(state["words"])

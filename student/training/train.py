@@ -327,7 +327,7 @@ class Trainer:
                 "state": asdict(self.state),
                 "history": self.history,
                 "model": self.encoder.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": self.optimizer.state_dict(),
             },
         )
 
@@ -338,7 +338,7 @@ class Trainer:
             UserError: there is none, or it is of another run; the fields that differ are named.
         """
         checkpoint = self.checkpoints.newest()
-        if missing := {"identity", "state", "history", "model", "optimizer"} - checkpoint.keys():
+        if missing := {"identity", "state", "history", "model", "optimizers"} - checkpoint.keys():
             raise UserError(f"the checkpoint in {self.out} is of another version ({missing}); --overwrite begins again")
         # An option that came later is at its default in a run from before.
         identity = {**asdict(TrainConfig()), **checkpoint["identity"]}
@@ -348,7 +348,7 @@ class Trainer:
                 "give that run's options, or begin again with --overwrite"
             )
         self.encoder.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.optimizer.load_state_dict(checkpoint["optimizers"])
         self.state = State(**checkpoint["state"])
         self.history = checkpoint["history"]
         self._loss.fill_(self.state.loss)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -133,15 +135,33 @@ def test_only_the_words_of_the_batch_move(batch):
     assert len(words.words) < 30
 
 
-def test_the_first_step_on_word_embeddings_is_that_of_adam_at_their_own_rate(batch):
+def test_word_embeddings_move_as_under_adam_over_the_whole_table_at_their_own_rate(batch):
     stepper = make()
     optimizer = Optimizer(stepper.encoder, TrainConfig(clip=1e9, embedding_rate=3.0))
     table = stepper.encoder.embedding.weight.detach().clone().requires_grad_()
-    adam = torch.optim.Adam([table], lr=3e-2)
-    _, words = stepper.gradient(batch, 0)
-    table.grad = torch.zeros_like(table)
-    table.grad[words.words] = words.rows.grad
-    adam.step()
-    optimizer.step(1e-2, words.words, words.rows)
-    # They add their epsilon at different places.
-    torch.testing.assert_close(stepper.encoder.embedding.weight.detach(), table.detach(), atol=3e-4, rtol=0)
+    adam = torch.optim.Adam([table], lr=3e-2, betas=(0.0, 0.999))
+    # A few words a step, so that most are away between two of theirs.
+    parts = [Batch(batch.input_ids[row : row + 1], batch.targets[row : row + 1]) for row in (0, 1, 2, 0, 3, 1)]
+    for step, part in enumerate(parts):
+        _, words = stepper.gradient(part, step)
+        table.grad = torch.zeros_like(table)
+        table.grad[words.words] = words.rows.grad
+        adam.step()
+        optimizer.step(1e-2, words.words, words.rows)
+    torch.testing.assert_close(stepper.encoder.embedding.weight.detach(), table.detach(), atol=1e-5, rtol=0)
+
+
+def test_the_optimizers_go_on_from_their_state(batch):
+    tables = []
+    for stop in (False, True):
+        stepper = make()
+        optimizer = Optimizer(stepper.encoder, TrainConfig())
+        for step in range(4):
+            if stop and step == 2:
+                state = copy.deepcopy(optimizer.state_dict())
+                optimizer = Optimizer(stepper.encoder, TrainConfig())
+                optimizer.load_state_dict(state)
+            _, words = stepper.gradient(batch, step)
+            optimizer.step(1e-2, words.words, words.rows)
+        tables.append(stepper.encoder.embedding.weight.detach().clone())
+    assert torch.equal(*tables)
