@@ -188,8 +188,10 @@ def plot(rows: list[dict[str, Any]], speed: dict[str, Any], path: Path) -> None:
     for axis, (measure, title) in zip(axes, measures.items(), strict=True):
         points = [(row["int8_sentences_per_cpu_second"], row[measure]) for row in students]
         axis.plot(*zip(*points, strict=True), "o-", color="#1f6f8b", label="students, int8 export")
-        for point, row in zip(points, students, strict=True):
-            axis.annotate(row["model"], point, xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
+        for number, (point, row) in enumerate(zip(points, students, strict=True)):
+            # In turn below and above the line, where neighbours would stand in each other's way.
+            place, side = ((-4, -13), "right") if number % 2 == 0 else ((4, 6), "left")
+            axis.annotate(row["model"], point, xytext=place, textcoords="offset points", ha=side, fontsize=9)
         for marker, row in zip("sD^vP*X", others, strict=False):
             point = (row["sentences_per_cpu_second"], row[measure])
             axis.plot(*point, marker, color="#8a8a8a", markersize=7, label=row["contender"])
@@ -200,7 +202,7 @@ def plot(rows: list[dict[str, Any]], speed: dict[str, Any], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.2, 1, 1))
+    figure.tight_layout(rect=(0, 0.14, 1, 1))
     figure.savefig(path, metadata={"Date": None})
 
 
