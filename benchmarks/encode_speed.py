@@ -28,7 +28,7 @@ from scipy.stats import spearmanr
 from sentence_distill.data.sts import load_sts
 from sentence_distill.pipeline.locate import locate_teacher
 from sentence_distill.student.evaluation.peers import make_static
-from sentence_distill.student.evaluation.retrieval import CANDIDATES, recall_of_neighbours
+from sentence_distill.student.evaluation.retrieval import recall_figures
 from sentence_distill.student.export.onnx_export import ExportText, OnnxConfig, export_onnx
 from sentence_distill.student.fidelity import paired_rank_agreement
 
@@ -94,8 +94,7 @@ def quality(text: np.ndarray, pairs: np.ndarray, reference: np.ndarray, scores: 
     return {
         "sts_spearman": round(float(spearmanr((first * second).sum(axis=1), scores).statistic), 4),
         "rank_agreement": round(paired_rank_agreement(mine, theirs), 4),
-        "recall_at_10": round(recall_of_neighbours(mine, theirs), 4),
-        "recall_at_10_among_100": round(recall_of_neighbours(mine, theirs, among=CANDIDATES), 4),
+        **{name: round(recall, 4) for name, recall in recall_figures(mine, theirs).items()},
     }
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# What text of other kinds brings: the same student from CORPUS and from CORPUS with the training sentences of GLUE's tasks,
-# without labels and without STS-B's. Some fifty minutes on two cores with MiniLM and 330,000 sentences; each step goes on where
-# it was stopped.
+# What text of other kinds brings: the default student from CORPUS and the training sentences of GLUE's tasks, without labels
+# and without STS-B's, to compare with that of CORPUS alone (wiki.sh). Some fifty minutes on two cores with MiniLM and
+# 330,000 sentences; what is done is not done again.
 # usage: other_text.sh CORPUS GLUE_DIR WORKDIR
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)

@@ -22,7 +22,7 @@ from sentence_distill.student.config import TrainConfig
 from sentence_distill.student.evaluation.buckets import by_frequency, by_length
 from sentence_distill.student.evaluation.models import Encode, Model, free_name, open_teacher
 from sentence_distill.student.evaluation.reference import Reference
-from sentence_distill.student.evaluation.retrieval import CANDIDATES, recall_of_neighbours
+from sentence_distill.student.evaluation.retrieval import recall_figures
 from sentence_distill.student.fidelity import fidelity, paired_rank_agreement, public_targets
 from sentence_distill.student.model import encode_tokens
 
@@ -148,7 +148,7 @@ def held_out_fidelity(model: Model, reference: Reference) -> dict[str, Any]:
     cosines = functional.cosine_similarity(vectors, targets).numpy()
     return {
         **fidelity(vectors, targets),
-        **_recall(vectors, targets),
+        **recall_figures(vectors, targets),
         "rows": len(vectors),
         "by_length": by_length(cosines, [len(ids) for ids in reference.input_ids]),
         "by_frequency": by_frequency(cosines, reference.rarest),
@@ -156,14 +156,7 @@ def held_out_fidelity(model: Model, reference: Reference) -> dict[str, Any]:
 
 
 def _across_widths(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-    return {"rank_agreement": paired_rank_agreement(vectors, targets), **_recall(vectors, targets)}
-
-
-def _recall(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-    return {
-        "recall_at_10": recall_of_neighbours(vectors, targets),
-        "recall_at_10_among_100": recall_of_neighbours(vectors, targets, among=CANDIDATES),
-    }
+    return {"rank_agreement": paired_rank_agreement(vectors, targets), **recall_figures(vectors, targets)}
 
 
 def _measure_speed(columns: Sequence[Model], shards: Path, measured: Measured) -> None:

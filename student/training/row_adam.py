@@ -4,6 +4,9 @@ from typing import Any
 
 import torch
 
+# Decay of the second moment a step, and what keeps the quotient finite: torch.optim.Adam's own.
+_BETA, _EPSILON = 0.999, 1e-8
+
 
 class RowAdam:
     """What torch.optim.Adam with betas of (0, 0.999) does to a whole table, at the cost of the rows of a step.
@@ -15,17 +18,13 @@ class RowAdam:
     so there is none.
     """
 
-    def __init__(self, table: torch.Tensor, *, beta: float = 0.999, epsilon: float = 1e-8) -> None:
+    def __init__(self, table: torch.Tensor) -> None:
         """Begin.
 
         Args:
             table: float32[n, width], updated in place.
-            beta: decay of the second moment a step.
-            epsilon: keeps the quotient finite.
         """
         self._table = table
-        self._beta = beta
-        self._epsilon = epsilon
         self._steps = 0
         self._second = torch.zeros_like(table)
         # The step that last touched each row.
@@ -41,12 +40,12 @@ class RowAdam:
             rate: learning rate.
         """
         self._steps += 1
-        decay = self._beta ** (self._steps - self._touched[rows])[:, None].float()
-        second = self._second[rows] * decay + (1 - self._beta) * gradient * gradient
+        decay = _BETA ** (self._steps - self._touched[rows])[:, None].float()
+        second = self._second[rows] * decay + (1 - _BETA) * gradient * gradient
         self._second[rows] = second
         self._touched[rows] = self._steps
-        unbiased = second / (1 - self._beta**self._steps)
-        self._table.index_add_(0, rows, gradient / (unbiased.sqrt() + self._epsilon), alpha=-rate)
+        unbiased = second / (1 - _BETA**self._steps)
+        self._table.index_add_(0, rows, gradient / (unbiased.sqrt() + _EPSILON), alpha=-rate)
 
     def state_dict(self) -> dict[str, Any]:
         """State to go on from."""
