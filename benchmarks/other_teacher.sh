@@ -4,12 +4,13 @@
 # usage: other_teacher.sh TEACHER LAYERS GLUE_DIR WIKI WORKDIR      (docs/results.md: ./all-mpnet-base-v2 6,10,12)
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
+. "$here/train.sh"
 teacher=$1 layers=$2 glue=$(realpath "$3") wiki=$(realpath "$4")
 test ! -d "$teacher" || teacher=$(realpath "$teacher")
 mkdir -p "$5" && cd "$5"
 test -f text.txt || python "$here/task_text.py" "$glue" "$wiki" text.txt
 sd embed --teacher "$teacher" --corpus text.txt --no-split --min-words 1 --layers "$layers" --out shards
-test -f student/distillation.json || sd train-student --shards shards --epochs 8 --out student
+train student --shards shards --epochs 8
 table() { sd eval --glue student --glue-dir "$glue" "$@"; }
 table --tasks CoLA --rows scratch,scratch-words,frozen,distilled --seeds 3
 table --tasks SST-2 --rows scratch-words,frozen,distilled

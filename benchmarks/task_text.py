@@ -11,6 +11,8 @@ from pathlib import Path
 
 from sentencex import segment
 
+from sentence_distill.data.glue import TASKS, open_glue
+
 _LINES = 30_000
 _WORDS = range(3, 61)
 
@@ -22,16 +24,14 @@ def main() -> None:
         parser.add_argument(argument, type=Path)
     parser.add_argument("--wiki-sentences", type=int, default=25_000)
     options = parser.parse_args()
-    # Both have no quoted cells; SST-2's file begins with a header.
-    reviews = [row[0].strip() for row in _cells(options.glue_dir / "SST-2" / "train.tsv")[1:]]
-    linguistics = [row[3].strip() for row in _cells(options.glue_dir / "CoLA" / "train.tsv")]
+    reviews, linguistics = (_training_text(options.glue_dir, task) for task in ("SST-2", "CoLA"))
     sentences = reviews + linguistics + _wikipedia(options.wiki)[: options.wiki_sentences]
     options.out.write_text("\n".join(sentences) + "\n", encoding="utf-8")
     print(f"{len(reviews):,} of SST-2, {len(linguistics):,} of CoLA, {len(sentences):,} in all: {options.out}")
 
 
-def _cells(path: Path) -> list[list[str]]:
-    return [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n") if line]
+def _training_text(folder: Path, task: str) -> list[str]:
+    return [sentence.strip() for sentence in open_glue(folder).load(TASKS[task], "train").texts[0]]
 
 
 def _wikipedia(path: Path) -> list[str]:

@@ -5,11 +5,12 @@
 # usage: wiki.sh WIKIEXTRACTOR.zst GLUE_DIR WORKDIR      (needs the command zstdcat)
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
+. "$here/train.sh"
 corpus=$(realpath "$1") glue=$(realpath "$2")
 mkdir -p "$3" && cd "$3"
 test -f wiki.txt || zstdcat "$corpus" | head -n 350000 > wiki.txt
 sd embed --teacher minilm --corpus wiki.txt --layers 3,6 --out shards
-test -f student/distillation.json || sd train-student --shards shards --target-layers 6 --out student
+train student --shards shards --target-layers 6
 sd eval student --glue-dir "$glue"
 sd eval --speed student --sts "$glue/STS-B/dev.tsv"
 sh "$here/glue.sh" student "$glue"

@@ -5,11 +5,12 @@
 # usage: other_text.sh CORPUS GLUE_DIR WORKDIR
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../train.sh"
 corpus=$(realpath "$1") glue=$(realpath "$2")
 mkdir -p "$3" && cd "$3"
 test -f glue.txt || python "$here/glue_text.py" "$glue" glue.txt
 sd embed --teacher minilm --corpus "$corpus" --corpus glue.txt --out shards
-test -f base/distillation.json || sd train-student --shards shards --target-layers 6 --out base
+train base --shards shards --target-layers 6
 sd eval base --glue-dir "$glue"
 sd eval --glue base --glue-dir "$glue" --tasks SST-2,CoLA,MRPC,STS-B,RTE --rows frozen,distilled
 python "$here/../student_results.py" base --name other_text

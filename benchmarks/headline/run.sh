@@ -13,22 +13,18 @@ peers=${4:+--peer-python $(cd "$(dirname "$4")" && pwd)/$(basename "$4")}
 mkdir -p "$3" && cd "$3"
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 
-train() { # FOLDER OPTION...
-    folder=$1 && shift
-    test ! -f "$folder/distillation.json" || return 0
-    resume=$(ls "$folder"/checkpoints/step-*.pt > /dev/null 2>&1 && echo --resume || true)
-    sd train-student --shards shards --target-layers 6 --out "$folder" $resume "$@"
-}
+. "$here/../train.sh"
 
 test -f shards/manifest.json || sd embed --teacher minilm --corpus "$corpus" --out shards
 for size in ${SIZES:-tiny small base large}; do
-    train "$size" --size "$size" --epochs "${EPOCHS:-3}"
+    train "$size" --shards shards --target-layers 6 --size "$size" --epochs "${EPOCHS:-3}"
     test -f "$size/eval.json" || sd eval "$size" --glue-dir "$glue"
     test -f "$size/onnx/export.json" || sd export "$size" --onnx --int8
     sd eval --glue "$size" --glue-dir "$glue" --tasks SST-2,CoLA,MRPC,STS-B,RTE --rows scratch,scratch-words,frozen,distilled
 done
 for fraction in ${FRACTIONS:-0.02 0.05 0.15 0.4 1}; do
-    train "fraction-$fraction" --size small --train-fraction "$fraction" --epochs 1000 --max-steps "${STEPS:-8000}"
+    train "fraction-$fraction" --shards shards --target-layers 6 --size small --train-fraction "$fraction" \
+        --epochs 1000 --max-steps "${STEPS:-8000}"
     test -f "fraction-$fraction/eval.json" || sd eval "fraction-$fraction" --glue-dir "$glue"
 done
 python "$here/speed.py" shards "$glue/STS-B/dev.tsv" . ${SIZES:-tiny small base large} $peers
