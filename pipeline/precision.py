@@ -9,12 +9,15 @@ def pick_device(name: str) -> torch.device:
     """The device `name`; "auto" is CUDA where there is one.
 
     Raises:
-        UserError: there is no such device.
+        UserError: it is neither a CPU nor a CUDA device, or not there.
     """
     available = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if available else "cpu")
-    if name.startswith("cuda") and not available:
+    # PyTorch has names for many more, most of which it can't compute on here.
+    if name != "cpu" and name.partition(":")[0] != "cuda":
+        raise UserError(f"device {name!r} is none of auto, cpu, cuda and cuda:N; name one of them")
+    if name != "cpu" and not available:
         raise UserError(f"device {name!r}: PyTorch sees no CUDA device here; leave the flag out or use cpu")
     try:
         device = torch.device(name)

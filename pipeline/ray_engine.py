@@ -27,7 +27,7 @@ def _room(nodes: list[dict[str, float]], workers: int | None) -> tuple[dict[str,
     """What each actor asks for, and how many there are.
 
     Raises:
-        UserError: the cluster has no room for `workers`.
+        UserError: the cluster has no node that computes, or no room for `workers`.
     """
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
@@ -35,6 +35,8 @@ def _room(nodes: list[dict[str, float]], workers: int | None) -> tuple[dict[str,
         options: dict[str, Any] = {"num_gpus": 1}
     else:
         nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
+        if not nodes:
+            raise UserError("the cluster has no node with a CPU or GPU yet; see ray status, and start one")
         count = workers or len(nodes)
         # Ray gives an actor as many threads as it asks for CPUs.
         share = max(1, int(min(node["CPU"] for node in nodes)) // -(-count // len(nodes)))

@@ -23,6 +23,7 @@ from sentence_distill.pipeline.locate import Located
 from sentence_distill.pipeline.lock import lock_folder
 from sentence_distill.pipeline.manifest import load_manifest
 from sentence_distill.pipeline.plan import Plan
+from sentence_distill.pipeline.ray_engine import _room
 from sentence_distill.pipeline.verify import verify_folder
 from sentence_distill.pipeline.work import Job
 from tests.conftest import children_besides, contents, wait_for
@@ -166,6 +167,15 @@ def test_a_device_that_is_not_there_is_refused(sd, arguments, tmp_path, capsys):
     assert "PyTorch sees" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("option", "name"), [("--device", "mps"), ("--device", "xpu:0"), ("--devices", "cpu,meta")])
+def test_a_device_of_another_kind_is_refused_before_the_teacher_is_loaded(
+    sd, arguments, tmp_path, option, name, capsys
+):
+    assert sd(*arguments, "--out", tmp_path / "out", option, name) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "is none of auto, cpu, cuda and cuda:N" in line
+
+
 def test_several_readers_leave_the_bytes_of_one(sd, arguments, shards, tmp_path):
     assert sd(*arguments, "--out", tmp_path / "out", "--readers", "3") == 0
     assert contents(tmp_path / "out") == contents(shards)
@@ -260,6 +270,12 @@ def test_ray_replaces_a_worker_that_is_killed_and_leaves_the_bytes_of_the_local_
         engine.close()
     assert contents(out) == contents(tmp_path / "local")
     assert verify_folder(out, lambda n: None) == []
+
+
+@pytest.mark.parametrize("nodes", [[], [{"memory": 1e9}], [{"CPU": 0.5}]])
+def test_a_ray_cluster_without_a_node_that_computes_is_said_so(nodes):
+    with pytest.raises(UserError, match="no node with a CPU or GPU yet; see ray status"):
+        _room(nodes, None)
 
 
 def test_a_ray_cluster_that_does_not_answer_is_said_so():
