@@ -43,7 +43,12 @@ def evaluate_intrinsic(
     measured = measure_models(opened, shards=shards, pairs=pairs, teacher_name=teacher)
     if alone:
         folder, figures = Path(models[0]), _of_one(measured)
-        update_distillation(folder, metrics={**load_distillation(folder)["metrics"], **figures})
+        recorded = {**figures}
+        if other := figures.get("held_out", {}).get("other_corpus"):
+            # The card says how it does on sentences of its own corpus.
+            del recorded["held_out"]
+            click.echo(f"held-out sentences of {other}, not what the student was trained on: its card keeps its own")
+        update_distillation(folder, metrics={**load_distillation(folder)["metrics"], **recorded})
     else:
         columns = [model.name for model in opened]
         figures = {"precision": measured.precision, **_own(json_file.parent, located, columns, measured)}

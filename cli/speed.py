@@ -80,6 +80,7 @@ def evaluate_speed(
 
 def _sentences(models: tuple[str, ...], shards: Path | None, file: Path | None) -> list[str]:
     from sentence_distill.student.evaluation.models import is_student
+    from sentence_distill.student.evaluation.reference import own_shards
     from sentence_distill.student.evaluation.texts import sentences_of_file, sentences_of_shards
     from sentence_distill.student.folder import load_distillation
 
@@ -87,7 +88,7 @@ def _sentences(models: tuple[str, ...], shards: Path | None, file: Path | None) 
         return sentences_of_file(file)
     students = [model for model in models if is_student(model)]
     if shards is None and students:
-        shards = Path(load_distillation(Path(students[0]))["shards"])
+        shards = own_shards(load_distillation(Path(students[0])))
     if shards is None:
         raise UserError("which sentences to encode? name some with --shards, or a text file with --sentences")
     return sentences_of_shards(shards)

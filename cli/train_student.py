@@ -1,5 +1,6 @@
 """`sd train-student`: stage two."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -285,9 +286,18 @@ def _prepare(trainer: "Trainer", resume: bool) -> None:
         trainer.resume()
     elif trainer.ranks.main:
         trainer.checkpoints.remove()
-        # The student of an earlier run and what was measured of it are not this one's.
-        for name in ("distillation.json", "eval.json", "glue.json", "speed.json", "mteb.json"):
-            (trainer.out / name).unlink(missing_ok=True)
+        _remove_earlier(trainer.out)
+
+
+def _remove_earlier(out: Path) -> None:
+    """Remove the record of an earlier run's student, and what was made and measured of it; its weights are replaced."""
+    from sentence_distill.student.encoding.export_folder import DEFAULT, RECORD
+    from sentence_distill.student.finetuning.task_folder import HEAD, TASK
+
+    for name in ("distillation.json", TASK, HEAD, "eval.json", "glue.json", "speed.json", "mteb.json"):
+        (out / name).unlink(missing_ok=True)
+    if (out / DEFAULT / RECORD).exists():
+        shutil.rmtree(out / DEFAULT)
 
 
 def _refuse_used(out: Path, resume: bool, overwrite: bool) -> None:

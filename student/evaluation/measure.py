@@ -21,7 +21,7 @@ from sentence_distill.pipeline.shards import shard_texts
 from sentence_distill.student.config import TrainConfig
 from sentence_distill.student.evaluation.buckets import by_frequency, by_length
 from sentence_distill.student.evaluation.models import Encode, Model, free_name, open_teacher
-from sentence_distill.student.evaluation.reference import Reference
+from sentence_distill.student.evaluation.reference import Reference, is_own, own_shards
 from sentence_distill.student.evaluation.retrieval import recall_figures
 from sentence_distill.student.fidelity import fidelity, paired_rank_agreement, public_targets
 from sentence_distill.student.model import encode_tokens
@@ -39,12 +39,14 @@ class Measured:
         skipped: what could not be measured, with the reason.
         precision: in which type all were timed.
         teachers: which column is a student's teacher; it is skipped where that is not here.
+        shards: of which the held-out rows are.
     """
 
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     precision: str = ""
     teachers: dict[str, str] = field(default_factory=dict)
+    shards: Path | None = None
 
 
 def measure_models(
@@ -63,15 +65,12 @@ def measure_models(
     for model in columns:
         size = {"parameters": model.parameters, "megabytes": model.megabytes}
         measured.models[model.name] = {"size": size}
-    recorded = [Path(model.distillation["shards"]) for model in models if model.distillation]
-    if shards := shards or next(iter(recorded), None):
-        try:
-            _measure_fidelity(models, shards, measured)
-            _measure_speed(columns, shards, measured)
-        except UserError as error:
-            measured.skipped["held-out fidelity and speed"] = str(error)
-    else:
-        measured.skipped["held-out fidelity and speed"] = "no student that names its shards; name some with --shards"
+    try:
+        measured.shards = shards or _own_shards(models)
+        _measure_fidelity(models, measured.shards, measured)
+        _measure_speed(columns, measured.shards, measured)
+    except UserError as error:
+        measured.skipped["held-out fidelity and speed"] = str(error)
     if pairs is None or len(pairs.labels) < 2:
         measured.skipped["STS-B"] = "no pairs; name them with --sts dev.tsv or --glue-dir DIR"
     else:
@@ -99,6 +98,14 @@ def _teachers(models: Sequence[Model], given: str | None, measured: Measured) ->
                 measured.skipped[name] = str(error)
         measured.teachers[model.name] = name
     return teachers
+
+
+def _own_shards(models: Sequence[Model]) -> Path:
+    """Those that the first student was trained on."""
+    for model in models:
+        if model.distillation:
+            return own_shards(model.distillation)
+    raise UserError("no student that names its shards; name some with --shards")
 
 
 def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured) -> None:
@@ -130,6 +137,8 @@ def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured)
 def held_out_fidelity(model: Model, reference: Reference) -> dict[str, Any]:
     """Fidelity on held-out rows: all of it for a student, and for others what works across widths.
 
+    Of a student, `other_corpus` names the shards where they are not those that it was trained on.
+
     Raises:
         UserError: the rows' vectors are of another teacher than the student's, or their sentences were not kept.
     """
@@ -139,19 +148,23 @@ def held_out_fidelity(model: Model, reference: Reference) -> dict[str, Any]:
         vectors, targets = torch.from_numpy(model.encode(reference.texts)), reference.targets[:, -reference.dim :]
         return _across_widths(vectors, targets)
     reference.require_teacher_of(model.distillation)
+    own = is_own(reference.fingerprint, model.distillation)
+    origin = {} if own else {"other_corpus": str(reference.shards)}
     encoder = model.student.encoder
     vectors = encode_tokens(encoder, reference.input_ids)
     targets = public_targets(reference.targets, reference.dim, normalize=encoder.config.normalize)
     if vectors.shape[1] != targets.shape[1]:
         # Of a reduced student: between vectors of two widths there is no cosine.
-        return {**_across_widths(vectors, targets), "rows": len(vectors)}
+        return {**_across_widths(vectors, targets), "rows": len(vectors), **origin}
     cosines = functional.cosine_similarity(vectors, targets).numpy()
     return {
         **fidelity(vectors, targets),
         **recall_figures(vectors, targets),
         "rows": len(vectors),
         "by_length": by_length(cosines, [len(ids) for ids in reference.input_ids]),
-        "by_frequency": by_frequency(cosines, reference.rarest),
+        # Counted in another corpus it would not be what training saw.
+        **({"by_frequency": by_frequency(cosines, reference.rarest)} if own else {}),
+        **origin,
     }
 
 

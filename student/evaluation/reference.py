@@ -10,6 +10,7 @@ import torch
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.fingerprint import differing_fields
+from sentence_distill.pipeline.manifest import require_manifest
 from sentence_distill.pipeline.shards import Shard, shard_texts
 from sentence_distill.student.evaluation.buckets import rarest_counts
 from sentence_distill.student.training.stream import ShardStream
@@ -110,6 +111,22 @@ def require_own(shards: Path, fingerprint: dict[str, Any], distillation: dict[st
         raise UserError(
             f"{shards} is not what the student was trained on: {'; '.join(differing)}; name the folder with --shards"
         )
+
+
+def own_shards(distillation: dict[str, Any]) -> Path:
+    """The folder of shards that a student was trained on.
+
+    Raises:
+        UserError: it is no longer there, or something else is there now.
+    """
+    shards = Path(distillation["shards"])
+    require_own(shards, require_manifest(shards)["fingerprint"], distillation)
+    return shards
+
+
+def is_own(fingerprint: dict[str, Any], distillation: dict[str, Any]) -> bool:
+    """Whether shards are those that a student was trained on."""
+    return not differing_fields(distillation["corpus"]["fingerprint"], fingerprint)
 
 
 def token_counts(stream: ShardStream) -> np.ndarray:

@@ -17,7 +17,7 @@ from sentence_distill.pipeline.files import write_atomically
 from sentence_distill.student.encoding.export_folder import INPUTS, MODEL, OUTPUT, RECORD, TOKENIZER, replacing_export
 from sentence_distill.student.encoding.onnx_student import OnnxStudent
 from sentence_distill.student.environment import versions
-from sentence_distill.student.evaluation.reference import held_out_texts, require_own, token_counts
+from sentence_distill.student.evaluation.reference import held_out_texts, own_shards, token_counts
 from sentence_distill.student.evaluation.texts import sentences_of_file
 from sentence_distill.student.export.onnx_graph import build_graph
 from sentence_distill.student.export.onnx_measure import agreement, latencies
@@ -129,12 +129,10 @@ def _tokenizer(tokenizer: Tokenizer) -> Tokenizer:
 def _open_shards(distillation: dict[str, Any], text: ExportText) -> tuple[ShardStream | None, str]:
     """The shards, or why there are none; those that the user named must be there, others be the student's own."""
     recorded, training = distillation["corpus"]["fingerprint"], distillation["training"]
-    shards = text.shards or Path(distillation["shards"])
     try:
+        shards = text.shards or own_shards(distillation)
         train_fraction = training.get("train_fraction", 1.0)
         stream = ShardStream(shards, held_out=training["held_out"], train_fraction=train_fraction)
-        if not text.shards:
-            require_own(shards, stream.fingerprint, distillation)
         if stream.fingerprint["tokenizer"] != recorded["tokenizer"]:
             raise UserError(f"{shards} holds tokens of another tokenizer than the student's")
     except UserError as error:

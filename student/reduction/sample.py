@@ -13,7 +13,7 @@ from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.sentences import SentenceRules, split_sentences
 from sentence_distill.pipeline.shards import Shard
-from sentence_distill.student.evaluation.reference import require_own, require_teacher
+from sentence_distill.student.evaluation.reference import own_shards, require_teacher
 from sentence_distill.student.model import MAX_TOKENS, Student
 from sentence_distill.student.training.stream import ShardStream
 
@@ -49,9 +49,10 @@ def sample_shards(shards: Path | None, distillation: dict[str, Any]) -> Sample:
     Raises:
         UserError: the shards are not there, damaged, or of another teacher, or hold out too few rows.
     """
-    training, folder = distillation["training"], shards or Path(distillation["shards"])
-    stream = ShardStream(folder, held_out=training["held_out"], layers=distillation["teacher"]["layers"])
-    (require_teacher if shards else require_own)(folder, stream.fingerprint, distillation)
+    folder = shards or own_shards(distillation)
+    held_out, layers = distillation["training"]["held_out"], distillation["teacher"]["layers"]
+    stream = ShardStream(folder, held_out=held_out, layers=layers)
+    require_teacher(folder, stream.fingerprint, distillation)
     input_ids, targets = stream.held_out()
     dim = stream.fingerprint["dim"] // len(stream.fingerprint["layers"])
     return Sample(

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.published import PUBLISHED
 from sentence_distill.pipeline.files import write_atomically
+from sentence_distill.student.evaluation.reference import own_shards
 from sentence_distill.student.folder import DISTILLATION, load_student
 from sentence_distill.student.report.charts import require_matplotlib
 from sentence_distill.student.report.files import EVAL, GLUE, SPEED, StudentFiles
@@ -149,7 +150,7 @@ def render(context: Mapping[str, Any]) -> str:
 def _examples(files: StudentFiles, shards: Path | None) -> tuple[list[Example], str]:
     """Neighbours, or why there are none."""
     try:
-        reference = read_reference(shards or Path(files.distillation["shards"]), files.distillation)
+        reference = read_reference(shards or own_shards(files.distillation), files.distillation)
     except UserError as error:
         return [], f"{error}; sd report {files.folder} --shards FOLDER names others"
     return nearest_examples(load_student(files.folder), reference), ""

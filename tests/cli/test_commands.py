@@ -218,12 +218,15 @@ def test_a_student_of_a_version_without_target_layers_is_still_measured(sd, stud
 def test_beginning_again_leaves_nothing_of_the_old_student(sd, shards, tmp_path, capsys):
     out = tmp_path / "student"
     assert train(sd, shards, out, "--max-steps", "3") == 0
-    (out / "glue.json").write_text("{}")
+    left = [out / name for name in ("glue.json", "task.json", "head.safetensors", "onnx/export.json")]
+    (out / "onnx").mkdir()
+    for file in left:
+        file.write_text("{}")
     assert train(sd, shards, out, "--max-steps", "3") == 1
     assert "holds a finished student" in capsys.readouterr().err
     assert train(sd, shards, out, "--max-steps", "3", "--resume") == 1
     assert "holds a finished student" in capsys.readouterr().err
     assert train(sd, shards, out, "--resume", "--overwrite") == 2
     assert train(sd, shards, out, "--max-steps", "4", "--overwrite") == 0
-    assert not (out / "glue.json").exists()
+    assert not any(file.exists() for file in left)
     assert json.loads((out / "distillation.json").read_text())["training"]["max_steps"] == 4

@@ -153,6 +153,25 @@ def test_one_student_is_measured_in_its_folder(sd, student_folder, capsys):
     assert load_distillation(student_folder)["metrics"]["held_out"] == held_out
 
 
+def test_another_corpus_is_measured_but_is_not_what_the_card_says(sd, student_folder, tmp_path, capsys):
+    student = shutil.copytree(student_folder, tmp_path / "student")
+    record = load_distillation(student)
+    own = {"cosine": 0.9}
+    record["metrics"]["held_out"] = own
+    record["corpus"]["fingerprint"]["corpus_content"] = "another"
+    (student / "distillation.json").write_text(json.dumps(record))
+    run(sd, capsys, student)
+    figures = json.loads((student / "eval.json").read_text())
+    assert "held_out" not in figures, "a folder of the recorded name holds something else"
+    assert "is not what the student was trained on: corpus_content" in figures["skipped"]["held-out fidelity and speed"]
+    shown = run(sd, capsys, student, "--shards", record["shards"])
+    assert "not what the student was trained on" in shown
+    held_out = json.loads((student / "eval.json").read_text())["held_out"]
+    assert held_out["other_corpus"] == record["shards"]
+    assert "by_frequency" not in held_out
+    assert load_distillation(student)["metrics"]["held_out"] == own
+
+
 def test_models_stand_side_by_side_in_one_file(sd, student_folder, teacher_folder, tmp_path, capsys):
     other = shutil.copytree(student_folder, tmp_path / "other")
     json_file = tmp_path / "all.json"
