@@ -157,9 +157,9 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.corpus import Corpus, text_fields
     from sentence_distill.data.sources import find_sources
-    from sentence_distill.data.spool import HUB_PREFIX
     from sentence_distill.pipeline.files import open_folder
     from sentence_distill.pipeline.locate import locate_teacher
+    from sentence_distill.pipeline.spool import HUB_PREFIX
 
     check_engine(corpora, options)
     progress = ConsoleProgress()
@@ -171,7 +171,8 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
     if paths:
         find_sources(paths, folder)
     located = None if options["plan_only"] else locate_teacher(teacher)
-    locations = _readable_twice(corpora, options["text_field"], folder, progress)
+    with stopped_by_signals("stopped before the corpus was copied; the same command copies it from its beginning"):
+        locations = _readable_twice(corpora, options["text_field"], folder, progress)
     corpus = Corpus.open(locations, format=options["format_"], text_field=options["text_field"], leave_out=folder)
 
     # What is embedded when the signal comes is still written; the slice in hand is dropped.
@@ -230,8 +231,8 @@ def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progres
 
 def _readable_twice(corpora: tuple[str, ...], text_field: str, out: Path, progress: "Progress") -> list[str]:
     """The corpora as locations; standard input and hub datasets are first copied beside the shards."""
-    from sentence_distill.data.spool import HUB_PREFIX, spool_hub_dataset, spool_stream
     from sentence_distill.pipeline.files import is_local
+    from sentence_distill.pipeline.spool import HUB_PREFIX, spool_hub_dataset, spool_stream
 
     locations = []
     for corpus in corpora:

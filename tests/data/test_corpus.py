@@ -14,8 +14,6 @@ import zstandard
 from sentence_distill.data.corpus import Corpus, detect_format
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.lines import MAX_LINE_BYTES
-from sentence_distill.data.progress import Silent
-from sentence_distill.data.spool import spool_hub_dataset, spool_stream
 
 COMPRESSORS = {
     "": bytes,
@@ -274,38 +272,3 @@ def test_formats_are_found_from_content_before_names(tmp_path):
     ]:
         (tmp_path / name).write_bytes(content)
         assert detect_format(Corpus.open([str(tmp_path / name)]).sources[0]) == kind
-
-
-def test_standard_input_is_kept_so_that_it_can_be_read_again(tmp_path):
-    path = spool_stream(io.BytesIO(b"A line from a pipe.\n"), tmp_path)
-    assert texts(path) == texts(path) == ["A line from a pipe.\n"]
-
-
-def test_a_hub_dataset_is_streamed_once_and_kept(tmp_path, monkeypatch):
-    import datasets
-
-    source = tmp_path / "rows.jsonl"
-    lines = ['{"body": "A line of the hub.", "more": "One.", "id": 1}', '{"body": "Größer.", "more": "Two.", "id": 2}']
-    source.write_text("\n".join(lines), encoding="utf-8")
-    real = datasets.load_dataset
-
-    def load_dataset(name, config, *, split, streaming):
-        assert (name, config, split, streaming) == ("some/corpus", "en", "train", True)
-        return real("json", data_files=str(source), split=split, streaming=True)
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("sentence_distill.data.spool.ask_hub", lambda question: None)
-    path = spool_hub_dataset("some/corpus:en", "body", tmp_path / "copy", Silent())
-    assert texts(path, text_field="body") == ["A line of the hub.", "Größer."]
-    pairs = spool_hub_dataset("some/corpus:en", "body,more", tmp_path / "copy", Silent())
-    assert texts(pairs, text_field="body,more") == ["A line of the hub.\tOne.", "Größer.\tTwo."]
-    with pytest.raises(UserError, match=r"no column 'none' but body, more, id"):
-        spool_hub_dataset("some/corpus:en", "body,none", tmp_path / "copy", Silent())
-    monkeypatch.setattr("sentence_distill.data.spool.ask_hub", lambda question: pytest.fail("the hub was asked again"))
-    assert spool_hub_dataset("some/corpus:en", "body", tmp_path / "copy", Silent()) == path
-    monkeypatch.undo()
-
-
-def test_a_hub_dataset_that_can_not_be_had_is_an_error_at_once(tmp_path):
-    with pytest.raises(UserError, match=r"some/corpus.*HF_HUB_OFFLINE.*--corpus wiki\.txt"):
-        spool_hub_dataset("some/corpus", "text", tmp_path, Silent())

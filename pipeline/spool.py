@@ -5,8 +5,9 @@ again is first written down beside the shards, compressed.
 """
 
 import json
-import os
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,9 +17,13 @@ from sentence_distill.data.corpus import text_fields
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub
 from sentence_distill.data.progress import Progress
+from sentence_distill.pipeline.files import TEMPORARY, replacing
+from sentence_distill.pipeline.lock import lock_folder
 
 HUB_PREFIX = "hf:"
 _CHUNK = 1 << 20
+# The names of a dataset's configurations are part of the hub's answer, and some have hundreds.
+_ANSWER_CHARACTERS = 1000
 
 
 def spool_stream(stream: BinaryIO, folder: Path) -> Path:
@@ -30,14 +35,16 @@ def spool_stream(stream: BinaryIO, folder: Path) -> Path:
             digest.update(chunk)
             yield chunk
 
-    incoming = _write(chunks(), folder / f"stdin.{os.getpid()}.incoming")
-    path = folder / f"stdin-{digest.hexdigest()}.zst"
-    os.replace(incoming, path)
-    return path
+    with _alone(folder):
+        with replacing(folder / "stdin.zst") as file:
+            _compress(chunks(), file)
+        return (folder / "stdin.zst").replace(folder / f"stdin-{digest.hexdigest()}.zst")
 
 
 def spool_hub_dataset(name: str, text_field: str, folder: Path, progress: Progress) -> Path:
     """Stream a dataset of the hub into `folder` as JSON lines and return the file; a finished copy is reused.
+
+    Of several jobs one makes the copy, and the others wait for it.
 
     Args:
         name: `NAME`, `NAME:CONFIG` or `NAME:CONFIG:SPLIT`; the split is "train" unless named.
@@ -46,16 +53,29 @@ def spool_hub_dataset(name: str, text_field: str, folder: Path, progress: Progre
         progress: shows the rows copied.
 
     Raises:
-        UserError: the hub can't be reached or has no such dataset, configuration, split or column.
+        UserError: the hub can't be reached, has no such dataset, configuration, split or column, or stops in mid-copy.
     """
     path = folder / f"{name.replace('/', '--').replace(':', '-')}.{text_field}.jsonl.zst"
-    if not path.exists():
-        fields = text_fields(text_field)
-        rows = _hub_rows(name, fields)
-        with progress.task(f"copy {name}", None, "rows") as advance:
-            incoming = _write(_json_lines(rows, fields, advance), path.with_suffix(f".{os.getpid()}.incoming"))
-        os.replace(incoming, path)
+    if path.exists():
+        return path
+    fields = text_fields(text_field)
+    # The hub's refusal comes before anything is made here.
+    rows = _hub_rows(name, fields)
+    with _alone(folder):
+        if not path.exists():
+            with progress.task(f"copy {name}", None, "rows") as advance, replacing(path) as file:
+                _compress(_json_lines(_named_errors(name, rows), fields, advance), file)
     return path
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder of copies, and remove what jobs that died while they copied have left in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder, wait=True):
+        for left in folder.glob(f"*{TEMPORARY}"):
+            left.unlink(missing_ok=True)
+        yield
 
 
 def _hub_rows(name: str, fields: Sequence[str]) -> Iterable[dict[str, object]]:
@@ -73,14 +93,31 @@ def _hub_rows(name: str, fields: Sequence[str]) -> Iterable[dict[str, object]]:
 
     try:
         rows = datasets.load_dataset(repo, config or None, split=split or "train", streaming=True)
-    except (ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"dataset {name!r}: {str(error).splitlines()[0]}") from error
+    except Exception as error:
+        raise _refusal(name, error) from error
     if rows.column_names is not None and (missing := [field for field in fields if field not in rows.column_names]):
         raise UserError(
             f"dataset {repo!r} has no column {missing[0]!r} but {', '.join(rows.column_names)}; "
             "name one with --text-field"
         )
     return rows  # type: ignore[no-any-return]
+
+
+def _named_errors(name: str, rows: Iterable[dict[str, object]]) -> Iterator[dict[str, object]]:
+    """Yield `rows`; what ends them too early is a `UserError`."""
+    try:
+        yield from rows
+    except Exception as error:
+        raise _refusal(name, error) from error
+
+
+def _refusal(name: str, error: Exception) -> UserError:
+    """What `datasets` raised, or one of the many libraries that it reads with, in one line."""
+    said = textwrap.shorten(str(error), _ANSWER_CHARACTERS, placeholder=" …") or type(error).__name__
+    return UserError(
+        f"dataset {name!r} can't be read: {said}; check it on the hub and the network, or download it and give its "
+        "files: --corpus FOLDER"
+    )
 
 
 def _json_lines(
@@ -97,11 +134,9 @@ def _json_lines(
         advance(1)
 
 
-def _write(chunks: Iterable[bytes], path: Path) -> Path:
+def _compress(chunks: Iterable[bytes], file: BinaryIO) -> None:
     import zstandard
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file, zstandard.ZstdCompressor(level=3).stream_writer(file) as writer:
+    with zstandard.ZstdCompressor(level=3).stream_writer(file, closefd=False) as writer:
         for chunk in chunks:
             writer.write(chunk)
-    return path
