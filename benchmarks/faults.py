@@ -73,7 +73,7 @@ def damage(folder: Path, command: list[str], changes: list[tuple[Path, bytes]]) 
             ShardStream(folder, held_out=0.1)
         except UserError as error:
             counts["found_by_training"] += path.stem in str(error)
-        if number % (len(changes) // _MENDED) == 0:
+        if number % max(1, len(changes) // _MENDED) == 0:
             others = {p: p.stat().st_mtime_ns for p in folder.glob("shard-*") if p.stem != path.stem}
             subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
             untouched = all(p.stat().st_mtime_ns == at for p, at in others.items())

@@ -4,8 +4,8 @@ usage: python benchmarks/headline/speed.py SHARDS STS WORKDIR SIZE [SIZE…] [--
                                            [--teacher minilm] [--peer-python ENV/bin/python]
 
 WORKDIR/SIZE is a student with its int8 export in SIZE/onnx. The sentences are held-out ones of the shards; STS is
-STS-B's dev.tsv. Each contender encodes them in a process of its own, once a round; the medians count. Writes
-WORKDIR/speed.json; one that has all of the sizes is left as it is.
+STS-B's dev.tsv. Each contender encodes them in a process of its own, once a round, and in another one some of them
+one a call, on one core; the medians count. Writes WORKDIR/speed.json; one that has all of the sizes is left as it is.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from encode_speed import NAMES, contend, read_pairs, summary
+from encode_speed import NAMES, batch_sizes, contend, read_pairs, summary
 
 from sentence_distill.pipeline.locate import locate_teacher
 from sentence_distill.student.environment import environment
@@ -27,6 +27,7 @@ _OF_A_STUDENT = ("student-int8", "student-bf16")
 _OF_THE_TEACHER = ("st", "sd-bf16", "model2vec")
 _OF_PEERS = ("openvino-int8", "onnx-int8")
 _HELD_OUT = 0.01
+_SINGLE, _PARTS = 200, ("p50", "p99")
 
 
 def prepare(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Path], np.ndarray]:
@@ -69,11 +70,16 @@ def main() -> None:
     contenders = [(size, name) for size in options.sizes for name in _OF_A_STUDENT]
     contenders += [("teacher", name) for name in (*_OF_THE_TEACHER, *(_OF_PEERS if options.peer_python else ()))]
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {contender: [] for contender in contenders}
+    single: dict[tuple[str, str], list[dict[str, Any]]] = {contender: [] for contender in contenders}
+    of_teacher = argparse.Namespace(**{**vars(options), "student": teacher, "workdir": folders["teacher"]})
+    sizes = batch_sizes([name for model, name in contenders if model == "teacher"], of_teacher, teacher)
     for number in range(options.rounds):
         for model, name in contenders:
             student = options.workdir / model
             part = argparse.Namespace(**{**vars(options), "student": student, "workdir": folders[model]})
-            runs[model, name].append(contend(name, part, teacher))
+            size = str(sizes.get(name, 0))
+            runs[model, name].append(contend(name, part, teacher, "--batch-size", size))
+            single[model, name].append(contend(name, part, teacher, "--batch-size", size, "--single", str(_SINGLE)))
             print(f"round {number + 1}, {model}, {name}: {runs[model, name][-1]['wall_s']:.2f} s", flush=True)
     reference = np.load(folders["teacher"] / "st.text.npy")
     slowest = statistics.median(run["wall_s"] for run in runs["teacher", "st"])
@@ -85,6 +91,11 @@ def main() -> None:
                 "model": model,
                 "contender": NAMES[name],
                 **summary(results, slowest, *vectors, reference, scores),
+                **({"batch": sizes[name]} if name in sizes else {}),
+                **{
+                    f"{part}_ms": round(statistics.median(run[part] for run in single[model, name]), 3)
+                    for part in _PARTS
+                },
                 "seconds_of_rounds": [round(run["wall_s"], 3) for run in results],
             }
         )

@@ -28,7 +28,7 @@ COLUMNS = (
 )
 GLUE_ROWS = ("scratch", "scratch-words", "frozen", "distilled")
 _OF_STUDENTS = {"OnnxStudent.encode, int8": "int8", "Student.encode, bfloat16": "bf16"}
-_SPEEDS = ("sentences_per_second", "ratio", "sentences_per_cpu_second")
+_SPEEDS = ("sentences_per_second", "ratio", "sentences_per_cpu_second", "p50_ms", "p99_ms")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
     """What is known of the student in a folder."""
-    record, measured, export = (read(folder / name) for name in ("distillation.json", "eval.json", "onnx/export.json"))
+    record, measured = (read(folder / name) for name in ("distillation.json", "eval.json"))
     student, training = record["student"], record["training"]
     row: dict[str, Any] = {
         "kind": "student",
@@ -49,14 +49,13 @@ def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
         "parameters": measured["size"]["parameters"],
         "megabytes": round(measured["size"]["megabytes"], 1),
         "export_megabytes": round(sum(file.stat().st_size for file in _exported(folder)) / 1e6, 1) or None,
-        "export_latency_ms": export.get("latency_ms", {}).get("onnxruntime", {}),
         **{name: round(measured["held_out"][name], 4) for name in ("cosine", "rank_agreement", *RECALL)},
         "sts_spearman": round(measured["sts_spearman"]["student"], 4),
     }
     for found in speed.get("rows", []):
         if found["model"] == folder.name:
             kind = _OF_STUDENTS[found["contender"]]
-            row |= {f"{kind}_{name}": found[name] for name in _SPEEDS}
+            row |= {f"{kind}_{name}": found[name] for name in _SPEEDS if name in found}
     return row
 
 
@@ -114,7 +113,7 @@ def student_cells(row: dict[str, Any]) -> list[str]:
         cell(row.get("int8_sentences_per_second"), ",.0f"),
         cell(row.get("int8_ratio"), ".0f"),
         cell(row.get("int8_sentences_per_cpu_second"), ",.0f"),
-        cell(row["export_latency_ms"].get("p50"), ".2f"),
+        cell(row.get("int8_p50_ms"), ".2f"),
         *(f"{row[name]:.3f}" for name in ("cosine", *RECALL, "sts_spearman")),
     ]
 
@@ -127,7 +126,8 @@ def teacher_cells(row: dict[str, Any]) -> list[str]:
         f"{row['sentences_per_second']:,.0f}",
         f"{row['ratio']:.{0 if row['ratio'] > 10 else 1}f}",
         f"{row['sentences_per_cpu_second']:,.0f}",
-        *("", ""),
+        cell(row.get("p50_ms"), ".2f"),
+        "",
         *(f"{row[name]:.3f}" for name in (*RECALL, "sts_spearman")),
     ]
 
