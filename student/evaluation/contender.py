@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 Encode = Callable[[list[str]], Any]
+# All contenders encode the same sentences, and the fast ones again until so much time has passed.
 _SECONDS = 0.2
-_SINGLE_CALLS = 150
-# A call that would take longer is left out: the rate of fewer or shorter sentences stands for it.
+_SINGLE_CALLS = 64
+_FEWEST_SENTENCES = 128
+# No longer than this: of slow contenders fewer sentences stand for the rest. A call that would take longer is left out.
 LONGEST_S = 5.0
 
 
@@ -155,41 +157,46 @@ def one_round(encode: Encode, texts: dict[str, Any], number: int) -> dict[str, A
     """
     sentences = texts["sentences"]
     by_batch: dict[str, float] = {}
-    latency: list[float] = []
-    started = time.perf_counter()
-    while len(latency) < _SINGLE_CALLS and (len(latency) < 5 or time.perf_counter() - started < _SECONDS):
-        latency.append(_seconds(encode, [sentences[(number * _SINGLE_CALLS + len(latency)) % len(sentences)]]))
+    latency = _times(encode, _calls(sentences, 1, _SINGLE_CALLS, number))
     rate = len(latency) / sum(latency)
     for size in texts["batch_sizes"]:
         if size / rate > LONGEST_S:
             break
         if size > 1:
-            rate = _rate(encode, sentences, size, number)
+            times = _times(encode, _calls(sentences, size, -(-_FEWEST_SENTENCES // size), number))
+            rate = size * len(times) / sum(times)
         by_batch[str(size)] = rate
     by_length: dict[str, float] = {}
     seconds_a_token = 0.0
     for length, cut in texts["by_length"].items():
         if seconds_a_token * int(length) * len(cut) > LONGEST_S:
             break
-        by_length[length] = _rate(encode, cut, len(cut), 0)
+        times = _times(encode, [cut])
+        by_length[length] = len(cut) * len(times) / sum(times)
         seconds_a_token = 1 / by_length[length] / int(length)
     return {"latency_ms": [1000 * seconds for seconds in latency], "by_batch": by_batch, "by_length": by_length}
 
 
-def _rate(encode: Encode, sentences: list[str], size: int, number: int) -> float:
-    """Sentences a second in calls with `size` sentences each."""
-    done, spent, first = 0, 0.0, number * size
+def _calls(sentences: list[str], size: int, count: int, number: int) -> list[list[str]]:
+    """A round's calls, `count` of `size` sentences each."""
+    places = range(number * size * count, (number + 1) * size * count)
+    round_of = [sentences[place % len(sentences)] for place in places]
+    return [round_of[first : first + size] for first in range(0, size * count, size)]
+
+
+def _times(encode: Encode, calls: list[list[str]]) -> list[float]:
+    """Seconds of each call; whole passes over them, until they are long enough to tell."""
+    times: list[float] = []
+    spent = 0.0
     while spent < _SECONDS:
-        call = [sentences[(first + place) % len(sentences)] for place in range(size)]
-        spent += _seconds(encode, call)
-        done, first = done + size, first + size
-    return done / spent
-
-
-def _seconds(encode: Encode, sentences: list[str]) -> float:
-    started = time.perf_counter()
-    encode(sentences)
-    return time.perf_counter() - started
+        for call in calls:
+            started = time.perf_counter()
+            encode(call)
+            times.append(time.perf_counter() - started)
+            spent += times[-1]
+            if spent > LONGEST_S:
+                return times
+    return times
 
 
 def spearman(encode: Encode, pairs: dict[str, Any]) -> float:
