@@ -11,7 +11,7 @@ first, *rest = Student.load("wiki-small").encode(sentences)
 print(f"the packaged student, wiki-small, on {query!r}:")
 print("\n".join(f"  {first @ vector:6.3f}  {other}" for vector, other in zip(rest, others)))
 END
-sd sample --out wiki.txt
+sd sample --out wiki.txt --overwrite
 sd embed --corpus wiki.txt --out shards/ --teacher minilm
 sd train-student --shards shards/ --overwrite
 sd eval ${1:+--glue-dir "$1"}
