@@ -64,7 +64,8 @@ def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[Block]:
             "takes less"
         ) from error
     finally:
-        for child in multiprocessing.active_children():
+        # What Python 3.14 calls terminate_workers: shutdown alone would wait until their files are read.
+        for child in list(pool._processes.values()):
             child.terminate()
         pool.shutdown(cancel_futures=True)
 

@@ -1,3 +1,6 @@
+import multiprocessing
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -77,7 +80,16 @@ def test_several_processes_make_the_plan_of_one(tmp_path, monkeypatch):
     alone = make_plan(corpus, SentenceRules(), 20, {}, lambda n: None)
     monkeypatch.setattr(scan, "_PARALLEL_BYTES", 0)
     monkeypatch.setattr(scan, "cores", lambda: 2)
-    assert make_plan(corpus, SentenceRules(), 20, {}, lambda n: None).hash == alone.hash
+    # A child of whoever calls is none of the scan's.
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    other.start()
+    try:
+        assert make_plan(corpus, SentenceRules(), 20, {}, lambda n: None).hash == alone.hash
+        other.join(0.5)
+        assert other.is_alive()
+    finally:
+        other.kill()
+        other.join()
 
 
 @pytest.mark.parametrize("block", [1, 3, 8])
