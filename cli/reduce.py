@@ -123,6 +123,10 @@ def _compare(
 
     full, distillation = load_student(folder), load_distillation(folder)
     wanted = dims or usual_dims(full.dim)
+    if not wanted:
+        raise UserError(
+            f"{name} has only {full.dim} dimensions; name the widths to compare with --dims 2,4 for example"
+        )
     require_narrower(wanted, full.dim)
     if not (shards or corpus or Path(distillation["shards"]).exists()):
         raise UserError(f"the shards of {name} are not here; name text with --corpus, or shards with --shards")

@@ -74,6 +74,16 @@ def test_a_weight_beyond_float16_is_refused(sd, student_folder, tmp_path, capsys
     assert "keep this student in float32" in capsys.readouterr().err
 
 
+def test_a_student_that_is_narrow_already_is_told_how_to_go_on(sd, student_folder, shards, tmp_path, capsys):
+    narrow = tmp_path / "narrow"
+    assert sd("reduce", student_folder, "--shards", shards, "--dim", "8", "--out", narrow) == 0
+    capsys.readouterr()
+    assert sd("reduce", narrow, "--shards", shards) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "has only 8 dimensions; name the widths to compare with --dims" in line
+    assert sd("reduce", narrow, "--shards", shards, "--dims", "2,4") == 0
+
+
 def test_few_sentences_to_measure_with_are_warned_of(sd, student_folder, tmp_path, capsys):
     (tmp_path / "few.txt").write_text("\n".join(make_sentences(100)), encoding="utf-8")
     assert sd("reduce", student_folder, "--corpus", tmp_path / "few.txt") == 0
