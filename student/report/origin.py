@@ -117,7 +117,9 @@ def environments(files: StudentFiles) -> Table | None:
         (SPEED, files.speed),
     ):
         with files.using(name):
-            if isinstance(found := content.get("environment"), dict):
+            for found in content.get("environments", [content.get("environment")]):
+                if not isinstance(found, dict):
+                    continue
                 versions = ", ".join(f"{package} {version}" for package, version in found.get("versions", {}).items())
                 cells = (str(found.get(key, "")) for key in ("date", "cpu", "cores", "system", "python"))
                 rows.append([Cell("training" if name == DISTILLATION else name), *map(Cell, cells), Cell(versions)])
@@ -146,14 +148,19 @@ def _shown(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return ", ".join(map(_written, value))
+    return _written(value)
+
+
+def _written(value: Any) -> str:
+    """In full, as the options take it: no option of a time takes 1e+06."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _option(name: str, value: Any) -> Iterator[str]:
     yield f"--{name.replace('_', '-')}"
     values = value if isinstance(value, list | tuple) else [value]
-    yield shlex.quote(",".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values))
+    yield shlex.quote(",".join(map(_written, values)))
 
 
 def _embed_options(record: dict[str, Any]) -> list[str]:

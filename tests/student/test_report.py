@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import shutil
 import sys
 
@@ -233,6 +234,20 @@ def test_commands_repeat_the_options_that_were_not_the_default(sd, student):
     assert "--pooling mean --layers 2 --shard-rows 200 --dtype float32" in html
     assert "--embedding-dim 16 --hidden 16 --layers 1 --batch-size 16 --held-out 0.1" in html
     assert "--weight-decay" not in html
+
+
+def test_commands_repeat_options_to_the_last_digit(sd, student):
+    from sentence_distill.cli.train_student import train_student
+
+    record = json.loads((student / "distillation.json").read_text())
+    record["training"] |= {"learning_rate": 0.0012345678, "train_fraction": 0.3333333333, "max_time": 1e6}
+    (student / "distillation.json").write_text(json.dumps(record))
+    html = page(sd, student)
+    command = next(line for line in re.sub("<.*?>", "", html).splitlines() if "sd train-student" in line)
+    parameters = train_student.make_context("train-student", shlex.split(command)[2:]).params
+    assert {name: parameters[name] for name in ("learning_rate", "train_fraction", "max_time")} == {
+        name: record["training"][name] for name in ("learning_rate", "train_fraction", "max_time")
+    }
 
 
 @pytest.mark.parametrize(
