@@ -208,7 +208,10 @@ def markdown(table: "Table", groups: int | None = None) -> str:
 
 
 def _parts(title: str, parts: list[dict[str, Any]]) -> str:
-    ranges = [f"{part['least']:,} to {part['most']:,}" if part["most"] else f"from {part['least']:,}" for part in parts]
+    ranges = [
+        f"from {part['least']:,}" if part["most"] is None else f"{part['least']:,} to {part['most']:,}"
+        for part in parts
+    ]
     cosines = [f"{part['cosine']:.3f}" for part in parts]
     rows = ([title, *ranges], ["---", *("---:" for _ in parts)], ["cosine to the teacher", *cosines])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -21,6 +21,10 @@ EVALUATED = {
             {"least": 1, "most": 8, "rows": 60, "cosine": 0.91},
             {"least": 9, "most": None, "rows": 40, "cosine": 0.88},
         ],
+        "by_frequency": [
+            {"least": 0, "most": 0, "rows": 50, "cosine": 0.8},
+            {"least": 1, "most": 2000, "rows": 50, "cosine": 0.95},
+        ],
     },
     "sentences_per_second": {"student": 2161.0, "teacher": 434.0},
     "sts_spearman": {"student": 0.834, "teacher": 0.867},
@@ -56,6 +60,7 @@ def test_the_card_shows_what_sd_eval_measured_of_student_and_teacher(distillatio
     assert "| sentences a second | 2,161 | 434 |" in card
     assert "| recall of the teacher's 10 nearest neighbours, held out | 0.54 |" in card
     assert "| Tokens of the sentence | 1 to 8 | from 9 |" in card
+    assert "| 0 to 0 | 1 to 2,000 |" in card
 
 
 def test_figures_of_glue_and_of_speed_are_shown_where_they_are_known(distillation):
