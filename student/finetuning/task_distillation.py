@@ -40,8 +40,8 @@ class TaskTeacher:
         located: the pre-trained teacher.
         folder: where the tasks' folders go.
         fitter: how it is fine-tuned.
-        synthetic: augmented examples of a task, about; each of its own has at least one copy and at most 20, as many as
-            Tang et al. made.
+        synthetic: augmented examples of a task, about; 0 makes none. Each of its own examples has the same number of
+            copies, at most 20, as many as Tang et al. made.
     """
 
     located: Located
