@@ -95,10 +95,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what writers that died left in a folder of shards; files of others are not touched."""
+    """Remove what runs that died left in a folder of shards, whose lock is held; files of others are not touched."""
     for pattern in ("shard-*", "plan.*", "manifest.json*", "rejected.jsonl*", "teacher/*"):
         for path in folder.glob(pattern + TEMPORARY):
             path.unlink(missing_ok=True)
+    # Of jobs of --slice: none is alive while another holds the folder for itself.
+    for path in folder.glob(".lock-*-of-*"):
+        path.unlink(missing_ok=True)
 
 
 def dump_json(value: dict[str, Any]) -> bytes:

@@ -37,6 +37,8 @@ def test_shares_of_an_array_and_a_merge_leave_the_bytes_of_one_run(sd, arguments
     assert sd("shards", "merge", out) == 1
     assert "lacks 2 of 5 shards, the first is shard-00001.arrow" in capsys.readouterr().err
     assert sd(*arguments, "--out", out, "--slice", "2/3") == 0
+    # As a job leaves it that is killed.
+    (out / ".lock-2-of-3").write_text("1")
     assert sd("shards", "merge", out) == 0
     assert contents(out) == contents(shards)
 
