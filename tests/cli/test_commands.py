@@ -39,13 +39,15 @@ def test_help_reads_well_and_imports_nothing_heavy(command):
         (["embed", "--corpus", "x", "--engine", "ray", "--devices", "all"], 2, "leave --device and --devices out"),
         (["embed", "--corpus", "x", "--device", "cpu", "--devices", "0"], 2, "give one of them"),
         (["embed", "--corpus", "x", "--plan-only", "--slice", "1/2"], 2, "of the whole corpus"),
-        (["shards", "merge", "no-such"], 1, "has no plan"),
+        (["embed", "--corpus", "x", "--max-tokens", "0"], 2, "--max-tokens"),
+        (["shards", "merge", "no-such"], 1, "no folder no-such; check the name"),
+        (["shards", "merge", "."], 1, "holds no shards"),
         (["train-student", "--shards", "s3://bucket/shards"], 1, "copy them to a local folder first"),
         (["train-student", "--shards", "no-such"], 1, "sd embed --corpus"),
         (["eval", "--student", "no-such"], 1, "sd train-student"),
         (["eval", "--glue", "--tasks", "nope"], 2, "none of CoLA"),
         (["shards", "no-such"], 1, "sd embed --corpus"),
-        (["shards", "verify", "no-such"], 1, "manifest.json"),
+        (["shards", "verify", "no-such"], 1, "no folder no-such; check the name"),
         (["no-such"], 2, "No such command"),
         (["embed", "--corpus", "hf:some/thing", "--teacher", "minilm"], 1, "can't be had from the hub"),
         (["train-student", "--learning-rate", "-1"], 2, "--learning-rate"),
@@ -78,6 +80,16 @@ def test_standard_input_is_a_corpus(teacher_folder, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert b"2 sentences" in result.stdout
+
+
+def test_a_plan_of_standard_input_is_not_followed_by_jobs(tmp_path):
+    command = [sys.executable, "-m", "sentence_distill.cli", "embed", "--corpus", "-", "--out", tmp_path / "shards"]
+    result = subprocess.run(
+        [*command, "--plan-only"], input=b"The red cat ran. The old dog ran.\n", capture_output=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert b"with the same text on standard input" in result.stdout
+    assert b"--slice" not in result.stdout
 
 
 def test_a_student_is_not_overwritten_unless_asked(sd, shards, student_folder, capsys):
@@ -119,6 +131,15 @@ def test_the_sample_corpus_is_written_as_text(sd, tmp_path):
     lines = (tmp_path / "wiki.txt").read_text(encoding="utf-8").splitlines()
     assert len(lines) > 9000
     assert all(line.strip() for line in lines)
+
+
+def test_the_sample_corpus_replaces_a_file_only_when_asked_for(sd, tmp_path, capsys):
+    (tmp_path / "wiki.txt").write_text("One's own corpus.")
+    assert sd("sample", "--out", tmp_path / "wiki.txt") == 1
+    assert "wiki.txt is there already; name another file, or replace it with --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "wiki.txt").read_text() == "One's own corpus."
+    assert sd("sample", "--out", tmp_path / "wiki.txt", "--overwrite") == 0
+    assert len((tmp_path / "wiki.txt").read_text().splitlines()) > 9000
 
 
 def test_a_training_that_is_interrupted_goes_on_with_resume(shards, tmp_path):

@@ -29,7 +29,7 @@ from tests.docs.blocks import (
 # The machine has what they install.
 INSTALLERS = {"pip"}
 # What a page makes itself it does not find there.
-MADE_BY = {"embed": "shards", "train-student": "distilled"}
+MADE_BY = {"sample": "wiki.txt", "embed": "shards", "train-student": "distilled"}
 
 
 def pages(has: Callable[[Path], object]):
@@ -76,6 +76,7 @@ def make_room(arguments: list[str]) -> None:
     given = dict(pairwise(arguments)).get("--out", default).rstrip("/")
     if default and given == default and "--overwrite" not in arguments:
         shutil.rmtree(default, ignore_errors=True)
+        Path(default).unlink(missing_ok=True)
 
 
 @pytest.fixture

@@ -1,0 +1,31 @@
+"""The file that `--out` names, before anything is done for it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sentence_distill.data.errors import UserError
+
+if TYPE_CHECKING:
+    from sentence_distill.data.sources import Source
+
+
+def check_out_file(out: Path, sources: "Sequence[Source]", overwrite: bool) -> None:
+    """Refuse a file that can't be written, is read, or is there already.
+
+    Args:
+        out: the file.
+        sources: what the command reads.
+        overwrite: whether it may take the place of one that is there.
+
+    Raises:
+        UserError: it is refused.
+    """
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file in it")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    if any(source.is_file(out) for source in sources):
+        raise UserError(f"--out {out} is the input itself; name another file")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} is there already; name another file, or replace it with --overwrite")
