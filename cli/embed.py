@@ -74,7 +74,9 @@ if TYPE_CHECKING:
 @click.option("--language", default="en", show_default=True, help="Language of the splitter's rules.")
 @click.option("--min-words", default=3, show_default=True, help="Reject shorter sentences.")
 @click.option("--max-words", default=100, show_default=True, help="Reject longer sentences.")
-@click.option("--max-tokens", default=128, show_default=True, help="Reject sentences with more tokens.")
+@click.option(
+    "--max-tokens", default=128, show_default=True, type=click.IntRange(1), help="Reject sentences with more tokens."
+)
 @click.option(
     "--shard-rows",
     default=16_384,
@@ -179,7 +181,7 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
     stopped = f"stopped; the shards in {out} stay, and the same command goes on from there"
     if located is None:
         with stopped_by_signals(stopped):
-            _plan(corpus, config, folder, progress)
+            _plan(corpus, config, folder, progress, jobs="-" not in corpora)
         return
     if located.notice:
         progress.log(f"note: {located.notice} ({located.reason})")
@@ -216,7 +218,8 @@ def _config(options: dict[str, Any], pairs: bool) -> "EmbedConfig":
     )
 
 
-def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progress") -> None:
+def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progress", *, jobs: bool) -> None:
+    """Make the plan and say what follows; `jobs` is whether --slice can read the corpus."""
     from sentence_distill.pipeline.embed import make_folder, make_or_load_plan
     from sentence_distill.pipeline.lock import lock_folder
 
@@ -225,7 +228,8 @@ def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progres
         plan = make_or_load_plan(corpus, config, out, progress)
     click.echo(
         f"{out}: a plan of {plan.rows:,} sentences in {len(plan.slices):,} slices\n"
-        f"next: the same command without --plan-only, or as jobs with --slice 1/N to N/N"
+        "next: the same command without --plan-only, "
+        + ("or as jobs with --slice 1/N to N/N" if jobs else "with the same text on standard input")
     )
 
 

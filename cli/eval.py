@@ -107,10 +107,9 @@ def evaluate(
         evaluate_mteb(models, mteb, json_file)
     else:
         evaluate_intrinsic(models, shards, _sts_file(sts, glue_dir), teacher, json_file)
-    click.echo(
-        f"figures: {json_file}"
-        + (f"\nnext: sd eval --glue {models[0]}" if kind == "eval" and not _is_packaged(models[0]) else "")
-    )
+    click.echo(f"figures: {json_file}")
+    if kind == "eval" and (students := _own_students(models)):
+        click.echo(f"next: sd eval --glue {students[0]}")
 
 
 def _refuse_unread(context: click.Context, kind: str) -> None:
@@ -124,9 +123,10 @@ def _refuse_unread(context: click.Context, kind: str) -> None:
 def _models(models: tuple[str, ...], student: str | None) -> tuple[str, ...]:
     if models and student:
         raise click.UsageError("--student is the same as one MODEL; give one of them")
+    if student:
+        return (student,)
     if not models:
-        model = student or DEFAULT_STUDENT
-        return (model if _is_packaged(model) else str(_require_student(model)),)
+        return (str(_require_student(DEFAULT_STUDENT)),)
     if len(set(models)) < len(models):
         raise click.UsageError("a MODEL is named twice")
     return models
@@ -153,12 +153,18 @@ def _require_student(folder: str) -> Path:
     return Path(folder)
 
 
+def _own_students(models: tuple[str, ...]) -> list[str]:
+    """Those that are folders of the user's: not packaged ones, nor those of the hub."""
+    from sentence_distill.student.evaluation.models import is_student
+
+    return [model for model in models if is_student(model)]
+
+
 def _default_json(models: tuple[str, ...], name: str) -> Path:
     """In the first student's folder; that there is none shows before anything is loaded or measured."""
-    from sentence_distill.student.evaluation.models import find_model, is_student
+    from sentence_distill.student.evaluation.models import find_model
 
-    students = [model for model in models if is_student(model)]
-    if students:
+    if students := _own_students(models):
         return Path(students[0]) / name
     for model in models:
         find_model(model)

@@ -73,10 +73,12 @@ def list_(folder: Path) -> None:
 def verify(folder: Path) -> None:
     """Check every checksum, count and row of a folder; exit with 1 where something is wrong."""
     from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.pipeline.manifest import load_manifest
+    from sentence_distill.pipeline.manifest import load_manifest, require_shards
     from sentence_distill.pipeline.verify import verify_folder
 
     manifest = load_manifest(folder)
+    if manifest is None:
+        require_shards(folder)
     with ConsoleProgress().task("verify", len(manifest["shards"]) if manifest else 0, "shards") as advance:
         problems = verify_folder(folder, advance)
     for problem in problems:
@@ -97,11 +99,12 @@ def merge(folder: Path) -> None:
     from sentence_distill.data.errors import UserError
     from sentence_distill.pipeline.files import remove_temporaries
     from sentence_distill.pipeline.lock import lock_folder
-    from sentence_distill.pipeline.manifest import PLAN, close_folder
+    from sentence_distill.pipeline.manifest import PLAN, close_folder, require_shards
     from sentence_distill.pipeline.plan import Plan
 
     plan = Plan.load(folder / PLAN)
     if plan is None:
+        require_shards(folder)
         raise UserError(f"{folder} has no plan, or a damaged one; make it: sd embed --slice 1/N --out {folder}")
     with lock_folder(folder):
         remove_temporaries(folder)

@@ -37,16 +37,25 @@ def require_manifest(folder: Path) -> dict[str, Any]:
     """
     manifest = load_manifest(folder)
     if manifest is None:
-        if not folder.is_dir():
-            raise UserError(f"no folder {folder}; make one: sd embed --corpus wiki.txt --out {folder}")
-        if not any(folder.glob("shard-*.arrow")):
-            raise UserError(f"{folder} holds no shards; make them: sd embed --corpus wiki.txt --out {folder}")
+        require_shards(folder)
         raise UserError(
             f"{folder} is not complete: its {MANIFEST} is missing or damaged; run sd embed again to finish it"
         )
     if manifest["format"] != FORMAT_VERSION:
         raise UserError(f"{folder} has shard format {manifest['format']}, this version reads {FORMAT_VERSION}")
     return manifest
+
+
+def require_shards(folder: Path) -> None:
+    """Refuse a name that is no folder of shards, a mistyped one for example.
+
+    Raises:
+        UserError: the folder is not there, or holds no shard at all.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}; check the name, or make it: sd embed --corpus wiki.txt --out {folder}")
+    if not any(folder.glob("shard-*.arrow")):
+        raise UserError(f"{folder} holds no shards; make them: sd embed --corpus wiki.txt --out {folder}")
 
 
 def require_shard(shard: Path, entry: dict[str, Any]) -> None:

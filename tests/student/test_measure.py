@@ -192,6 +192,14 @@ def test_models_stand_side_by_side_in_one_file(sd, student_folder, teacher_folde
     assert "rank agreement" in shown
 
 
+def test_what_to_do_next_names_a_student_that_can_be_fine_tuned(sd, student_folder, teacher_folder, tmp_path, capsys):
+    shown = run(sd, capsys, teacher_folder, student_folder, "--json", tmp_path / "both.json")
+    assert shown.splitlines()[-1] == f"next: sd eval --glue {student_folder}"
+    # --student is the same as one MODEL, which need be no student.
+    shown = run(sd, capsys, "--student", teacher_folder, "--json", tmp_path / "one.json")
+    assert shown.splitlines()[-1] == f"figures: {tmp_path / 'one.json'}"
+
+
 def test_a_model_called_teacher_keeps_its_figures_beside_the_students_teacher(
     sd, student_folder, teacher_folder, tmp_path, capsys
 ):
