@@ -112,6 +112,7 @@ def _add_export(field: Field, name: str, student: Path) -> None:
     """Let a student's export take part where it has one."""
     folder = student / DEFAULT
     if not folder.exists():
+        field.skipped[f"{name} (ONNX Runtime)"] = f"no export; make one: sd export {student} --onnx --int8"
         return
     try:
         record = read_record(folder)

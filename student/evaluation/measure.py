@@ -8,21 +8,19 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
-from sentence_distill.pipeline.manifest import require_manifest
 from sentence_distill.pipeline.precision import pick_precision
-from sentence_distill.pipeline.shards import shard_texts
 from sentence_distill.student.config import TrainConfig
 from sentence_distill.student.evaluation.buckets import by_frequency, by_length
 from sentence_distill.student.evaluation.models import Encode, Model, free_name, open_teacher
 from sentence_distill.student.evaluation.reference import Reference, is_own, own_shards
 from sentence_distill.student.evaluation.retrieval import recall_figures
+from sentence_distill.student.evaluation.texts import sentences_of_shards
 from sentence_distill.student.fidelity import fidelity, paired_rank_agreement, public_targets
 from sentence_distill.student.model import encode_tokens
 
@@ -173,11 +171,13 @@ def _across_widths(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, fl
 
 
 def _measure_speed(columns: Sequence[Model], shards: Path, measured: Measured) -> None:
-    if sentences := sample_sentences(shards):
-        for name, rate in speed({model.name: model.timed for model in columns}, sentences).items():
-            measured.models[name]["sentences_per_second"] = rate
-    else:
-        measured.skipped["speed"] = "the shards keep no text (--no-text)"
+    try:
+        sentences = sentences_of_shards(shards, TIMED_SENTENCES)
+    except UserError as error:
+        measured.skipped["speed"] = str(error)
+        return
+    for name, rate in speed({model.name: model.timed for model in columns}, sentences).items():
+        measured.models[name]["sentences_per_second"] = rate
 
 
 def sts_spearman(encode: Encode, examples: Examples) -> float:
@@ -185,15 +185,6 @@ def sts_spearman(encode: Encode, examples: Examples) -> float:
     first, second = (torch.from_numpy(encode(column)) for column in examples.texts)
     cosines = functional.cosine_similarity(first, second, dim=1).numpy()
     return float(spearmanr(cosines, examples.labels).statistic)
-
-
-def sample_sentences(shards: Path, count: int = TIMED_SENTENCES) -> list[str]:
-    """The first sentences of the first shard, for timing; none where the shards keep no text."""
-    manifest = require_manifest(shards)
-    if not manifest["fingerprint"]["keep_text"]:
-        return []
-    first = manifest["shards"][0]
-    return shard_texts(shards / first["shard"], np.arange(min(count, first["rows"])))
 
 
 def speed(encoders: dict[str, Encode], sentences: Sequence[str]) -> dict[str, float]:

@@ -13,40 +13,26 @@ _CHUNK_ROWS = 512
 def recall_figures(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
     """How many of each row's nearest neighbours by `targets` are among its nearest, and its candidates, by `vectors`.
 
-    Args:
-        vectors: float32[n, dim of the student].
-        targets: float32[n, dim of the teacher].
-    """
-    nearest, candidates = _recalls(vectors, targets, NEIGHBOURS, (NEIGHBOURS, CANDIDATES))
-    return {f"recall_at_{NEIGHBOURS}": nearest, f"recall_at_{NEIGHBOURS}_among_{CANDIDATES}": candidates}
-
-
-def recall_of_neighbours(
-    vectors: torch.Tensor, targets: torch.Tensor, k: int = NEIGHBOURS, *, among: int | None = None
-) -> float:
-    """Share of each row's k nearest neighbours by `targets` that are among its k, or `among`, nearest by `vectors`.
-
-    Nearest by cosine, among all other rows; the mean over rows. The two may have different widths.
+    Nearest by cosine, among all other rows; the mean over rows. Of few rows there are fewer neighbours.
 
     Args:
         vectors: float32[n, dim of the student].
         targets: float32[n, dim of the teacher].
-        k: neighbours; fewer where there are not so many other rows.
-        among: how many of `vectors` count as found, the same number by default.
+
+    Returns:
+        "recall_at_10" and "recall_at_10_among_100".
     """
-    return _recalls(vectors, targets, k, (among or k,))[0]
-
-
-def _recalls(vectors: torch.Tensor, targets: torch.Tensor, k: int, among: tuple[int, ...]) -> list[float]:
-    """For each number in `among` the recall; the similarities of all are computed once."""
-    rows, k, most = len(targets), min(k, len(targets) - 1), min(max(among), len(targets) - 1)
+    rows = len(targets)
+    wanted, most = min(NEIGHBOURS, rows - 1), min(CANDIDATES, rows - 1)
     mine, theirs = functional.normalize(vectors, dim=1), functional.normalize(targets, dim=1)
+    # By the place that each found neighbour has among the nearest by `vectors`.
     found = torch.zeros(most, dtype=torch.int64)
     for first in range(0, rows, _CHUNK_ROWS):
         chunk = slice(first, min(first + _CHUNK_ROWS, rows))
-        wanted, got = _nearest(theirs, chunk, k), _nearest(mine, chunk, most)
-        found += (wanted[:, :, None] == got[:, None, :]).sum(dim=(0, 1))
-    return [int(found[:number].sum()) / (rows * k) for number in among]
+        sought, got = _nearest(theirs, chunk, wanted), _nearest(mine, chunk, most)
+        found += (sought[:, :, None] == got[:, None, :]).sum(dim=(0, 1))
+    nearest, candidates = (int(found[:places].sum()) / (rows * wanted) for places in (wanted, most))
+    return {f"recall_at_{NEIGHBOURS}": nearest, f"recall_at_{NEIGHBOURS}_among_{CANDIDATES}": candidates}
 
 
 def _nearest(unit: torch.Tensor, chunk: slice, k: int) -> torch.Tensor:

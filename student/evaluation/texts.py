@@ -23,7 +23,9 @@ def sentences_of_shards(shards: Path, count: int = SENTENCES) -> list[str]:
     """
     manifest = require_manifest(shards)
     if not manifest["fingerprint"]["keep_text"]:
-        raise UserError(f"{shards} keeps no text (--no-text); name a file of sentences: --sentences FILE")
+        raise UserError(
+            f"{shards} keeps no text (--no-text); sd eval --speed --sentences FILE takes a file of sentences"
+        )
     entries = manifest["shards"]
     ends = np.cumsum([entry["rows"] for entry in entries])
     rows = np.unique(np.linspace(0, ends[-1] - 1, min(count, int(ends[-1]))).astype(np.int64))

@@ -58,6 +58,8 @@ class Results:
         self.identity = json.loads(json.dumps(identity))
         self.rows: dict[str, dict[str, list[Result]]] = {}
         self.skipped: dict[str, str] = {}
+        # Of all days and machines that added a figure, so that none passes for the last one's.
+        self._environments: list[dict[str, Any]] = []
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             self._require_same({name: found.get(name) for name in self.identity})
@@ -65,6 +67,7 @@ class Results:
                 row: {task: [Result(**result) for result in results] for task, results in tasks.items()}
                 for row, tasks in found["rows"].items()
             }
+            self._environments = found["environments"] if "environments" in found else [found["environment"]]
         except FileNotFoundError:
             pass
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -102,7 +105,9 @@ class Results:
             row: {task: [asdict(result) for result in results] for task, results in tasks.items()}
             for row, tasks in self.rows.items()
         }
-        figures = {**self.identity, "environment": environment(), "rows": rows, "skipped": self.skipped}
+        if (now := environment()) not in self._environments:
+            self._environments.append(now)
+        figures = {**self.identity, "environments": self._environments, "rows": rows, "skipped": self.skipped}
         write_atomically(self.path, (json.dumps(figures, indent=1) + "\n").encode())
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Advance
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.evaluation.retrieval import recall_of_neighbours
+from sentence_distill.student.evaluation.retrieval import recall_figures
 from sentence_distill.student.fidelity import paired_rank_agreement
 from sentence_distill.student.folder import save_student
 from sentence_distill.student.model import Student, encode_tokens
@@ -113,7 +113,7 @@ def compare_dims(
         for prefix, reference in (("", vectors), ("teacher_", teacher)):
             if reference is not None:
                 figures[f"{prefix}rank_agreement"] = paired_rank_agreement(narrow, reference)
-                figures[f"{prefix}recall_at_10"] = recall_of_neighbours(narrow, reference)
+                figures[f"{prefix}recall_at_10"] = recall_figures(narrow, reference)["recall_at_10"]
         found.append(figures)
     return found
 

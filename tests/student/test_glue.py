@@ -103,7 +103,11 @@ def test_a_run_that_was_stopped_makes_only_what_is_missing(sd, student_folder, g
     out = tmp_path / "glue.json"
     options = ("--tasks", "sst-2", "--epochs", "2")
     first = glue(sd, student_folder, glue_dir, out, *options)["rows"]["distilled"]["SST-2"]
-    both = glue(sd, student_folder, glue_dir, out, *options, "--seeds", "2")["rows"]["distilled"]["SST-2"]
+    # As if those were made elsewhere.
+    out.write_text(out.read_text().replace('"system": "', '"system": "another '))
+    figures = glue(sd, student_folder, glue_dir, out, *options, "--seeds", "2")
+    both = figures["rows"]["distilled"]["SST-2"]
+    assert [environment["system"].startswith("another") for environment in figures["environments"]] == [True, False]
     assert both[0] == first[0]
     assert [result["seed"] for result in both] == [0, 1]
     # Figures of other options are neither mixed in nor lost.

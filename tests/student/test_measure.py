@@ -16,7 +16,7 @@ from sentence_distill.student.evaluation.models import (
     short_names,
 )
 from sentence_distill.student.evaluation.reference import Reference
-from sentence_distill.student.evaluation.retrieval import recall_of_neighbours
+from sentence_distill.student.evaluation.retrieval import recall_figures
 from sentence_distill.student.folder import load_distillation
 from sentence_distill.student.sharing.card import model_card
 from sentence_distill.student.training.stream import ShardStream
@@ -30,6 +30,7 @@ def neighbours(vectors: torch.Tensor, row: int, k: int) -> set[int]:
 
 def test_recall_counts_the_neighbours_that_both_find(monkeypatch):
     monkeypatch.setattr("sentence_distill.student.evaluation.retrieval._CHUNK_ROWS", 7)
+    monkeypatch.setattr("sentence_distill.student.evaluation.retrieval.CANDIDATES", 20)
     generator = torch.Generator().manual_seed(0)
     targets = torch.randn(50, 8, generator=generator)
     vectors = torch.cat([targets[:, :4], torch.randn(50, 1, generator=generator)], dim=1)
@@ -38,16 +39,13 @@ def test_recall_counts_the_neighbours_that_both_find(monkeypatch):
         for among in (10, 20)
     }
     assert 0.2 < found[10] < found[20] < 0.99
-    assert recall_of_neighbours(vectors, targets) == pytest.approx(found[10])
-    assert recall_of_neighbours(vectors, targets, among=20) == pytest.approx(found[20])
-    assert recall_of_neighbours(targets, targets) == 1
+    assert list(recall_figures(vectors, targets).values()) == pytest.approx([found[10], found[20]])
+    assert list(recall_figures(targets, targets).values()) == [1, 1]
 
 
 def test_few_rows_have_as_many_neighbours_as_there_are():
     targets = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    assert recall_of_neighbours(-targets, targets) == 1
-    assert recall_of_neighbours(targets, targets, k=1) == 1
-    assert recall_of_neighbours(-targets, targets, k=1, among=100) == 1
+    assert recall_figures(-targets, targets) == {"recall_at_10": 1, "recall_at_10_among_100": 1}
 
 
 def test_every_row_falls_into_one_length():
