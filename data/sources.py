@@ -2,19 +2,21 @@
 
 import io
 import lzma
+import os
 import re
 import sys
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from sentence_distill.data.errors import UserError
 
@@ -87,13 +89,30 @@ def _expand(location: str, leave_out: Path | None) -> list[Source]:
         root = path if fs.isdir(path) else _WILDCARD.split(path)[0].rsplit("/", 1)[0]
         matched = [path] if fs.isdir(path) else fs.glob(path) if _WILDCARD.search(path) else []
         files = {file for match in matched for file in (fs.find(match) if fs.isdir(match) else [match])}
-        own = f"{leave_out.resolve()}/" if isinstance(leave_out, Path) else "\0"
-        found = [f for f in sorted(files) if not _hidden(f[len(root) :]) and not f.startswith(own)]
+        own = _files_in(fs, files, leave_out) if leave_out is not None else set()
+        found = [f for f in sorted(files - own) if not _hidden(f[len(root) :])]
         if not found:
             raise UserError(f"corpus {location!r} is not there, or holds no file; check the path")
         return [_source(fs, file, file[len(root) :].lstrip("/")) for file in found]
-    except (OSError, ValueError, ImportError, TypeError) as error:
-        raise UserError(f"corpus {location!r} can't be opened: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # wrong credentials, say: each store has errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"corpus {location!r} can't be opened: {reason}") from error
+
+
+def _files_in(fs: fsspec.AbstractFileSystem, files: set[str], folder: Path) -> set[str]:
+    """Those of `files` that lie in `folder`, a local one by whatever links, or one of an object store."""
+    if isinstance(fs, LocalFileSystem):
+        if not isinstance(folder, Path):
+            return set()
+        real = {parent: os.path.realpath(parent) for parent in {os.path.dirname(file) for file in files}}
+        own = os.path.realpath(folder)
+        return {file for file in files if f"{real[os.path.dirname(file)]}/".startswith(f"{own}/")}
+    # A URL's folder is a `UPath`. The class stands for its protocol, of which stores have several names.
+    if isinstance(folder, Path) or not isinstance(fs, type(folder.fs)):
+        return set()
+    return {file for file in files if file.startswith(f"{folder.path.rstrip('/')}/")}
 
 
 def _hidden(relative: str) -> bool:
@@ -118,10 +137,47 @@ def open_source(source: Source) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer  # type: ignore[misc]
         return
     in_python = source.compression if source.compression != "zstd" else None
-    with fsspec.open(source.url, "rb", compression=in_python) as stream:
+    with closing(fsspec.open(source.url, "rb", compression=in_python)) as file:
+        with _named_errors():
+            stream = file.open()
         if source.compression == "zstd":
             stream = pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")
-        yield io.BufferedReader(stream, _BUFFER)
+        yield io.BufferedReader(_Named(stream), _BUFFER)
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """Make a `READ_ERRORS` of what a store or its network raises; each has errors of its own."""
+    try:
+        yield
+    except READ_ERRORS:
+        raise
+    except Exception as error:
+        raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+class _Named(io.RawIOBase):
+    """A stream all of whose errors are `READ_ERRORS`."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._stream.seekable())
+
+    def readinto(self, buffer: Any) -> int:
+        with _named_errors():
+            return int(self._stream.readinto(buffer))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _named_errors():
+            return int(self._stream.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
 
 
 @contextmanager

@@ -106,4 +106,7 @@ def _from_hub(name: str) -> Located:
 
     repo = _ALIASES.get(name, name)
     ask_hub(lambda: HfApi().model_info(repo, timeout=5))
-    return Located(Path(snapshot_download(repo, allow_patterns=_FILES, ignore_patterns=_ELSEWHERE)), repo)
+    try:
+        return Located(Path(snapshot_download(repo, allow_patterns=_FILES, ignore_patterns=_ELSEWHERE)), repo)
+    except Exception as error:  # whatever the client raises is the reason given to the user
+        raise HubUnreachable.of(error) from error

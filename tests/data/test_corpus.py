@@ -272,3 +272,54 @@ def test_formats_are_found_from_content_before_names(tmp_path):
     ]:
         (tmp_path / name).write_bytes(content)
         assert detect_format(Corpus.open([str(tmp_path / name)]).sources[0]) == kind
+
+
+def test_the_run_s_own_files_are_no_corpus_by_whatever_name_its_folder_goes(tmp_path):
+    for name in ("a.txt", "shards/plan.json", "shards-of-clay.txt"):
+        (tmp_path / "real" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "real" / name).write_text(name)
+    (tmp_path / "link").symlink_to("real")
+    for corpus in ("link", "real"):
+        for out in ("link", "real"):
+            found = texts(tmp_path / corpus, leave_out=tmp_path / out / "shards")
+            assert found == ["a.txt", "shards-of-clay.txt"], (corpus, out)
+
+
+def test_a_run_s_own_files_in_an_object_store_are_no_corpus(tmp_path):
+    import fsspec
+    from upath import UPath
+
+    for name in ("a.txt", "shards/plan.json", "shards-of-clay.txt"):
+        with fsspec.open(f"memory://all/{name}", "w") as file:
+            file.write(name)
+    assert texts("memory://all", leave_out=UPath("memory://all/shards")) == ["a.txt", "shards-of-clay.txt"]
+    (tmp_path / "a.txt").write_text("local")
+    assert texts(tmp_path, leave_out=UPath(f"memory:/{tmp_path}")) == ["local"]
+    assert len(texts("memory://all", leave_out=tmp_path)) == 3
+
+
+class OfAStore(Exception):
+    """What a store's client raises is no OSError: no credentials, a server that drops the connection."""
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+@pytest.mark.parametrize("moment", ["isfile", "open", "readinto"])
+def test_a_store_that_fails_ends_it_with_its_reason_in_one_line(monkeypatch, moment, suffix):
+    import fsspec
+    from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+
+    with fsspec.open(f"memory://corpus/x.txt{suffix}", "wb") as file:
+        file.write(COMPRESSORS[suffix](b"A line in memory.\n"))
+
+    def fail(*_, **__):
+        raise OfAStore("no credentials\nfound")
+
+    url = f"memory://corpus/x.txt{suffix}"
+    opened = Corpus.open([url], format="text")
+    if moment == "readinto":
+        for method in ("read", "read1", "readinto", "readinto1"):
+            monkeypatch.setattr(MemoryFile, method, fail, raising=False)
+    else:
+        monkeypatch.setattr(MemoryFileSystem, moment, fail)
+    with pytest.raises(UserError, match=rf"x\.txt{suffix}'? can't be .*: no credentials found$"):
+        list((Corpus.open([url]) if moment == "isfile" else opened).records())

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.locate import locate_teacher
@@ -38,3 +39,16 @@ def test_a_teacher_that_nobody_has_is_one_line_with_the_way_out(hub):
         locate_teacher("me/other")
     assert "\n" not in str(error.value)
     assert not Path(constants.HF_HUB_CACHE).exists()
+
+
+def test_a_download_that_breaks_off_is_one_line_and_lets_the_packaged_teacher_step_in(hub, monkeypatch, teacher_folder):
+    def snapshot_download(repo, *, local_files_only=False, **options):
+        raise LocalEntryNotFoundError("none") if local_files_only else RuntimeError("peer closed connection\nmore")
+
+    hub.create("google-bert/bert-base-uncased")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(UserError, match=r"^teacher 'me/bert' .*\(peer closed connection\)"):
+        locate_teacher("me/bert")
+    monkeypatch.setattr("sentence_distill.pipeline.locate.packaged_teacher", lambda: teacher_folder)
+    located = locate_teacher(None)
+    assert (located.folder, located.reason) == (teacher_folder, "peer closed connection")
