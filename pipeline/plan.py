@@ -5,6 +5,7 @@ whoever works on it, and however often, writes the same bytes.
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -130,6 +131,7 @@ def make_plan(
     cuts: list[tuple[Position, int, int]] = []  # start, records and sentences of each slice
     start: Position | None = None
     records = sentences = 0
+    rejected: Counter[str] = Counter()
     for block in scan_corpus(corpus, rules):
         hashes.frombytes(block.hashes.tobytes())
         ends = np.cumsum(block.sentences)
@@ -146,15 +148,24 @@ def make_plan(
             if last < len(ends):
                 cuts.append((start, records, sentences))
                 start, records, sentences = None, 0, 0
+        rejected += block.rejected
         advance(len(ends))
     if start is not None:
         cuts.append((start, records, sentences))
     if not hashes:
-        raise UserError(
-            "the corpus holds no sentence that can be used: "
-            f"each is shorter than {rules.min_words} or longer than {rules.max_words} words, or no text at all"
-        )
+        raise UserError(f"the corpus holds no sentence that can be used: {_why_none(rejected)}")
     return Plan(_slices(cuts, mark_duplicates(np.frombuffer(hashes, dtype=np.uint64))), fingerprint)
+
+
+def _why_none(rejected: Counter[str]) -> str:
+    """What the most of a corpus of which all is rejected is, and what to look at."""
+    if not rejected:
+        return "it is empty"
+    reason, count = rejected.most_common(1)[0]
+    return (
+        f"of {rejected.total():,} records and sentences {count:,} are rejected as {reason!r}; check the files, "
+        "--format and --text-field, or let more pass with --min-words and --max-words"
+    )
 
 
 def mark_duplicates(hashes: np.ndarray) -> np.ndarray:

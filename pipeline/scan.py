@@ -2,7 +2,7 @@
 
 import multiprocessing
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -32,6 +32,7 @@ class Block:
         offsets: uint64[r], where each record begins, see `Position`.
         sentences: uint32[r], how many sentences of each pass the rules.
         hashes: uint64[sum of sentences], their ids.
+        rejected: how many records and sentences do not pass, by reason.
     """
 
     file: int
@@ -39,6 +40,7 @@ class Block:
     offsets: np.ndarray
     sentences: np.ndarray
     hashes: np.ndarray
+    rejected: Counter[str]
 
 
 def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[Block]:
@@ -79,15 +81,23 @@ def _scan(corpus: Corpus, rules: SentenceRules, file: int) -> Iterator[Block]:
     while block := list(islice(records, _BLOCK_RECORDS)):
         hashes = array("Q")
         sentences = np.zeros(len(block), dtype=np.uint32)
+        rejected: Counter[str] = Counter()
         for number, record in enumerate(block):
-            if record.text is not None:
-                before = len(hashes)
-                hashes.extend(sentence_id(s.text) for s in split_sentences(record.text, rules) if not s.reason)
-                sentences[number] = len(hashes) - before
+            if record.text is None:
+                rejected[record.reason] += 1
+                continue
+            before = len(hashes)
+            for sentence in split_sentences(record.text, rules):
+                if sentence.reason:
+                    rejected[sentence.reason] += 1
+                else:
+                    hashes.append(sentence_id(sentence.text))
+            sentences[number] = len(hashes) - before
         yield Block(
             file=file,
             records=np.array([record.position.record for record in block], dtype=np.uint64),
             offsets=np.array([record.position.offset for record in block], dtype=np.uint64),
             sentences=sentences,
             hashes=np.frombuffer(hashes, dtype=np.uint64),
+            rejected=rejected,
         )
