@@ -4,11 +4,11 @@ import html
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record, join_sides
-from sentence_distill.data.sources import Source, open_source
+from sentence_distill.data.sources import Source, check_encoding, open_source
 
 # No paragraph of prose is longer; the bound keeps memory flat on a file that has no line ends.
 MAX_LINE_BYTES = 1 << 20
@@ -56,41 +56,63 @@ def read_jsonl(source: Source, start: Position, fields: Sequence[str]) -> Iterat
     Raises:
         UserError: the file's first object lacks a field (in later ones it is a rejected record).
     """
+    # Whoever begins further on has a plan, for which the file was read from its beginning.
+    is_first = start.record == 0
     for record in _lines(source, start):
         if record.text is None:
             yield record
         elif record.text.strip():
-            yield _json_record(record, fields, source)
+            value = _json_object(record)
+            if isinstance(value, dict):
+                if is_first:
+                    _check_fields(value, fields, f"{source.name}, line {record.position.record + 1}")
+                    is_first = False
+                value = _json_record(record, value, fields)
+            yield value
 
 
-def _json_record(record: Record, fields: Sequence[str], source: Source) -> Record:
+def _json_object(record: Record) -> dict[str, Any] | Record:
+    """The object on a line, or the record that says why there is none."""
     assert record.text is not None
-    excerpt = record.text[:EXCERPT_CHARACTERS]
     try:
         value = json.loads(record.text)
     except (ValueError, RecursionError):  # not JSON, or a number with thousands of digits
-        return Record(record.position, None, "not JSON", excerpt)
-    if not isinstance(value, dict):
-        return Record(record.position, None, "not a JSON object", excerpt)
+        return _rejected(record, "not JSON")
+    return value if isinstance(value, dict) else _rejected(record, "not a JSON object")
+
+
+def _check_fields(value: dict[str, Any], fields: Sequence[str], where: str) -> None:
+    if missing := [field for field in fields if field not in value]:
+        raise UserError(
+            f"{where}: no field {missing[0]!r} in its first object, which has {', '.join(sorted(value)) or 'none'}; "
+            "name one with --text-field"
+        )
+
+
+def _json_record(record: Record, value: dict[str, Any], fields: Sequence[str]) -> Record:
     for field in fields:
         if field not in value:
-            if record.position.record == 0:
-                raise UserError(
-                    f"{source.name}: no field {field!r} in its first line, which has "
-                    f"{', '.join(sorted(value)) or 'none'}; name one with --text-field"
-                )
-            return Record(record.position, None, f"no field {field}", excerpt)
+            return _rejected(record, f"no field {field}")
         if not isinstance(value[field], str):
-            return Record(record.position, None, f"field {field} is not a string", excerpt)
+            return _rejected(record, f"field {field} is not a string")
     text = join_sides([value[field] for field in fields])
     # A lone surrogate is legal in JSON's escapes, and in no encoding of text.
     if not text.isascii() and re.search("[\ud800-\udfff]", text):
-        return Record(record.position, None, "not UTF-8", excerpt)
+        return _rejected(record, "not UTF-8")
     return Record(record.position, text)
 
 
+def _rejected(record: Record, reason: str) -> Record:
+    assert record.text is not None
+    return Record(record.position, None, reason, record.text[:EXCERPT_CHARACTERS])
+
+
 def _lines(source: Source, start: Position) -> Iterator[Record]:
-    """Yield every line as a record, from `start` on."""
+    """Yield every line as a record, from `start` on.
+
+    Raises:
+        UserError: the file begins with the byte-order mark of UTF-16 or UTF-32.
+    """
     number, offset = start.record, start.offset
     with open_source(source) as stream:
         if source.compression is None and offset:
@@ -98,6 +120,8 @@ def _lines(source: Source, start: Position) -> Iterator[Record]:
         else:
             _skip(stream, offset)
         while line := stream.readline(MAX_LINE_BYTES + 1):
+            if number == 0:
+                check_encoding(source, line)
             position = Position(start.file, number, offset)
             offset += len(line)
             number += 1

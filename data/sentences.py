@@ -94,7 +94,7 @@ def _split(line: str, language: str) -> list[str]:
 
 
 def normalise(text: str) -> str:
-    """NFC, control characters dropped, each run of white space one blank, none at the ends."""
+    """NFC, each run of white space and control characters one blank, none at the ends."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
     return " ".join(_CONTROL.sub(" ", text).split())

@@ -1,5 +1,6 @@
 """Where a corpus lies: paths, folders, globs and URLs become a list of files."""
 
+import codecs
 import io
 import lzma
 import os
@@ -24,6 +25,13 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\
 _SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 """What reading a source raises where its file is damaged or cut short."""
+# UTF-32's begins with UTF-16's, so it comes first.
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 _WILDCARD = re.compile(r"[*?\[]")
 _HEAD = 4096
 _BUFFER = 1 << 20
@@ -124,6 +132,21 @@ def _source(fs: fsspec.AbstractFileSystem, path: str, name: str) -> Source:
         magic = stream.read(6)
     compression = next((kind for prefix, kind in _MAGIC.items() if magic.startswith(prefix)), None)
     return Source(url=fs.unstrip_protocol(path), name=name, size=int(fs.size(path) or 0), compression=compression)
+
+
+def check_encoding(source: Source, start: bytes) -> None:
+    """Refuse text in another encoding of Unicode, most of whose lines are UTF-8 too, with a zero byte at each letter.
+
+    Args:
+        source: what is read.
+        start: its first bytes, decompressed.
+
+    Raises:
+        UserError: they are the byte-order mark of UTF-16 or UTF-32.
+    """
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if start.startswith(mark):
+            raise UserError(f"{source.name} is {encoding}, not UTF-8; convert it first: iconv -f {encoding} -t UTF-8")
 
 
 @contextmanager

@@ -1,7 +1,11 @@
 """Readers of table formats: Parquet, Arrow IPC, and CSV or TSV; a record is a row, its text one column or two."""
 
 import csv
+import io
+import textwrap
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import IO, Literal
 
 import pyarrow as pa
@@ -11,10 +15,11 @@ import pyarrow.parquet
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record, join_sides
-from sentence_distill.data.sources import Source, open_seekable, open_source
+from sentence_distill.data.sources import Source, check_encoding, open_seekable, open_source
 
 BATCH_ROWS = 8192
 _HEADER_BYTES = 1 << 20
+_NAMES_CHARACTERS = 1000
 
 
 def read_parquet(source: Source, start: Position, fields: Sequence[str]) -> Iterator[Record]:
@@ -52,32 +57,74 @@ def quoting(delimiter: str) -> Literal[0, 3]:
 def read_csv(source: Source, start: Position, fields: Sequence[str], delimiter: str) -> Iterator[Record]:
     """Yield the one or two columns `fields` of a CSV or TSV with a header; CSV's quoted cells may hold line ends."""
     quoted = quoting(delimiter) != csv.QUOTE_NONE
-    with open_source(source) as stream:
-        header = stream.readline(_HEADER_BYTES).decode("utf-8-sig", errors="replace")
-    _check_header(source, next(csv.reader([header], delimiter=delimiter, quoting=quoting(delimiter)), []), fields)
+    _check_header(source, _csv_header(source, delimiter), fields)
+    ragged: deque[pa.csv.InvalidRow] = deque()
+
+    def skip(row: pa.csv.InvalidRow) -> str:
+        ragged.append(row)
+        return "skip"
+
     with open_source(source) as stream:
         reader = pa.csv.open_csv(
             stream,
+            # Threads would not tell a ragged row's number.
+            read_options=pa.csv.ReadOptions(use_threads=False),
             parse_options=pa.csv.ParseOptions(
-                delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
+                delimiter=delimiter,
+                quote_char='"' if quoted else False,
+                newlines_in_values=quoted,
+                invalid_row_handler=skip,
             ),
             convert_options=pa.csv.ConvertOptions(
                 include_columns=list(fields), column_types=dict.fromkeys(fields, pa.binary())
             ),
         )
-        yield from _rows(reader, start, fields)
+        # An empty batch at the end, for the ragged rows behind the last whole one.
+        batches = chain(reader, [pa.RecordBatch.from_pylist([], reader.schema)])
+        yield from _rows(batches, start, fields, ragged)
 
 
-def _rows(batches: Iterable[pa.RecordBatch], start: Position, fields: Sequence[str]) -> Iterator[Record]:
+def _csv_header(source: Source, delimiter: str) -> list[str]:
+    with open_source(source) as stream:
+        head = stream.read(_HEADER_BYTES)
+    check_encoding(source, head)
+    # Its own limit is lower, and a first line may be no header but text.
+    csv.field_size_limit(_HEADER_BYTES)
+    lines = io.StringIO(head.decode("utf-8-sig", errors="replace"), newline="")
+    return next(csv.reader(lines, delimiter=delimiter, quoting=quoting(delimiter)), [])
+
+
+def _rows(
+    batches: Iterable[pa.RecordBatch],
+    start: Position,
+    fields: Sequence[str],
+    ragged: "deque[pa.csv.InvalidRow] | None" = None,
+) -> Iterator[Record]:
+    """Yield the rows of `batches`, and as rejected those that CSV's reader left out of them and put into `ragged`."""
     row = 0
     for batch in batches:
-        if row + batch.num_rows <= start.record:
-            row += batch.num_rows
-            continue
-        for values in zip(*(_cells(batch.column(field)) for field in fields), strict=True):
-            if row >= start.record:
-                yield _record(Position(start.file, row), values)
-            row += 1
+        between = _take_ragged(ragged, row + batch.num_rows) if ragged else {}
+        end = row + batch.num_rows + len(between)
+        if end > start.record:
+            cells = zip(*(_cells(batch.column(field)) for field in fields), strict=True)
+            for number in range(row, end):
+                position = Position(start.file, number)
+                if number in between:
+                    record = Record(position, None, "wrong number of cells", between[number][:EXCERPT_CHARACTERS])
+                else:
+                    record = _record(position, next(cells))
+                if number >= start.record:
+                    yield record
+        row = end
+
+
+def _take_ragged(ragged: "deque[pa.csv.InvalidRow]", end: int) -> dict[int, str]:
+    """Take the rows before row `end`, which is moved on by each of them, out of `ragged`: their numbers and texts."""
+    taken: dict[int, str] = {}
+    # The reader counts from 1, and the header too; it is ahead by some batches.
+    while ragged and (number := ragged[0].number - 2) <= end + len(taken):
+        taken[number] = ragged.popleft().text
+    return taken
 
 
 def _cells(column: pa.Array) -> list[bytes | None]:
@@ -111,6 +158,8 @@ def _check(source: Source, schema: pa.Schema, fields: Sequence[str]) -> None:
 
 def _check_header(source: Source, names: list[str], fields: Sequence[str]) -> None:
     if missing := [field for field in fields if field not in names]:
-        raise UserError(
-            f"{source.name}: no column {missing[0]!r}; it has {', '.join(names)}; name one with --text-field"
-        )
+        # A file without a header has its first row of text there.
+        there = textwrap.shorten(", ".join(names), _NAMES_CHARACTERS, placeholder=" …")
+        raise UserError(f"{source.name}: no column {missing[0]!r}; it has {there}; name one with --text-field")
+    if twice := [field for field in fields if names.count(field) > 1]:
+        raise UserError(f"{source.name} has two columns {twice[0]!r}; rename one of them")

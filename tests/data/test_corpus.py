@@ -191,6 +191,23 @@ def test_json_lines_that_hold_no_text_are_rejected_with_their_reason(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("ahead", ["\n", "[\n", "not json\n"])
+def test_a_field_that_the_first_object_lacks_is_an_error_whatever_stands_before_it(tmp_path, ahead):
+    (tmp_path / "x.jsonl").write_text(f'{ahead}{{"body": "One."}}\n{{"text": "Two."}}\n')
+    with pytest.raises(UserError, match=r"x\.jsonl, line 2: no field 'text' in its first object, which has body; .*"):
+        texts(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.csv", "x.tsv"])
+def test_text_in_another_encoding_of_unicode_is_refused_with_the_way_out(tmp_path, name, encoding):
+    mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
+    (tmp_path / name).write_bytes(f"{mark}text\none\n".encode(encoding))
+    kind = encoding[:6].upper()
+    with pytest.raises(UserError, match=rf"^{name} is {kind}, not UTF-8; convert it first: iconv -f {kind} -t UTF-8$"):
+        texts(tmp_path / name)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow", "csv"])
 def test_a_missing_column_is_an_error_that_lists_the_columns_there_are(tmp_path, kind):
     path = tmp_path / f"corpus.{kind}"
@@ -203,6 +220,59 @@ def test_csv_cells_may_hold_line_ends(tmp_path):
     path = tmp_path / "corpus.csv"
     path.write_text('id,text\n1,"one\ntwo"\n2,three\n')
     assert texts(path) == ["one\ntwo", "three"]
+
+
+def test_rows_of_csv_end_in_whatever_ends_a_line(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"id,text\r1,one\r2,two\r")
+    assert texts(tmp_path / "x.csv") == ["one", "two"]
+
+
+def test_a_long_first_line_that_is_no_header_is_an_error_of_readable_length(tmp_path):
+    (tmp_path / "x.csv").write_text(f"{'word ' * 40_000}\nmore\n")
+    with pytest.raises(UserError, match=r"x\.csv: no column 'text'; it has word word .* …; name one") as error:
+        texts(tmp_path / "x.csv")
+    assert len(str(error.value)) < 2000
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "csv"])
+def test_a_column_that_is_there_twice_is_an_error(tmp_path, kind):
+    table = pa.table([["a"], ["b"], ["c"]], names=["text", "text", "body"])
+    sink = io.BytesIO()
+    if kind == "csv":
+        sink.write(b"text,text,body\na,b,c\n")
+    elif kind == "parquet":
+        pa.parquet.write_table(table, sink)
+    else:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    (tmp_path / f"x.{kind}").write_bytes(sink.getvalue())
+    with pytest.raises(UserError, match=rf"^x\.{kind} has two columns 'text'; rename one of them$"):
+        texts(tmp_path / f"x.{kind}")
+    assert texts(tmp_path / f"x.{kind}", text_field="body") == ["c"]
+
+
+@pytest.mark.parametrize("many", [3, 200_000])
+def test_rows_of_csv_with_too_many_or_too_few_cells_are_rejected_in_their_places(tmp_path, many):
+    rows = ["1,one"] * many
+    for place in (0, 2, many // 2, many):
+        rows.insert(place, "2,two,three" if place else "alone")
+    rows.append("last,of,all")
+    (tmp_path / "x.csv").write_text("id,text\n" + "\n".join(rows))
+    corpus = Corpus.open([str(tmp_path / "x.csv")])
+    records = list(corpus.records())
+    assert [record.position.record for record in records] == list(range(len(rows)))
+    assert [record.text or record.excerpt for record in records] == [row.replace("1,one", "one") for row in rows]
+    assert {record.reason for record in records if record.text is None} == {"wrong number of cells"}
+    for number in (0, 1, 2, many // 2, len(rows) - 1):
+        assert list(corpus.records(records[number].position)) == records[number:]
+
+
+def test_a_csv_of_ragged_rows_alone_has_all_of_them_rejected(tmp_path):
+    (tmp_path / "x.csv").write_text("text\nHello, world.\nOne, two, three.\n")
+    assert [record.excerpt for record in Corpus.open([str(tmp_path / "x.csv")]).records()] == [
+        "Hello, world.",
+        "One, two, three.",
+    ]
 
 
 def test_folders_and_globs_are_read_in_the_order_of_names(tmp_path):

@@ -24,7 +24,7 @@ SENTENCE = "The red cat ran over the old bridge."
         (SENTENCE.encode(), 1, {}),
         (SENTENCE.encode() + b"\r\n" + b"The blue dog ran home again.\r\n", 2, {}),
         (b"\xef\xbb\xbf" + SENTENCE.encode() + b"\n", 1, {}),
-        (b"\xff\xfe broken bytes here\n" + SENTENCE.encode() + b"\n", 1, {"not UTF-8": 1}),
+        (b"\xff\xff broken bytes here\n" + SENTENCE.encode() + b"\n", 1, {"not UTF-8": 1}),
         (b"The red\0cat ran over\0the old bridge.\n", 1, {}),
         (b"\0\0\0\n" + SENTENCE.encode() + b"\n", 1, {"empty": 1}),
         (b"x" * 100_000_000 + b"\n" + SENTENCE.encode() + b"\n", 1, {"line over 1,048,576 bytes": 1}),
@@ -54,15 +54,33 @@ def unreadable(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.write_bytes(b""), "holds no sentence that can be used"),
-        (lambda path: path.write_bytes(b"\n \n\t\n"), "holds no sentence that can be used"),
+        (lambda path: path.write_bytes(b""), "holds no sentence that can be used: it is empty"),
+        (lambda path: path.write_bytes(b"\n \n\t\n"), "holds no sentence that can be used: it is empty"),
+        (
+            lambda path: path.write_bytes(b"Too short.\n" * 3),
+            "of 3 records and sentences 3 are rejected as 'too few words'",
+        ),
+        (
+            lambda path: path.write_text(SENTENCE, encoding="utf-16"),
+            "corpus is UTF-16, not UTF-8; convert it first: iconv",
+        ),
         (lambda path: path.mkdir(), "is not there, or holds no file"),
         (lambda path: None, "is not there, or holds no file"),
         (lambda path: path.write_bytes(gzip.compress(SENTENCE.encode() * 99)[:-20]), "can't be read to its end"),
         (unreadable, "can't be opened"),
         (lambda path: path.symlink_to(path), "is not there, or holds no file"),
     ],
-    ids=["empty file", "blank lines", "empty folder", "not there", "cut short", "unreadable", "link to itself"],
+    ids=[
+        "empty file",
+        "blank lines",
+        "short",
+        "UTF-16",
+        "empty folder",
+        "not there",
+        "cut short",
+        "unreadable",
+        "link to itself",
+    ],
 )
 def test_a_corpus_that_can_not_be_used_is_one_line_of_error(teacher_folder, tmp_path, make, message, capsys):
     path = tmp_path / "corpus"
