@@ -1,5 +1,6 @@
 """GLUE's examples, from a folder of the official TSV files or from the hub."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,9 +167,23 @@ def examples_from_tsv(task: GlueTask, path: Path) -> Examples:
     table = _read_tsv(path, header=task.name != "CoLA")
     _check_columns(task, path, table, (*task.columns, task.label))
     labels = table[task.label]
-    # Cut lines at a file's end have no label; the official files end so in places.
     rows = [i for i, value in enumerate(labels) if value is not None]
+    if len(rows) < len(labels):
+        _check_cut(task, path, table)
     return Examples(_pick(table, task.columns, rows), [_label(task, str(labels[i]).strip(), path, i) for i in rows])
+
+
+def _check_cut(task: GlueTask, path: Path, table: _Table) -> None:
+    """Refuse a row whose label is empty.
+
+    One that lacks the label's cell is a cut line, and left out: official files have such where a text held a line end,
+    and others where a download ended.
+    """
+    lines = path.read_bytes().split(b"\n")[task.name != "CoLA" :]
+    column = list(table).index(task.label)
+    for row, label in enumerate(table[task.label]):
+        if label is None and lines[row].count(b"\t") >= column:
+            raise UserError(f"{path}, row {row + 1}: its column {task.label!r} is empty; remove that row, or label it")
 
 
 def _test_from_tsv(task: GlueTask, path: Path) -> Examples:
@@ -216,7 +231,9 @@ def _read_tsv(path: Path, *, header: bool) -> _Table:
 
 def _label(task: GlueTask, text: str, path: Path, row: int) -> float:
     try:
-        return float(text) if task.regression else float(task.labels.index(text))
+        if task.regression and math.isfinite(score := float(text)):
+            return score
+        return float(task.labels.index(text))
     except ValueError:
-        known = "a number" if task.regression else ", ".join(task.labels)
+        known = "finite numbers" if task.regression else ", ".join(task.labels)
         raise UserError(f"{path}, row {row + 1}: label {text!r}, where {task.name} has {known}") from None

@@ -49,6 +49,23 @@ def test_rows_with_surplus_cells_and_a_cut_last_line_are_read(tmp_path):
     assert examples.texts == (["a"], ["b"])
 
 
+@pytest.mark.parametrize("ending", ["", "\r"])
+def test_a_row_without_its_label_is_an_error_and_a_line_that_is_cut_is_left_out(tmp_path, ending):
+    write(tmp_path, "RTE", "dev", f"index\tsentence1\tsentence2\tlabel\n0\ta\tb{ending}\n1\tc\td\tentailment{ending}\n")
+    assert GlueFolder(tmp_path).load(TASKS["RTE"], "dev").texts == (["c"], ["d"])
+    rows = f"0\ta\tb\tentailment\n1\tc\td\t{ending}\n2\te\tf\tentailment\n"
+    write(tmp_path, "RTE", "dev", f"index\tsentence1\tsentence2\tlabel\n{rows}")
+    with pytest.raises(UserError, match=r"dev\.tsv, row 2: .*label"):
+        GlueFolder(tmp_path).load(TASKS["RTE"], "dev")
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "high"])
+def test_a_score_that_is_no_finite_number_is_an_error_that_names_its_row(tmp_path, score):
+    write(tmp_path, "STS-B", "dev", f"sentence1\tsentence2\tscore\na\tb\t1.5\nc\td\t{score}\n")
+    with pytest.raises(UserError, match=rf"dev\.tsv, row 2: label '{score}', where STS-B has finite numbers$"):
+        GlueFolder(tmp_path).load(TASKS["STS-B"], "dev")
+
+
 def test_an_unknown_label_is_an_error_that_names_its_row(tmp_path):
     write(tmp_path, "SST-2", "train", "sentence\tlabel\nfine\t1\nodd\t7\n")
     with pytest.raises(UserError, match=r"train\.tsv, row 2: label '7'"):
