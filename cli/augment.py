@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "locations",
     multiple=True,
     metavar="PATH",
-    help="Your own text instead of --task: an example a line, a pair with a tab between; may be repeated.",
+    help="Your own plain text instead of --task: an example a line, a pair with a tab between; may be repeated.",
 )
 @click.option(
     "--copies",

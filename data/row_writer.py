@@ -177,6 +177,9 @@ def _line(values: Sequence[Any], delimiter: str, row: Row) -> str:
     for value in values:
         if isinstance(value, bytes):
             raise UserError(f"{row.where}: a column holds bytes, which a text file can't; write .parquet")
+        if isinstance(value, list | tuple | dict):
+            nested = "an object" if isinstance(value, dict) else "a list"
+            raise UserError(f"{row.where}: a column holds {nested}, which a cell can't; write .jsonl")
         if plain and any(mark in str(value) for mark in "\t\n\r"):
             raise UserError(f"{row.where}: a cell holds a tab or a line end, which TSV can't; write .csv or .jsonl")
     if plain:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from sentence_distill.data.corpus import Corpus
+from sentence_distill.data.corpus import Corpus, detect_format
 from sentence_distill.data.errors import UserError
 
 FIELDS = {1: ("sentence",), 2: ("sentence1", "sentence2")}
@@ -22,6 +22,12 @@ def read_unlabelled(locations: Sequence[str]) -> tuple[list[str], ...]:
         UserError: a file is not there or holds something else; it names file and line.
     """
     corpus = Corpus.open(locations, format="text")
+    for source in corpus.sources:
+        if (kind := detect_format(source)) != "text":
+            raise UserError(
+                f"{source.name} is {kind}, whose lines would be taken for examples as they stand; write its texts to a "
+                ".txt file, an example a line, a pair with a tab between"
+            )
     rows: list[tuple[str, ...]] = []
     for record in corpus.records():
         where = f"{corpus.sources[record.position.file].name}, line {record.position.record + 1}"

@@ -109,3 +109,19 @@ def test_a_file_that_is_there_is_replaced_only_when_asked_for_and_the_text_itsel
     assert sd("augment", "--text", text, "--out", text, "--overwrite") == 1
     assert "text.txt is the input itself" in capsys.readouterr().err
     assert text.read_text() == "The cat ran.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.csv", b"text,label\nThe cat ran.,1\n", "csv"),
+        ("a.tsv", b"text\tlabel\nThe cat ran.\t1\n", "tsv"),
+        ("a", b'{"text": "The cat ran."}\n', "jsonl"),
+        ("a.txt", b"PAR1", "parquet"),
+    ],
+)
+def test_a_table_is_no_text_of_one_s_own(sd, tmp_path, capsys, name, content, kind):
+    (tmp_path / name).write_bytes(content)
+    assert sd("augment", "--text", tmp_path / name, "--out", tmp_path / "out.jsonl") == 1
+    assert f"{name} is {kind}, whose lines would be taken for examples" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()

@@ -68,6 +68,13 @@ def test_a_cell_as_long_as_a_line_may_be_is_read(tmp_path):
         assert _cells(_write(tmp_path / f"a.{kind}", kind, rows)) == rows
 
 
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+@pytest.mark.parametrize(("cell", "name"), [([], "a list"), ([1, "x"], "a list"), ({"b": 1}, "an object")])
+def test_lists_and_objects_are_no_cells(tmp_path, kind, cell, name):
+    with pytest.raises(UserError, match=rf"^row 2: a column holds {name}, which a cell can't; write \.jsonl$"):
+        _write(tmp_path / f"a.{kind}", kind, [{"a": None}, {"a": cell}])
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
 @pytest.mark.parametrize(
     ("second", "message"),
