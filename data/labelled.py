@@ -1,6 +1,7 @@
 """A user's own labelled table as a task: which classes there are, and which examples."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
 from sentence_distill.data.rows import read_rows
+from sentence_distill.data.sentences import normalise
 from sentence_distill.data.sources import find_sources
 from sentence_distill.data.task import Task
 
@@ -146,26 +148,39 @@ def _score(text: str) -> float:
 def hold_out(task: Task, examples: Examples, seed: int) -> tuple[Examples, Examples]:
     """Part a tenth of the examples from the others, of each class about its share; both keep their order.
 
-    A class with a single example stays in training. At least as many are held out as there are other classes.
+    Examples of the same text, but for letter case and white space, stay together and count as one, of the rarest of
+    their classes. A class with a single example stays in training. At least as many are held out as there are other
+    classes.
 
     Raises:
         UserError: there are too few examples.
     """
     from sklearn.model_selection import train_test_split
 
-    labels = np.array(examples.labels)
+    groups = _same_texts(examples)
+    frequency = Counter(examples.labels)
+    labels = np.array([min((examples.labels[row] for row in rows), key=frequency.__getitem__) for rows in groups])
     counts = {label: int((labels == label).sum()) for label in np.unique(labels)} if task.labels else {}
-    rows = np.array([row for row, label in enumerate(labels) if not counts or counts[label] > 1], dtype=np.int64)
+    apart = np.array([group for group, label in enumerate(labels) if not counts or counts[label] > 1], dtype=np.int64)
     fewest = sum(count > 1 for count in counts.values()) if counts else 2
-    if not fewest or len(rows) < 2 * fewest:
-        raise UserError(f"{len(labels)} examples are too few to hold some out; name a file of others with --dev")
+    if not fewest or len(apart) < 2 * fewest:
+        raise UserError(f"{len(groups)} different examples are too few to hold some out; name others with --dev")
     held_out = train_test_split(
-        rows,
-        test_size=max(fewest, math.ceil(_HELD_OUT * len(rows))),
+        apart,
+        test_size=max(fewest, math.ceil(_HELD_OUT * len(apart))),
         random_state=seed,
-        stratify=labels[rows] if counts else None,
+        stratify=labels[apart] if counts else None,
     )[1]
-    return _take(examples, np.setdiff1d(np.arange(len(labels)), held_out)), _take(examples, np.sort(held_out))
+    rows = np.sort(np.concatenate([groups[group] for group in held_out]))
+    return _take(examples, np.setdiff1d(np.arange(len(examples.labels)), rows)), _take(examples, rows)
+
+
+def _same_texts(examples: Examples) -> list[list[int]]:
+    """The rows of each different text, or pair of texts, in the order in which they come first."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for row, texts in enumerate(zip(*examples.texts, strict=True)):
+        groups.setdefault(tuple(normalise(text).casefold() for text in texts), []).append(row)
+    return list(groups.values())
 
 
 def _take(examples: Examples, rows: np.ndarray) -> Examples:

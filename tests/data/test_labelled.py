@@ -160,8 +160,39 @@ def test_a_tenth_of_each_class_is_held_out(task):
     assert hold_out(task, _examples(200, 50, 50), seed=1)[1].texts != dev.texts
 
 
+def test_rows_of_one_text_are_never_parted(task):
+    once = _examples(100, 60, 40)
+    again = Examples(([f" {text.upper()}\u00a0" for text in once.texts[0]],), once.labels)
+    examples = Examples((once.texts[0] + again.texts[0],), once.labels + again.labels)
+    for seed in range(5):
+        train, dev = hold_out(task, examples, seed)
+        assert [dev.labels.count(number) for number in range(3)] == [20, 12, 8]
+        seen = {text.strip().lower() for text in train.texts[0]}
+        assert not seen & {text.strip().lower() for text in dev.texts[0]}
+        # A text that is there once is parted as ever.
+        assert [text for text in dev.texts[0] if text in once.texts[0]] == hold_out(task, once, seed)[1].texts[0]
+
+
+def test_a_text_with_two_labels_counts_for_the_rarer_one(task):
+    examples = _examples(40, 20)
+    doubtful = Examples(([*examples.texts[0], "text 0"],), [*examples.labels, 2.0])
+    for seed in range(20):
+        # The third class is known from this text alone.
+        assert "text 0" not in hold_out(task, doubtful, seed)[1].texts[0]
+    with pytest.raises(UserError, match="1 different examples are too few"):
+        hold_out(task, Examples((["The same."] * 50,), [0.0, 1.0] * 25), seed=0)
+
+
+def test_pairs_are_the_same_when_both_sides_are(task):
+    labels = [float(number % 2) for number in range(40)]
+    sides = [f"left {number // 4}" for number in range(40)], [f"right {number // 2 % 2}" for number in range(40)]
+    train, dev = hold_out(task, Examples(sides, labels), seed=0)
+    assert not set(zip(*train.texts, strict=True)) & set(zip(*dev.texts, strict=True))
+    assert set(train.texts[0]) & set(dev.texts[0])
+
+
 def test_a_single_example_of_a_class_is_trained_on(task):
     for seed in range(5):
         assert hold_out(task, _examples(20, 2, 1), seed)[0].labels.count(2) == 1
-    with pytest.raises(UserError, match="3 examples are too few to hold some out"):
+    with pytest.raises(UserError, match="3 different examples are too few to hold some out"):
         hold_out(task, _examples(1, 1, 1), seed=0)
