@@ -88,7 +88,7 @@ def close_folder(folder: Path, plan: Plan) -> dict[str, Any]:
     Its counts are sums over the sidecars, and it holds no time or host.
 
     Raises:
-        UserError: shards are missing or of different runs, or no sentence could be embedded at all.
+        UserError: shards or lists are missing, or of different runs, or no sentence could be embedded at all.
     """
     sidecars = _sidecars(folder, plan)
     fingerprint = sidecars[0]["fingerprint"]
@@ -96,7 +96,7 @@ def close_folder(folder: Path, plan: Plan) -> dict[str, Any]:
         raise UserError(f"{folder}: its plan is not that of its shards; run sd embed with the options of their run")
     if file_hash(folder / TOKENIZER) != fingerprint["tokenizer"]:
         raise UserError(f"{folder}: {TOKENIZER} is not that of its shards; run sd embed with the options of their run")
-    join_lists(folder, len(sidecars))
+    join_lists(folder, [sidecar["rejected_xxh3_128"] for sidecar in sidecars])
     totals: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     for sidecar in sidecars:

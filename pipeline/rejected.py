@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.pipeline.files import replacing, write_atomically
 
 REJECTED = "rejected.jsonl"
+_LISTS = "shard-*.rejected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -46,37 +48,53 @@ def write_list(folder: Path, shard: int, rejections: Iterable[Rejection], names:
     return bytes_hash(content)
 
 
-def listed(folder: Path, shards: int) -> list[set[str]]:
-    """For each shard the checksums of the lists that are there: beside it, in the joined file, or both."""
-    found: list[set[str]] = [set() for _ in range(shards)]
-    closed = (folder / REJECTED).exists()
-    joined = {shard: bytes_hash(b"".join(lines)) for shard, lines in _joined(folder)}
-    for shard in range(shards):
-        # A shard with nothing rejected has no line in the joined file.
-        if closed:
-            found[shard].add(joined.get(shard, bytes_hash(b"")))
-        if _list(folder, shard).exists():
-            found[shard].add(bytes_hash(_list(folder, shard).read_bytes()))
+def listed(folder: Path, shards: Iterable[int]) -> dict[int, set[str]]:
+    """For each of `shards` the checksums of its lists that are there: beside it, in the joined file, or both."""
+    found: dict[int, set[str]] = {shard: set() for shard in shards}
+    if (folder / REJECTED).exists():
+        joined = {shard: bytes_hash(b"".join(lines)) for shard, lines in _joined(folder) if shard in found}
+        for shard, checksums in found.items():
+            # A shard with nothing rejected has no line in the joined file.
+            checksums.add(joined.get(shard, bytes_hash(b"")))
+    # One listing: a question for each of many thousand shards takes long where the folder is far away.
+    beside = {path.name for path in folder.glob(_LISTS)}
+    for shard, checksums in found.items():
+        if _list(folder, shard).name in beside:
+            checksums.add(bytes_hash(_list(folder, shard).read_bytes()))
     return found
 
 
-def join_lists(folder: Path, shards: int) -> None:
-    """Join the lists of all shards; one without its own keeps its lines of the joined file that is there."""
+def join_lists(folder: Path, checksums: Sequence[str]) -> None:
+    """Join the lists of all shards, each from beside its shard or from the joined file that is there.
+
+    Args:
+        folder: of the shards.
+        checksums: of the list of each shard, as its sidecar has it.
+
+    Raises:
+        UserError: a list is lost or damaged; the joined file that is there stays.
+    """
     groups = _joined(folder)
     current = next(groups, None)
+    beside = {path.name for path in folder.glob(_LISTS)}
     with replacing(folder / REJECTED) as file:
-        for shard in range(shards):
+        for shard, checksum in enumerate(checksums):
             while current is not None and current[0] < shard:
                 current = next(groups, None)
-            if _list(folder, shard).exists():
-                file.write(_list(folder, shard).read_bytes())
-            elif current is not None and current[0] == shard:
-                file.writelines(current[1])
+            path = _list(folder, shard)
+            found = [path.read_bytes()] if path.name in beside else []
+            found.append(b"".join(current[1]) if current is not None and current[0] == shard else b"")
+            content = next((lines for lines in found if bytes_hash(lines) == checksum), None)
+            if content is None:
+                raise UserError(
+                    f"{folder} has lost {path.name}, or it is damaged; run sd embed again, or the job of that shard"
+                )
+            file.write(content)
 
 
 def remove_lists(folder: Path) -> None:
     """Remove the lists of single shards."""
-    for path in folder.glob("shard-*.rejected.jsonl"):
+    for path in folder.glob(_LISTS):
         path.unlink()
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.manifest import PLAN, file_problems, load_manifest
 from sentence_distill.pipeline.plan import Plan
+from sentence_distill.pipeline.rejected import REJECTED, listed
 from sentence_distill.pipeline.shards import Shard, read_sidecar, shard_name, shard_problem
 
 
@@ -44,11 +45,14 @@ def _totals(folder: Path, manifest: dict[str, Any]) -> list[str]:
     """What does not add up: every record of the plan has to be accounted for by rows, duplicates or rejections."""
     totals = manifest["totals"]
     sums: Counter[str] = Counter()
-    for entry in manifest["shards"]:
+    problems = []
+    lists = listed(folder, range(len(manifest["shards"])))
+    for index, entry in enumerate(manifest["shards"]):
         sidecar = read_sidecar(folder / entry["shard"])
         assert sidecar is not None, "every shard was found to be right"
+        if sidecar["rejected_xxh3_128"] not in lists[index]:
+            problems.append(f"{REJECTED} has other lines of {entry['shard']} than its sidecar says")
         sums.update({key: sidecar[key] for key in ("rows", "tokens", "bytes")} | _flat(sidecar["counts"]))
-    problems = []
     if sums != Counter(_flat(totals)):
         problems.append("manifest.json has other totals than its shards add up to")
     if totals["sentences"] != totals["rows"] + totals["duplicates"] + sum(totals["rejected"].values()):

@@ -22,6 +22,7 @@ import torch
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.progress import Silent
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.pipeline import files
@@ -303,6 +304,21 @@ def test_many_vectors_that_are_not_finite_stop_the_run(arguments, tmp_path, monk
     assert run_sd(*arguments, "--out", tmp_path / "out") == 1
     assert "4 of 201 vectors in slice 0" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("shard-*.json"))
+
+
+def test_lines_of_rejected_sentences_that_were_lost_before_the_folder_was_closed_are_found(
+    sd, arguments, shards, tmp_path
+):
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    rejected = folder / "rejected.jsonl"
+    rejected.write_bytes(rejected.read_bytes().split(b"\n", 1)[1])
+    manifest = load_manifest(folder)
+    manifest["files"]["rejected.jsonl"] = file_hash(rejected)
+    (folder / "manifest.json").write_bytes(files.dump_json(manifest))
+    problems = verify_folder(folder, lambda n: None)
+    assert problems == ["rejected.jsonl has other lines of shard-00004.arrow than its sidecar says"]
+    assert sd(*arguments, "--out", folder) == 0
+    assert contents(folder) == contents(shards)
 
 
 def test_totals_that_do_not_add_up_are_found(shards, tmp_path):

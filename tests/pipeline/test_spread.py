@@ -15,6 +15,8 @@ from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Silent
 from sentence_distill.data.sentences import SentenceRules
+from sentence_distill.pipeline import embed as embed_module
+from sentence_distill.pipeline import shards as shards_module
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.embed import EmbedRun
 from sentence_distill.pipeline.engines import TeacherSpec, require_same_teacher
@@ -39,6 +41,48 @@ def test_shares_of_an_array_and_a_merge_leave_the_bytes_of_one_run(sd, arguments
     assert sd(*arguments, "--out", out, "--slice", "2/3") == 0
     # As a job leaves it that is killed.
     (out / ".lock-2-of-3").write_text("1")
+    assert sd("shards", "merge", out) == 0
+    assert contents(out) == contents(shards)
+
+
+def test_a_merge_refuses_lists_of_rejected_sentences_that_are_lost_and_the_job_makes_them_again(
+    sd, arguments, shards, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    for share in ("1/2", "2/2"):
+        assert sd(*arguments, "--out", out, "--slice", share) == 0
+    (lost,) = [path for path in out.glob("shard-*.rejected.jsonl") if path.stat().st_size]
+    for damage in (lambda: lost.unlink(), lambda: lost.write_bytes(lost.read_bytes()[:-10])):
+        damage()
+        capsys.readouterr()
+        assert sd("shards", "merge", out) == 1
+        assert f"has lost {lost.name}, or it is damaged" in capsys.readouterr().err
+        assert not {"manifest.json", "rejected.jsonl"} & contents(out).keys()
+        assert sd(*arguments, "--out", out, "--slice", "2/2") == 0
+        assert lost.exists()
+    assert sd("shards", "merge", out) == 0
+    assert contents(out) == contents(shards)
+
+
+def test_a_share_reads_nothing_of_others_but_one_sidecar(sd, arguments, shards, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert sd(*arguments, "--out", out, "--slice", "1/2") == 0
+    read = set()
+
+    def read_sidecar(shard):
+        read.add(shard.name)
+        return shards_module.read_sidecar(shard)
+
+    monkeypatch.setattr(embed_module, "read_sidecar", read_sidecar)
+    for path in out.glob("shard-*.rejected.jsonl"):
+        path.rename(path.with_suffix(".away"))
+        # To read it as a file fails.
+        path.mkdir()
+    assert sd(*arguments, "--out", out, "--slice", "2/2") == 0
+    assert read == {"shard-00000.arrow", "shard-00002.arrow", "shard-00003.arrow", "shard-00004.arrow"}
+    for path in out.glob("*.away"):
+        path.with_suffix(".jsonl").rmdir()
+        path.rename(path.with_suffix(".jsonl"))
     assert sd("shards", "merge", out) == 0
     assert contents(out) == contents(shards)
 
