@@ -25,6 +25,8 @@ from sentence_distill.pipeline.files import dump_json, load_json, write_atomical
 from sentence_distill.pipeline.scan import scan_corpus
 
 _PARTITIONS = 64
+# Whatever a slice rejects is held until its shard is written, and a corpus may consist of little else.
+_MOST_RECORDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def make_plan(
 ) -> Plan:
     """Read the corpus once and cut it, at record ends, into slices of at least `shard_rows` sentences.
 
+    A slice that has fewer ends after a million records, or eight for each of `shard_rows` where that is more.
+
     Memory: 8 bytes a sentence for its hash (9 while the list grows), and 2 while duplicates are marked; where several
     processes read, besides 20 bytes a record and 8 a sentence of the files in hand.
 
@@ -131,6 +135,7 @@ def make_plan(
     cuts: list[tuple[Position, int, int]] = []  # start, records and sentences of each slice
     start: Position | None = None
     records = sentences = 0
+    most_records = max(_MOST_RECORDS, 8 * shard_rows)
     rejected: Counter[str] = Counter()
     for block in scan_corpus(corpus, rules):
         hashes.frombytes(block.hashes.tobytes())
@@ -141,6 +146,7 @@ def make_plan(
                 start = Position(block.file, int(block.records[first]), int(block.offsets[first]))
             before = int(ends[first - 1]) if first else 0
             last = int(np.searchsorted(ends, before + shard_rows - sentences))
+            last = min(last, first + most_records - records - 1)
             after = min(last + 1, len(ends))
             records += after - first
             sentences += int(ends[after - 1]) - before

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.sentences import SentenceRules
+from sentence_distill.pipeline import plan as plan_module
 from sentence_distill.pipeline import scan
 from sentence_distill.pipeline.plan import Plan, make_plan, mark_duplicates
 from tests.conftest import make_sentences
@@ -75,6 +76,19 @@ def test_cuts_fall_where_a_slice_has_enough_sentences_and_span_files(tmp_path):
     assert [(part.start.file, part.start.record, part.records, part.sentences) for part in plan.slices] == [
         *((0, 0, 5, 10), (0, 5, 5, 10), (1, 3, 5, 10), (2, 1, 5, 10), (2, 6, 1, 2)),
     ]
+
+
+@pytest.mark.parametrize("block", [1, 5, 8192])
+def test_records_of_which_none_is_usable_do_not_pile_up_in_one_slice(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(plan_module, "_MOST_RECORDS", 20)
+    monkeypatch.setattr(scan, "_BLOCK_RECORDS", block)
+    (tmp_path / "a.txt").write_text("x\n" * 45 + "One two. Three four.\n" + "x\n" * 18 + "Five six.\n" + "x\n" * 19)
+    plan = plan_of(tmp_path / "a.txt", 2)
+    assert [(part.start.record, part.records, part.sentences) for part in plan.slices] == [
+        *((0, 20, 0), (20, 20, 0), (40, 6, 2), (46, 20, 1), (66, 18, 0)),
+    ]
+    # A large slice has room for as many more.
+    assert [part.records for part in plan_of(tmp_path / "a.txt", 3).slices] == [24, 24, 24, 12]
 
 
 def test_several_processes_make_the_plan_of_one(tmp_path, monkeypatch):
