@@ -156,6 +156,10 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
       sd embed --corpus big/ --out /shared/shards --slice 3/64
       sd embed --corpus qqp.jsonl --text-field question1,question2 --teacher ./bert-qqp --out logits/
     """
+    from sentence_distill.pipeline.allocator import keep_few_kernels
+
+    # What comes next imports torch.
+    keep_few_kernels()
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.corpus import Corpus, text_fields
     from sentence_distill.data.sources import find_sources

@@ -195,25 +195,27 @@ class Teacher:
         flat = torch.from_numpy(tokens.take(order).wrapped(self.prefix, self.suffix).ids.astype(np.int64))
         if self.device.type == "cuda":
             flat = flat.pin_memory().to(self.device, non_blocking=True)
-        parts: list[torch.Tensor] = []
-        first = 0
+        # One piece for all: those of each batch would stay between activations that come and go, and split memory.
+        vectors = torch.empty(len(order), self.dim, device=self.device)
+        token = row = 0
         for rows in batches:
             length = int(lengths[rows[0]])
-            batch = flat[first : first + len(rows) * length].view(len(rows), length)
-            parts += self._within_memory(batch)
-            first += batch.numel()
+            batch = flat[token : token + len(rows) * length].view(len(rows), length)
+            self._within_memory(batch, vectors[row : row + len(rows)])
+            token, row = token + batch.numel(), row + len(rows)
             advance(len(rows))
-        vectors = torch.cat(parts) if parts else torch.empty(0, self.dim)
         return Launched.fetch(vectors, order)
 
-    def _within_memory(self, batch: torch.Tensor) -> list[torch.Tensor]:
-        """The vectors of a batch, in as many parts as memory asks for; what was learned of it is kept."""
+    def _within_memory(self, batch: torch.Tensor, vectors: torch.Tensor) -> None:
+        """Compute the `vectors` of a batch in as many parts as memory asks for; what was learned of it is kept."""
         rows, length = batch.shape
         size = max(1, min(rows, self.most_tokens // length))
-        parts: list[torch.Tensor] = []
-        while (first := sum(map(len, parts))) < rows:
+        first = 0
+        while first < rows:
+            part = slice(first, min(first + size, rows))
             try:
-                parts.append(self._forward(batch[first : first + size]))
+                vectors[part] = self._forward(batch[part])
+                first = part.stop
                 continue
             except torch.OutOfMemoryError as error:
                 if size == 1:
@@ -226,7 +228,6 @@ class Teacher:
             self.most_tokens = size * length
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-        return parts
 
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         last = self.model.config.num_hidden_layers

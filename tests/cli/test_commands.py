@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -26,6 +27,24 @@ def test_help_reads_well_and_imports_nothing_heavy(command):
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "HEAVY []" in result.stdout, result.stderr
     assert "Usage: sd" in result.stdout
+
+
+def test_a_teacher_s_libraries_are_told_to_keep_few_kernels_before_they_are_loaded(
+    corpus_file, teacher_folder, tmp_path
+):
+    script = (
+        "import os, sys\nfrom sentence_distill.cli.main import main\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch': print('TORCH', *map(os.environ.get, %r))\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        f"sys.argv = ['sd', 'embed', '--corpus', {str(corpus_file)!r}, '--teacher', {str(teacher_folder)!r}, "
+        f"'--out', {str(tmp_path)!r}]\nmain()"
+    ) % (("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"),)
+    environment = {**os.environ, "LRU_CACHE_CAPACITY": "5"}
+    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert "TORCH 16 5\n" in result.stdout, result.stderr
 
 
 @pytest.mark.parametrize(
