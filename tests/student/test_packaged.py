@@ -67,7 +67,7 @@ def test_its_copy_keeps_its_licence_and_what_was_fine_tuned_of_it_has_none(sd, t
     copy, tuned, train = tmp_path / "copy", tmp_path / "tuned", tmp_path / "train.csv"
     assert sd("reduce", SMALL, "--float16", "--out", copy) == 0
     assert "license: apache-2.0" in (copy / "README.md").read_text(encoding="utf-8")
-    train.write_text("text,label\n" + "good film,1\nbad film,0\n" * 20)
+    train.write_text("text,label\n" + "".join(f"good film {n},1\nbad film {n},0\n" for n in range(20)))
     assert sd("finetune", copy, "--train", train, "--epochs", "1", "--out", tuned) == 0
     card = (tuned / "README.md").read_text(encoding="utf-8")
     assert "license:" not in card
@@ -99,7 +99,9 @@ def test_other_commands_take_it_by_its_name_and_leave_its_folder_alone(sd, tmp_p
     assert sd("eval", "--student", SMALL, "--sts", "dev.tsv", "--json", "figures.json") == 0
     assert "next" not in capsys.readouterr().out
     assert json.loads((tmp_path / "figures.json").read_text())["models"][SMALL]["sts_spearman"] > 0
-    (tmp_path / "train.csv").write_text("text,label\n" + "good film,1\nbad film,0\n" * 20)
+    (tmp_path / "train.csv").write_text(
+        "text,label\n" + "".join(f"good film {n},1\nbad film {n},0\n" for n in range(20))
+    )
     assert sd("finetune", SMALL, "--train", "train.csv", "--epochs", "1", "--out", "tuned") == 0
     assert sd("export", SMALL, "--onnx") == 2
     assert "name one for its export" in capsys.readouterr().err
