@@ -1,0 +1,42 @@
+"""From what sst2.sh left in its folder to a dated result.
+
+usage: python benchmarks/headline/sst2_results.py WORKDIR
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from record import write_result
+
+
+def main() -> None:
+    """Gather and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workdir", type=Path)
+    options = parser.parse_args()
+
+    def read(name: str) -> dict[str, Any]:
+        return json.loads((options.workdir / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+    logits, teacher = read("logits/manifest.json"), read("teacher/config.json")
+    setting = {
+        "task": "SST-2, dev",
+        "logits": logits["totals"],
+        "teacher": {key: teacher[key] for key in ("model_type", "num_hidden_layers", "hidden_size")},
+    }
+    records = {folder.name: read(f"{folder.name}/task.json") for folder in sorted(options.workdir.glob("student*"))}
+    rows = [
+        {
+            "model": name,
+            "accuracy": round(100 * record["scores"]["dev"]["accuracy"], 1),
+            **{key: record[key] for key in ("learning_rate", "step", "seconds")},
+        }
+        for name, record in records.items()
+    ]
+    write_result("sst2", setting, rows)
+
+
+if __name__ == "__main__":
+    main()
