@@ -15,5 +15,5 @@ test -f text.jsonl || sd augment $task --copies 4 --mask "$mask" --out text.json
 test -f review.txt || python "$here/review_text.py" "$corpus" review.txt
 test -f review.jsonl || sd augment --text review.txt --copies 0 --mask "$mask" --out review.jsonl
 sd embed --corpus text.jsonl --corpus review.jsonl --text-field sentence --no-split --min-words 1 --teacher teacher --out logits
-test -d student || sd finetune "$student" $task --logits logits --epochs 20 --finetune-steps 8000 --out student
+test -d student || sd finetune "$student" $task --logits logits --epochs 20 --finetune-steps 8000 --learning-rate 2e-3 --out student
 python "$here/sst2_results.py" .
