@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sentence_distill.cli.out_file import check_free
 from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
@@ -102,7 +103,8 @@ def encode(student: str | None, inputs: tuple[str, ...], out: str, **options: An
     from sentence_distill.student.encoding.encode_files import EncodeConfig, FileEncoder
 
     format_ = _format(out, options["format_"])
-    _check_out(out, options["overwrite"])
+    if out != "-":
+        check_free(Path(out), options["overwrite"])
     corpus = _open(inputs, out, options)
     if options["threads"]:
         # The tokenizer reads it when it is first used.
@@ -160,15 +162,6 @@ def _load(student: str, options: dict[str, Any]) -> "TextEncoder":
     loaded = Student.load(student)
     loaded.encoder.to(device)
     return TorchEncoder(loaded, pick_precision(options["precision"] or "auto", device))
-
-
-def _check_out(out: str, overwrite: bool) -> None:
-    if out == "-":
-        return
-    if Path(out).is_dir():
-        raise UserError(f"--out {out} is a folder; name a file")
-    if Path(out).exists() and not overwrite:
-        raise UserError(f"{out} is there already; name another file, or replace it with --overwrite")
 
 
 def _format(out: str, given: str | None) -> str:

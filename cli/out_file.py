@@ -21,11 +21,20 @@ def check_out_file(out: Path, sources: "Sequence[Source]", overwrite: bool) -> N
     Raises:
         UserError: it is refused.
     """
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file in it")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
     if any(source.is_file(out) for source in sources):
         raise UserError(f"--out {out} is the input itself; name another file")
+    check_free(out, overwrite)
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Refuse a folder, and a file that is there already if it may not be replaced.
+
+    Raises:
+        UserError: it is refused.
+    """
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file in it")
     if out.exists() and not overwrite:
         raise UserError(f"{out} is there already; name another file, or replace it with --overwrite")
