@@ -37,14 +37,12 @@ class Measured:
         skipped: what could not be measured, with the reason.
         precision: in which type all were timed.
         teachers: which column is a student's teacher; it is skipped where that is not here.
-        shards: of which the held-out rows are.
     """
 
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     precision: str = ""
     teachers: dict[str, str] = field(default_factory=dict)
-    shards: Path | None = None
 
 
 def measure_models(
@@ -64,9 +62,9 @@ def measure_models(
         size = {"parameters": model.parameters, "megabytes": model.megabytes}
         measured.models[model.name] = {"size": size}
     try:
-        measured.shards = shards or _own_shards(models)
-        _measure_fidelity(models, measured.shards, measured)
-        _measure_speed(columns, measured.shards, measured)
+        shards = shards or _own_shards(models)
+        _measure_fidelity(models, shards, measured)
+        _measure_speed(columns, shards, measured)
     except UserError as error:
         measured.skipped["held-out fidelity and speed"] = str(error)
     if pairs is None or len(pairs.labels) < 2:
