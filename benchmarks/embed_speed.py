@@ -15,12 +15,14 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from batch_size import fastest_batch_size
 from record import RESULTS, write_result
 from transformers import AutoConfig
 
@@ -126,13 +128,15 @@ def main() -> None:
         python = sys.executable if name[:2] in ("sd", "st") else options.peer_python
         return contend(name, python, located.folder, source, options.workdir, batch_size)
 
+    def probed(name: str, size: int) -> float:
+        return float(run(name, probe, size)["wall_s"])
+
     names = [name for name in NAMES if name[:2] in ("sd", "st") or options.peer_python]
     batch_sizes = {name: _TOKEN_BUDGET if name.startswith("sd") else 32 for name in names}
     # As it comes with its own size, all faster ways with their best.
     for name in names:
         if name != "st" and not name.startswith("sd"):
-            seconds = {size: run(name, probe, size)["wall_s"] for size in (8, 16, 32, 64, 128)}
-            batch_sizes[name] = min(seconds, key=seconds.__getitem__)
+            batch_sizes[name] = fastest_batch_size(partial(probed, name))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     peaks = []
     for number in range(options.rounds):

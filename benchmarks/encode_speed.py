@@ -18,11 +18,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from batch_size import fastest_batch_size
 from record import RESULTS, write_result
 from scipy.stats import spearmanr
 
@@ -54,7 +56,6 @@ NAMES = {
 # ways to run the teacher get the fastest of those tried.
 _BATCH_SIZES = {"st": 32, "st-student-bf16": 32, "st-student-fp32": 32, "sd-bf16": 4096}
 _TUNED = ("st-bf16", "onnx-int8", "openvino-bf16", "openvino-int8")
-_TRIED = (8, 16, 32, 64, 128)
 _PROBED = 600
 _REPEATS = 10
 # The commands write what these give, which encode the pairs too.
@@ -91,13 +92,14 @@ def batch_sizes(names: Sequence[str], options: argparse.Namespace, teacher: Path
     probe = lines[:: max(1, len(lines) // _PROBED)][:_PROBED]
     (options.workdir / "probe.txt").write_text("".join(probe), encoding="utf-8")
     (options.workdir / "one.txt").write_text(lines[0], encoding="utf-8")
+
+    def seconds(name: str, size: int) -> float:
+        batch = ("--batch-size", str(size))
+        return float(contend(name, options, teacher, *batch, text="probe.txt", pairs="one.txt")["wall_s"])
+
     sizes = {name: size for name, size in _BATCH_SIZES.items() if name in names}
     for name in [name for name in _TUNED if name in names]:
-        seconds = {}
-        for size in _TRIED:
-            batch = ("--batch-size", str(size))
-            seconds[size] = contend(name, options, teacher, *batch, text="probe.txt", pairs="one.txt")["wall_s"]
-        sizes[name] = min(seconds, key=seconds.__getitem__)
+        sizes[name] = fastest_batch_size(partial(seconds, name))
     return sizes
 
 
