@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.lines import read_jsonl, read_text, read_wikiextractor
 from sentence_distill.data.records import Position, Record
 from sentence_distill.data.sources import READ_ERRORS, Source, find_sources
@@ -83,8 +83,7 @@ class Corpus:
         try:
             yield from self._reader(source)(source, start or Position(index))
         except READ_ERRORS as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"corpus file {source.name} can't be read to its end: {reason[0]}") from error
+            raise UserError(f"corpus file {source.name} can't be read to its end: {first_line(error)}") from error
 
     def _reader(self, source: Source) -> "partial[Iterator[Record]]":
         kind = self.format or detect_format(source)

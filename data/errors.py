@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and what others say."""
 
 
 class UserError(Exception):
@@ -7,3 +7,8 @@ class UserError(Exception):
     The message is one line that says what was wrong, where, and what to do next. The command line prints it
     without a traceback and exits with 1.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, as part of a message of one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

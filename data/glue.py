@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.glue_tasks import DIAGNOSTIC, TASKS, GlueTask
 from sentence_distill.data.hub import HubUnreachable, ask_hub, offline_requested
 
@@ -151,9 +151,8 @@ def open_glue(folder: Path | None) -> GlueFolder | GlueHub:
 
 
 def _no_hub(error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(
-        f"GLUE can't be had from the hub ({reason}); give a folder of the official TSV files with "
+        f"GLUE can't be had from the hub ({first_line(error)}); give a folder of the official TSV files with "
         "--glue-dir DIR, or set HF_HUB_OFFLINE=1 where it lies in the cache"
     )
 

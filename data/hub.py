@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from sentence_distill.data.errors import first_line
+
 T = TypeVar("T")
 
 # A name server that never answers is bounded by no HTTP time-out, so the whole question has a deadline.
@@ -26,8 +28,7 @@ class HubUnreachable(Exception):
     @classmethod
     def of(cls, error: Exception) -> "HubUnreachable":
         """What an error of the hub's client says, in one line."""
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return cls(lines[0], getattr(getattr(error, "response", None), "status_code", None))
+        return cls(first_line(error), getattr(getattr(error, "response", None), "status_code", None))
 
 
 def offline_requested() -> bool:

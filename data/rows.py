@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from sentence_distill.data.corpus import detect_format
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.lines import MAX_LINE_BYTES
 from sentence_distill.data.sources import READ_ERRORS, Source, open_seekable, open_source
 from sentence_distill.data.tables import BATCH_ROWS, arrow_batches, quoting
@@ -84,8 +84,7 @@ def read_rows(source: Source, format: str | None = None, text_column: str = "tex
         with open_source(source) as stream:
             yield from rows_of_stream(stream, source.name, kind, text_column)
     except READ_ERRORS as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{source.name} can't be read to its end: {reason[0]}") from error
+        raise UserError(f"{source.name} can't be read to its end: {first_line(error)}") from error
 
 
 def rows_of_stream(stream: BinaryIO, name: str, format: str, text_column: str = "text") -> Iterator[Row]:

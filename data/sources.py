@@ -105,8 +105,7 @@ def _expand(location: str, leave_out: Path | None) -> list[Source]:
     except UserError:
         raise
     except Exception as error:  # wrong credentials, say: each store has errors of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"corpus {location!r} can't be opened: {reason}") from error
+        raise UserError(f"corpus {location!r} can't be opened: {_said(error)}") from error
 
 
 def _files_in(fs: fsspec.AbstractFileSystem, files: set[str], folder: Path) -> set[str]:
@@ -176,7 +175,12 @@ def _named_errors() -> Iterator[None]:
     except READ_ERRORS:
         raise
     except Exception as error:
-        raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise OSError(_said(error)) from error
+
+
+def _said(error: Exception) -> str:
+    """All that a store's error says: its first line alone often says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _Named(io.RawIOBase):

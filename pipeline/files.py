@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.hashing import bytes_hash
 
 TEMPORARY = ".incomplete"
@@ -47,8 +47,9 @@ def open_folder(location: str | Path) -> Path:
             "beside universal-pathlib"
         ) from error
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{location} can't be opened: {reason}; check bucket, credentials and endpoint") from error
+        raise UserError(
+            f"{location} can't be opened: {first_line(error)}; check bucket, credentials and endpoint"
+        ) from error
     return cast(Path, folder)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.pipeline.locate import Located
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
@@ -56,9 +56,8 @@ def require_vocabulary(located: Located) -> None:
 
 def unusable(located: Located, error: Exception) -> UserError:
     """What to raise for a folder from which no teacher can be had."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UserError(
-        f"teacher {located.name!r} can't be used: {reason}; it needs the config.json, model.safetensors "
+        f"teacher {located.name!r} can't be used: {first_line(error)}; it needs the config.json, model.safetensors "
         "and tokenizer of a transformer encoder in one folder"
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.pipeline.locate import Located, locate_local, locate_teacher
 from sentence_distill.pipeline.precision import pick_precision
 from sentence_distill.pipeline.teacher import Teacher
@@ -216,8 +216,9 @@ def load_sentence_transformer(located: Located) -> Any:
         AttributeError,
         SafetensorError,
     ) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{located.folder} holds no model that sentence-transformers can open ({reason})") from error
+        raise UserError(
+            f"{located.folder} holds no model that sentence-transformers can open ({first_line(error)})"
+        ) from error
 
 
 def _encode(model: Any, precision: torch.dtype, sentences: Sequence[str]) -> np.ndarray:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.hub import ask_hub, offline_requested
 
 
@@ -47,7 +47,7 @@ def run_task(model: Any, task: Any) -> dict[str, Any]:
         }
     # Each kind of task and model has errors of its own; the other tasks go on without this one.
     except Exception as error:
-        raise UserError(f"mteb can't evaluate it ({_reason(error)})") from error
+        raise UserError(f"mteb can't evaluate it ({first_line(error)})") from error
 
 
 def load_task(task: Any) -> None:
@@ -66,10 +66,6 @@ def load_task(task: Any) -> None:
     # What is wrong with a data set shows in each loader's own way.
     except Exception as error:
         raise UserError(
-            f"MTEB task {task.metadata.name}: its data {repo} can't be had from the hub ({_reason(error)}); "
+            f"MTEB task {task.metadata.name}: its data {repo} can't be had from the hub ({first_line(error)}); "
             "set HF_HUB_OFFLINE=1 where it lies in the cache"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

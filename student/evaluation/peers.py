@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sentence_distill.data.errors import first_line
 from sentence_distill.data.progress import Progress
 from sentence_distill.student.encoding.export_folder import read_record
 from sentence_distill.student.evaluation.contenders import Contender, Field
@@ -33,8 +34,7 @@ def make_peers(field: Field, sentences: Sequence[str], progress: Progress) -> No
         # Whatever a library of others raises, the measurement goes on without this one.
         except Exception as error:
             field.contenders.remove(contender)
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            field.skipped[contender.name] = f"could not be made: {reason}"
+            field.skipped[contender.name] = f"could not be made: {first_line(error)}"
 
 
 def parameters_of(contender: Contender, field: Field) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.pipeline.files import TEMPORARY, replacing
 
 CHECKPOINTS = "checkpoints"
@@ -122,8 +122,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # a file of random bytes makes PyTorch raise nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"checkpoint {path} is damaged ({reason}); remove it to go on from the one before, or begin again with "
-            "--overwrite"
+            f"checkpoint {path} is damaged ({first_line(error)}); remove it to go on from the one before, or begin "
+            "again with --overwrite"
         ) from error
