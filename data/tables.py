@@ -159,7 +159,7 @@ def _check(source: Source, schema: pa.Schema, fields: Sequence[str]) -> None:
 def _check_header(source: Source, names: list[str], fields: Sequence[str]) -> None:
     if missing := [field for field in fields if field not in names]:
         # A file without a header has its first row of text there.
-        there = textwrap.shorten(", ".join(names), _NAMES_CHARACTERS, placeholder=" …")
+        there = textwrap.shorten(", ".join(names), _NAMES_CHARACTERS, placeholder=" …") or "none"
         raise UserError(f"{source.name}: no column {missing[0]!r}; it has {there}; name one with --text-field")
     if twice := [field for field in fields if names.count(field) > 1]:
         raise UserError(f"{source.name} has two columns {twice[0]!r}; rename one of them")
