@@ -40,7 +40,8 @@ class FinetuneConfig:
     clip: float = 1.0
     """Largest norm of the gradient."""
     patience: int = 3
-    """Evaluations on dev without a better score after which fine-tuning ends."""
+    """Evaluations on dev without a better score after which fine-tuning ends, but a third of the steps at least: what a
+    long schedule gains comes late, when its rate is low."""
 
     def steps(self, examples: int) -> int:
         """Most steps over so many examples."""
@@ -134,6 +135,7 @@ def finetune(
     targets = torch.from_numpy(train.targets.astype(np.float32)).to(device)
     steps = config.steps(len(tokens))
     between = min(max(-(-len(tokens) // config.batch_size), _FEWEST_BETWEEN), _MOST_BETWEEN)
+    patience = max(config.patience, steps // (3 * between))
     optimizer = _Optimizer(model, learning_rate, config, steps)
     best = _Best()
     for step, rows in enumerate(_endless(tokens, config.batch_size, np.random.default_rng(seed)), start=1):
@@ -151,7 +153,7 @@ def finetune(
             break
         scores = {name: task_metrics(metrics, dev[name].targets, values) for name, values in predictions.items()}
         best.offer(scores, step, model)
-        if step == steps or best.worse == config.patience:
+        if step == steps or best.worse == patience:
             break
     if best.step:
         model.load_state_dict(best.state)

@@ -11,7 +11,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import TASKS, GlueFolder
 from sentence_distill.data.progress import Silent
 from sentence_distill.pipeline.logits import Logits
-from sentence_distill.student.finetuning.finetune import FinetuneConfig, Labelled
+from sentence_distill.student.finetuning.finetune import FinetuneConfig, Labelled, finetune
 from sentence_distill.student.finetuning.fit import Fitter
 from sentence_distill.student.finetuning.glue_rows import new_classifier
 from sentence_distill.student.finetuning.task_data import TaskData, from_logits
@@ -235,12 +235,33 @@ def test_patience_and_steps_end_fine_tuning_early(student_folder, glue_dir):
     fitted = fit(student, data, config)
     # It is perfect within a few epochs, and then no evaluation is better.
     assert fitted.outcome.scores["dev"]["accuracy"] == 1.0
-    assert fitted.outcome.step < 460
+    assert fitted.outcome.step < 300
     assert config.steps(160) == 500
     assert FinetuneConfig(epochs=50, max_steps=70, batch_size=16).steps(160) == 70
     assert FinetuneConfig(epochs=50, max_steps=7, batch_size=16).steps(160) == 10
     # A few examples are seen often enough to be learned.
     assert FinetuneConfig(epochs=2, batch_size=16).steps(16) == 200
+
+
+@pytest.mark.parametrize(("epochs", "waited"), [(20, 60), (60, 200)])
+def test_a_long_schedule_waits_for_a_third_of_its_steps(student_folder, glue_dir, epochs, waited):
+    data = TaskData.load(GlueFolder(glue_dir), TASKS["SST-2"])
+    done = []
+    config = FinetuneConfig(epochs=epochs, batch_size=16)
+    outcome = finetune(
+        new_classifier(load_student(student_folder), data, 0),
+        data.train,
+        data.dev,
+        classes=2,
+        metrics=("accuracy",),
+        learning_rate=1e-2,
+        config=config,
+        seed=0,
+        device=torch.device("cpu"),
+        precision=torch.float32,
+        advance=done.append,
+    )
+    assert len(done) == outcome.step + waited < config.steps(160)
 
 
 def fit(student, data, config, train=None):
