@@ -93,7 +93,7 @@ def main() -> None:
         print(json.dumps(embed_once(str(options.corpus), options.workdir)))
         return
     options.workdir.mkdir(parents=True, exist_ok=True)
-    part, out = options.workdir / "part.txt", options.workdir / "shards"
+    part, out = options.workdir / "part.txt", options.workdir / "scale-shards"
     rows = []
     for sentences in options.sentences:
         with open_source(find_sources([str(options.corpus)])[0]) as stream, part.open("wb") as file:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from batch_size import fastest_batch_size
-from record import RESULTS, write_result
+from record import RESULTS, forget_made, write_result
 from transformers import AutoConfig
 
 from sentence_distill.pipeline.locate import locate_teacher
@@ -118,10 +118,11 @@ def main() -> None:
     parser.add_argument("--peer-python")
     options = parser.parse_args()
     options.workdir.mkdir(parents=True, exist_ok=True)
+    forget_made(options.workdir)
     sentences = sentences_of(options.shards, options.sentences)
     text, probe = options.workdir / "sentences.txt", options.workdir / "probe.txt"
     text.write_text("\n".join(sentences) + "\n", encoding="utf-8")
-    probe.write_text("\n".join(sentences[:: len(sentences) // _PROBED][:_PROBED]) + "\n", encoding="utf-8")
+    probe.write_text("\n".join(sentences[:: max(1, len(sentences) // _PROBED)][:_PROBED]) + "\n", encoding="utf-8")
     located = locate_teacher(options.teacher)
 
     def run(name: str, source: Path, batch_size: int) -> dict[str, Any]:

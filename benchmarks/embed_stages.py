@@ -105,7 +105,7 @@ def main() -> None:
     plan = make_plan(corpus, config.rules, config.shard_rows, {}, lambda count: None)
     plan_s = time.perf_counter() - started
     teacher = TeacherSpec(located=locate_teacher(options.teacher)).load("cpu")
-    job = Job(corpus, config, options.workdir / "shards", {}, "")
+    job = Job(corpus, config, options.workdir / "stages-shards", {}, "")
     job.out.mkdir(parents=True, exist_ok=True)
     rows = [{"stage": "plan (once, ahead of all)", "us_per_sentence": round(1e6 * plan_s / plan.rows, 1)}]
     rows += stages(corpus, plan, config, teacher, job)

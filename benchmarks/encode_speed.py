@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from batch_size import fastest_batch_size
-from record import RESULTS, write_result
+from record import RESULTS, forget_made, write_result
 from scipy.stats import spearmanr
 
 from sentence_distill.data.sts import load_sts
@@ -108,6 +109,8 @@ def run_command(name: str, options: argparse.Namespace) -> dict[str, Any]:
     out = options.workdir / f"{name}.npy"
     student = options.workdir / "onnx-int8" if name.endswith("int8") else options.student
     command = [sys.executable, "-m", "sentence_distill.cli", "encode", "--student", str(student), "--overwrite"]
+    # A stopped run's parts would be gone on with, and only the rest be timed.
+    shutil.rmtree(f"{out}.parts", ignore_errors=True)
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([*command, "--input", str(options.workdir / "repeated.txt"), "--out", str(out)], check=True)
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -188,11 +191,10 @@ def prepare(options: argparse.Namespace, teacher: Path) -> np.ndarray:
     (options.workdir / "repeated.txt").write_text(sentences * _REPEATS, encoding="utf-8")
     pairs, scores = read_pairs(options.sts)
     (options.workdir / "pairs.txt").write_text("".join(f"{pair}\n" for pair in pairs), encoding="utf-8")
-    if not (options.workdir / "model2vec").exists():
-        make_static(teacher, options.workdir / "model2vec")
-    if not (options.workdir / "onnx-int8").exists():
-        config = OnnxConfig(int8=True, tables="int8")
-        export_onnx(options.student, options.workdir / "onnx-int8", config, ExportText(sentences=options.text))
+    forget_made(options.workdir)
+    make_static(teacher, options.workdir / "model2vec")
+    config = OnnxConfig(int8=True, tables="int8")
+    export_onnx(options.student, options.workdir / "onnx-int8", config, ExportText(sentences=options.text))
     return scores
 
 

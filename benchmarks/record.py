@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,17 @@ import torch
 from sentence_distill.student.environment import cpu, versions
 
 RESULTS = Path(__file__).parent / "results"
+# What contenders make of a model and keep in a run's folder for the next rounds.
+_MADE = ("model2vec", "onnx", "onnx-int8", "openvino", "openvino-int8", "openvino-int8-model")
+
+
+def forget_made(workdir: Path) -> None:
+    """Remove what an earlier run made of its models: this one's may have other weights, or that one was stopped."""
+    for name in _MADE:
+        path = workdir / name
+        if path.is_symlink():
+            path.unlink()
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _script() -> str:

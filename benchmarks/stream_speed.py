@@ -9,6 +9,7 @@ alone (384 x float16) is made in WORKDIR. PYTHON is that of an environment with 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,11 +41,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     args.workdir.mkdir(parents=True, exist_ok=True)
+    # What an earlier run converted may be of other shards.
+    for folder in (*args.workdir.glob("litdata-*"), *args.workdir.glob("mosaicml-*"), args.workdir / "one-layer"):
+        shutil.rmtree(folder, ignore_errors=True)
     results = []
     for shards in (args.shards, one_layer(args.shards, args.workdir / "one-layer")):
         for name in ("litdata", "mosaicml-streaming"):
-            if not (args.workdir / f"{name}-{shards.name}").exists():
-                contend(name, shards, args, "--convert")
+            contend(name, shards, args, "--convert")
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
         for _ in range(args.rounds):
             for name in CONTENDERS:
@@ -58,9 +61,7 @@ def main() -> None:
 
 def one_layer(shards: Path, folder: Path) -> Path:
     """A copy of shards with the last of their layers alone."""
-    if (folder / "manifest.json").exists():
-        return folder
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     manifest = load_json(shards / "manifest.json")
     fingerprint = manifest["fingerprint"]
     width = fingerprint["dim"] // len(fingerprint["layers"])

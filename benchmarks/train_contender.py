@@ -7,6 +7,7 @@ towards the last layer in SHARDS, in batches of 128.
 """
 
 import argparse
+import itertools
 import json
 import random
 import resource
@@ -99,10 +100,17 @@ def trainer_of(name: str, shards: Path, out: Path) -> Any:
     return trainer
 
 
+def endless(trainer: Any) -> Iterator[Any]:
+    """Its batches, epoch after epoch."""
+    for trainer.state.epoch in itertools.count():
+        trainer.state.step_in_epoch = 0
+        yield from trainer._batches()
+
+
 def sd(name: str, shards: Path, out: Path, meter: list[float]) -> Iterator[int]:
     """This project's loop; the time it waits for batches goes to `meter`."""
     trainer = trainer_of(name, shards, out)
-    batches = trainer._batches()
+    batches = endless(trainer)
     while True:
         began = time.perf_counter()
         batch = next(batches)
@@ -122,10 +130,11 @@ def teacher_in_the_loop(shards: Path, teacher: Path, out: Path) -> Iterator[int]
     trainer = trainer_of("sd", shards, out)
     dim = trainer.encoder.config.target_dims[-1]
     text = pa.ipc.open_file(pa.memory_map(str(sorted(shards.glob("shard-*.arrow"))[0]))).read_all()["text"]
-    for batch in trainer._batches():
-        # Of so many sentences; which ones does not matter to the time that they take.
-        sentences = text.take(np.random.default_rng(0).choice(len(text), len(batch.targets), replace=False)).to_pylist()
-        vectors = model.encode(sentences, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False)
+    rng = np.random.default_rng(0)
+    for batch in endless(trainer):
+        # Others than those of the batch, whose text may lie in another shard: it is the time that counts.
+        sentences = text.take(rng.choice(len(text), len(batch.targets), replace=False)).to_pylist()
+        vectors = model.encode(sentences, convert_to_tensor=True, show_progress_bar=False)
         trainer._step(Batch(batch.input_ids, vectors[:, :dim]))
         yield len(batch.targets)
 

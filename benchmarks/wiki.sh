@@ -8,7 +8,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/train.sh"
 corpus=$(realpath "$1") glue=$(realpath "$2")
 mkdir -p "$3" && cd "$3"
-test -f wiki.txt || zstdcat "$corpus" | head -n 350000 > wiki.txt
+test -f wiki.txt || {
+    zstdcat "$corpus" | head -n 350000 > wiki.txt.part
+    test -s wiki.txt.part
+    mv wiki.txt.part wiki.txt
+}
 sd embed --teacher minilm --corpus wiki.txt --layers 3,6 --out shards
 train student --shards shards --target-layers 6
 sd eval student --glue-dir "$glue"

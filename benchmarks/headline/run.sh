@@ -9,7 +9,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 corpus=$(realpath "$1") glue=$(realpath "$2")
 # Not the file that it is a link to: that one does not know the environment.
-peers=${4:+--peer-python $(cd "$(dirname "$4")" && pwd)/$(basename "$4")}
+peer_python=${4:+$(cd "$(dirname "$4")" && pwd)/$(basename "$4")}
 mkdir -p "$3" && cd "$3"
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 
@@ -27,5 +27,5 @@ for fraction in ${FRACTIONS:-0.02 0.05 0.15 0.4 1}; do
         --epochs 1000 --max-steps "${STEPS:-8000}"
     test -f "fraction-$fraction/eval.json" || sd eval "fraction-$fraction" --glue-dir "$glue"
 done
-python "$here/speed.py" shards "$glue/STS-B/dev.tsv" . ${SIZES:-tiny small base large} $peers
+python "$here/speed.py" shards "$glue/STS-B/dev.tsv" . ${SIZES:-tiny small base large} ${peer_python:+--peer-python "$peer_python"}
 python "$here/table.py" .

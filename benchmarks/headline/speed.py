@@ -5,7 +5,8 @@ usage: python benchmarks/headline/speed.py SHARDS STS WORKDIR SIZE [SIZE…] [--
 
 WORKDIR/SIZE is a student with its int8 export in SIZE/onnx. The sentences are held-out ones of the shards; STS is
 STS-B's dev.tsv. Each contender encodes them in a process of its own, once a round, and in another one some of them
-one a call, on one core; the medians count. Writes WORKDIR/speed.json; one that has all of the sizes is left as it is.
+one a call, on one core; the medians count. Writes WORKDIR/speed.json; one that has these very exports and contenders is
+left as it is.
 """
 
 import argparse
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from encode_speed import NAMES, batch_sizes, contend, read_pairs, summary
+from record import forget_made
 
 from sentence_distill.pipeline.locate import locate_teacher
 from sentence_distill.student.environment import environment
@@ -42,12 +45,20 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Path],
         place.mkdir(parents=True, exist_ok=True)
         for file, lines in files.items():
             (place / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        export = place / "onnx-int8"
-        if name in options.sizes and not export.exists():
-            export.symlink_to((options.workdir / name / "onnx").resolve())
-    if not (folders["teacher"] / "model2vec").exists():
-        make_static(folder, folders["teacher"] / "model2vec")
+        forget_made(place)
+        if name in options.sizes:
+            (place / "onnx-int8").symlink_to((options.workdir / name / "onnx").resolve())
+    make_static(folder, folders["teacher"] / "model2vec")
     return folders, scores
+
+
+def subject(options: argparse.Namespace, contenders: list[tuple[str, str]]) -> dict[str, Any]:
+    """What a run measures: the checksum of each size's export, and who takes part."""
+    exports = {size: (options.workdir / size / "onnx" / "model.onnx").read_bytes() for size in options.sizes}
+    return {
+        "exports": {size: xxhash.xxh3_64_hexdigest(export) for size, export in exports.items()},
+        "contenders": [" ".join(contender) for contender in contenders],
+    }
 
 
 def main() -> None:
@@ -61,14 +72,13 @@ def main() -> None:
     parser.add_argument("--teacher", default="minilm")
     parser.add_argument("--peer-python")
     options = parser.parse_args()
-    written = options.workdir / "speed.json"
-    measured = json.loads(written.read_text(encoding="utf-8"))["rows"] if written.exists() else []
-    if {*options.sizes} <= {row["model"] for row in measured}:
-        return
     teacher = locate_teacher(options.teacher).folder
-    folders, scores = prepare(options, teacher)
     contenders = [(size, name) for size in options.sizes for name in _OF_A_STUDENT]
     contenders += [("teacher", name) for name in (*_OF_THE_TEACHER, *(_OF_PEERS if options.peer_python else ()))]
+    written, of = options.workdir / "speed.json", subject(options, contenders)
+    if written.exists() and json.loads(written.read_text(encoding="utf-8")).get("of") == of:
+        return
+    folders, scores = prepare(options, teacher)
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {contender: [] for contender in contenders}
     single: dict[tuple[str, str], list[dict[str, Any]]] = {contender: [] for contender in contenders}
     of_teacher = argparse.Namespace(**{**vars(options), "student": teacher, "workdir": folders["teacher"]})
@@ -99,7 +109,13 @@ def main() -> None:
                 "seconds_of_rounds": [round(run["wall_s"], 3) for run in results],
             }
         )
-    found = {"sentences": len(reference), "rounds": options.rounds, "environment": environment(), "rows": rows}
+    found = {
+        "sentences": len(reference),
+        "rounds": options.rounds,
+        "environment": environment(),
+        "of": of,
+        "rows": rows,
+    }
     written.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

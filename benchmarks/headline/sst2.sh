@@ -8,12 +8,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 teacher=$(realpath "$1") student=$(realpath "$2") corpus=$(realpath "$3") glue=$(realpath "$4")
 mkdir -p "$5" && cd "$5"
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
-task="--task SST-2 --glue-dir $glue"
+task() { sd "$@" --task SST-2 --glue-dir "$glue"; }
 mask=$(python -c 'import sys; from transformers import AutoTokenizer; print(AutoTokenizer.from_pretrained(sys.argv[1]).mask_token)' "$teacher")
-test -d teacher || sd finetune "$teacher" $task --epochs 1 --out teacher
-test -f text.jsonl || sd augment $task --copies 4 --mask "$mask" --out text.jsonl
+test -f teacher/tokenizer.json || task finetune "$teacher" --epochs 1 --out teacher
+test -f text.jsonl || task augment --copies 4 --mask "$mask" --out text.jsonl
 test -f review.txt || python "$here/review_text.py" "$corpus" review.txt
 test -f review.jsonl || sd augment --text review.txt --copies 0 --mask "$mask" --out review.jsonl
 sd embed --corpus text.jsonl --corpus review.jsonl --text-field sentence --no-split --min-words 1 --teacher teacher --out logits
-test -d student || sd finetune "$student" $task --logits logits --epochs 20 --finetune-steps 8000 --learning-rate 2e-3 --out student
+test -f student/task.json || task finetune "$student" --logits logits --epochs 20 --finetune-steps 8000 --learning-rate 2e-3 --out student
 python "$here/sst2_results.py" .
