@@ -105,7 +105,9 @@ class Checkpoints:
         """Remove what writers that were killed left in the run's folder."""
         for folder in (self.folder, self.folder.parent):
             for path in folder.glob("*" + TEMPORARY):
-                path.unlink(missing_ok=True)
+                # An export's is a folder, and the next export removes it.
+                if not path.is_dir():
+                    path.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -81,6 +81,15 @@ checkpoints.wait()
     assert not checkpoints.folder.exists()
 
 
+def test_what_an_export_or_a_killed_writer_left_beside_the_checkpoints_is_no_obstacle(tmp_path):
+    exported, written = tmp_path / ".onnx.new.1-0a1b2c3d.incomplete", tmp_path / "metrics.jsonl.1-0a1b2c3d.incomplete"
+    exported.mkdir()
+    written.touch()
+    Checkpoints(tmp_path, keep=1).remove_temporaries()
+    assert exported.exists()
+    assert not written.exists()
+
+
 def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (1, 2):
