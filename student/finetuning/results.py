@@ -88,9 +88,16 @@ class Results:
         return next((result for result in results if (result.seed, result.fraction, result.data) == wanted), None)
 
     def add(self, row: str, task: str, result: Result) -> None:
-        """Keep a result, in place of one of the same seed and fraction."""
+        """Keep a result, in place of one of the same seed and fraction, and of all that are over other examples.
+
+        The results of a row and task are averaged, and a mean over two dev sets would be of none.
+        """
         results = self.rows.setdefault(row, {}).setdefault(task, [])
-        others = [known for known in results if (known.seed, known.fraction) != (result.seed, result.fraction)]
+        others = [
+            known
+            for known in results
+            if known.data == result.data and (known.seed, known.fraction) != (result.seed, result.fraction)
+        ]
         self.rows[row][task] = sorted([*others, result], key=lambda known: (-known.fraction, known.seed))
         self.write()
 
