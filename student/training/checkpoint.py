@@ -94,9 +94,10 @@ class Checkpoints:
         return load_checkpoint(self.folder / _BEST)
 
     def remove(self) -> None:
-        """Remove all checkpoints."""
+        """Remove all checkpoints; what else lies in their folder stays."""
         self.remove_temporaries()
-        for path in self.folder.glob("*.pt"):
+        # A run can be gone on with as long as any of its steps is there, and needs its best weights for that.
+        for path in (*self._steps(), self.folder / _BEST):
             path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()

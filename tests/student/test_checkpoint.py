@@ -1,6 +1,7 @@
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +80,23 @@ checkpoints.wait()
     assert any(checkpoints.folder.glob("*.incomplete"))
     checkpoints.remove()
     assert not checkpoints.folder.exists()
+
+
+def test_a_kill_while_they_are_removed_leaves_what_a_run_goes_on_from_or_no_step(tmp_path, monkeypatch):
+    checkpoints, unlink = Checkpoints(tmp_path, keep=3), Path.unlink
+    checkpoints.save_best(state(1))
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(step))
+    checkpoints.wait()
+    left = []
+
+    def look(path, missing_ok=False):
+        unlink(path, missing_ok=missing_ok)
+        left.append(sorted(file.name[:5] for file in checkpoints.folder.iterdir()))
+
+    monkeypatch.setattr(Path, "unlink", look)
+    checkpoints.remove()
+    assert left == [["best.", "step-", "step-"], ["best.", "step-"], ["best."], []]
 
 
 def test_what_an_export_or_a_killed_writer_left_beside_the_checkpoints_is_no_obstacle(tmp_path):
