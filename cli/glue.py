@@ -172,7 +172,7 @@ def _prepare(
     from sentence_distill.data.hashing import file_hash
     from sentence_distill.pipeline.precision import pick_device, pick_precision
     from sentence_distill.student.evaluation.models import find_teacher, open_teacher
-    from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER
+    from sentence_distill.student.finetuning.finetune import LOOP, STUDENT, TEACHER
     from sentence_distill.student.finetuning.fit import Fitter
     from sentence_distill.student.finetuning.glue_rows import RowMaker
     from sentence_distill.student.finetuning.results import Results
@@ -208,7 +208,7 @@ def _prepare(
         "source": "nyu-mll/glue" if glue_dir is None else "a folder of TSV files",
         "student": [file_hash(file) for file in module_weights(folder)],
         "computed": f"{str(fitter.precision).removeprefix('torch.')} on {device.type}",
-        "finetuning": {**asdict(config), "synthetic": options["synthetic"]},
+        "finetuning": {**asdict(config), "loop": LOOP, "synthetic": options["synthetic"]},
         "teacher_finetuning": asdict(of_teacher),
     }
     return maker, Results(json_file, identity)

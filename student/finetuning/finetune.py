@@ -13,6 +13,9 @@ from torch.nn import functional
 from sentence_distill.student.finetuning.examples import Padded, Tokens
 from sentence_distill.student.metrics import task_metrics
 
+# Version of the loop below, which stands beside the results that are kept: a change that gives other weights with the
+# same options counts it up. 2: a third of a long schedule is waited for.
+LOOP = 2
 # Steps between two scorings on dev: an epoch, but of a large task several and of a few examples many epochs.
 _FEWEST_BETWEEN, _MOST_BETWEEN = 20, 500
 # However few examples there are, a model has this many steps to learn them.

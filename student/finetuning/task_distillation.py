@@ -20,7 +20,7 @@ from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.embed import embed_corpus
 from sentence_distill.pipeline.files import replacing, write_atomically
 from sentence_distill.pipeline.locate import Located
-from sentence_distill.student.finetuning.finetune import Labelled, Outcome
+from sentence_distill.student.finetuning.finetune import LOOP, Labelled, Outcome
 from sentence_distill.student.finetuning.fit import Fitter
 from sentence_distill.student.finetuning.task_data import TaskData, from_logits
 from sentence_distill.student.finetuning.task_teacher import TeacherClassifier, longest_text, mask_token
@@ -106,7 +106,7 @@ class TaskTeacher:
             "teacher": self.located.name,
             "weights": self.located.weights_hashes(),
             "seed": seed,
-            "finetuning": asdict(self.fitter.config),
+            "finetuning": {**asdict(self.fitter.config), "loop": LOOP},
             "computed": f"{self.fitter.precision} on {self.fitter.device.type}",
             "data": data.hash,
         }
