@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, NoReturn
 
 import fsspec
 import pyarrow as pa
@@ -96,7 +96,7 @@ def _expand(location: str, leave_out: Path | None) -> list[Source]:
         # Names begin behind the folder, or behind the part of a glob that has no wildcard.
         root = path if fs.isdir(path) else _WILDCARD.split(path)[0].rsplit("/", 1)[0]
         matched = [path] if fs.isdir(path) else fs.glob(path) if _WILDCARD.search(path) else []
-        files = {file for match in matched for file in (fs.find(match) if fs.isdir(match) else [match])}
+        files = {file for match in matched for file in _files_at(fs, match)}
         own = _files_in(fs, files, leave_out) if leave_out is not None else set()
         found = [f for f in sorted(files - own) if not _hidden(f[len(root) :])]
         if not found:
@@ -106,6 +106,39 @@ def _expand(location: str, leave_out: Path | None) -> list[Source]:
         raise
     except Exception as error:  # wrong credentials, say: each store has errors of its own
         raise UserError(f"corpus {location!r} can't be opened: {_said(error)}") from error
+
+
+def _files_at(fs: fsspec.AbstractFileSystem, place: str) -> set[str]:
+    """The files of a folder to any depth, or the file that `place` is; pipes and devices are none."""
+    if not isinstance(fs, LocalFileSystem):
+        return set(fs.find(place)) if fs.isdir(place) else {place}
+    found = _walk(place) if os.path.isdir(place) else [place]
+    # To open a pipe may wait forever. A link to nothing stays, for an error when it is opened.
+    return {file for file in found if os.path.isfile(file) or not os.path.exists(file)}
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """All that is no folder below a local one; fsspec drops what it can't list, and follows no link to a folder.
+
+    Raises:
+        UserError: a folder can't be listed.
+    """
+    visited = set()
+    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        # A link may lead back to a folder that it lies in.
+        if (real := os.path.realpath(place)) in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        yield from (os.path.join(place, name) for name in names)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(
+        f"folder {error.filename} of the corpus can't be listed ({error.strerror}); make it readable, or name "
+        "the files and folders to read instead"
+    ) from error
 
 
 def _files_in(fs: fsspec.AbstractFileSystem, files: set[str], folder: Path) -> set[str]:

@@ -1,8 +1,10 @@
 import bz2
+import errno
 import gzip
 import io
 import json
 import lzma
+import os
 
 import pyarrow as pa
 import pyarrow.csv
@@ -290,6 +292,43 @@ def test_folders_that_a_glob_matches_are_searched(tmp_path):
     assert texts(f"{tmp_path}/*") == ["AA/wiki_00", "AB/wiki_00", "top"]
     names = [source.name for source in Corpus.open([f"{tmp_path}/A*/wiki*"]).sources]
     assert names == ["AA/wiki_00", "AB/wiki_00"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/*"])
+def test_a_folder_that_can_not_be_listed_is_an_error_that_names_it(tmp_path, monkeypatch, pattern):
+    for name in ("a.txt", "all/open/b.txt", "all/shut/c.txt", "all/.hidden/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    shut, listing = {str(tmp_path / "all" / ".hidden")}, os.scandir
+
+    def list_open(path):
+        if str(path) in shut:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listing(path)
+
+    # In place of its permissions, which don't bind an administrator.
+    monkeypatch.setattr(os, "scandir", list_open)
+    assert texts(f"{tmp_path}{pattern}") == ["a.txt", "all/open/b.txt", "all/shut/c.txt"]
+    shut.add(str(tmp_path / "all" / "shut"))
+    with pytest.raises(UserError, match=r"folder .*/all/shut of the corpus can't be listed \(Permission denied\)"):
+        texts(f"{tmp_path}{pattern}")
+
+
+@pytest.mark.parametrize("pattern", ["", "/*"])
+def test_links_are_followed_once_and_pipes_left_out(tmp_path, pattern):
+    corpus = tmp_path / "corpus"
+    for name in ("corpus/a.txt", "elsewhere/b.txt", "c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (corpus / "folder").symlink_to(tmp_path / "elsewhere")
+    (corpus / "link.txt").symlink_to(tmp_path / "c.txt")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(corpus / "pipe")
+    os.mkfifo(tmp_path / "elsewhere" / "pipe")
+    assert texts(f"{corpus}{pattern}") == ["corpus/a.txt", "elsewhere/b.txt", "c.txt"]
+    (corpus / "gone.txt").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"can't be opened: .*gone\.txt"):
+        texts(f"{corpus}{pattern}")
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
