@@ -4,7 +4,8 @@ The teacher is fine-tuned once, writes its logits to shards once, and is in no t
 """
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from sentence_distill.data.augment import synthetic_examples
 from sentence_distill.data.corpus import Corpus
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.data.unlabelled import FIELDS, json_line
@@ -20,6 +22,7 @@ from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.embed import embed_corpus
 from sentence_distill.pipeline.files import replacing, write_atomically
 from sentence_distill.pipeline.locate import Located
+from sentence_distill.pipeline.lock import lock_folder
 from sentence_distill.student.finetuning.finetune import LOOP, Labelled, Outcome
 from sentence_distill.student.finetuning.fit import Fitter
 from sentence_distill.student.finetuning.task_data import TaskData, from_logits
@@ -35,6 +38,8 @@ _MOST_COPIES = 20
 @dataclass(frozen=True, kw_only=True)
 class TaskTeacher:
     """A teacher that is fine-tuned on tasks, each in a folder of its own; what is there already is not done again.
+
+    Of several runs that need the same folder one makes what is missing, and the others wait for it.
 
     Args:
         located: the pre-trained teacher.
@@ -56,7 +61,10 @@ class TaskTeacher:
             data: the task.
             seed: of the head, the order of examples and dropout.
         """
-        folder = self._place(data, seed) / "teacher"
+        with self._held(data, seed) as place:
+            return self._finetuned(place / "teacher", data, seed)
+
+    def _finetuned(self, folder: Path, data: TaskData, seed: int) -> tuple[Path, Outcome, float]:
         with suppress(FileNotFoundError):
             record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
             return folder, Outcome(**record["outcome"]), record["learning_rate"]
@@ -75,7 +83,11 @@ class TaskTeacher:
             data: the task.
             seed: of the teacher and of augmentation.
         """
-        teacher, _, _ = self.finetuned(data, seed)
+        with self._held(data, seed) as place:
+            teacher, _, _ = self._finetuned(place / "teacher", data, seed)
+            return self._logits(teacher, data, seed)
+
+    def _logits(self, teacher: Path, data: TaskData, seed: int) -> Labelled:
         columns = tuple(list(column) for column in data.train.texts)
         copies = min(_MOST_COPIES, -(-self.synthetic // len(columns[0])))
         text, shards = teacher.parent / f"text-{copies}.jsonl", teacher.parent / f"logits-{copies}"
@@ -99,6 +111,19 @@ class TaskTeacher:
             progress=self.fitter.progress,
         )
         return from_logits(shards, data)
+
+    @contextmanager
+    def _held(self, data: TaskData, seed: int) -> Iterator[Path]:
+        """The folder of a task, for this process alone."""
+        place = self._place(data, seed)
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            with lock_folder(place):
+                pass
+        except UserError:
+            self.fitter.progress.log(f"{data.task.name}: another run makes its teacher in {place}; waiting for it")
+        with lock_folder(place, wait=True):
+            yield place
 
     def _place(self, data: TaskData, seed: int) -> Path:
         """The folder of a task, named after all that its teacher depends on, so that nothing in it is ever stale."""

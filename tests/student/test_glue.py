@@ -1,6 +1,8 @@
 import json
 import shutil
+import threading
 import zipfile
+from queue import Queue
 
 import numpy as np
 import pytest
@@ -10,11 +12,14 @@ from safetensors.torch import load_file, save_file
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import TASKS, GlueFolder
 from sentence_distill.data.progress import Silent
+from sentence_distill.pipeline.locate import Located
+from sentence_distill.pipeline.lock import lock_folder
 from sentence_distill.pipeline.logits import Logits
 from sentence_distill.student.finetuning.finetune import FinetuneConfig, Labelled, finetune
 from sentence_distill.student.finetuning.fit import Fitter
 from sentence_distill.student.finetuning.glue_rows import new_classifier
 from sentence_distill.student.finetuning.task_data import TaskData, from_logits
+from sentence_distill.student.finetuning.task_distillation import TaskTeacher
 from sentence_distill.student.finetuning.task_folder import load_classifier
 from sentence_distill.student.folder import load_distillation, load_student
 from sentence_distill.student.training.init import initial_words
@@ -87,6 +92,34 @@ def test_every_row_of_the_table_can_be_made(sd, student_folder, teacher_folder, 
     before = (tmp_path / "glue.json").read_text()
     assert json.loads(before) == glue(sd, student_folder, glue_dir, tmp_path / "glue.json", *options)
     assert (tmp_path / "glue.json").read_text() == before
+
+
+class Heard(Silent):
+    """Keeps the lines."""
+
+    def __init__(self):
+        self.lines = Queue()
+
+    def log(self, message):
+        self.lines.put(message)
+
+
+def test_of_two_runs_one_makes_a_task_s_teacher_and_the_other_waits(teacher_folder, glue_dir, tmp_path):
+    data, heard = TaskData.load(GlueFolder(glue_dir), TASKS["RTE"]), Heard()
+    fitter = Fitter(config=FinetuneConfig(), device=torch.device("cpu"), precision=torch.float32, progress=heard)
+    teacher = TaskTeacher(located=Located(teacher_folder, "bert"), folder=tmp_path / "x", fitter=fitter, synthetic=0)
+    place, found = teacher._place(data, 0), []
+    place.mkdir(parents=True)
+    second = threading.Thread(target=lambda: found.append(teacher.finetuned(data, 0)))
+    with lock_folder(place):
+        second.start()
+        assert "RTE: another run makes its teacher" in heard.lines.get(timeout=60)
+        (place / "teacher").mkdir()
+        record = {"outcome": {"scores": {"dev": {"accuracy": 0.5}}, "step": 7, "seconds": 1.0}, "learning_rate": 0.1}
+        (place / "teacher" / "finetuning.json").write_text(json.dumps(record))
+    second.join(timeout=60)
+    assert [(folder, outcome.step) for folder, outcome, _ in found] == [(place / "teacher", 7)]
+    assert not (place / ".lock").exists()
 
 
 def test_the_same_seed_gives_the_same_scores_and_leaves_the_student_alone(sd, student_folder, glue_dir, tmp_path):
