@@ -255,9 +255,13 @@ def _student(shards: Path, config: "TrainConfig", options: dict[str, Any]) -> "S
 def _train_and_write(trainer: "Trainer", shards: Path, resume: bool, tensorboard: bool) -> None:
     from sentence_distill.pipeline.lock import lock_folder
     from sentence_distill.student.training.curves import draw_curves
+    from sentence_distill.student.training.log import summary_writer
     from sentence_distill.student.training.write import write_trained
 
     out, progress = trainer.out, trainer.progress
+    if tensorboard:
+        # Before an earlier run is removed for one that can't begin.
+        summary_writer()
     with lock_folder(out):
         _prepare(trainer, resume)
         progress.log(

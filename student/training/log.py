@@ -65,7 +65,7 @@ class TrainingLog:
         kept = [line for line in read_metrics(out) if line["step"] <= reached[line["kind"]]] if step else []
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
-        self._events = _open_events(out / TENSORBOARD, step) if tensorboard else None
+        self._events = summary_writer()(str(out / TENSORBOARD), purge_step=step + 1) if tensorboard else None
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Add a line.
@@ -105,9 +105,14 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     return metrics
 
 
-def _open_events(folder: Path, step: int) -> Any:
+def summary_writer() -> Any:
+    """TensorBoard's class that writes events.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(f"--tensorboard needs its package ({error}): pip install tensorboard") from error
-    return SummaryWriter(str(folder), purge_step=step + 1)
+    return SummaryWriter

@@ -66,6 +66,9 @@ class Trainer:
             progress: where to report.
             checkpoint_every: seconds between two checkpoints; a kill costs at most this much work.
             keep_checkpoints: how many stay.
+
+        Raises:
+            UserError: nothing is left to train on.
         """
         self.config = config
         self.out = out
@@ -94,6 +97,10 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         per_epoch = (self.stream.steps(config.batch_size, config.seed, epoch) for epoch in range(config.epochs))
         self.steps = min(sum(per_epoch), config.max_steps or 1 << 62)
+        if not self.steps:
+            raise UserError(
+                "no row is left to train on; take a larger corpus, lower --held-out or raise --train-fraction"
+            )
         self._checkpoint_every = checkpoint_every
         self._loss = torch.zeros((), dtype=torch.float64, device=ranks.device)
         self._began = self._saved = time.monotonic()
@@ -106,14 +113,9 @@ class Trainer:
             tensorboard: write TensorBoard's events.
 
         Raises:
-            UserError: the loss is no longer finite, nothing is left to train on, a stop was requested, or another
-                process of the run died.
+            UserError: the loss is no longer finite, a stop was requested, or another process of the run died.
             OSError: a checkpoint could not be written.
         """
-        if not self.steps:
-            raise UserError(
-                "no row is left to train on; take a larger corpus, lower --held-out or raise --train-fraction"
-            )
         log = self._open_log(tensorboard) if self.ranks.main else None
         self._saved = time.monotonic()
         self._began = self._saved - self.state.seconds

@@ -1,11 +1,12 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import wait_for
+from tests.conftest import contents, wait_for
 
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "polars", "numpy", "scipy", "sklearn", "rich")
 
@@ -245,8 +246,6 @@ def test_a_layer_that_the_shards_lack_is_named(sd, shards, tmp_path, capsys):
 
 
 def test_a_student_of_a_version_without_target_layers_is_still_measured(sd, student_folder, shards, tmp_path):
-    import shutil
-
     folder = shutil.copytree(student_folder, tmp_path / "student")
     record = json.loads((folder / "distillation.json").read_text())
     del record["training"]["target_layers"]
@@ -270,3 +269,19 @@ def test_beginning_again_leaves_nothing_of_the_old_student(sd, shards, tmp_path,
     assert train(sd, shards, out, "--max-steps", "4", "--overwrite") == 0
     assert not any(file.exists() for file in left)
     assert json.loads((out / "distillation.json").read_text())["training"]["max_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("--tensorboard",), "pip install tensorboard"), (("--held-out", "0.999999999"), "no row is left to train on")],
+)
+def test_a_run_that_can_t_begin_leaves_the_student_that_it_was_to_take_the_place_of(
+    sd, student_folder, shards, tmp_path, monkeypatch, capsys, options, message
+):
+    out = shutil.copytree(student_folder, tmp_path / "student")
+    (out / "glue.json").write_text("{}")
+    before = contents(out)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert train(sd, shards, out, "--overwrite", *options) == 1
+    assert message in capsys.readouterr().err
+    assert contents(out) == before
