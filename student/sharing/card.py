@@ -29,6 +29,7 @@ def model_card(
     licence: str | None = None,
     glue: dict[str, Any] | None = None,
     speed: dict[str, Any] | None = None,
+    folder: Path = Path(),
 ) -> str:
     """README.md of a student's folder.
 
@@ -39,6 +40,10 @@ def model_card(
             it stays open, and the card says so.
         glue: content of glue.json, where there is one.
         speed: content of speed.json, where there is one.
+        folder: where those two lie, for the error.
+
+    Raises:
+        UserError: glue.json or speed.json is not as this version writes it.
     """
     title = f"A BiLSTM student of {distillation['teacher']['teacher']}"
     licence = licence or distillation.get("licence")
@@ -49,7 +54,7 @@ def model_card(
         _summary(distillation),
         _usage(name),
         "## What it scores",
-        *_scores(distillation, glue or {}, speed or {}),
+        *_scores(distillation, glue or {}, speed or {}, folder),
         "## How it was made",
         _origin(distillation),
         "## Licence",
@@ -162,15 +167,16 @@ def _usage(name: str) -> str:
     )
 
 
-def _scores(distillation: dict[str, Any], glue: dict[str, Any], speed: dict[str, Any]) -> Iterator[str]:
-    from sentence_distill.student.report.files import StudentFiles
+def _scores(distillation: dict[str, Any], glue: dict[str, Any], speed: dict[str, Any], folder: Path) -> Iterator[str]:
+    from sentence_distill.student.report.files import GLUE, SPEED, StudentFiles
     from sentence_distill.student.report.glue import glue_table
     from sentence_distill.student.report.measures import fidelity_table, measured_models
     from sentence_distill.student.report.speed import speed_table
 
     metrics = distillation["metrics"]
     # What sd eval measured of the student and its teacher stands in its record in the same form as in eval.json.
-    models = measured_models(StudentFiles(Path(), distillation, [], metrics, glue, speed))
+    files = StudentFiles(folder, distillation, [], metrics, glue, speed)
+    models = measured_models(files)
     if (fidelity := fidelity_table(models)).groups[0].rows:
         yield markdown(fidelity)
         yield (
@@ -183,16 +189,19 @@ def _scores(distillation: dict[str, Any], glue: dict[str, Any], speed: dict[str,
     if fine_tuned := _task_scores(metrics):
         yield "After fine-tuning on the task, with its head, on the examples that picked the best step:"
         yield _task_table(fine_tuned)
-    if table := glue_table(glue, {}):
+    with files.using(GLUE):
+        table = glue_table(glue, {})
+    if table:
         yield (
             "GLUE, on dev, in percent. Each row is a model that was fine-tuned on the task; the weights here are "
             "those that the distilled rows begin with."
         )
         yield markdown(table, groups=1)
-    if speed.get("contenders"):
-        environment = speed["environment"]
-        yield f"Speed on {environment['cores']} cores of {environment['cpu']}, {speed_table(speed).caption.lower()}:"
-        yield markdown(speed_table(speed))
+    with files.using(SPEED):
+        if speed.get("contenders"):
+            environment, timed = speed["environment"], speed_table(speed)
+            yield f"Speed on {environment['cores']} cores of {environment['cpu']}, {timed.caption.lower()}:"
+            yield markdown(timed)
 
 
 def markdown(table: "Table", groups: int | None = None) -> str:

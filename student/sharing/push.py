@@ -52,7 +52,7 @@ def prepare_upload(folder: Path, repo: str, *, licence: str | None = None, keep_
         keep_card: the folder's README.md goes as it is; otherwise one is made of all figures in the folder.
 
     Raises:
-        UserError: the name is malformed, or there is no student that can be read.
+        UserError: the name is malformed, there is no student that can be read, or a file of figures is damaged.
     """
     if not is_repository(repo):
         raise UserError(f"{repo!r} is no name on the hub; give OWNER/NAME, of letters, digits, '-', '_' and '.'")
@@ -60,8 +60,9 @@ def prepare_upload(folder: Path, repo: str, *, licence: str | None = None, keep_
     # Neither checkpoints and logs, nor what else a user keeps there.
     files: dict[str, Path | bytes] = {**student_files(folder)}
     record = StudentFiles.read(folder)
-    files[CARD] = _kept_card(folder) if keep_card else _new_card(record, repo, licence)
-    files[DISTILLATION] = (json.dumps(_public(record.distillation), indent=1, ensure_ascii=False) + "\n").encode()
+    with record.using(DISTILLATION):
+        files[CARD] = _kept_card(folder) if keep_card else _new_card(record, repo, licence)
+        files[DISTILLATION] = (json.dumps(_public(record.distillation), indent=1, ensure_ascii=False) + "\n").encode()
     return Upload(repo, dict(sorted(files.items())))
 
 
@@ -111,8 +112,14 @@ def _public(distillation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _new_card(record: StudentFiles, repo: str, licence: str | None) -> bytes:
-    card = model_card(record.distillation, name=repo, licence=licence, glue=record.glue, speed=record.speed)
-    return card.encode()
+    return model_card(
+        record.distillation,
+        name=repo,
+        licence=licence,
+        glue=record.glue,
+        speed=record.speed,
+        folder=record.folder,
+    ).encode()
 
 
 def _kept_card(folder: Path) -> Path:

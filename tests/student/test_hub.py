@@ -228,6 +228,23 @@ def test_a_folder_without_a_student_is_refused(hub, sd, tmp_path, capsys):
     assert "holds no student" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("glue.json", {"rows": {"distilled": {"RTE": {"scores": 3}}}}),
+        ("speed.json", {"threads": [1], "contenders": {"x": {}}}),
+        ("distillation.json", {"training": {}}),
+    ],
+)
+def test_a_damaged_file_of_figures_is_named_in_one_line(sd, student_folder, tmp_path, capsys, name, content):
+    folder = shutil.copytree(student_folder, tmp_path / "student")
+    record = json.loads((folder / name).read_text()) if name == "distillation.json" else {}
+    (folder / name).write_text(json.dumps(record | content))
+    assert sd("push", folder, "me/small", "--dry-run") == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: {folder / name} is damaged or of another version")
+
+
 def test_a_path_is_never_looked_for_on_the_hub(hub):
     for name in (Path("me/small"), "./me/small", "small"):
         with pytest.raises(UserError, match="holds no student; train one"):
