@@ -285,3 +285,40 @@ def test_a_run_that_can_t_begin_leaves_the_student_that_it_was_to_take_the_place
     assert train(sd, shards, out, "--overwrite", *options) == 1
     assert message in capsys.readouterr().err
     assert contents(out) == before
+
+
+@pytest.mark.parametrize("option", [None, "--overwrite", "--resume"])
+def test_a_folder_of_something_else_is_never_trained_into(sd, teacher_folder, shards, tmp_path, capsys, option):
+    out = shutil.copytree(teacher_folder, tmp_path / "my-bert")
+    (out / "eval.json").write_text("{}")
+    before = contents(out)
+    assert train(sd, shards, out, *([option] if option else [])) == 1
+    assert "my-bert holds config.json, which is of no run; name another folder with --out" in capsys.readouterr().err
+    assert contents(out) == before
+
+
+def test_what_a_run_leaves_that_ended_before_its_first_checkpoint_is_trained_into(sd, shards, tmp_path, capsys):
+    out = tmp_path / "student"
+    (out / "checkpoints").mkdir(parents=True)
+    for name in (".lock", "metrics.jsonl", "checkpoints/best.pt.1-0a1b2c3d.incomplete"):
+        (out / name).touch()
+    assert train(sd, shards, out, "--max-steps", "2") == 0
+    # As --overwrite leaves a student when it is killed then.
+    (out / "distillation.json").unlink()
+    assert train(sd, shards, out, "--max-steps", "2") == 1
+    assert "which is of no run" in (error := capsys.readouterr().err)
+    assert "begin again with --overwrite" in error
+    assert train(sd, shards, out, "--max-steps", "2", "--overwrite") == 0
+
+
+def test_a_student_without_a_log_that_is_killed_while_it_is_removed_is_trained_into(
+    sd, student_folder, shards, tmp_path, monkeypatch
+):
+    out = shutil.copytree(student_folder, tmp_path / "student")
+    (out / "metrics.jsonl").unlink()
+    monkeypatch.setattr("sentence_distill.student.training.train.Trainer.run", lambda *of, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(sd, shards, out, "--overwrite")
+    monkeypatch.undo()
+    assert not (out / "distillation.json").exists()
+    assert train(sd, shards, out, "--max-steps", "2", "--overwrite") == 0
