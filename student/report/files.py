@@ -3,11 +3,12 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.student.finetuning.task_folder import TASK
 from sentence_distill.student.folder import DISTILLATION, load_distillation
 from sentence_distill.student.training.log import METRICS, read_metrics
 
@@ -18,6 +19,7 @@ _MADE_BY = {
     EVAL: "sd eval",
     GLUE: "sd eval --glue --rows all",
     SPEED: "sd eval --speed",
+    TASK: "sd finetune",
 }
 
 
@@ -32,6 +34,7 @@ class StudentFiles:
         evaluation: eval.json.
         glue: glue.json.
         speed: speed.json.
+        task: task.json of a fine-tuned student.
     """
 
     folder: Path
@@ -40,6 +43,7 @@ class StudentFiles:
     evaluation: dict[str, Any]
     glue: dict[str, Any]
     speed: dict[str, Any]
+    task: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> "StudentFiles":
@@ -49,8 +53,8 @@ class StudentFiles:
             UserError: there is no student in `folder`, or a file of it is damaged, which is named.
         """
         distillation = load_distillation(folder)
-        evaluation, glue, speed = (_read_json(folder / name) for name in (EVAL, GLUE, SPEED))
-        return cls(folder, distillation, read_metrics(folder), evaluation, glue, speed)
+        evaluation, glue, speed, task = (_read_json(folder / name) for name in (EVAL, GLUE, SPEED, TASK))
+        return cls(folder, distillation, read_metrics(folder), evaluation, glue, speed, task)
 
     def command(self, name: str) -> str:
         """The command that makes a file of the folder."""

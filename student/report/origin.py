@@ -9,6 +9,7 @@ from typing import Any
 from sentence_distill.data.glue_tasks import TASKS
 from sentence_distill.student.config import SIZES, TrainConfig
 from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER, FinetuneConfig
+from sentence_distill.student.finetuning.task_folder import TASK
 from sentence_distill.student.folder import DISTILLATION
 from sentence_distill.student.report.files import EVAL, GLUE, SPEED, StudentFiles
 from sentence_distill.student.report.measures import is_measured, measured_models
@@ -41,12 +42,12 @@ def origin(files: StudentFiles) -> list[tuple[str, str]]:
     """Names and values that say what the student is, from which teacher and which text."""
     record = files.distillation
     teacher, student, fingerprint = record["teacher"], record["student"], record["corpus"]["fingerprint"]
-    layers = ", ".join(map(str, teacher["layers"]))
+    layers, width = ", ".join(map(str, teacher["layers"])), fingerprint["dim"] // len(fingerprint["layers"])
     share = record["training"].get("train_fraction", 1.0)
     part = f", of which a share of {share:g} was trained on" if share < 1 else ""
     facts = [
         ("Teacher", teacher["teacher"]),
-        ("Its sentence vectors", f"pooling {teacher['pooling']}, layer {layers}, {student['target_dims'][-1]} wide"),
+        ("Its sentence vectors", f"pooling {teacher['pooling']}, layer {layers}, {width} wide"),
         ("Teacher's weights", ", ".join(teacher["teacher_weights"])),
         ("Corpus", f"{record['corpus']['rows']:,} sentences of {_corpus(fingerprint)}{part}"),
         ("Student", _student(student)),
@@ -84,19 +85,18 @@ def history_table(files: StudentFiles) -> Table | None:
 
 
 def commands(files: StudentFiles) -> list[str]:
-    """What makes the shards, the student and its figures again; options at their defaults are left out.
+    """What makes the shards, the student and its figures again, as far as it is recorded.
 
-    Where the corpus was is not recorded: CORPUS stands for it.
+    Options at their defaults are left out. Words in capitals stand for what is not recorded: where the corpus was, and
+    the folders of what the student was made of.
 
     Raises:
         UserError: a file is damaged.
     """
     record, folder = files.distillation, shlex.quote(str(files.folder))
     with files.using(DISTILLATION):
-        shards = shlex.quote(record["shards"])
-        embed = " ".join(["sd embed --corpus CORPUS", *_embed_options(record), "--out", shards])
-        train = " ".join(["sd train-student", "--shards", shards, *_train_options(record), "--out", folder])
-    lines = [embed, train]
+        embed = ["sd embed --corpus CORPUS", *_embed_options(record), "--out", shlex.quote(record["shards"])]
+        lines = [" ".join(embed), *_student_commands(files, folder)]
     if is_measured(files):
         lines.append(f"sd eval --student {folder}")
     with files.using(GLUE):
@@ -105,6 +105,44 @@ def commands(files: StudentFiles) -> list[str]:
     if files.speed:
         lines.append(f"sd eval --speed --student {folder}")
     return [*lines, f"sd report {folder}"]
+
+
+def _student_commands(files: StudentFiles, folder: str) -> Iterator[str]:
+    """Training, and what was made of the student after it; the last command writes `folder`."""
+    record = files.distillation
+    train = ["--shards", shlex.quote(record["shards"]), *_train_options(record)]
+    steps = [("STUDENT", "sd train-student", train)]
+    if reduction := record.get("reduction"):
+        steps.append(("REDUCED", "sd reduce", _reduce_options(reduction, record["shards"])))
+    if files.task:
+        with files.using(TASK):
+            steps.append(("FINETUNED", "sd finetune", _finetune_options(files.task, record.get("glue_task"))))
+    if record.get("weights") == "float16":
+        steps.append(("HALVED", "sd reduce", ["--float16"]))
+    source: list[str] = []
+    for number, (name, command, options) in enumerate(steps, start=1):
+        out = folder if number == len(steps) else name
+        yield " ".join([command, *source, *options, "--out", out])
+        source = [out]
+
+
+def _reduce_options(reduction: dict[str, Any], shards: str) -> list[str]:
+    words = ["--dim", str(reduction["dim"])]
+    sentences = reduction["sentences"]
+    # Only shards hold vectors of the teacher to compare with.
+    if "teacher_rank_agreement" not in reduction:
+        return words + [word for location in sentences.split(", ") for word in ("--corpus", shlex.quote(location))]
+    return words + ([] if sentences == shards else ["--shards", shlex.quote(sentences)])
+
+
+def _finetune_options(task: dict[str, Any], glue_task: str | None) -> list[str]:
+    if glue_task:
+        words = ["--task", task["task"]]
+    else:
+        options = {"text_column": task["text_columns"], "label_column": task["label_column"]}
+        words = ["--train", "TRAIN", *(word for name, value in options.items() for word in _option(name, value))]
+        words += [] if task["labels"] else ["--regression"]
+    return words + list(_option("learning_rate", task["learning_rate"]))
 
 
 def environments(files: StudentFiles) -> Table | None:

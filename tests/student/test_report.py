@@ -236,6 +236,39 @@ def test_commands_repeat_the_options_that_were_not_the_default(sd, student):
     assert "--weight-decay" not in html
 
 
+def commands_of(html):
+    return [line for line in re.sub("<.*?>", "", html).splitlines() if line.startswith("sd ")]
+
+
+def test_commands_make_a_reduced_and_fine_tuned_student_step_by_step(sd, student):
+    record = json.loads((student / "distillation.json").read_text())
+    record["student"]["target_dims"] = [8]
+    record["reduction"] = {"full_dim": 32, "sentences": "a.txt, b.txt", "rows": 100, "dim": 8, "kept": 0.9}
+    record |= {"metrics": {"stars": {"dev": {"pearson": 0.9}}}, "glue_task": None, "weights": "float16"}
+    (student / "distillation.json").write_text(json.dumps(record))
+    task = {"task": "stars", "text_columns": ["a", "b"], "label_column": "stars", "labels": [], "learning_rate": 0.002}
+    (student / "task.json").write_text(json.dumps(task))
+    html = page(sd, student)
+    made = commands_of(html)[1:5]
+    assert made[0].endswith("--held-out 0.1 --out STUDENT")
+    assert made[1:] == [
+        "sd reduce STUDENT --dim 8 --corpus a.txt --corpus b.txt --out REDUCED",
+        "sd finetune REDUCED --train TRAIN --text-column a,b --label-column stars --regression "
+        "--learning-rate 0.002 --out FINETUNED",
+        f"sd reduce FINETUNED --float16 --out {student}",
+    ]
+    assert "layer 2, 32 wide" in html, "the teacher's vectors keep their width"
+    # Reduced over shards, which have the teacher's vectors, and fine-tuned on GLUE.
+    record["reduction"] |= {"sentences": "other", "teacher_rank_agreement": 0.8}
+    record |= {"glue_task": "rte", "weights": "float32"}
+    (student / "distillation.json").write_text(json.dumps(record))
+    (student / "task.json").write_text(json.dumps(task | {"task": "RTE"}))
+    assert commands_of(page(sd, student))[2:4] == [
+        "sd reduce STUDENT --dim 8 --shards other --out REDUCED",
+        f"sd finetune REDUCED --task RTE --learning-rate 0.002 --out {student}",
+    ]
+
+
 def test_commands_repeat_options_to_the_last_digit(sd, student):
     from sentence_distill.cli.train_student import train_student
 
