@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from sentence_distill.cli.out_file import check_out_file
+from sentence_distill.cli.values import SEED
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import TASKS
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     help="Augmented copies of each example, duplicates dropped; 0 writes the text alone.",
 )
 @click.option("--mask", default="[MASK]", show_default=True, help="The teacher's mask token.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the augmentation.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Of the augmentation.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from sentence_distill.cli.finetuning import finetune_config, finetuning_options
+from sentence_distill.cli.values import SEED
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import TASKS
 
@@ -78,9 +79,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=None, help="[default: finetuned/TASK]")
 @_options
-@click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of head, dropout, order and what is held out."
-)
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Of head, dropout, order and what is held out.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def finetune(
     model: str,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from sentence_distill.cli.finetuning import finetune_config, finetuning_options
-from sentence_distill.cli.values import fractions, numbers
+from sentence_distill.cli.values import SEED, fractions, numbers
 from sentence_distill.data.glue_tasks import TASKS, set_name
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ _OPTIONS = (
     click.option(
         "--seeds", default=1, show_default=True, type=click.IntRange(1), help="GLUE: how many, from --seed on."
     ),
-    click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="GLUE: the first seed."),
+    click.option("--seed", default=0, show_default=True, type=SEED, help="GLUE: the first seed."),
     click.option(
         "--train-fraction",
         "shares",

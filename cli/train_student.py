@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sentence_distill.cli.config_file import config_option
-from sentence_distill.cli.values import layer_numbers, seconds
+from sentence_distill.cli.values import SEED, layer_numbers, seconds
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ DEFAULT_STUDENT = "distilled"
     type=click.IntRange(1),
     help="Validations without a better held-out cosine after which to end.  [default: never]",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--seed", default=0, show_default=True, type=SEED)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--precision",

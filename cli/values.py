@@ -1,8 +1,11 @@
-"""Option values that click has no type for, as callbacks; None where the option is not given."""
+"""Option values that click has no type for, most as callbacks; None where the option is not given."""
 
 import re
 
 import click
+
+SEED = click.IntRange(0, 2**31 - 1)
+"""A seed. scikit-learn's end at 2**32 - 1, and sd eval --glue counts on from the first."""
 
 
 def layer_numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:

@@ -73,6 +73,10 @@ def test_a_teacher_s_libraries_are_told_to_keep_few_kernels_before_they_are_load
         (["train-student", "--learning-rate", "-1"], 2, "--learning-rate"),
         (["train-student", "--clip", "0"], 2, "--clip"),
         (["eval", "--glue", "--epochs", "0"], 2, "--epochs"),
+        (["train-student", "--seed", str(2**32)], 2, "--seed"),
+        (["finetune", "x", "--train", "x", "--seed", str(2**32)], 2, "--seed"),
+        (["eval", "--glue", "--seed", str(2**32)], 2, "--seed"),
+        (["augment", "--out", "x", "--seed", str(2**32)], 2, "--seed"),
     ],
 )
 def test_mistakes_end_in_one_line_and_an_exit_code(sd, capsys, tmp_path, monkeypatch, arguments, code, message):
