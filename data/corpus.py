@@ -112,8 +112,15 @@ def text_fields(text_field: str, option: str = "--text-field") -> tuple[str, ...
 
 
 def detect_format(source: Source) -> str:
-    """One of `FORMATS`, from the file's first bytes where they are distinctive, otherwise from its name."""
-    head = source.head().removeprefix(b"\xef\xbb\xbf")
+    """One of `FORMATS`, from the file's first bytes where they are distinctive, otherwise from its name.
+
+    Raises:
+        UserError: they can't be read.
+    """
+    try:
+        head = source.head().removeprefix(b"\xef\xbb\xbf")
+    except READ_ERRORS as error:
+        raise UserError(f"{source.name} can't be read: {first_line(error)}") from error
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith(b"ARROW1"):

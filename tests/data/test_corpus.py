@@ -130,6 +130,17 @@ def test_a_compressed_file_that_was_cut_short_is_an_error_that_names_it(tmp_path
         texts(path)
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_the_format_of_a_damaged_file_is_an_error_that_names_it(tmp_path, suffix):
+    path = tmp_path / f"x.jsonl{suffix}"
+    whole = COMPRESSORS[suffix](b'{"a": "One side.", "b": "Another one."}\n' * 9)
+    # Python's decompressors say in errors of their own what is not cut short but wrong.
+    for damaged in (whole[: len(whole) // 2], *([whole[:20] + b"\xff" * 20 + whole[40:]] if suffix != ".zst" else [])):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"x\.jsonl\{suffix} can't be read: ."):
+            Corpus.open([str(path)], text_field="a,b")
+
+
 def test_wikiextractor_markup_and_titles_are_no_records_and_headings_are_rejected(tmp_path):
     path = tmp_path / "wiki_00"
     path.write_text(
