@@ -63,7 +63,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a new file that takes the place of `path` when the block ends well; otherwise nothing is left of it.
 
     Local: a temporary name beside it, fsync, rename, fsync of the folder. In an object store: a temporary file
-    here, then one put.
+    here, then one put. Of a link the file that it leads to is replaced; a device or a pipe is written to as it is.
     """
     if not is_local(path):
         with tempfile.NamedTemporaryFile() as remote:
@@ -71,6 +71,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             remote.flush()
             path.fs.put_file(remote.name, path.path)  # type: ignore[attr-defined]
         return
+    if path.exists() and not path.is_file():
+        with path.open("wb") as device:
+            yield device
+        return
+    if path.is_symlink():
+        path = path.resolve()
     # Two writers of one file, jobs whose slices overlap for example, must not write into one temporary.
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
     try:
