@@ -1,6 +1,8 @@
 """The files that gluebenchmark.com takes: predictions on the test splits, whose labels are not public."""
 
+import io
 import math
+import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -44,15 +46,27 @@ def write_submission(folder: Path, predictions: Mapping[str, tuple[Iterable[int]
     contents = {name: _tsv(name, *predictions[name]).encode() for name in PARTS if name in predictions}
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        (folder / f"{name}.tsv").write_bytes(content)
-    path = folder / ZIP_NAME
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        _replace(folder / f"{name}.tsv", content)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(contents):
             # Without a date of its own an entry has the earliest that there is.
             entry = zipfile.ZipInfo(f"{name}.tsv")
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, contents[name], zipfile.ZIP_DEFLATED)
-    return Submission(path, tuple(name for name in PARTS if name not in contents))
+    _replace(folder / ZIP_NAME, packed.getvalue())
+    return Submission(folder / ZIP_NAME, tuple(name for name in PARTS if name not in contents))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file in one step: a full disk leaves the one that was there."""
+    incomplete = path.with_name(f"{path.name}.incomplete")
+    try:
+        incomplete.write_bytes(content)
+        os.replace(incomplete, path)
+    except BaseException:
+        incomplete.unlink(missing_ok=True)
+        raise
 
 
 def _tsv(name: str, ids: Iterable[int], values: Iterable[float]) -> str:

@@ -1,10 +1,13 @@
+import errno
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.submission import PARTS, write_submission
+from tests.conftest import contents
 
 ELEVEN = ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "QNLI", "RTE", "WNLI", "AX"]
 EVERYTHING = {name: ([0, 1], [1.0, 0.0]) for name in ELEVEN}
@@ -61,3 +64,21 @@ def test_a_row_without_prediction_and_a_prediction_that_is_no_number_are_refused
     with pytest.raises(UserError, match="STS-B is nan"):
         write_submission(tmp_path, {"STS-B": ([0], [float("nan")])})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["CoLA.tsv", "submission.zip"])
+def test_a_full_disk_leaves_the_files_that_were_there(tmp_path, monkeypatch, name):
+    write_submission(tmp_path, {"CoLA": ([0], [1])})
+    before = contents(tmp_path)
+    write = Path.write_bytes
+
+    def full(path, content):
+        if path.name.startswith(name):
+            write(path, content[:5])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_submission(tmp_path, {"CoLA": ([0], [1])})
+    assert contents(tmp_path) == before
