@@ -65,6 +65,12 @@ def main() -> None:
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        # Installed without what it needs; a package whose version is asked for is missed by an error of this kind too.
+        package = (error.name or str(error)).partition(".")[0]
+        package = {"sklearn": "scikit-learn"}.get(package, package)
+        click.echo(f"error: the package {package} is not installed here; install it: pip install {package}", err=True)
+        sys.exit(1)
     except BrokenPipeError:
         drop_standard_output()
         sys.exit(1)

@@ -1,0 +1,25 @@
+import io
+import sys
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+
+
+@pytest.mark.parametrize("moment", ["import", "version"])
+def test_a_package_that_is_missing_is_named_in_one_line(sd, corpus_file, tmp_path, monkeypatch, capsys, moment):
+    from sentence_distill.data import sentences
+
+    def not_found(name):
+        raise PackageNotFoundError(name)
+
+    if moment == "import":
+        monkeypatch.setitem(sys.modules, "zstandard", None)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"The cat saw a dog.\n")))
+    else:
+        monkeypatch.setattr(sentences, "version", not_found)
+    corpus = "-" if moment == "import" else corpus_file
+    assert sd("embed", "--corpus", corpus, "--plan-only", "--out", tmp_path / "out") == 1
+    package = "zstandard" if moment == "import" else "sentencex"
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: the package {package} is not installed here; install it: pip install {package}"
+    ]
