@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.pipeline.children import cores
 from sentence_distill.student.batches import near_length_batches, pad_tokens
@@ -28,16 +28,22 @@ class OnnxStudent:
             threads: how many batches are computed side by side, each by one thread; 0 is one a core.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or it is damaged.
         """
         import onnxruntime
 
+        command = f"sd export STUDENT --onnx --out {folder}"
         if not (folder / MODEL).exists() or not (folder / TOKENIZER).exists():
-            raise UserError(f"{folder} holds no export; make one: sd export STUDENT --onnx --out {folder}")
+            raise UserError(f"{folder} holds no export; make one: {command}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        try:
+            self._session = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
+            self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as error:  # neither library has a class of its own for a damaged file
+            raise UserError(
+                f"the export in {folder} is damaged ({first_line(error)}); make it again: {command}"
+            ) from error
         # Batches are padded here, each to its own longest sentence.
         self._tokenizer.no_padding()
         self._threads = threads or cores()

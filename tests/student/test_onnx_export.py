@@ -65,3 +65,16 @@ def test_a_folder_without_an_export_is_an_error_that_says_how_to_make_one(tmp_pa
     for read in (OnnxStudent, read_record):
         with pytest.raises(UserError, match="sd export STUDENT --onnx"):
             read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["cut", "pointer"])
+def test_a_damaged_export_is_said_to_be_with_the_way_out(tmp_path, name, damage):
+    exported(make(), tmp_path)
+    file = tmp_path / name
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 100\n"
+    file.write_bytes(pointer if damage == "pointer" else file.read_bytes()[:-100])
+    with pytest.raises(
+        UserError, match=r"^the export in .* is damaged \(.*\); make it again: sd export STUDENT --onnx"
+    ):
+        OnnxStudent(tmp_path)
