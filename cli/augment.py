@@ -1,5 +1,6 @@
 """`sd augment`: unlabelled text for distillation on one task."""
 
+import shlex
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -88,7 +89,7 @@ def augment(
     split = "--no-split " if len(texts) == 1 else ""
     click.echo(
         f"{out}: {count:,} examples and {added:,} different augmented copies\n"
-        f"next: sd embed --corpus {out} --text-field {','.join(FIELDS[len(texts)])} {split}--min-words 1"
+        f"next: sd embed --corpus {shlex.quote(str(out))} --text-field {','.join(FIELDS[len(texts)])} {split}--min-words 1"
     )
 
 

@@ -1,5 +1,6 @@
 """`sd embed`: stage one."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,7 +201,10 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
         with stopped_by_signals(stopped):
             if options["share"]:
                 shards = run.run_share(*options["share"])
-                click.echo(f"{out}: the share's {shards} shards are there\nnext, once all are: sd shards merge {out}")
+                click.echo(
+                    f"{out}: the share's {shards} shards are there\n"
+                    f"next, once all are: sd shards merge {shlex.quote(out)}"
+                )
             else:
                 _summary(out, run.run())
 

@@ -1,5 +1,6 @@
 """`sd eval`: measure models."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def evaluate(
         evaluate_intrinsic(models, shards, _sts_file(sts, glue_dir), teacher, json_file)
     click.echo(f"figures: {json_file}")
     if kind == "eval" and (students := _own_students(models)):
-        click.echo(f"next: sd eval --glue {students[0]}")
+        click.echo(f"next: sd eval --glue {shlex.quote(students[0])}")
 
 
 def _refuse_unread(context: click.Context, kind: str) -> None:

@@ -1,5 +1,6 @@
 """`sd reduce`: a student with a narrower vector, or what each width would cost."""
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,7 @@ def reduce(
     if not (dim or float16):
         *_, figures = _compare(student, folder, dims, shards, corpus)
         # The last is that of the full width.
-        click.echo(f"next: sd reduce {student} --dim {figures[-2]['dim']}")
+        click.echo(f"next: sd reduce {shlex.quote(str(student))} --dim {figures[-2]['dim']}")
         return
     try:
         if dim is None:
@@ -103,7 +104,7 @@ def reduce(
         shutil.rmtree(out, ignore_errors=True)
         raise
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    click.echo(f"{out}: a student of {size / 1e6:.1f} MB\nnext: sd eval {out}")
+    click.echo(f"{out}: a student of {size / 1e6:.1f} MB\nnext: sd eval {shlex.quote(str(out))}")
 
 
 def _compare(

@@ -1,5 +1,6 @@
 """`sd sample`: a corpus to try the tool with."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -27,4 +28,7 @@ def sample(out: Path, overwrite: bool) -> None:
     check_out_file(out, [], overwrite)
     paragraphs = list(sample_paragraphs())
     write_atomically(out, "".join(f"{paragraph}\n" for paragraph in paragraphs).encode())
-    click.echo(f"{out}: {len(paragraphs):,} paragraphs of Wikipedia (CC BY-SA)\nnext: sd embed --corpus {out}")
+    click.echo(
+        f"{out}: {len(paragraphs):,} paragraphs of Wikipedia (CC BY-SA)\n"
+        f"next: sd embed --corpus {shlex.quote(str(out))}"
+    )

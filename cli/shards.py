@@ -1,5 +1,6 @@
 """`sd shards`: look at a folder of shards."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def _open(context: click.Context, parameter: click.Parameter, value: str) -> Pat
 
 def next_command(folder: str | Path, fingerprint: dict[str, Any]) -> str:
     """What to do with finished shards."""
+    folder = shlex.quote(str(folder))
     if fingerprint["pooling"] == "logits":
         return f"sd finetune STUDENT --task NAME --logits {folder}"
     return f"sd shards verify {folder}" if "separator" in fingerprint else f"sd train-student --shards {folder}"
@@ -111,5 +113,5 @@ def merge(folder: Path) -> None:
         manifest = close_folder(folder, plan)
     click.echo(
         f"{folder}: {len(plan.slices)} shards, {manifest['totals']['rows']:,} sentences\n"
-        f"next: sd shards verify {folder}, {next_command(folder, manifest['fingerprint'])}"
+        f"next: sd shards verify {shlex.quote(str(folder))}, {next_command(folder, manifest['fingerprint'])}"
     )

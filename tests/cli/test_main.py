@@ -4,6 +4,8 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
+from sentence_distill.cli.shards import next_command
+
 
 @pytest.mark.parametrize("moment", ["import", "version"])
 def test_a_package_that_is_missing_is_named_in_one_line(sd, corpus_file, tmp_path, monkeypatch, capsys, moment):
@@ -23,3 +25,16 @@ def test_a_package_that_is_missing_is_named_in_one_line(sd, corpus_file, tmp_pat
     assert capsys.readouterr().err.splitlines() == [
         f"error: the package {package} is not installed here; install it: pip install {package}"
     ]
+
+
+def test_commands_that_are_to_be_run_next_can_be_pasted_whatever_the_path(sd, tmp_path, capsys):
+    text = tmp_path / "a text.txt"
+    assert sd("sample", "--out", text) == 0
+    assert f"next: sd embed --corpus '{text}'\n" in capsys.readouterr().out
+    assert sd("augment", "--text", text, "--copies", "0", "--out", tmp_path / "an output.jsonl") == 0
+    assert f"next: sd embed --corpus '{tmp_path}/an output.jsonl' --text-field" in capsys.readouterr().out
+    for pooling, command in (
+        ("cls", "sd train-student --shards"),
+        ("logits", "sd finetune STUDENT --task NAME --logits"),
+    ):
+        assert next_command("my shards", {"pooling": pooling}) == f"{command} 'my shards'"
