@@ -51,21 +51,34 @@ def is_measured(files: StudentFiles) -> bool:
     return "student" in files.evaluation if "models" in files.evaluation else bool(files.evaluation)
 
 
+def other_corpus(files: StudentFiles) -> str:
+    """The shards that eval.json's held-out sentences are from, where they are not the student's own; "" otherwise."""
+    figures = files.evaluation
+    student = figures.get("models", {}).get(figures.get("student"), figures)
+    return str(student.get("held_out", {}).get("other_corpus", ""))
+
+
 def measured_models(files: StudentFiles) -> dict[str, dict[str, Any]]:
     """Figures by model, the student first; it is called "student", whatever else was measured beside it.
 
-    Where sd eval did not measure it, the student has the held-out figures of its training.
+    Where sd eval did not measure it, or on another corpus, the student has the held-out figures of its training.
     """
     figures = files.evaluation
-    student = {"held_out": figures.get("held_out") or files.distillation["metrics"].get("held_out", {})}
-    models: dict[str, dict[str, Any]] = {"student": student}
+    own = {"held_out": files.distillation["metrics"].get("held_out", {})}
     if "models" in figures:
-        if is_measured(files):
-            models["student"] = figures["models"][figures["student"]]
-        for name, measured in figures["models"].items():
+        measured = figures["models"]
+        if other_corpus(files):
+            # Of the other models too: figures over other sentences don't stand beside the student's.
+            measured = {name: {**model, "held_out": {}} for name, model in measured.items()}
+            measured[figures["student"]] |= own
+        models: dict[str, dict[str, Any]] = {"student": measured[figures["student"]] if is_measured(files) else own}
+        for name, model in measured.items():
             if name != figures.get("student"):
-                models[free_name(name, models)] = measured
+                models[free_name(name, models)] = model
         return models
+    if figures.get("held_out") and not other_corpus(files):
+        own = {"held_out": figures["held_out"]}
+    models = {"student": own}
     for measure in ("sts_spearman", "sentences_per_second"):
         for name, value in figures.get(measure, {}).items():
             models.setdefault(name, {})[measure] = value

@@ -22,6 +22,7 @@ from sentence_distill.student.report.measures import (
     fidelity_table,
     is_measured,
     measured_models,
+    other_corpus,
 )
 from sentence_distill.student.report.neighbours import Example, nearest_examples, read_reference
 from sentence_distill.student.report.origin import commands, environments, history_table, option_rows, origin
@@ -107,12 +108,11 @@ def _training(files: StudentFiles) -> dict[str, Any]:
 
 def _fidelity(files: StudentFiles) -> dict[str, Any]:
     with files.using(EVAL):
-        models = measured_models(files)
-        return {
-            "fidelity": fidelity_table(models),
-            "buckets": bucket_charts(models),
-            "unmeasured": files.evaluation.get("skipped", {}),
-        }
+        models, skipped = measured_models(files), files.evaluation.get("skipped", {})
+        if other := other_corpus(files):
+            elsewhere = f"{EVAL} has them of {other}, not of what the student was trained on: {files.command(EVAL)}"
+            skipped = {**skipped, "held-out sentences of its own corpus": elsewhere}
+        return {"fidelity": fidelity_table(models), "buckets": bucket_charts(models), "unmeasured": skipped}
 
 
 def _glue(files: StudentFiles, marks: Mapping[str, int]) -> dict[str, Any]:

@@ -171,6 +171,22 @@ def test_figures_of_several_models_stand_side_by_side(sd, student):
     assert "teacher: 0.900" in html
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_held_out_sentences_of_another_corpus_are_not_shown_as_the_student_s_own(sd, student, several):
+    measured = {"held_out": {"cosine": 0.321, "rank_agreement": 0.321, "other_corpus": "other"}, "sts_spearman": 0.7}
+    models = {"mine": measured, "minilm": {"held_out": {"rank_agreement": 0.654}, "sts_spearman": 0.8}}
+    one = {"held_out": measured["held_out"], "sts_spearman": {"student": 0.7}}
+    figures = {"student": "mine", "teacher": "teacher", "models": models, "skipped": {}} if several else one
+    (student / "eval.json").write_text(json.dumps(figures))
+    html = page(sd, student)
+    own = json.loads((student / "distillation.json").read_text())["metrics"]["held_out"]
+    assert cells(html, "cosine to the teacher, held out")[0] == f"{own['cosine']:.4g}"
+    assert cells(html, "STS-B, Spearman, no fine-tuning")[0] == "0.7000"
+    assert "0.321" not in html
+    assert "0.654" not in html
+    assert "eval.json has them of other" in html
+
+
 def test_figures_of_other_models_are_not_taken_for_the_students(sd, student, capsys):
     models = {"minilm": {"sts_spearman": 0.7, "held_out": {"rank_agreement": 0.4}}}
     (student / "eval.json").write_text(json.dumps({"models": models, "skipped": {}}))
@@ -242,8 +258,8 @@ def commands_of(html):
 
 def test_commands_make_a_reduced_and_fine_tuned_student_step_by_step(sd, student):
     record = json.loads((student / "distillation.json").read_text())
-    record["student"]["target_dims"] = [8]
-    record["reduction"] = {"full_dim": 32, "sentences": "a.txt, b.txt", "rows": 100, "dim": 8, "kept": 0.9}
+    record["corpus"]["fingerprint"]["dim"] = 64
+    record["reduction"] = {"full_dim": 64, "sentences": "a.txt, b.txt", "rows": 100, "dim": 32, "kept": 0.9}
     record |= {"metrics": {"stars": {"dev": {"pearson": 0.9}}}, "glue_task": None, "weights": "float16"}
     (student / "distillation.json").write_text(json.dumps(record))
     task = {"task": "stars", "text_columns": ["a", "b"], "label_column": "stars", "labels": [], "learning_rate": 0.002}
@@ -252,19 +268,19 @@ def test_commands_make_a_reduced_and_fine_tuned_student_step_by_step(sd, student
     made = commands_of(html)[1:5]
     assert made[0].endswith("--held-out 0.1 --out STUDENT")
     assert made[1:] == [
-        "sd reduce STUDENT --dim 8 --corpus a.txt --corpus b.txt --out REDUCED",
+        "sd reduce STUDENT --dim 32 --corpus a.txt --corpus b.txt --out REDUCED",
         "sd finetune REDUCED --train TRAIN --text-column a,b --label-column stars --regression "
         "--learning-rate 0.002 --out FINETUNED",
         f"sd reduce FINETUNED --float16 --out {student}",
     ]
-    assert "layer 2, 32 wide" in html, "the teacher's vectors keep their width"
+    assert "layer 2, 64 wide" in html, "the teacher's vectors keep their width"
     # Reduced over shards, which have the teacher's vectors, and fine-tuned on GLUE.
     record["reduction"] |= {"sentences": "other", "teacher_rank_agreement": 0.8}
     record |= {"glue_task": "rte", "weights": "float32"}
     (student / "distillation.json").write_text(json.dumps(record))
     (student / "task.json").write_text(json.dumps(task | {"task": "RTE"}))
     assert commands_of(page(sd, student))[2:4] == [
-        "sd reduce STUDENT --dim 8 --shards other --out REDUCED",
+        "sd reduce STUDENT --dim 32 --shards other --out REDUCED",
         f"sd finetune REDUCED --task RTE --learning-rate 0.002 --out {student}",
     ]
 
