@@ -1,5 +1,6 @@
 """`sd predict`: labels, or scores, for a file's texts."""
 
+import codecs
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -114,7 +115,8 @@ def _standard_input(format: str | None, columns: tuple[str, ...]) -> "Iterator[R
 
     stream = sys.stdin.buffer
     # A peek waits for the first bytes, and takes none of them away.
-    kind = format or ("jsonl" if stream.peek(1).lstrip().startswith(b"{") else "text")  # type: ignore[union-attr]
+    first = stream.peek(1).removeprefix(codecs.BOM_UTF8).lstrip()  # type: ignore[union-attr]
+    kind = format or ("jsonl" if first.startswith(b"{") else "text")
     if kind not in STREAM_FORMATS:
         raise UserError(f"--format {kind} can't be read from standard input; name a file with --input")
     return rows_of_stream(stream, "standard input", kind, columns[0])

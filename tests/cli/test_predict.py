@@ -106,6 +106,10 @@ def test_standard_input_goes_to_standard_output(folder):
     table = "n,text\n1,The cat ran.\n"
     result = subprocess.run([*command, "--format", "csv"], input=table, capture_output=True, text=True)
     assert json.loads(result.stdout).keys() == {"n", "text", "prediction", "probability"}
+    # As programs on Windows begin a file.
+    lines = '\ufeff{"n": 1, "text": "The cat ran."}\n'
+    result = subprocess.run(command, input=lines, capture_output=True, text=True, encoding="utf-8")
+    assert json.loads(result.stdout).keys() == {"n", "text", "prediction", "probability"}
 
 
 def test_rows_without_text_are_predicted_and_counted(sd, folder, tmp_path, capsys):
