@@ -87,6 +87,8 @@ def reduce(
     if (dim or float16) and out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name another folder with --out")
     folder = locate_student(student)
+    if dim or not float16:
+        _refuse_fine_tuned(student, folder)
     if not (dim or float16):
         *_, figures = _compare(student, folder, dims, shards, corpus)
         # The last is that of the full width.
@@ -109,8 +111,12 @@ def reduce(
 
 def _compare(
     name: str, folder: Path, dims: tuple[int, ...] | None, shards: Path | None, corpus: tuple[str, ...]
-) -> "tuple[Student, dict[str, Any], Directions, list[dict[str, Any]]]":
-    """Show what is left at some widths: of the student its record, directions, and the figures of each width."""
+) -> "tuple[Student, dict[str, Any], Directions, bool, list[dict[str, Any]]]":
+    """Show what is left at some widths.
+
+    Returns:
+        The student, its record, its directions, whether the sentences are of its own corpus, and each width's figures.
+    """
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.student.folder import load_distillation, load_student
     from sentence_distill.student.model import encode_tokens
@@ -138,17 +144,30 @@ def _compare(
         encode_tokens(full.encoder, sample.measured), sample.teacher, directions, (*wanted, full.dim)
     )
     _print(figures, len(sample.measured), full.dim)
-    return full, distillation, directions, figures
+    return full, distillation, directions, sample.own, figures
 
 
 def _write_narrower(name: str, folder: Path, dim: int, out: Path, shards: Path | None, corpus: tuple[str, ...]) -> None:
     from sentence_distill.student.reduction.reduce import reduce_student, save_reduced
 
-    full, distillation, directions, figures = _compare(name, folder, (dim,), shards, corpus)
+    full, distillation, directions, own, figures = _compare(name, folder, (dim,), shards, corpus)
     source = ", ".join(corpus) or str(shards or distillation["shards"])
     reduced = reduce_student(full, directions, dim)
-    save_reduced(out, reduced, distillation, source=source, directions=directions, figures=figures[0])
+    save_reduced(out, reduced, distillation, source=source, directions=directions, figures=figures[0], own=own)
+    if shards and not own:
+        click.echo(f"{shards} is not what the student was trained on: the card shows none of these figures")
     click.echo(f"{dim} dimensions instead of {full.dim}")
+
+
+def _refuse_fine_tuned(name: str, folder: Path) -> None:
+    """Its head reads other states than these vectors, and its record's scores are of that head."""
+    from sentence_distill.student.finetuning.task_folder import TASK
+
+    if (folder / TASK).exists():
+        raise UserError(
+            f"{name} is fine-tuned on a task, for which its vectors are not used; reduce the student that it was made "
+            "of, then fine-tune that (sd finetune), or halve its bytes with --float16 alone"
+        )
 
 
 def _default_out(student: str, suffix: str) -> Path:

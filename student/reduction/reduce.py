@@ -126,6 +126,7 @@ def save_reduced(
     source: str,
     directions: Directions,
     figures: dict[str, Any],
+    own: bool,
 ) -> None:
     """Write a reduced student.
 
@@ -136,18 +137,19 @@ def save_reduced(
         source: where the sentences are from, for the record.
         directions: what it was projected to.
         figures: of its width, see `compare_dims`.
+        own: whether they are over held-out sentences of the corpus that the full one was trained on.
     """
-    # What was measured of the full vectors does not hold of these; against the teacher's this much is known.
+    # What was measured of the full vectors does not hold of these; against the teacher's this much is known. The record
+    # and the card speak of the student's own corpus.
     known = {name.removeprefix("teacher_"): value for name, value in figures.items() if name.startswith("teacher_")}
+    metrics = {"held_out": known} if known and own else {}
     record = {
         "full_dim": distillation["student"]["target_dims"][-1],
         "sentences": source,
         "rows": directions.rows,
         **figures,
     }
-    save_student(
-        folder, reduced, {**distillation, "metrics": {"held_out": known} if known else {}, "reduction": record}
-    )
+    save_student(folder, reduced, {**distillation, "metrics": metrics, "reduction": record})
 
 
 def usual_dims(dim: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.sentences import SentenceRules, split_sentences
 from sentence_distill.pipeline.shards import Shard
-from sentence_distill.student.evaluation.reference import own_shards, require_teacher
+from sentence_distill.student.evaluation.reference import is_own, own_shards, require_teacher
 from sentence_distill.student.model import MAX_TOKENS, Student
 from sentence_distill.student.training.stream import ShardStream
 
@@ -32,11 +32,13 @@ class Sample:
         fit: n lists of token ids, to find directions with.
         measured: m others; none of them is in `fit`.
         teacher: float32[m, dim], the teacher's vectors of `measured`, or None where it is not known.
+        own: whether they are of the corpus that the student was trained on.
     """
 
     fit: Sequence[np.ndarray | list[int]]
     measured: Sequence[np.ndarray | list[int]]
     teacher: torch.Tensor | None
+    own: bool
 
 
 def sample_shards(shards: Path | None, distillation: dict[str, Any]) -> Sample:
@@ -56,7 +58,10 @@ def sample_shards(shards: Path | None, distillation: dict[str, Any]) -> Sample:
     input_ids, targets = stream.held_out()
     dim = stream.fingerprint["dim"] // len(stream.fingerprint["layers"])
     return Sample(
-        list(_spread(stream, FIT_SENTENCES)), input_ids[:MEASURED_SENTENCES], targets[:MEASURED_SENTENCES, -dim:]
+        fit=list(_spread(stream, FIT_SENTENCES)),
+        measured=input_ids[:MEASURED_SENTENCES],
+        teacher=targets[:MEASURED_SENTENCES, -dim:],
+        own=is_own(stream.fingerprint, distillation),
     )
 
 
@@ -86,7 +91,7 @@ def sample_corpus(locations: Sequence[str], student: Student) -> Sample:
     if len(measured) < 3:
         raise UserError(f"--corpus: {len(input_ids)} sentences are too few to reduce by; name more text")
     fit = [ids for number, ids in enumerate(input_ids) if number % _MEASURED_SHARE]
-    return Sample(fit, measured, None)
+    return Sample(fit, measured, teacher=None, own=False)
 
 
 def _sentences(locations: Sequence[str]) -> Iterator[str]:

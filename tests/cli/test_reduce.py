@@ -54,7 +54,9 @@ def test_float16_halves_the_files_and_keeps_the_vectors(sd, student_folder, shar
     np.testing.assert_allclose(other, half, atol=1e-5)
 
 
-def test_float16_keeps_a_head_and_its_task(sd, student_folder, tmp_path):
+def test_a_fine_tuned_student_keeps_its_head_as_float16_and_is_not_reduced(
+    sd, student_folder, shards, tmp_path, capsys
+):
     fine_tuned, train = tmp_path / "tuned", tmp_path / "train.csv"
     rows = [f"{sentence},{int('cat' in sentence)}" for sentence in make_sentences(200)]
     train.write_text("\n".join(["text,label", *rows]), encoding="utf-8")
@@ -63,6 +65,10 @@ def test_float16_keeps_a_head_and_its_task(sd, student_folder, tmp_path):
     sentences = make_sentences(20)
     full, half = (Classifier.load(folder).predict(sentences) for folder in (fine_tuned, tmp_path / "half"))
     assert list(full) == list(half)
+    for options in ((), ("--dim", "8", "--out", tmp_path / "narrow")):
+        assert sd("reduce", fine_tuned, "--shards", shards, *options) == 1
+        assert "reduce the student that it was made of" in capsys.readouterr().err
+    assert not (tmp_path / "narrow").exists()
 
 
 def test_a_weight_beyond_float16_is_refused(sd, student_folder, tmp_path, capsys):
@@ -103,6 +109,14 @@ def test_other_shards_under_the_recorded_name_are_not_taken(
     assert sd("reduce", "student") == 1
     assert "shards is not what the student was trained on: corpus_" in capsys.readouterr().err
     assert sd("reduce", "student", "--shards", "shards") == 0
+    # Figures over another corpus are not those that the card speaks of.
+    capsys.readouterr()
+    assert sd("reduce", "student", "--shards", "shards", "--dim", "8") == 0
+    assert "shards is not what the student was trained on" in capsys.readouterr().out
+    made = json.loads((tmp_path / "student-8" / "distillation.json").read_text())
+    assert made["metrics"] == {}
+    assert made["reduction"]["teacher_rank_agreement"]
+    assert "held out" not in (tmp_path / "student-8" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
