@@ -32,7 +32,6 @@ def evaluate_intrinsic(
     from sentence_distill.data.sts import load_sts
     from sentence_distill.student.evaluation.measure import measure_models
     from sentence_distill.student.evaluation.models import find_model, is_student, open_model, short_names
-    from sentence_distill.student.folder import load_distillation, update_distillation
 
     pairs = load_sts(sts) if sts else None
     # All are looked for before the first is loaded.
@@ -42,19 +41,36 @@ def evaluate_intrinsic(
     opened = [open_model(found, name) for name, found in zip(names, located, strict=True)]
     measured = measure_models(opened, shards=shards, pairs=pairs, teacher_name=teacher)
     if alone:
-        folder, figures = Path(models[0]), _of_one(measured)
+        figures = _of_one(measured)
         recorded = {**figures}
         if other := figures.get("held_out", {}).get("other_corpus"):
             # The card says how it does on sentences of its own corpus.
             del recorded["held_out"]
             click.echo(f"held-out sentences of {other}, not what the student was trained on: its card keeps its own")
-        update_distillation(folder, metrics={**load_distillation(folder)["metrics"], **recorded})
     else:
         columns = [model.name for model in opened]
         figures = {"precision": measured.precision, **_own(json_file.parent, located, columns, measured)}
         figures["models"] = measured.models
     write_json(json_file, {**figures, "skipped": measured.skipped})
     _print(measured)
+    # Last: a student that others share may be one to read only, and its figures are worth having all the same.
+    if alone:
+        _record(Path(models[0]), recorded)
+
+
+def _record(folder: Path, figures: dict[str, Any]) -> None:
+    """Let a student's record and card show its figures."""
+    from sentence_distill.student.folder import CARD, load_distillation, update_distillation
+
+    try:
+        written = update_distillation(folder, metrics={**load_distillation(folder)["metrics"], **figures})
+    except OSError as error:
+        click.echo(f"{folder} can't be written ({error.strerror}): its record and card stay as they were")
+        return
+    if not written:
+        click.echo(
+            f"{folder / CARD} was edited, or is of another version, and stays as it is; without it one is made anew"
+        )
 
 
 def _own(folder: Path, located: list["Located"], columns: list[str], measured: "Measured") -> dict[str, str]:

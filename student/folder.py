@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.pipeline.files import write_atomically
+from sentence_distill.pipeline.files import system_errors, write_atomically
 from sentence_distill.student.config import StudentConfig
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.model import MAX_TOKENS, Student
 from sentence_distill.student.sharing.card import model_card
 
 DISTILLATION = "distillation.json"
+CARD = "README.md"
 _FIELDS = {"teacher", "corpus", "shards", "training", "metrics", "student"}
 
 
@@ -47,10 +48,8 @@ def save_student(folder: Path, student: Student, distillation: dict[str, Any]) -
     dense.linear.load_state_dict(encoder.projections[-1].state_dict())
     modules = [words, lstm, pooling, dense] + ([Normalize()] if config.normalize else [])
     model = SentenceTransformer(modules=modules, device="cpu", similarity_fn_name="cosine")
-    try:
+    with system_errors(folder):
         model.save_pretrained(str(folder), create_model_card=False)
-    except SafetensorError as error:
-        raise UserError(f"the student could not be written to {folder} ({error}); is the disk full?") from error
     share_as(folder / "modules.json", module_weights(folder))
     _write_record(folder, {**distillation, "student": asdict(config), "weights": "float32"})
 
@@ -113,14 +112,22 @@ def share_as(example: Path, files: Iterable[Path]) -> None:
         file.chmod(example.stat().st_mode)
 
 
-def update_distillation(folder: Path, **fields: Any) -> None:
-    """Set fields of distillation.json and write the model card anew."""
-    _write_record(folder, {**load_distillation(folder), **fields})
+def update_distillation(folder: Path, **fields: Any) -> bool:
+    """Set fields of distillation.json, and write the model card anew unless somebody edited it.
+
+    Returns:
+        Whether the card was written; not where it is another than the one that the record before gives.
+    """
+    before, card = load_distillation(folder), folder / CARD
+    edited = card.exists() and card.read_bytes() != model_card(before).encode()
+    _write_record(folder, {**before, **fields}, with_card=not edited)
+    return not edited
 
 
-def _write_record(folder: Path, distillation: dict[str, Any]) -> None:
+def _write_record(folder: Path, distillation: dict[str, Any], *, with_card: bool = True) -> None:
     write_atomically(folder / DISTILLATION, (json.dumps(distillation, indent=1, ensure_ascii=False) + "\n").encode())
-    write_atomically(folder / "README.md", model_card(distillation).encode())
+    if with_card:
+        write_atomically(folder / CARD, model_card(distillation).encode())
 
 
 def module_paths(folder: Path) -> dict[str, Path]:

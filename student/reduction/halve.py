@@ -4,25 +4,23 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.files import write_atomically
 from sentence_distill.student.evaluation.models import megabytes
 from sentence_distill.student.finetuning.task_folder import student_files
-from sentence_distill.student.folder import DISTILLATION, load_distillation, load_student, share_as, update_distillation
-
-_BESIDE = (DISTILLATION, "README.md")
+from sentence_distill.student.folder import DISTILLATION, load_distillation, load_student, update_distillation
 
 
 def copy_student(source: Path, folder: Path) -> None:
-    """Copy a student, its record and its card; neither checkpoints and logs, nor what else lies in its folder.
+    """Copy a student and its record; neither checkpoints and logs, nor what else lies in its folder.
 
     Raises:
         UserError: there is no student that can be read in `source`.
     """
     load_student(source)
-    beside = {name: source / name for name in _BESIDE if (source / name).exists()}
-    for name, file in {**student_files(source), **beside}.items():
+    for name, file in {**student_files(source), DISTILLATION: source / DISTILLATION}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / name)
 
@@ -39,8 +37,7 @@ def halve_weights(folder: Path) -> None:
         if wrong := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
             raise UserError(f"{file}: {wrong[0]} holds numbers that float16 can't; keep this student in float32")
     for file, weights in halved.items():
-        save_file(weights, file)
-    share_as(folder / "modules.json", files)
+        write_atomically(file, save(weights))
     metrics = load_distillation(folder)["metrics"]
     if "size" in metrics:
         metrics["size"] = {**metrics["size"], "megabytes": megabytes(folder)}

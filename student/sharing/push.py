@@ -9,14 +9,13 @@ from typing import Any, TypeVar
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub
 from sentence_distill.student.finetuning.task_folder import STUDENT_FILES, student_files
-from sentence_distill.student.folder import DISTILLATION, load_student
+from sentence_distill.student.folder import CARD, DISTILLATION, load_student
 from sentence_distill.student.hub import REFUSED, is_repository
 from sentence_distill.student.report.files import StudentFiles
 from sentence_distill.student.sharing.card import model_card
 
 T = TypeVar("T")
 
-CARD = "README.md"
 # What a repository may hold before its first student.
 _FRESH = {".gitattributes", ".gitignore", "LICENSE", CARD}
 _LOG_IN = "log in with hf auth login, or set HF_TOKEN to one that may write (settings/tokens on the hub's site)"

@@ -35,12 +35,15 @@ def test_a_corpus_stands_for_shards(sd, student_folder, corpus_file, tmp_path, m
 def test_float16_halves_the_files_and_keeps_the_vectors(sd, student_folder, shards, tmp_path, more):
     from sentence_transformers import SentenceTransformer
 
-    folder, whole = tmp_path / "half", student_folder
+    folder, whole = tmp_path / "half", shutil.copytree(student_folder, tmp_path / "own")
+    # Words about the whole one would not hold of the copy, which gets a card of its own.
+    (whole / "README.md").write_text("My own words.", encoding="utf-8")
     if more:
         whole = tmp_path / "whole"
-        assert sd("reduce", student_folder, "--shards", shards, *more, "--out", whole) == 0
+        assert sd("reduce", tmp_path / "own", "--shards", shards, *more, "--out", whole) == 0
     assert (
-        sd("reduce", student_folder, *(["--shards", shards] if more else []), *more, "--float16", "--out", folder) == 0
+        sd("reduce", tmp_path / "own", *(["--shards", shards] if more else []), *more, "--float16", "--out", folder)
+        == 0
     )
     sizes = [sum(file.stat().st_size for file in root.rglob("*.safetensors")) for root in (whole, folder)]
     assert sizes[1] < 0.6 * sizes[0]

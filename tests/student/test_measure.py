@@ -170,6 +170,37 @@ def test_another_corpus_is_measured_but_is_not_what_the_card_says(sd, student_fo
     assert load_distillation(student)["metrics"]["held_out"] == own
 
 
+def test_a_card_is_written_anew_unless_it_was_edited(sd, student_folder, tmp_path, capsys):
+    student = shutil.copytree(student_folder, tmp_path / "student")
+    card = student / "README.md"
+    # None that sd wrote: one is made.
+    card.unlink()
+    run(sd, capsys, student)
+    made = card.read_text(encoding="utf-8")
+    assert made == model_card(load_distillation(student))
+    assert "was edited" not in run(sd, capsys, student)
+    card.write_text(made + "\nMy own words.\n", encoding="utf-8")
+    assert f"{card} was edited" in run(sd, capsys, student)
+    assert card.read_text(encoding="utf-8").endswith("My own words.\n")
+
+
+def test_a_student_that_can_only_be_read_is_measured_all_the_same(sd, student_folder, tmp_path, capsys, monkeypatch):
+    def refused(path, content):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    student = shutil.copytree(student_folder, tmp_path / "student", ignore=shutil.ignore_patterns("eval.json"))
+    monkeypatch.setattr("sentence_distill.student.folder.write_atomically", refused)
+    shown = run(sd, capsys, student, "--json", tmp_path / "mine.json")
+    assert f"{student} can't be written (Permission denied): its record and card stay" in shown
+    assert "sentences/s" in shown
+    assert json.loads((tmp_path / "mine.json").read_text())["held_out"]
+    # Where the figures should go into that folder, nothing is measured first.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for kind in ((), ("--speed",), ("--mteb", "STS12")):
+        assert sd("eval", student, *kind) == 1
+        assert f"no file can be written to {student}; name another place" in capsys.readouterr().err
+
+
 def test_models_stand_side_by_side_in_one_file(sd, student_folder, teacher_folder, tmp_path, capsys):
     other = shutil.copytree(student_folder, tmp_path / "other")
     json_file = tmp_path / "all.json"
