@@ -1,5 +1,6 @@
 """`sd eval`: measure models."""
 
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,8 @@ def evaluate(
     json_file = json_file or _default_json(models, f"{kind}.json")
     if not json_file.parent.is_dir():
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
+    if not os.access(json_file.parent, os.W_OK):
+        raise UserError(f"no file can be written to {json_file.parent}; name another place for the figures with --json")
     if fine_tuned:
         evaluate_glue(fine_tuned, glue_dir, json_file, teacher, options)
     elif speed:
