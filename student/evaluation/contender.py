@@ -200,16 +200,19 @@ def _times(encode: Encode, calls: list[list[str]]) -> list[float]:
 
 
 def spearman(encode: Encode, pairs: dict[str, Any]) -> float:
-    """Spearman correlation of "scores" with the cosines of the vectors of "first" and "second"."""
-    from scipy.stats import spearmanr
+    """Spearman correlation of "scores" with the cosines of the vectors of "first" and "second"; 0 of equal ones."""
+    import numpy as np
     from sklearn.preprocessing import normalize
+
+    from sentence_distill.student.metrics import task_metrics
 
     # Many sentences stand in several pairs.
     texts = list(dict.fromkeys(pairs["first"] + pairs["second"]))
     vectors, places = normalize(encode(texts)), {text: place for place, text in enumerate(texts)}
     first, second = (vectors[[places[text] for text in pairs[side]]] for side in ("first", "second"))
     product = first.multiply(second) if hasattr(first, "multiply") else first * second
-    return float(spearmanr(product.sum(axis=1), pairs["scores"]).statistic)
+    cosines = np.asarray(product.sum(axis=1)).ravel()
+    return task_metrics(("spearman",), np.array(pairs["scores"]), cosines)["spearman"]
 
 
 def peak_megabytes() -> float:

@@ -8,8 +8,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
@@ -22,6 +22,7 @@ from sentence_distill.student.evaluation.reference import Reference, is_own, own
 from sentence_distill.student.evaluation.retrieval import recall_figures
 from sentence_distill.student.evaluation.texts import sentences_of_shards
 from sentence_distill.student.fidelity import fidelity, paired_rank_agreement, public_targets
+from sentence_distill.student.metrics import task_metrics
 from sentence_distill.student.model import encode_tokens
 
 TIMED_SENTENCES = 2000
@@ -179,10 +180,10 @@ def _measure_speed(columns: Sequence[Model], shards: Path, measured: Measured) -
 
 
 def sts_spearman(encode: Encode, examples: Examples) -> float:
-    """Spearman correlation of human scores with the cosines of `encode`'s vectors of each pair."""
+    """Spearman correlation of human scores with the cosines of `encode`'s vectors of each pair; 0 of equal ones."""
     first, second = (torch.from_numpy(encode(column)) for column in examples.texts)
     cosines = functional.cosine_similarity(first, second, dim=1).numpy()
-    return float(spearmanr(cosines, examples.labels).statistic)
+    return task_metrics(("spearman",), np.array(examples.labels), cosines)["spearman"]
 
 
 def speed(encoders: dict[str, Encode], sentences: Sequence[str]) -> dict[str, float]:

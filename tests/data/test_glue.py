@@ -2,6 +2,7 @@ import pytest
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import DIAGNOSTIC, TASKS, GlueFolder, TaskMissing, open_glue
+from sentence_distill.data.sts import load_sts
 
 
 def write(folder, task, split, content, encoding="utf-8"):
@@ -151,3 +152,11 @@ def test_the_hub_s_test_splits_have_numbers_and_no_labels(monkeypatch):
     for task, split in ((TASKS["MNLI"], "test_mismatched"), (DIAGNOSTIC, "test")):
         examples = hub.load_test(task, split)
         assert (examples.texts, examples.labels, examples.ids) == ((["a"], ["b"]), [], [5])
+
+
+@pytest.mark.parametrize("scores", [(), ("5.0",), ("3.0", "3.0")])
+def test_pairs_with_whose_scores_nothing_can_correlate_are_refused(tmp_path, scores):
+    rows = ["sentence1\tsentence2\tscore", *(f"A cat.\tA dog.\t{score}" for score in scores)]
+    (tmp_path / "dev.tsv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(UserError, match=rf"dev.tsv holds {len(scores)} pair.s., and no two scores that differ"):
+        load_sts(tmp_path / "dev.tsv")

@@ -182,6 +182,9 @@ def test_tf_idf_scores_pairs_that_share_words_higher(tmp_path):
     first = ["The red cat ran.", "The old dog saw."] * 2
     second = ["The red cat was.", "Quickly under ships.", "The red cat ran.", "One new king left."]
     assert process.spearman(encode, {"first": first, "second": second, "scores": [4, 0, 5, 0.5]}) > 0.8
+    # Of vectors that are all the same: no number is no JSON.
+    same = {"first": first, "second": first, "scores": [4, 0, 5, 0.5]}
+    assert process.spearman(lambda sentences: np.ones((len(sentences), 2)), same) == 0
 
 
 @pytest.mark.parametrize("runner", ["SentenceTransformer", "model2vec"])
