@@ -71,10 +71,11 @@ def predict_rows(
 
 
 def _predictions(classifier: Classifier, texts: Sequence[Sequence[str]], every_class: bool) -> list[dict[str, Any]]:
+    outputs = classifier.outputs(texts).astype(float)
     # A float32 has seven digits; those of its double would only fill the file.
-    outputs = classifier.outputs(texts).astype(float).round(6)
     if classifier.task.regression:
-        return [{PREDICTION: value} for value in outputs[:, 0].tolist()]
+        return [{PREDICTION: float(f"{value:.7g}")} for value in outputs[:, 0].tolist()]
+    outputs = outputs.round(6)
     found = []
     for number, probabilities in zip(outputs.argmax(axis=1), outputs.tolist(), strict=True):
         row = {PREDICTION: classifier.classes[number], PROBABILITY: probabilities[number]}

@@ -87,6 +87,18 @@ def test_types_of_a_table_stay(sd, folder, tmp_path, monkeypatch):
         assert found.schema.types[5:] == [pa.string(), pa.float64()]
 
 
+def test_small_scores_keep_their_digits(sd, student_folder, tmp_path):
+    scores = [("text", "label"), *((text, (number + 1) * 1e-8) for number, (text, _) in enumerate(ROWS * 4))]
+    train = _csv(tmp_path / "train.csv", scores)
+    options = ("--epochs", "1", "--finetune-steps", "3", "--device", "cpu", "--out", tmp_path / "scores")
+    assert sd("finetune", student_folder, "--train", train, *options) == 0
+    assert sd("predict", tmp_path / "scores", "--input", train, "--out", tmp_path / "out.csv") == 0
+    expected = Classifier.load(tmp_path / "scores").predict([text for text, _ in scores[1:]])
+    found = [float(row["prediction"]) for row in _read(tmp_path / "out.csv")]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert 1e-9 < np.mean(found) < 1e-6
+
+
 def test_another_column_and_a_compressed_file_can_be_named(sd, folder, tmp_path):
     lines = "".join(json.dumps({"body": text}) + "\n" for text, _ in ROWS)
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
