@@ -5,6 +5,7 @@ import io
 import textwrap
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import IO, Literal
 
@@ -19,6 +20,8 @@ from sentence_distill.data.sources import Source, check_encoding, open_seekable,
 
 BATCH_ROWS = 8192
 _HEADER_BYTES = 1 << 20
+# Of what CSV's reader takes at a time, and so the most that a row may have; its own default is 1 MiB.
+_BLOCK_BYTES = 1 << 24
 _NAMES_CHARACTERS = 1000
 
 
@@ -64,11 +67,11 @@ def read_csv(source: Source, start: Position, fields: Sequence[str], delimiter: 
         ragged.append(row)
         return "skip"
 
-    with open_source(source) as stream:
+    with open_source(source) as stream, _named_long_row(source, quoted):
         reader = pa.csv.open_csv(
             stream,
             # Threads would not tell a ragged row's number.
-            read_options=pa.csv.ReadOptions(use_threads=False),
+            read_options=pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
             parse_options=pa.csv.ParseOptions(
                 delimiter=delimiter,
                 quote_char='"' if quoted else False,
@@ -82,6 +85,19 @@ def read_csv(source: Source, start: Position, fields: Sequence[str], delimiter: 
         # An empty batch at the end, for the ragged rows behind the last whole one.
         batches = chain(reader, [pa.RecordBatch.from_pylist([], reader.schema)])
         yield from _rows(batches, start, fields, ragged)
+
+
+@contextmanager
+def _named_long_row(source: Source, quoted: bool) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        if "straddling object" not in str(error):
+            raise
+        cause = "is a quote in it or before it never closed?" if quoted else "does it lack line ends?"
+        raise UserError(
+            f"{source.name} has a row of over {_BLOCK_BYTES:,} bytes; {cause} Correct or shorten it"
+        ) from error
 
 
 def _csv_header(source: Source, delimiter: str) -> list[str]:

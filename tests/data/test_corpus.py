@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from sentence_distill.data import tables
 from sentence_distill.data.corpus import Corpus, detect_format
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.lines import MAX_LINE_BYTES
@@ -278,6 +279,28 @@ def test_rows_of_csv_with_too_many_or_too_few_cells_are_rejected_in_their_places
     assert {record.reason for record in records if record.text is None} == {"wrong number of cells"}
     for number in (0, 1, 2, many // 2, len(rows) - 1):
         assert list(corpus.records(records[number].position)) == records[number:]
+
+
+def test_a_long_row_of_csv_is_read(tmp_path):
+    (tmp_path / "x.csv").write_text(f"id,text\n1,one\n2,{'long ' * 500_000}\n3,three\n")
+    assert [len(text) for text in texts(tmp_path / "x.csv")] == [3, 2_500_000, 5]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "message"),
+    [
+        ("csv", '2,"two', "is a quote in it or before it never closed"),
+        ("tsv", f"2\t{'two' * 1000}", "does it lack line ends"),
+    ],
+)
+def test_an_endless_row_is_an_error_that_says_what_may_be_wrong(tmp_path, monkeypatch, kind, row, message):
+    monkeypatch.setattr(tables, "_BLOCK_BYTES", 1000)
+    header, rows = "id,text\n1,one\n", "3,three\n" * 500
+    if kind == "tsv":
+        header, rows = header.replace(",", "\t"), rows.replace(",", "\t")
+    (tmp_path / f"x.{kind}").write_text(f"{header}{row}\n{rows}")
+    with pytest.raises(UserError, match=rf"x\.{kind} has a row of over 1,000 bytes; {message}"):
+        texts(tmp_path / f"x.{kind}")
 
 
 def test_a_csv_of_ragged_rows_alone_has_all_of_them_rejected(tmp_path):
