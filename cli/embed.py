@@ -191,8 +191,9 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
     if located.notice:
         progress.log(f"note: {located.notice} ({located.reason})")
 
-    from sentence_distill.pipeline.embed import EmbedRun
+    from sentence_distill.pipeline.embed import EmbedRun, refuse_teachers_folder
 
+    refuse_teachers_folder(folder, located)
     with open_engine(located, options, pairs) as engine:
         run = EmbedRun(
             corpus=corpus, engine=engine, out=folder, config=config, notice=located.notice, progress=progress

@@ -14,10 +14,17 @@ from sentence_distill.pipeline.files import is_local, remove_temporaries, write_
 from sentence_distill.pipeline.fingerprint import differing_fields, text_fingerprint
 from sentence_distill.pipeline.locate import Located
 from sentence_distill.pipeline.lock import lock_folder
-from sentence_distill.pipeline.manifest import MANIFEST, PLAN, TOKENIZER, WORD_EMBEDDINGS, close_folder
+from sentence_distill.pipeline.manifest import (
+    MANIFEST,
+    PLAN,
+    PLAN_SIDECAR,
+    TOKENIZER,
+    WORD_EMBEDDINGS,
+    close_folder,
+)
 from sentence_distill.pipeline.plan import Plan, Slice, make_plan
 from sentence_distill.pipeline.recipe import LOGITS
-from sentence_distill.pipeline.rejected import listed
+from sentence_distill.pipeline.rejected import REJECTED, listed
 from sentence_distill.pipeline.shards import read_sidecar, shard_name, shard_problem, sidecar_path
 from sentence_distill.pipeline.teacher import TeacherFacts
 from sentence_distill.pipeline.work import Job
@@ -42,6 +49,17 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
 
 
+def refuse_teachers_folder(out: Path, located: Located) -> None:
+    """Refuse to write into the teacher's own folder, whose tokenizer would be replaced.
+
+    Raises:
+        UserError: it is where `out` keeps what stage two needs of the teacher.
+    """
+    ours = (out / TOKENIZER).parent
+    if is_local(out) and ours.exists() and located.folder.exists() and ours.samefile(located.folder):
+        raise UserError(f"{ours} is the teacher itself, and a run writes there too; write to another folder with --out")
+
+
 def make_or_load_plan(
     corpus: Corpus, config: EmbedConfig, out: Path, progress: Progress, *, trusting: bool = False
 ) -> Plan:
@@ -55,9 +73,11 @@ def make_or_load_plan(
         trusting: whether a plan's word is taken for the content of files with the same names and sizes.
 
     Raises:
-        UserError: the folder holds shards of another corpus or other rules.
+        UserError: the folder holds shards of another corpus or other rules, or files of others under a run's names.
     """
     plan = Plan.load(out / PLAN)
+    if plan is None:
+        _refuse_files_of_others(out)
     text = text_fingerprint(corpus, config.rules, config.shard_rows, plan if trusting else None)
     if plan is None or plan.fingerprint != text:
         _refuse_other_runs(out, text)
@@ -66,6 +86,19 @@ def make_or_load_plan(
         plan.save(out / PLAN)
     progress.log(f"plan: {plan.rows:,} sentences in {len(plan.slices):,} slices")
     return plan
+
+
+def _refuse_files_of_others(out: Path) -> None:
+    """Refuse a folder in which no run was yet, and some file has the name of one that a run writes, or removes."""
+    # The first that a run writes is its plan; where that was lost, shards show whose the folder is.
+    if (out / PLAN).exists() or any(read_sidecar(shard) for shard in out.glob("shard-*.arrow")):
+        return
+    for name in (MANIFEST, PLAN_SIDECAR, REJECTED, TOKENIZER, WORD_EMBEDDINGS):
+        if (out / name).exists():
+            raise UserError(
+                f"{out / name} is there already and belongs to no run of sd embed; move it, or write to another folder "
+                "with --out"
+            )
 
 
 def _refuse_other_runs(out: Path, fingerprint: dict[str, Any], share: Sequence[Slice] | None = None) -> None:
@@ -131,12 +164,12 @@ class EmbedRun:
         """Write all shards that are not there yet; return the manifest.
 
         Raises:
-            UserError: the folder is in use, or holds shards of another run.
+            UserError: the folder is in use, or holds shards of another run, or files of others under a run's names.
         """
         make_folder(self.out)
         with lock_folder(self.out):
-            remove_temporaries(self.out)
             plan = make_or_load_plan(self.corpus, self.config, self.out, self.progress)
+            remove_temporaries(self.out)
             self._embed(plan, plan.slices)
             # A worker that died on the way, and whose slice another did, has left its unfinished file.
             remove_temporaries(self.out)
@@ -256,6 +289,7 @@ def embed_corpus(
     Raises:
         UserError: the corpus or teacher can't be used, or the folder is in use or holds shards of another run.
     """
+    refuse_teachers_folder(out, located)
     spec = TeacherSpec(located=located, pooling=pooling, precision=precision, pairs=corpus.pairs)
     teacher = spec.load(device)
     run = EmbedRun(

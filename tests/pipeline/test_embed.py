@@ -199,6 +199,32 @@ def test_unfinished_files_of_others_are_left_alone(sd, arguments, tmp_path):
     assert not leftover.exists()
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "plan.json", "rejected.jsonl", "teacher/tokenizer.json"])
+def test_files_of_others_under_a_run_s_names_are_refused_and_left_alone(sd, arguments, tmp_path, capsys, name):
+    other = tmp_path / "out" / name
+    other.parent.mkdir(parents=True)
+    other.write_text("{}")
+    left = other.with_name(f"{other.name}.incomplete")
+    left.write_text("")
+    for options in ([], ["--plan-only"], ["--slice", "1/2"]):
+        assert sd(*arguments, "--out", tmp_path / "out", *options) == 1
+        assert f"{other} is there already and belongs to no run" in capsys.readouterr().err.splitlines()[-1]
+    assert other.read_text() == "{}"
+    assert left.exists()
+    assert not (tmp_path / "out" / "plan.arrow").exists()
+
+
+def test_the_teacher_s_own_folder_is_not_written_to(sd, arguments, teacher_folder, tmp_path, capsys):
+    assert sd(*arguments, "--out", tmp_path, "--plan-only") == 0
+    shutil.copytree(teacher_folder, tmp_path / "elsewhere")
+    (tmp_path / "teacher").symlink_to("elsewhere")
+    arguments[arguments.index(str(teacher_folder))] = str(tmp_path / "elsewhere")
+    before = contents(tmp_path)
+    assert sd(*arguments, "--out", tmp_path) == 1
+    assert f"{tmp_path}/teacher is the teacher itself" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
 def test_shards_inside_the_corpus_s_folder_are_no_corpus(sd, arguments, corpus_file, tmp_path):
     folder = tmp_path / "all"
     folder.mkdir()
