@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 import xxhash
 
 _CHUNK = 1 << 22
@@ -30,10 +29,4 @@ def stream_hash(stream: BinaryIO | Any) -> str:
 def file_hash(path: Path) -> str:
     """xxh3-128 of a file."""
     with path.open("rb") as stream:
-        return stream_hash(stream)
-
-
-def url_hash(url: str) -> str:
-    """xxh3-128 of what fsspec opens as `url`."""
-    with fsspec.open(url, "rb") as stream:
         return stream_hash(stream)

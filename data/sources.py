@@ -19,7 +19,8 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.data.hashing import stream_hash
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
@@ -70,6 +71,18 @@ class Source:
         """The first bytes of the decompressed content."""
         with open_source(self) as stream:
             return stream.read(_HEAD)
+
+    def content_hash(self) -> str:
+        """xxh3-128 of the file as it lies there, compressed or not.
+
+        Raises:
+            UserError: it can't be read to its end.
+        """
+        try:
+            with _named_errors(), fsspec.open(self.url, "rb") as stream:
+                return stream_hash(stream)
+        except READ_ERRORS as error:
+            raise UserError(f"{self.name} can't be read to its end: {first_line(error)}") from error
 
 
 def find_sources(locations: Sequence[str], leave_out: Path | None = None) -> list[Source]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sentence_distill.data.corpus import Corpus
-from sentence_distill.data.hashing import bytes_hash, url_hash
+from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.pipeline.plan import Plan
 
@@ -25,7 +25,7 @@ def text_fingerprint(
     if known is not None and known.fingerprint["corpus_names"] == names:
         content = known.fingerprint["corpus_content"]
     else:
-        content = bytes_hash("\n".join(url_hash(source.url) for source in corpus.sources).encode())
+        content = bytes_hash("\n".join(source.content_hash() for source in corpus.sources).encode())
     return {
         "corpus_files": len(listing),
         "corpus_bytes": sum(source.size for source in corpus.sources),

@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.hashing import url_hash
 from sentence_distill.data.progress import Progress
 from sentence_distill.data.records import Position, Record
 from sentence_distill.pipeline.files import TEMPORARY, replacing, write_atomically
@@ -122,7 +121,7 @@ class FileEncoder:
     def _check_run(self, parts: Path) -> None:
         run = {
             **self._encoder.identity(),
-            "input": [[source.name, url_hash(source.url)] for source in self._corpus.sources],
+            "input": [[source.name, source.content_hash()] for source in self._corpus.sources],
             "text_field": self._corpus.text_field,
             "input_format": self._corpus.format,
             "window": [WINDOW, WINDOW_CHARACTERS],

@@ -466,3 +466,6 @@ def test_a_store_that_fails_ends_it_with_its_reason_in_one_line(monkeypatch, mom
         monkeypatch.setattr(MemoryFileSystem, moment, fail)
     with pytest.raises(UserError, match=rf"x\.txt{suffix}'? can't be .*: no credentials found$"):
         list((Corpus.open([url]) if moment == "isfile" else opened).records())
+    if moment != "isfile":
+        with pytest.raises(UserError, match=rf"x\.txt{suffix} can't be read to its end: no credentials found$"):
+            opened.sources[0].content_hash()
