@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from sentence_distill.cli.finetuning import finetune_config, finetuning_options
+from sentence_distill.cli.out_file import whole_or_none
 from sentence_distill.cli.values import SEED
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import TASKS
@@ -212,7 +213,8 @@ def _teacher(located: "Located", data: "TaskData", out: Path, fitter: "Fitter", 
 
     start = partial(TeacherClassifier.load, located, data.task, seed)
     fitted = fitter.fit(start, data, seed=seed, label="finetune")
-    fitted.model.save(out)
+    with whole_or_none(out):
+        fitted.model.save(out)
     return fitted
 
 
@@ -229,5 +231,6 @@ def _student(
     fitted = fitter.fit(lambda: new_classifier(student, data, seed), data, train=train, seed=seed, label="finetune")
     if own is not None:
         own.restore_scale(fitted.model)
-    save_classifier(out, fitted, data.task, distillation)
+    with whole_or_none(out):
+        save_classifier(out, fitted, data.task, distillation)
     return fitted

@@ -1,6 +1,8 @@
-"""The file that `--out` names, before anything is done for it."""
+"""The file or folder that `--out` names, before anything is done for it, and where that fails."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,3 +40,16 @@ def check_free(out: Path, overwrite: bool) -> None:
         raise UserError(f"--out {out} is a folder; name a file in it")
     if out.exists() and not overwrite:
         raise UserError(f"{out} is there already; name another file, or replace it with --overwrite")
+
+
+@contextmanager
+def whole_or_none(folder: Path) -> Iterator[None]:
+    """Remove a folder that was empty or not there where writing it fails.
+
+    Half of what was asked for is none of it, and the same command should find its folder free.
+    """
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

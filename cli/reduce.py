@@ -1,12 +1,12 @@
 """`sd reduce`: a student with a narrower vector, or what each width would cost."""
 
 import shlex
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sentence_distill.cli.out_file import whole_or_none
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.cli.values import counts
 from sentence_distill.data.errors import UserError
@@ -94,17 +94,13 @@ def reduce(
         # The last is that of the full width.
         click.echo(f"next: sd reduce {shlex.quote(str(student))} --dim {figures[-2]['dim']}")
         return
-    try:
+    with whole_or_none(out):
         if dim is None:
             copy_student(folder, out)
         else:
             _write_narrower(student, folder, dim, out, shards, corpus)
         if float16:
             halve_weights(out)
-    except BaseException:
-        # Half of what was asked for is none of it, and the same command should find its folder free.
-        shutil.rmtree(out, ignore_errors=True)
-        raise
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     click.echo(f"{out}: a student of {size / 1e6:.1f} MB\nnext: sd eval {shlex.quote(str(out))}")
 

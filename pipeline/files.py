@@ -5,6 +5,7 @@ A folder of shards is a `pathlib.Path`, or the `UPath` of an object store's URL,
 
 import json
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -69,7 +70,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with tempfile.NamedTemporaryFile() as remote:
             yield cast(BinaryIO, remote)
             remote.flush()
-            path.fs.put_file(remote.name, path.path)  # type: ignore[attr-defined]
+            try:
+                path.fs.put_file(remote.name, path.path)  # type: ignore[attr-defined]
+            except Exception as error:  # each store has errors of its own
+                raise UserError(
+                    f"{path} can't be written: {first_line(error)}; see to the store, then run the same command again"
+                ) from error
         return
     if path.exists() and not path.is_file():
         with path.open("wb") as device:
@@ -99,6 +105,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path`; see `replacing`."""
     with replacing(path) as file:
         file.write(content)
+
+
+@contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Let what a library in Rust raises where the system refuses to write below `path` be the OSError that it is.
+
+    safetensors has a class of its own for it and tokenizers none, but both end their message as Rust does.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def remove_temporaries(folder: Path) -> None:

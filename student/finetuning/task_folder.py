@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import GlueTask
@@ -14,7 +14,7 @@ from sentence_distill.data.task import Task
 from sentence_distill.pipeline.files import write_atomically
 from sentence_distill.student.finetuning.classifier import StudentClassifier
 from sentence_distill.student.finetuning.fit import Fitted
-from sentence_distill.student.folder import load_student, module_paths, save_student, share_as
+from sentence_distill.student.folder import load_student, module_paths, save_student
 
 TASK = "task.json"
 HEAD = "head.safetensors"
@@ -46,10 +46,9 @@ def save_classifier(folder: Path, fitted: Fitted[StudentClassifier], task: Task,
     glue_task = task.hub if isinstance(task, GlueTask) else None
     # Nor is what was made of a user's examples under the licence of what it was made of.
     changed = {"metrics": {task.name: scores}, "glue_task": glue_task, "licence": None}
-    save_student(folder, fitted.model.student, {**distillation, **changed})
     head = {name: value.cpu().contiguous() for name, value in fitted.model.head.state_dict().items()}
-    save_file(head, folder / HEAD)
-    share_as(folder / "modules.json", [folder / HEAD])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / HEAD, save(head))
     record = {
         "task": task.name,
         "text_columns": task.plain_columns,
@@ -60,6 +59,8 @@ def save_classifier(folder: Path, fitted: Fitted[StudentClassifier], task: Task,
         **asdict(fitted.outcome),
     }
     write_atomically(folder / TASK, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    # Last, so that no student without its head passes for a finished one.
+    save_student(folder, fitted.model.student, {**distillation, **changed})
 
 
 def load_classifier(folder: Path) -> tuple[StudentClassifier, Task]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.task import Task
+from sentence_distill.pipeline.files import system_errors
 from sentence_distill.pipeline.load import require_vocabulary, unusable
 from sentence_distill.pipeline.locate import Located
 from sentence_distill.student.finetuning.examples import Padded, Tokens
@@ -97,8 +98,9 @@ class TeacherClassifier(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write it as transformers does; `sd embed --teacher` takes the folder."""
-        self.model.save_pretrained(folder)
-        self._tokenizer.save_pretrained(folder)
+        with system_errors(folder):
+            self.model.save_pretrained(folder)
+            self._tokenizer.save_pretrained(folder)
 
 
 def mask_token(folder: Path) -> str:

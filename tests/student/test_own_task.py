@@ -1,7 +1,10 @@
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
 from sentence_distill import Classifier, Student
@@ -123,3 +126,29 @@ def test_a_teacher_learns_one_s_own_task_and_a_student_its_logits(
         sd("finetune", student_folder, "--train", train, *columns, "--logits", logits, "--out", out, *LEARNS[:4]) == 0
     )
     assert Classifier.load(out).predict(["The old cat saw the red house."]) == ["cat"]
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_a_full_disk_leaves_no_half_of_a_fine_tuned_model(
+    sd, student_folder, teacher_folder, animals, tmp_path, monkeypatch, capsys, kind
+):
+    out, whole = tmp_path / "out", []
+
+    def full(file):
+        if "task.json" in os.readlink(f"/proc/self/fd/{file}"):
+            whole.append((out / "distillation.json").exists())
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full_of_weights(model, folder):
+        folder.mkdir()
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("sentence_distill.pipeline.files.os.fsync", full)
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full_of_weights)
+    command = ("--train", animals.parent / "animals.jsonl", "--text-column", "line", "--label-column", "animal")
+    model = student_folder if kind == "student" else teacher_folder
+    assert sd("finetune", model, *command, "--finetune-steps", "1", "--device", "cpu", "--out", out) == 1
+    assert "No space left on device" in (error := capsys.readouterr().err)
+    assert "free some space, then run the same command again" in error
+    assert not out.exists()
+    assert not any(whole)
