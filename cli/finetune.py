@@ -222,13 +222,19 @@ def _student(
     folder: Path, data: "TaskData", own: "OwnTask | None", logits: Path | None, out: Path, fitter: "Fitter", seed: int
 ) -> "Fitted[Any]":
     from sentence_distill.student.finetuning.glue_rows import new_classifier
+    from sentence_distill.student.finetuning.scale import match_labels, standardised
     from sentence_distill.student.finetuning.task_data import from_logits
     from sentence_distill.student.finetuning.task_folder import save_classifier
     from sentence_distill.student.folder import load_distillation, load_student
 
     student, distillation = load_student(folder), load_distillation(folder)
     train = None if logits is None else from_logits(logits, data)
+    of_scores = train is not None and data.task.regression
+    if train is not None and of_scores:
+        train = standardised(train)
     fitted = fitter.fit(lambda: new_classifier(student, data, seed), data, train=train, seed=seed, label="finetune")
+    if of_scores:
+        match_labels(fitted.model, data.train, fitter.device, fitter.precision)
     if own is not None:
         own.restore_scale(fitted.model)
     with whole_or_none(out):

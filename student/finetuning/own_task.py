@@ -4,14 +4,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import nn
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
 from sentence_distill.data.labelled import examples_of, hold_out, make_task, read_labelled
 from sentence_distill.student.finetuning.classifier import StudentClassifier
 from sentence_distill.student.finetuning.finetune import Labelled
+from sentence_distill.student.finetuning.scale import rescale
 from sentence_distill.student.finetuning.task_data import TaskData
 
 
@@ -32,11 +31,7 @@ class OwnTask:
 
     def restore_scale(self, model: StudentClassifier) -> None:
         """Let a model that was fine-tuned on `data` give scores as they stand in the user's files."""
-        last = model.head[-1]
-        assert isinstance(last, nn.Linear)
-        with torch.no_grad():
-            last.weight.mul_(self.deviation)
-            last.bias.mul_(self.deviation).add_(self.mean)
+        rescale(model, self.deviation, self.mean)
 
     def describe(self) -> str:
         """One line: how many examples of what."""

@@ -8,9 +8,11 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
 from sentence_distill import Classifier, Student
+from sentence_distill.pipeline.logits import Logits
 from sentence_distill.student.finetuning.own_task import load_own_task
 
 LEARNS = ("--epochs", "12", "--learning-rate", "5e-3", "--device", "cpu")
+PRICES = {"dog": 1000.5, "cat": 2000.0, "bird": 4000.0}
 
 
 def _sentence(rng, animal):
@@ -87,17 +89,57 @@ def test_pairs_are_learned(sd, student_folder, folder):
 
 def test_scores_come_in_the_units_of_the_file(sd, student_folder, folder):
     rng = np.random.default_rng(0)
-    prices = {"dog": 1000.5, "cat": 2000.0, "bird": 4000.0}
-    rows = [{"text": _sentence(rng, animal), "label": prices[animal]} for animal in list(prices) * 60]
+    rows = [{"text": _sentence(rng, animal), "label": PRICES[animal]} for animal in list(PRICES) * 60]
     train = _write(folder / "prices.jsonl", rows)
     assert sd("finetune", student_folder, "--train", train, "--out", folder / "prices", *LEARNS) == 0
     classifier = Classifier.load(folder / "prices")
     record = json.loads((folder / "prices" / "task.json").read_text())
     assert record["scores"]["dev"]["pearson"] > 0.95
-    found = classifier.predict([_sentence(rng, animal) for animal in prices])
-    np.testing.assert_allclose(found, list(prices.values()), atol=500)
+    found = classifier.predict([_sentence(rng, animal) for animal in PRICES])
+    np.testing.assert_allclose(found, list(PRICES.values()), atol=500)
     with pytest.raises(ValueError, match="is a regression"):
         classifier.predict_proba(["The cat."])
+
+
+@pytest.mark.parametrize(
+    ("animals", "unit"),
+    [
+        # As the teachers that are fine-tuned here: deviations from the mean of the file.
+        (list(PRICES), lambda price: (price - 2333.5) / 1247.0),
+        # As another one, over text in which the cheap ones are far commoner.
+        (["dog"] * 5 + ["cat"] * 2 + ["bird"], lambda price: price / 1000),
+    ],
+)
+def test_scores_learned_from_a_teacher_of_any_unit_come_in_that_of_the_file(
+    sd, student_folder, tmp_path, monkeypatch, animals, unit
+):
+    rng = np.random.default_rng(0)
+    rows = [{"text": _sentence(rng, animal), "label": PRICES[animal]} for animal in list(PRICES) * 40]
+    train = _write(tmp_path / "prices.jsonl", rows)
+    named = animals * (180 // len(animals))
+    scores = np.array([[unit(PRICES[animal])] for animal in named], dtype=np.float32)
+    found = Logits(([_sentence(rng, animal) for animal in named],), scores, {"labels": ["score"]})
+    monkeypatch.setattr("sentence_distill.student.finetuning.task_data.read_logits", lambda shards: found)
+    out = tmp_path / "out"
+    assert sd("finetune", student_folder, "--train", train, "--logits", "logits", "--out", out, *LEARNS) == 0
+    predicted = Classifier.load(out).predict([_sentence(rng, animal) for animal in PRICES])
+    np.testing.assert_allclose(predicted, list(PRICES.values()), atol=400)
+
+
+def test_a_teacher_whose_scores_say_nothing_of_the_labels_is_refused(sd, student_folder, tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    rows = [{"text": _sentence(rng, animal), "label": PRICES[animal]} for animal in list(PRICES) * 10]
+    train, texts = _write(tmp_path / "prices.jsonl", rows), [row["text"] for row in rows]
+    command = ("finetune", student_folder, "--train", train, "--logits", "logits", "--out", tmp_path / "out", *LEARNS)
+    for scores, message in ((lambda price: -price, "do not rise with the labels"), (lambda price: 3, "do not differ")):
+        logits = np.array([[scores(row["label"])] for row in rows], dtype=np.float32)
+        found = Logits((texts,), logits, {"labels": ["score"]})
+        monkeypatch.setattr(
+            "sentence_distill.student.finetuning.task_data.read_logits", lambda shards, found=found: found
+        )
+        assert sd(*command) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_whole_numbers_are_classes_unless_they_are_called_scores(tmp_path):
