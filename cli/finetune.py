@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from sentence_distill.cli.finetuning import finetune_config, finetuning_options
-from sentence_distill.cli.out_file import whole_or_none
+from sentence_distill.cli.out_file import new_folder, whole_or_none
 from sentence_distill.cli.values import SEED
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import TASKS
@@ -113,8 +113,7 @@ def finetune(
     _check_sources(train, task)
     name = task or _name(str(train))
     out = out or Path("finetuned") / name
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; name another folder with --out")
+    click.get_current_context().with_resource(new_folder(out))
     located = find_model(model)
     of_student = is_student(str(located.folder))
     if logits is not None and not of_student:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,29 @@ def check_free(out: Path, overwrite: bool) -> None:
         raise UserError(f"--out {out} is a folder; name a file in it")
     if out.exists() and not overwrite:
         raise UserError(f"{out} is there already; name another file, or replace it with --overwrite")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[None]:
+    """Hold a folder that is empty or not there, before the work for it: that it can be written shows now.
+
+    Raises:
+        UserError: it holds something already, or another run is about to write it.
+    """
+    from sentence_distill.pipeline.lock import LOCK_NAME, lock_folder
+
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock_folder(out):
+            if any(path.name != LOCK_NAME for path in out.iterdir()):
+                raise UserError(f"{out} is not empty; name another folder with --out")
+            yield
+    finally:
+        # Of what failed nothing is left; a folder with something in it stays.
+        if made:
+            with suppress(OSError):
+                out.rmdir()
 
 
 @contextmanager

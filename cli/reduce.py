@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sentence_distill.cli.out_file import whole_or_none
+from sentence_distill.cli.out_file import new_folder, whole_or_none
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.cli.values import counts
 from sentence_distill.data.errors import UserError
@@ -84,8 +84,8 @@ def reduce(
 
     _check(dim, dims, float16, out, shards, corpus)
     out = out or _default_out(student, str(dim or "float16"))
-    if (dim or float16) and out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; name another folder with --out")
+    if dim or float16:
+        click.get_current_context().with_resource(new_folder(out))
     folder = locate_student(student)
     if dim or not float16:
         _refuse_fine_tuned(student, folder)

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
 from sentence_distill import Classifier, Student
+from sentence_distill.pipeline.lock import lock_folder
 from sentence_distill.pipeline.logits import Logits
 from sentence_distill.student.finetuning.own_task import load_own_task
 
@@ -170,6 +171,28 @@ def test_a_teacher_learns_one_s_own_task_and_a_student_its_logits(
     assert Classifier.load(out).predict(["The old cat saw the red house."]) == ["cat"]
 
 
+def test_a_folder_that_can_not_be_written_or_is_in_use_is_refused_before_the_work(
+    sd, student_folder, animals, tmp_path, monkeypatch, capsys
+):
+    def no_work(*arguments, **options):
+        raise AssertionError
+
+    monkeypatch.setattr("sentence_distill.student.finetuning.fit.finetune", no_work)
+    command = ("--train", animals.parent / "animals.jsonl", "--text-column", "line", "--label-column", "animal")
+    (tmp_path / "file").write_text("")
+    assert sd("finetune", student_folder, *command, "--out", tmp_path / "file" / "out") == 1
+    assert f"Not a directory: '{tmp_path / 'file' / 'out'}'" in capsys.readouterr().err
+    out = tmp_path / "out"
+    out.mkdir()
+    with lock_folder(out):
+        for made in (("finetune", student_folder, *command), ("reduce", student_folder, "--float16")):
+            assert sd(*made, "--out", out) == 1
+            assert f"{out} is in use by process {os.getpid()}" in capsys.readouterr().err
+    # A run that fails leaves no empty folder.
+    assert sd("finetune", "no-such/student", *command, "--out", tmp_path / "other") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+
+
 @pytest.mark.parametrize("kind", ["student", "teacher"])
 def test_a_full_disk_leaves_no_half_of_a_fine_tuned_model(
     sd, student_folder, teacher_folder, animals, tmp_path, monkeypatch, capsys, kind
@@ -182,7 +205,7 @@ def test_a_full_disk_leaves_no_half_of_a_fine_tuned_model(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     def full_of_weights(model, folder):
-        folder.mkdir()
+        (folder / "config.json").write_text("{}")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("sentence_distill.pipeline.files.os.fsync", full)
