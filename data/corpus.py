@@ -120,7 +120,7 @@ def detect_format(source: Source) -> str:
     try:
         head = source.head().removeprefix(b"\xef\xbb\xbf")
     except READ_ERRORS as error:
-        raise UserError(f"{source.name} can't be read: {first_line(error)}") from error
+        raise UserError(f"{source.name} can't be read to its end: {first_line(error)}") from error
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith(b"ARROW1"):
