@@ -165,6 +165,7 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
     from sentence_distill.data.corpus import Corpus, text_fields
     from sentence_distill.data.sources import find_sources
     from sentence_distill.pipeline.files import open_folder
+    from sentence_distill.pipeline.fingerprint import require_utf8_names
     from sentence_distill.pipeline.locate import locate_teacher
     from sentence_distill.pipeline.spool import HUB_PREFIX
 
@@ -176,7 +177,7 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
     # Cheap mistakes first: a wrong path shows before any weights are loaded.
     paths = [corpus for corpus in corpora if corpus != "-" and not corpus.startswith(HUB_PREFIX)]
     if paths:
-        find_sources(paths, folder)
+        require_utf8_names(find_sources(paths, folder))
     located = None if options["plan_only"] else locate_teacher(teacher)
     with stopped_by_signals("stopped before the corpus was copied; the same command copies it from its beginning"):
         locations = _readable_twice(corpora, options["text_field"], folder, progress)

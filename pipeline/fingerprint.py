@@ -1,11 +1,27 @@
 """What a run's output depends on, by field; runs that differ in any must not share a folder."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from sentence_distill.data.corpus import Corpus
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.sentences import SentenceRules
+from sentence_distill.data.sources import Source
 from sentence_distill.pipeline.plan import Plan
+
+
+def require_utf8_names(sources: Iterable[Source]) -> None:
+    """Refuse names that neither a fingerprint nor rejected.jsonl could hold.
+
+    Raises:
+        UserError: the name of a file is not UTF-8.
+    """
+    for source in sources:
+        try:
+            source.name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"the name of the corpus's file {source.name!r} is not UTF-8; rename it") from None
 
 
 def text_fingerprint(
@@ -19,7 +35,11 @@ def text_fingerprint(
         shard_rows: sentences of a slice.
         known: a plan whose word is taken for the content of files with the same names and sizes, so that not
             each of many jobs reads the whole corpus; None reads all.
+
+    Raises:
+        UserError: a file can't be read to its end, or its name is not UTF-8.
     """
+    require_utf8_names(corpus.sources)
     listing = [f"{source.name}\t{source.size}" for source in corpus.sources]
     names = bytes_hash("\n".join(listing).encode())
     if known is not None and known.fingerprint["corpus_names"] == names:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.sentences import SentenceRules
+from sentence_distill.pipeline.fingerprint import text_fingerprint
 from sentence_distill.pipeline.manifest import load_manifest
 from sentence_distill.pipeline.verify import verify_folder
 from tests.conftest import run_sd
@@ -89,6 +91,15 @@ def test_a_corpus_that_can_not_be_used_is_one_line_of_error(teacher_folder, tmp_
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+
+
+def test_a_file_s_name_that_is_not_utf8_is_an_error_before_anything_else(tmp_path, capsys):
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text(SENTENCE)
+    assert run_sd("embed", "--corpus", tmp_path, "--teacher", "no-such", "--out", tmp_path / "out") == 1
+    message = r"the name of the corpus's file 'caf\udce9.txt' is not UTF-8; rename it"
+    assert capsys.readouterr().err == f"error: {message}\n"
+    with pytest.raises(UserError, match="is not UTF-8; rename it"):
+        text_fingerprint(Corpus.open([str(tmp_path)]), SentenceRules(), shard_rows=100)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
