@@ -11,10 +11,10 @@ import json
 import shutil
 from pathlib import Path
 
-from sentence_distill.student.folder import load_distillation, update_distillation
+from sentence_distill.student.folder import CARD, load_distillation, update_distillation
 from sentence_distill.student.reduction.halve import halve_weights
 from sentence_distill.student.sharing.card import model_card
-from sentence_distill.student.sharing.push import CARD, prepare_upload
+from sentence_distill.student.sharing.push import prepare_upload
 
 PRETRAINED = Path(__file__).parents[2] / "student" / "pretrained"
 USAGE = """## How to use it
