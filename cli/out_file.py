@@ -51,7 +51,7 @@ def new_folder(out: Path) -> Iterator[None]:
     """
     from sentence_distill.pipeline.lock import LOCK_NAME, lock_folder
 
-    made = not out.exists()
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
     try:
         with lock_folder(out):
@@ -60,9 +60,9 @@ def new_folder(out: Path) -> Iterator[None]:
             yield
     finally:
         # Of what failed nothing is left; a folder with something in it stays.
-        if made:
-            with suppress(OSError):
-                out.rmdir()
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 @contextmanager
