@@ -1,5 +1,6 @@
 """`sd train-student`: stage two."""
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -279,7 +280,7 @@ def _train_and_write(trainer: "Trainer", shards: Path, resume: bool, tensorboard
     click.echo(
         f"{out}: student with held-out cosine {scores['cosine']:.4f}, rank agreement {scores['rank_agreement']:.4f}\n"
         f"log: {out / 'metrics.jsonl'}{curves}\n"
-        f"next: sd eval --student {out}, sd eval --glue --student {out}"
+        f"next: sd eval --student {shlex.quote(str(out))}, sd eval --glue --student {shlex.quote(str(out))}"
     )
 
 
