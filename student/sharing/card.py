@@ -257,7 +257,7 @@ def _origin(distillation: dict[str, Any]) -> str:
             f"- Corpus: {corpus['rows']:,} sentences of {fingerprint.get('corpus_files', 1):,} file(s), {size}, "
             f"language `{fingerprint.get('language', 'unknown')}`"
             f"{f', of which a share of {share:g} was trained on' if share < 1 else ''}.",
-            f"- Training: {training['epochs']} epochs at most, batches of {training['batch_size']} sentences, learning "
+            f"- Training: {_length(training)}, batches of {training['batch_size']} sentences, learning "
             f"rate {training['learning_rate']:g}, seed {training['seed']}.",
             f"- Student: {distillation['student']['pooling']} pooling, vocabulary of "
             f"{distillation['student']['vocabulary']:,} tokens.",
@@ -265,6 +265,15 @@ def _origin(distillation: dict[str, Any]) -> str:
             "`distillation.json` holds the whole configuration, with hashes of corpus and teacher.",
         ]
     )
+
+
+def _length(training: dict[str, Any]) -> str:
+    """How long the training was, or could have been: patience may have ended it."""
+    epochs, steps, seconds = training["epochs"], training.get("max_steps"), training.get("max_time")
+    limits = [f"{epochs} epoch{'s' if epochs != 1 else ''}"]
+    limits += [f"{steps:,} steps"] if steps else []
+    limits += [f"{seconds:,.0f} seconds"] if seconds else []
+    return f"{' or '.join(limits)} at most"
 
 
 def _licence(distillation: dict[str, Any], licence: str | None) -> str:

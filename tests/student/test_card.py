@@ -54,6 +54,20 @@ def test_the_hub_reads_the_card_s_metadata(distillation):
     }
 
 
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"epochs": 1, "max_steps": None, "max_time": None}, "Training: 1 epoch at most, batches"),
+        (
+            {"epochs": 3, "max_steps": 1500, "max_time": 60.0},
+            "Training: 3 epochs or 1,500 steps or 60 seconds at most,",
+        ),
+    ],
+)
+def test_the_card_says_what_may_have_ended_the_training(distillation, limits, said):
+    assert said in model_card({**distillation, "training": {**distillation["training"], **limits}})
+
+
 def test_the_card_shows_what_sd_eval_measured_of_student_and_teacher(distillation):
     card = model_card(distillation)
     assert "| STS-B, Spearman, no fine-tuning | 0.8340 | 0.8670 |" in card
