@@ -1,0 +1,51 @@
+"""From what more_text.sh left in its folder to a dated result.
+
+usage: python benchmarks/headline/more_text.py WORKDIR PART
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from record import write_result
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file of figures."""
+    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    """Gather and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("part", type=Path)
+    options = parser.parse_args()
+    rows = []
+    for file in sorted(options.workdir.glob("part-*.json"), reverse=True):
+        size = file.stem.removeprefix("part-")
+        # In the order in which sd eval was given them: of all, of the part; then comes their teacher.
+        *models, teacher = read(file)["models"].values()
+        for folder, figures in zip((options.workdir, options.part), models, strict=True):
+            record = read(folder / size / "distillation.json")
+            rows.append(
+                {
+                    "size": size,
+                    "sentences": record["corpus"]["rows"],
+                    "epochs": record["training"]["epochs"],
+                    "max_steps": record["training"]["max_steps"],
+                    **{
+                        name: round(figures["held_out"][name], 4)
+                        for name in ("cosine", "rank_agreement", "recall_at_10", "recall_at_10_among_100")
+                    },
+                    "sts_spearman": round(figures["sts_spearman"], 4),
+                    "teacher_sts_spearman": round(teacher["sts_spearman"], 4),
+                }
+            )
+    setting = {"held out": "sentences of the part", "rows": figures["held_out"]["rows"]}
+    write_result("more_text", setting, rows)
+
+
+if __name__ == "__main__":
+    main()
