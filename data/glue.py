@@ -222,7 +222,7 @@ def _read_tsv(path: Path, *, header: bool) -> _Table:
             truncate_ragged_lines=True,
         )
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path} is no table of tab-separated values: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is no table of tab-separated values: {first_line(error)}") from error
     if not header:
         frame.columns = [str(number) for number in range(frame.width)]
     return {name.removeprefix("\ufeff"): column.to_list() for name, column in frame.to_dict().items()}

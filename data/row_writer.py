@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.parquet
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.rows import Row
 from sentence_distill.data.tables import quoting
 
@@ -116,9 +116,8 @@ class _Parquet:
                 raise pa.ArrowTypeError("types are not those of the first rows")
             self._writer.write_table(pa.Table.from_pylist([row.cells for row in rows], schema=self._writer.schema))
         except (pa.ArrowException, OverflowError) as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"{rows[0].where} and on: a column's values have no type of Parquet, or several ({reason}); "
+                f"{rows[0].where} and on: a column's values have no type of Parquet, or several ({first_line(error)}); "
                 "write .jsonl instead"
             ) from None
         except UnicodeEncodeError:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.progress import Progress
 from sentence_distill.pipeline.engines import TeacherSpec, pick_readers, require_same_teacher
 from sentence_distill.pipeline.files import is_local
@@ -103,7 +103,7 @@ class RayEngine:
             ray.init(address=address or "local", ignore_reinit_error=True, log_to_driver=False, **own)
         except (OSError, RuntimeError, ValueError) as error:
             where = f"no Ray cluster at {address}" if address else "Ray does not start here"
-            raise UserError(f"{where}: {str(error).splitlines()[0]}; see ray status") from error
+            raise UserError(f"{where}: {first_line(error)}; see ray status") from error
         self._ray = ray
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         options, count = _room(nodes, workers)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import distributed
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.pipeline.precision import pick_device
 
 # What launchers tell a process of how many it is one of: torchrun and accelerate launch, then those of MPI.
@@ -75,7 +75,7 @@ class Ranks:
         try:
             distributed.all_reduce(flat)
         except RuntimeError as error:
-            raise LostRankError(f"another process of the run is gone ({str(error).splitlines()[0]})") from error
+            raise LostRankError(f"another process of the run is gone ({first_line(error)})") from error
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 

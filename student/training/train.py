@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.progress import Advance, Progress
 from sentence_distill.pipeline.allocator import keep_freed_memory
 from sentence_distill.pipeline.fingerprint import differing_fields
@@ -136,7 +136,7 @@ class Trainer:
             raise UserError(f"{error}; {self._save_what_is_left()}") from error
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"memory ran out at step {self.state.step:,} ({str(error).splitlines()[0]}); take a smaller --size or "
+                f"memory ran out at step {self.state.step:,} ({first_line(error)}); take a smaller --size or "
                 "--batch-size"
             ) from error
         finally:
