@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.lines import read_jsonl, read_text, read_wikiextractor
 from sentence_distill.data.records import Position, Record
-from sentence_distill.data.sources import READ_ERRORS, Source, find_sources
+from sentence_distill.data.sources import Source, cut_short, find_sources
 from sentence_distill.data.tables import read_arrow, read_csv, read_parquet
 
 FORMATS = ("text", "wikiextractor", "jsonl", "parquet", "arrow", "csv", "tsv")
@@ -80,10 +80,8 @@ class Corpus:
     def file_records(self, index: int, start: Position | None = None) -> Iterator[Record]:
         """Yield the records of the file with number `index`, from `start` on; see `records`."""
         source = self.sources[index]
-        try:
+        with cut_short(f"corpus file {source.name}"):
             yield from self._reader(source)(source, start or Position(index))
-        except READ_ERRORS as error:
-            raise UserError(f"corpus file {source.name} can't be read to its end: {first_line(error)}") from error
 
     def _reader(self, source: Source) -> "partial[Iterator[Record]]":
         kind = self.format or detect_format(source)
@@ -117,10 +115,8 @@ def detect_format(source: Source) -> str:
     Raises:
         UserError: they can't be read.
     """
-    try:
+    with cut_short(source.name):
         head = source.head().removeprefix(b"\xef\xbb\xbf")
-    except READ_ERRORS as error:
-        raise UserError(f"{source.name} can't be read to its end: {first_line(error)}") from error
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith(b"ARROW1"):

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from sentence_distill.data.corpus import detect_format
-from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.lines import MAX_LINE_BYTES
-from sentence_distill.data.sources import READ_ERRORS, Source, open_seekable, open_source
+from sentence_distill.data.sources import Source, cut_short, open_seekable, open_source
 from sentence_distill.data.tables import BATCH_ROWS, arrow_batches, quoting
 
 STREAM_FORMATS = ("jsonl", "csv", "tsv", "text")
@@ -75,7 +75,7 @@ def read_rows(source: Source, format: str | None = None, text_column: str = "tex
     Raises:
         UserError: the file can't be read to its end; it names the file and, where there are lines, the line.
     """
-    try:
+    with cut_short(source.name):
         kind = format or detect_format(source)
         if kind in ("parquet", "arrow"):
             with open_seekable(source) as stream:
@@ -83,8 +83,6 @@ def read_rows(source: Source, format: str | None = None, text_column: str = "tex
             return
         with open_source(source) as stream:
             yield from rows_of_stream(stream, source.name, kind, text_column)
-    except READ_ERRORS as error:
-        raise UserError(f"{source.name} can't be read to its end: {first_line(error)}") from error
 
 
 def rows_of_stream(stream: BinaryIO, name: str, format: str, text_column: str = "text") -> Iterator[Row]:

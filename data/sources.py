@@ -78,11 +78,17 @@ class Source:
         Raises:
             UserError: it can't be read to its end.
         """
-        try:
-            with _named_errors(), fsspec.open(self.url, "rb") as stream:
-                return stream_hash(stream)
-        except READ_ERRORS as error:
-            raise UserError(f"{self.name} can't be read to its end: {first_line(error)}") from error
+        with cut_short(self.name), _named_errors(), fsspec.open(self.url, "rb") as stream:
+            return stream_hash(stream)
+
+
+@contextmanager
+def cut_short(name: str) -> Iterator[None]:
+    """Make a `UserError` that names the file of a `READ_ERRORS`."""
+    try:
+        yield
+    except READ_ERRORS as error:
+        raise UserError(f"{name} can't be read to its end: {first_line(error)}") from error
 
 
 def find_sources(locations: Sequence[str], leave_out: Path | None = None) -> list[Source]:
