@@ -3,7 +3,7 @@
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -15,7 +15,14 @@ LOCK_NAME = ".lock"
 
 
 @contextmanager
-def lock_folder(folder: Path, *, shared: bool = False, name: str = LOCK_NAME, wait: bool = False) -> Iterator[None]:
+def lock_folder(
+    folder: Path,
+    *,
+    shared: bool = False,
+    name: str = LOCK_NAME,
+    wait: bool = False,
+    waiting: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
     """Hold `folder` for this process; the lock of a process that died, however it died, is free.
 
     An object store has no such lock. There, two runs at once do the same work twice and leave the same bytes.
@@ -25,6 +32,7 @@ def lock_folder(folder: Path, *, shared: bool = False, name: str = LOCK_NAME, wa
         shared: let others in that ask for it shared: the jobs of an array.
         name: of the lock's file.
         wait: until it is free, instead of being refused.
+        waiting: called before each wait.
 
     Raises:
         UserError: another process that lives holds it.
@@ -33,7 +41,7 @@ def lock_folder(folder: Path, *, shared: bool = False, name: str = LOCK_NAME, wa
         yield
         return
     path = folder / name
-    with _locked(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait) as file:
+    with _locked(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, waiting if wait else None) as file:
         file.truncate(0)
         if shared:
             # The file stays: a fresh one would not show the others that still hold it.
@@ -47,19 +55,22 @@ def lock_folder(folder: Path, *, shared: bool = False, name: str = LOCK_NAME, wa
             path.unlink(missing_ok=True)
 
 
-def _locked(path: Path, kind: int, wait: bool) -> TextIO:
+def _locked(path: Path, kind: int, waiting: Callable[[], None] | None) -> TextIO:
     while True:
         file = path.open("a+")
         try:
-            fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip()
-            file.close()
-            raise UserError(
-                f"{path.parent} is in use by {f'process {holder}' if holder else 'jobs of --slice'} ({path.name}); "
-                "wait for it to end, or write to another folder"
-            ) from None
+            if waiting is None:
+                file.seek(0)
+                holder = file.read().strip()
+                file.close()
+                raise UserError(
+                    f"{path.parent} is in use by {f'process {holder}' if holder else 'jobs of --slice'} ({path.name}); "
+                    "wait for it to end, or write to another folder"
+                ) from None
+            waiting()
+            fcntl.flock(file, kind)
         except OSError as error:
             file.close()
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):

@@ -14,7 +14,6 @@ import torch
 
 from sentence_distill.data.augment import synthetic_examples
 from sentence_distill.data.corpus import Corpus
-from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.data.unlabelled import FIELDS, json_line
@@ -117,12 +116,8 @@ class TaskTeacher:
         """The folder of a task, for this process alone."""
         place = self._place(data, seed)
         place.mkdir(parents=True, exist_ok=True)
-        try:
-            with lock_folder(place):
-                pass
-        except UserError:
-            self.fitter.progress.log(f"{data.task.name}: another run makes its teacher in {place}; waiting for it")
-        with lock_folder(place, wait=True):
+        told = f"{data.task.name}: another run makes its teacher in {place}; waiting for it"
+        with lock_folder(place, wait=True, waiting=lambda: self.fitter.progress.log(told)):
             yield place
 
     def _place(self, data: TaskData, seed: int) -> Path:
