@@ -215,7 +215,7 @@ def _prepare(
 
 
 def _submit(predictions: "Predictions", folder: Path) -> None:
-    from sentence_distill.data.submission import write_submission
+    from sentence_distill.student.finetuning.submission import write_submission
 
     submission = write_submission(folder, predictions)
     click.echo(f"submission: {submission.path}")

@@ -8,10 +8,10 @@ import numpy as np
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import TASKS, GlueFolder, GlueHub, TaskMissing
-from sentence_distill.data.submission import PARTS
 from sentence_distill.student.finetuning.finetune import main_score
 from sentence_distill.student.finetuning.glue_rows import ROWS, WITHOUT_SEED, Made, RowMaker
 from sentence_distill.student.finetuning.results import Result, Results
+from sentence_distill.student.finetuning.submission import PARTS
 from sentence_distill.student.finetuning.task_data import TaskData
 
 # The tasks whose models predict the test splits of a part of the submission; AX has none of its own.

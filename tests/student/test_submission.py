@@ -1,12 +1,12 @@
 import errno
+import os
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.submission import PARTS, write_submission
+from sentence_distill.student.finetuning.submission import PARTS, write_submission
 from tests.conftest import contents
 
 ELEVEN = ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "QNLI", "RTE", "WNLI", "AX"]
@@ -70,15 +70,15 @@ def test_a_row_without_prediction_and_a_prediction_that_is_no_number_are_refused
 def test_a_full_disk_leaves_the_files_that_were_there(tmp_path, monkeypatch, name):
     write_submission(tmp_path, {"CoLA": ([0], [1])})
     before = contents(tmp_path)
-    write = Path.write_bytes
+    fsync = os.fsync
 
-    def full(path, content):
-        if path.name.startswith(name):
-            write(path, content[:5])
+    def full(descriptor):
+        if any(os.path.samestat(os.fstat(descriptor), path.stat()) for path in tmp_path.glob(f"{name}*")):
+            os.ftruncate(descriptor, 5)
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, content)
+        fsync(descriptor)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_submission(tmp_path, {"CoLA": ([0], [1])})
     assert contents(tmp_path) == before

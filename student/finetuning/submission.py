@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import DIAGNOSTIC, TASKS, GlueTask, set_name
+from sentence_distill.pipeline.files import write_atomically
 
 ZIP_NAME = "submission.zip"
 LARGEST_SCORE = 5.0
@@ -46,7 +46,7 @@ def write_submission(folder: Path, predictions: Mapping[str, tuple[Iterable[int]
     contents = {name: _tsv(name, *predictions[name]).encode() for name in PARTS if name in predictions}
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        _replace(folder / f"{name}.tsv", content)
+        write_atomically(folder / f"{name}.tsv", content)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(contents):
@@ -54,19 +54,8 @@ def write_submission(folder: Path, predictions: Mapping[str, tuple[Iterable[int]
             entry = zipfile.ZipInfo(f"{name}.tsv")
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, contents[name], zipfile.ZIP_DEFLATED)
-    _replace(folder / ZIP_NAME, packed.getvalue())
+    write_atomically(folder / ZIP_NAME, packed.getvalue())
     return Submission(folder / ZIP_NAME, tuple(name for name in PARTS if name not in contents))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file in one step: a full disk leaves the one that was there."""
-    incomplete = path.with_name(f"{path.name}.incomplete")
-    try:
-        incomplete.write_bytes(content)
-        os.replace(incomplete, path)
-    except BaseException:
-        incomplete.unlink(missing_ok=True)
-        raise
 
 
 def _tsv(name: str, ids: Iterable[int], values: Iterable[float]) -> str:
