@@ -4,16 +4,10 @@ usage: python benchmarks/headline/more_text.py WORKDIR PART
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 from record import write_result
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A file of figures."""
-    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+from table import RECALL, read
 
 
 def main() -> None:
@@ -35,10 +29,7 @@ def main() -> None:
                     "sentences": record["corpus"]["rows"],
                     "epochs": record["training"]["epochs"],
                     "max_steps": record["training"]["max_steps"],
-                    **{
-                        name: round(figures["held_out"][name], 4)
-                        for name in ("cosine", "rank_agreement", "recall_at_10", "recall_at_10_among_100")
-                    },
+                    **{name: round(figures["held_out"][name], 4) for name in ("cosine", "rank_agreement", *RECALL)},
                     "sts_spearman": round(figures["sts_spearman"], 4),
                     "teacher_sts_spearman": round(teacher["sts_spearman"], 4),
                 }

@@ -14,6 +14,6 @@ sd embed --teacher minilm --corpus "$corpus" --out shards
 for size in ${SIZES:-small base}; do
     train "$size" --shards shards --size "$size" --epochs 1 ${STEPS:+--max-steps "$STEPS"}
     test -f "$size/eval.json" || sd eval "$size" --glue-dir "$glue"
-    sd eval "$size" "$part/$size" --shards "$part/shards" --glue-dir "$glue" --json "part-$size.json"
+    test -f "part-$size.json" || sd eval "$size" "$part/$size" --shards "$part/shards" --glue-dir "$glue" --json "part-$size.json"
 done
 python "$here/more_text.py" . "$part"
