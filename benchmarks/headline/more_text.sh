@@ -2,7 +2,8 @@
 # What more text brings: students of a whole corpus, read once, beside those of its first lines (run.sh), on held-out
 # sentences of these lines, which are held out of both. STEPS ends a training early, SIZES picks.
 # With 261,409 articles of English Wikipedia two hours of embedding on two cores, 38 minutes for small; each step goes on
-# where it was stopped. What docs/results.md shows was made by SIZES=small, then by SIZES=base STEPS=15625.
+# where it was stopped. What docs/results.md shows was made by SIZES="tiny small", then by SIZES="base large" STEPS=15625;
+# run.sh with EPOCHS=1 then goes on with the same folder. A size that PART lacks is only trained.
 # usage: more_text.sh CORPUS GLUE_DIR WORKDIR PART      (PART: a folder that run.sh filled from the first lines of CORPUS)
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -14,6 +15,7 @@ sd embed --teacher minilm --corpus "$corpus" --out shards
 for size in ${SIZES:-small base}; do
     train "$size" --shards shards --size "$size" --epochs 1 ${STEPS:+--max-steps "$STEPS"}
     test -f "$size/eval.json" || sd eval "$size" --glue-dir "$glue"
-    test -f "part-$size.json" || sd eval "$size" "$part/$size" --shards "$part/shards" --glue-dir "$glue" --json "part-$size.json"
+    test -f "part-$size.json" || test ! -d "$part/$size" ||
+        sd eval "$size" "$part/$size" --shards "$part/shards" --glue-dir "$glue" --json "part-$size.json"
 done
 python "$here/more_text.py" . "$part"

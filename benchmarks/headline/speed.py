@@ -1,6 +1,6 @@
 """Speed and faithfulness of students of several sizes beside their teacher and a static model, all in one run.
 
-usage: python benchmarks/headline/speed.py SHARDS STS WORKDIR SIZE [SIZE…] [--sentences 6000] [--rounds 3]
+usage: python benchmarks/headline/speed.py SHARDS STS WORKDIR SIZE [SIZE…] [--sentences 4000] [--rounds 3]
                                            [--teacher minilm] [--peer-python ENV/bin/python]
 
 WORKDIR/SIZE is a student with its int8 export in SIZE/onnx. The sentences are held-out ones of the shards; STS is
@@ -67,7 +67,7 @@ def main() -> None:
     for argument in ("shards", "sts", "workdir"):
         parser.add_argument(argument, type=Path)
     parser.add_argument("sizes", nargs="+")
-    parser.add_argument("--sentences", type=int, default=6000)
+    parser.add_argument("--sentences", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--teacher", default="minilm")
     parser.add_argument("--peer-python")

@@ -23,12 +23,15 @@ SIZES = ("tiny", "small", "base", "large")
 TASKS = {"SST-2": "accuracy", "MRPC": "f1", "RTE": "accuracy", "CoLA": "matthews", "STS-B": "spearman"}
 RECALL = ("recall_at_10", "recall_at_10_among_100")
 COLUMNS = (
-    *("", "parameters, millions", "int8 export, MB", "sentences/s", "ratio", "a second of processor time", "p50, ms"),
+    *("", "sentences seen, millions", "parameters, millions", "int8 export, MB"),
+    *("sentences/s", "ratio", "a second of processor time", "p50, ms"),
     *("cosine", "recall@10", "10 in 100", "STS-B dev"),
 )
 GLUE_ROWS = ("scratch", "scratch-words", "frozen", "distilled")
 _OF_STUDENTS = {"OnnxStudent.encode, int8": "int8", "Student.encode, bfloat16": "bf16"}
-_SPEEDS = ("sentences_per_second", "ratio", "sentences_per_cpu_second", "p50_ms", "p99_ms")
+# What is measured of an export beside the others, on the same sentences.
+_QUALITY = (*RECALL, "sts_spearman")
+_MEASURED = ("sentences_per_second", "ratio", "sentences_per_cpu_second", "p50_ms", "p99_ms", *_QUALITY)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -39,13 +42,15 @@ def read(path: Path) -> dict[str, Any]:
 def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
     """What is known of the student in a folder."""
     record, measured = (read(folder / name) for name in ("distillation.json", "eval.json"))
-    student, training = record["student"], record["training"]
+    student, training, rows = record["student"], record["training"], record["corpus"]["rows"]
     row: dict[str, Any] = {
         "kind": "student",
         "model": folder.name,
         "shape": f"{student['embedding_dim']} / {student['hidden']}",
-        "sentences": record["corpus"]["rows"],
+        "sentences": rows,
         "epochs": training["epochs"],
+        "max_steps": training["max_steps"],
+        "sentences_seen": round(record["history"][-1]["epoch"] * rows * (1 - training["held_out"])),
         "parameters": measured["size"]["parameters"],
         "megabytes": round(measured["size"]["megabytes"], 1),
         "export_megabytes": round(sum(file.stat().st_size for file in _exported(folder)) / 1e6, 1) or None,
@@ -55,7 +60,7 @@ def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
     for found in speed.get("rows", []):
         if found["model"] == folder.name:
             kind = _OF_STUDENTS[found["contender"]]
-            row |= {f"{kind}_{name}": found[name] for name in _SPEEDS if name in found}
+            row |= {f"{kind}_{name}": found[name] for name in _MEASURED if name in found}
     return row
 
 
@@ -108,13 +113,15 @@ def student_cells(row: dict[str, Any]) -> list[str]:
     """A student's line of the table of sizes."""
     return [
         f"`{row['model']}` ({row['shape']})",
+        f"{row['sentences_seen'] / 1e6:.1f}",
         f"{row['parameters'] / 1e6:.1f}",
         cell(row["export_megabytes"], ".1f"),
         cell(row.get("int8_sentences_per_second"), ",.0f"),
         cell(row.get("int8_ratio"), ".0f"),
         cell(row.get("int8_sentences_per_cpu_second"), ",.0f"),
         cell(row.get("int8_p50_ms"), ".2f"),
-        *(f"{row[name]:.3f}" for name in ("cosine", *RECALL, "sts_spearman")),
+        f"{row['cosine']:.3f}",
+        *(cell(row.get(f"int8_{name}"), ".3f") for name in _QUALITY),
     ]
 
 
@@ -122,13 +129,13 @@ def teacher_cells(row: dict[str, Any]) -> list[str]:
     """The line of one way to run the teacher, or of what else was made of it."""
     return [
         row["contender"],
-        *("", ""),
+        *("", "", ""),
         f"{row['sentences_per_second']:,.0f}",
         f"{row['ratio']:.{0 if row['ratio'] > 10 else 1}f}",
         f"{row['sentences_per_cpu_second']:,.0f}",
         cell(row.get("p50_ms"), ".2f"),
         "",
-        *(f"{row[name]:.3f}" for name in (*RECALL, "sts_spearman")),
+        *(f"{row[name]:.3f}" for name in _QUALITY),
     ]
 
 
@@ -186,7 +193,7 @@ def plot(rows: list[dict[str, Any]], speed: dict[str, Any], path: Path) -> None:
     }
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.4))
     for axis, (measure, title) in zip(axes, measures.items(), strict=True):
-        points = [(row["int8_sentences_per_cpu_second"], row[measure]) for row in students]
+        points = [(row["int8_sentences_per_cpu_second"], row[f"int8_{measure}"]) for row in students]
         axis.plot(*zip(*points, strict=True), "o-", color="#1f6f8b", label="students, int8 export")
         for number, (point, row) in enumerate(zip(points, students, strict=True)):
             # In turn below and above the line, where neighbours would stand in each other's way.
