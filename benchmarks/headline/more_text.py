@@ -27,6 +27,7 @@ def main() -> None:
                 {
                     "size": size,
                     "sentences": record["corpus"]["rows"],
+                    "held_out": figures["held_out"]["rows"],
                     "epochs": record["training"]["epochs"],
                     "max_steps": record["training"]["max_steps"],
                     **{name: round(figures["held_out"][name], 4) for name in ("cosine", "rank_agreement", *RECALL)},
@@ -34,8 +35,7 @@ def main() -> None:
                     "teacher_sts_spearman": round(teacher["sts_spearman"], 4),
                 }
             )
-    setting = {"held out": "sentences of the part", "rows": figures["held_out"]["rows"]}
-    write_result("more_text", setting, rows)
+    write_result("more_text", {"held out": "sentences of the part"}, rows)
 
 
 if __name__ == "__main__":
