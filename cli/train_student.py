@@ -15,6 +15,7 @@ from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_distill.student.config import StudentConfig, TrainConfig
+    from sentence_distill.student.training.start import Start
     from sentence_distill.student.training.train import Trainer
 
 DEFAULT_STUDENT = "distilled"
@@ -39,9 +40,8 @@ DEFAULT_STUDENT = "distilled"
 @click.option(
     "--size",
     type=click.Choice(["tiny", "small", "base", "large"]),
-    default="base",
-    show_default=True,
-    help="Of the student: 2, 4, 11 or 16 million parameters; the next three options change it.",
+    help="Of the student: 2, 4, 11 or 16 million parameters; the next three options change it.  [default: base, or "
+    "that of --init]",
 )
 @click.option("--embedding-dim", default=None, type=click.IntRange(1), help="Width of the word embeddings.")
 @click.option("--hidden", default=None, type=click.IntRange(1), help="LSTM units in each direction.")
@@ -49,16 +49,15 @@ DEFAULT_STUDENT = "distilled"
 @click.option(
     "--pooling",
     type=click.Choice(["mean", "max", "mean+max"]),
-    default="mean",
-    show_default=True,
-    help="From the states of all tokens to one vector.",
+    help="From the states of all tokens to one vector.  [default: mean, or that of --init]",
 )
 @click.option(
     "--init",
-    type=click.Choice(["pca", "random"]),
     default="pca",
     show_default=True,
-    help="Word embeddings: the teacher's reduced by PCA, or random.",
+    metavar="pca|random|STUDENT",
+    help="Word embeddings to begin with: the teacher's reduced by PCA, or random ones; or a student whose weights to "
+    "begin with: a folder, wiki-small, or owner/name on the hub.",
 )
 @click.option(
     "--target-layers",
@@ -208,12 +207,14 @@ def train_student(
     from sentence_distill.pipeline.precision import pick_precision
     from sentence_distill.student.config import TrainConfig
     from sentence_distill.student.training.ranks import Ranks
+    from sentence_distill.student.training.start import Start
     from sentence_distill.student.training.train import Trainer
 
     if ":/" in str(shards):
         raise UserError(f"{shards} is a URL, and shards are mapped into memory; copy them to a local folder first")
     config = TrainConfig(**{field.name: options[field.name] for field in fields(TrainConfig)})
-    student = _student(shards, config, options)
+    start = Start.load(config.init)
+    student = _student(shards, config, start, options)
     refuse_used(out, resume, overwrite)
     ranks = Ranks(device)
     out.mkdir(parents=True, exist_ok=True)
@@ -225,6 +226,7 @@ def train_student(
         ranks=ranks,
         precision=pick_precision(precision, ranks.device),
         progress=ConsoleProgress() if ranks.main else Silent(),
+        start=start,
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
     )
@@ -236,21 +238,35 @@ def train_student(
             trainer.run()
 
 
-def _student(shards: Path, config: "TrainConfig", options: dict[str, Any]) -> "StudentConfig":
+def _student(shards: Path, config: "TrainConfig", start: "Start | None", options: dict[str, Any]) -> "StudentConfig":
     from sentence_distill.pipeline.logits import require_vectors
-    from sentence_distill.student.config import SIZES, StudentConfig
+    from sentence_distill.student.config import StudentConfig
 
     fingerprint = require_vectors(shards)["fingerprint"]
     layers = len(config.target_layers or fingerprint["layers"])
-    shape = {name: options[name] or value for name, value in SIZES[options["size"]].items()}
     return StudentConfig(
         vocabulary=fingerprint["vocabulary"],
         target_dims=(fingerprint["dim"] // len(fingerprint["layers"]),) * layers,
         # Without the squared error the length of the student's vectors is open, so they get length 1.
         normalize=fingerprint["normalize"] or not config.mse,
-        pooling=options["pooling"],
-        **shape,
+        **_shape(start, options),
     )
+
+
+def _shape(start: "Start | None", options: dict[str, Any]) -> dict[str, Any]:
+    from sentence_distill.student.config import SIZES
+
+    single = {name: options[name] for name in (*SIZES["base"], "pooling") if options[name] is not None}
+    given = {**SIZES.get(options["size"], {}), **single}
+    if start is None:
+        return {**SIZES["base"], **given}
+    for name, value in given.items():
+        if value != start.shape[name]:
+            raise UserError(
+                f"--{name.replace('_', '-')} would be {value}, and that of {start.name} is {start.shape[name]}; leave "
+                "out --size and what changes it, or begin with --init pca"
+            )
+    return start.shape
 
 
 def _train_and_write(trainer: "Trainer", shards: Path, resume: bool, tensorboard: bool) -> None:

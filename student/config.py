@@ -87,7 +87,8 @@ class TrainConfig:
     embedding_dropout: float = 0.0
     """Share of a batch's words whose embedding is set to 0 wherever they stand; the others are scaled up."""
     init: str = "pca"
-    """Word embeddings: "pca" reduces the teacher's, "random" starts anew."""
+    """Initial weights: random but for the word embeddings, which "pca" reduces from the teacher's, and "random" draws
+    too; or the name of a student, whose weights they are."""
     held_out: float = 0.01
     """Share of the rows, chosen by sentence id, that is never trained on."""
     train_fraction: float = 1.0
@@ -100,7 +101,6 @@ class TrainConfig:
     """Of the initial weights, the order of batches and dropout."""
 
     def __post_init__(self) -> None:
-        _one_of("init", self.init, INITS)
         for name in ("epochs", "batch_size", "max_steps", "validate_every", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -247,7 +247,7 @@ def _task_table(scores: Sequence[tuple[str, str, str, float]]) -> str:
 def _origin(distillation: dict[str, Any]) -> str:
     teacher, corpus, training = distillation["teacher"], distillation["corpus"], distillation["training"]
     fingerprint = corpus["fingerprint"]
-    layers = ", ".join(map(str, teacher["layers"]))
+    layers, start = ", ".join(map(str, teacher["layers"])), distillation.get("start")
     share = training.get("train_fraction", 1.0)
     size = f"{fingerprint['corpus_bytes'] / 1e6:,.1f} MB" if "corpus_bytes" in fingerprint else "unknown size"
     return "\n".join(
@@ -259,6 +259,7 @@ def _origin(distillation: dict[str, Any]) -> str:
             f"{f', of which a share of {share:g} was trained on' if share < 1 else ''}.",
             f"- Training: {_length(training)}, batches of {training['batch_size']} sentences, learning "
             f"rate {training['learning_rate']:g}, seed {training['seed']}.",
+            *([f"- Start: the weights of the student {_named(start['student'])}."] if start else []),
             f"- Student: {distillation['student']['pooling']} pooling, vocabulary of "
             f"{distillation['student']['vocabulary']:,} tokens.",
             "",

@@ -25,6 +25,7 @@ from sentence_distill.student.training.init import initial_embeddings
 from sentence_distill.student.training.log import Meter, TrainingLog
 from sentence_distill.student.training.optimizer import Optimizer, learning_rate
 from sentence_distill.student.training.ranks import LostRankError, Ranks
+from sentence_distill.student.training.start import Start
 from sentence_distill.student.training.state import State
 from sentence_distill.student.training.step import Stepper
 from sentence_distill.student.training.stream import Batch, LostShardError, ShardStream
@@ -51,6 +52,7 @@ class Trainer:
         ranks: Ranks,
         precision: torch.dtype,
         progress: Progress,
+        start: Start | None = None,
         checkpoint_every: float = 300.0,
         keep_checkpoints: int = 2,
     ) -> None:
@@ -64,11 +66,12 @@ class Trainer:
             ranks: the processes that train together.
             precision: bfloat16 computes the LSTM under autocast; weights and loss stay float32.
             progress: where to report.
+            start: what `config.init` names, if that is a student.
             checkpoint_every: seconds between two checkpoints; a kill costs at most this much work.
             keep_checkpoints: how many stay.
 
         Raises:
-            UserError: nothing is left to train on.
+            UserError: nothing is left to train on, or the shards do not fit the start.
         """
         self.config = config
         self.out = out
@@ -81,14 +84,18 @@ class Trainer:
         self.held_out = HeldOut(self.stream)
         torch.manual_seed(config.seed)
         self.encoder = StudentEncoder(student)
-        words = load_file(shards / WORD_EMBEDDINGS)["weight"].float()
-        generator = torch.Generator().manual_seed(config.seed)
-        with torch.no_grad():
-            self.encoder.embedding.weight.copy_(
-                initial_embeddings(config.init, words, student.embedding_dim, generator)
-            )
-        self.encoder.to(ranks.device)
         self.tokenizer = Tokenizer.from_file(str(shards / TOKENIZER))
+        self.start = start
+        if start is None:
+            words = load_file(shards / WORD_EMBEDDINGS)["weight"].float()
+            generator = torch.Generator().manual_seed(config.seed)
+            with torch.no_grad():
+                self.encoder.embedding.weight.copy_(
+                    initial_embeddings(config.init, words, student.embedding_dim, generator)
+                )
+        elif new := start.copy_into(self.encoder, self.tokenizer):
+            progress.log(f"{start.name} has no {', '.join(new)} of the shape of these shards: begun anew")
+        self.encoder.to(ranks.device)
         self.optimizer = Optimizer(self.encoder, config)
         self.stepper = Stepper(self.encoder, config, precision, ranks)
         self.checkpoints = Checkpoints(out, keep_checkpoints)
@@ -126,6 +133,8 @@ class Trainer:
         try:
             with self.progress.task("train", self._sentences(), "sentences", self.state.sentences) as advance:
                 self.ranks.share_first(list(self.encoder.parameters()))
+                if self.start is not None and not self.state.step:
+                    self._validate_start(self.start)
                 self._validate_if_due(log)
                 while not self._finished():
                     self._epoch(advance, log)
@@ -280,6 +289,14 @@ class Trainer:
         self._validate(log)
         return True
 
+    def _validate_start(self, start: Start) -> None:
+        """Measure what training begins with, which stays the best so far until a validation is better."""
+        entry = {"step": 0, **self.held_out.scores(self.encoder, self.ranks)}
+        self.progress.log(f"{start.name}, before training: held-out cosine {entry['cosine']:.4f}")
+        self.state.best = entry["cosine"]
+        if self.ranks.main:
+            self.checkpoints.save_best({"model": self.encoder.state_dict(), "entry": entry})
+
     def _validate(self, log: TrainingLog | None) -> None:
         """Measure the student on the held-out sentences, and keep its weights if it is the best so far."""
         state = self.state
@@ -310,7 +327,8 @@ class Trainer:
         """What two runs must share to be the same run; the number of processes is not part of it."""
         student = {f"student {field}": value for field, value in asdict(self.encoder.config).items()}
         shards = {f"shards' {field}": value for field, value in self.stream.fingerprint.items()}
-        return {**student, **asdict(self.config), **shards, "precision": str(self.precision)}
+        start = {"weights of init": self.start.weights} if self.start else {}
+        return {**student, **asdict(self.config), **start, **shards, "precision": str(self.precision)}
 
     def save(self) -> None:
         """Let a checkpoint be written, by the first process."""

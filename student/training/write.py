@@ -15,6 +15,7 @@ def write_trained(trainer: Trainer, shards: Path) -> dict[str, float]:
     fingerprint = trainer.stream.fingerprint
     teacher = {name: fingerprint[name] for name in ("teacher", "teacher_weights", "pooling", "normalize")}
     teacher["layers"] = list(trainer.config.target_layers or fingerprint["layers"])
+    start = trainer.start
     save_student(
         trainer.out,
         student,
@@ -23,6 +24,7 @@ def write_trained(trainer: Trainer, shards: Path) -> dict[str, float]:
             "corpus": {"rows": trainer.stream.manifest["totals"]["rows"], "fingerprint": fingerprint},
             "shards": str(shards),
             "training": asdict(trainer.config),
+            **({"start": {"student": start.name, "weights": start.weights}} if start else {}),
             "history": trainer.history,
             "metrics": {"held_out": scores},
         },

@@ -1,0 +1,110 @@
+"""Training that begins with the weights of another student."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.student.folder import load_student
+from sentence_distill.student.packaged import SMALL
+
+# One step that changes next to nothing.
+NO_STEP = ("--max-steps", "1", "--learning-rate", "1e-12", "--held-out", "0.1", "--batch-size", "16")
+
+
+@pytest.fixture
+def train(sd, shards, tmp_path):
+    """Trains into a folder and returns the exit code and the folder."""
+
+    def run(init, *options, shards=shards, out=tmp_path / "out"):
+        return sd("train-student", "--shards", shards, "--out", out, "--init", init, *options), out
+
+    return run
+
+
+def weights(folder):
+    return load_student(folder).encoder.state_dict()
+
+
+def test_training_begins_with_another_student_s_weights_and_shape(train, student_folder):
+    code, out = train(student_folder, *NO_STEP)
+    assert code == 0
+    before, after = weights(student_folder), weights(out)
+    assert after.keys() == before.keys()
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, atol=1e-6, rtol=0)
+
+
+def test_a_student_that_goes_on_gains_over_its_start_and_says_where_it_began(train, student_folder):
+    code, out = train(student_folder, "--epochs", "3", "--held-out", "0.1", "--batch-size", "16")
+    assert code == 0
+    start, record = (json.loads((folder / "distillation.json").read_text()) for folder in (student_folder, out))
+    assert record["metrics"]["held_out"]["cosine"] > start["metrics"]["held_out"]["cosine"] + 0.005
+    assert record["start"]["student"] == student_folder.name
+    assert "start" not in start
+    assert f"- Start: the weights of the student `{student_folder.name}`." in (out / "README.md").read_text()
+
+
+def test_a_student_is_never_worse_than_its_start(train, student_folder, capsys):
+    wild = ("--epochs", "1", "--held-out", "0.1", "--batch-size", "16", "--learning-rate", "3")
+    code, out = train(student_folder, *wild)
+    assert code == 0
+    assert "student, before training: held-out cosine 0." in capsys.readouterr().err
+    start, record = (json.loads((folder / "distillation.json").read_text()) for folder in (student_folder, out))
+    assert record["history"][-1]["cosine"] < start["metrics"]["held_out"]["cosine"]
+    assert record["metrics"]["held_out"]["cosine"] == pytest.approx(start["metrics"]["held_out"]["cosine"], abs=1e-4)
+    for name, value in weights(student_folder).items():
+        torch.testing.assert_close(weights(out)[name], value)
+
+
+def test_a_shape_may_be_named_only_as_it_is(train, student_folder, capsys):
+    assert train(student_folder, *NO_STEP, "--hidden", "16", "--pooling", "mean")[0] == 0
+    assert train(student_folder, *NO_STEP, "--hidden", "8", "--overwrite")[0] == 1
+    assert "--hidden would be 8, and that of student is 16; leave out --size" in capsys.readouterr().err
+    assert train(student_folder, *NO_STEP, "--size", "tiny", "--overwrite")[0] == 1
+    assert "--embedding-dim would be 64" in capsys.readouterr().err
+
+
+def test_what_is_no_student_is_named_before_anything_is_written(train, capsys):
+    code, out = train("pcaa")
+    assert code == 1
+    assert "--init pcaa is neither pca nor random nor a student: pcaa holds no student" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_student_with_other_tokens_is_refused(train, capsys):
+    code, _ = train(SMALL, *NO_STEP)
+    assert code == 1
+    assert f"the tokens of the shards are not those of {SMALL}" in capsys.readouterr().err
+
+
+def test_of_several_target_layers_the_last_is_the_student_s_and_the_others_begin_anew(
+    train, sd, student_folder, teacher_folder, corpus_file, tmp_path, capsys
+):
+    both = tmp_path / "both"
+    embed = ("embed", "--corpus", corpus_file, "--teacher", teacher_folder, "--out", both, "--pooling", "mean")
+    assert sd(*embed, "--layers", "1,2") == 0
+    code, out = train(student_folder, *NO_STEP, shards=both)
+    assert code == 0
+    assert "has no projections.0.bias, projections.0.weight of the shape of these shards: begun anew" in (
+        capsys.readouterr().err
+    )
+    name = "projections.0.weight"
+    torch.testing.assert_close(weights(out)[name], weights(student_folder)[name], atol=1e-6, rtol=0)
+
+
+def test_a_run_is_not_resumed_where_its_start_has_become_another(train, student_folder, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise UserError("stopped before the student was written")
+
+    monkeypatch.setattr("sentence_distill.student.training.write.write_trained", stop)
+    start = shutil.copytree(student_folder, tmp_path / "start")
+    options = ("--epochs", "1", "--held-out", "0.1", "--batch-size", "16")
+    assert train(start, *options)[0] == 1
+    file = next(start.glob("*Dense/model.safetensors"))
+    save_file({name: value + 1 for name, value in load_file(file).items()}, file)
+    assert train(start, *options, "--resume")[0] == 1
+    assert "is of another run, which differs in weights of init" in capsys.readouterr().err
