@@ -26,7 +26,6 @@ def main() -> None:
         if record.exists():
             distillation = json.loads(record.read_text(encoding="utf-8"))
             training, last = distillation["training"], distillation["history"][-1]
-            # Steps of batches that are mostly full; an epoch is all sentences but the held-out ones.
             row |= {"init": training["init"], "share": training["train_fraction"], "epochs": round(last["epoch"], 1)}
         rows.append(row)
     write_result("own_domain", {"text": "questions of QQP's training set"}, rows)
