@@ -75,6 +75,13 @@ def test_what_is_no_student_is_named_before_anything_is_written(train, capsys):
     assert not out.exists()
 
 
+def test_the_start_is_not_trained_over(train, student_folder, capsys):
+    code, _ = train(student_folder, *NO_STEP, "--overwrite", out=student_folder)
+    assert code == 1
+    assert "is the student to begin with, and stays as it is; give another --out" in capsys.readouterr().err
+    assert weights(student_folder)
+
+
 def test_a_student_with_other_tokens_is_refused(train, capsys):
     code, _ = train(SMALL, *NO_STEP)
     assert code == 1
