@@ -283,7 +283,10 @@ def _licence(distillation: dict[str, Any], licence: str | None) -> str:
         if licence
         else "Whoever made this student has stated no licence for it; `license` is left out above for that reason."
     )
+    origins = [f"the teacher, {_named(distillation['teacher']['teacher'])}", "the corpus"]
+    if start := distillation.get("start"):
+        origins.insert(1, f"the student that it began as, {_named(start['student'])}")
     return (
-        f"{stated} The licences of the teacher, {_named(distillation['teacher']['teacher'])}, and of the corpus apply "
-        "to what was learned from them."
+        f"{stated} The licences of {', of '.join(origins[:-1])}, and of {origins[-1]} apply to what was learned from "
+        "them."
     )

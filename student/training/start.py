@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 
 from sentence_distill.data.errors import UserError
@@ -77,6 +76,5 @@ class Start:
         }
         own = encoder.state_dict()
         fitting = {name: value for name, value in weights.items() if value.shape == own[name].shape}
-        with torch.no_grad():
-            encoder.load_state_dict({**own, **fitting})
+        encoder.load_state_dict({**own, **fitting})
         return sorted(own.keys() - fitting.keys())

@@ -45,7 +45,9 @@ def test_a_student_that_goes_on_gains_over_its_start_and_says_where_it_began(tra
     assert record["metrics"]["held_out"]["cosine"] > start["metrics"]["held_out"]["cosine"] + 0.005
     assert record["start"]["student"] == student_folder.name
     assert "start" not in start
-    assert f"- Start: the weights of the student `{student_folder.name}`." in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert f"- Start: the weights of the student `{student_folder.name}`." in card
+    assert f"of the student that it began as, `{student_folder.name}`, and of the corpus apply" in card
 
 
 def test_a_student_is_never_worse_than_its_start(train, student_folder, capsys):
