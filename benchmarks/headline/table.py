@@ -22,6 +22,7 @@ SIZES = ("tiny", "small", "base", "large")
 # The figure that stands for a task, of its dev set.
 TASKS = {"SST-2": "accuracy", "MRPC": "f1", "RTE": "accuracy", "CoLA": "matthews", "STS-B": "spearman"}
 RECALL = ("recall_at_10", "recall_at_10_among_100")
+MEASURES = ("cosine", *RECALL)
 COLUMNS = (
     *("", "sentences seen, millions", "parameters, millions", "int8 export, MB"),
     *("sentences/s", "ratio", "a second of processor time", "p50, ms"),
@@ -88,16 +89,17 @@ def curve_rows(workdir: Path) -> list[dict[str, Any]]:
     for folder in workdir.glob("fraction-*"):
         record, measured = read(folder / "distillation.json"), read(folder / "eval.json")
         if measured:
-            training = record["training"]
+            student, training = record["student"], record["training"]
+            sentences = record["corpus"]["rows"] * (1 - training["held_out"]) * training["train_fraction"]
             found.append(
                 {
                     "kind": "corpus size",
-                    "sentences": round(
-                        record["corpus"]["rows"] * (1 - training["held_out"]) * training["train_fraction"]
-                    ),
+                    "shape": f"{student['embedding_dim']} / {student['hidden']}",
+                    "sentences": round(sentences),
+                    # Of few sentences a batch, all of one length, holds fewer.
+                    "seen": round(sentences * record["history"][-1]["epoch"]),
                     "steps": training["max_steps"],
-                    "cosine": round(measured["held_out"]["cosine"], 4),
-                    "recall_at_10": round(measured["held_out"]["recall_at_10"], 4),
+                    **{name: round(measured["held_out"][name], 4) for name in MEASURES},
                     "sts_spearman": round(measured["sts_spearman"]["student"], 4),
                 }
             )
@@ -165,10 +167,14 @@ def curve_table(rows: list[dict[str, Any]]) -> list[str]:
     """Students of other shares of the corpus."""
     curve = [row for row in rows if row["kind"] == "corpus size"]
     cells = [
-        (f"{row['sentences']:,}", *(f"{row[name]:.3f}" for name in ("cosine", "recall_at_10", "sts_spearman")))
+        (
+            f"{row['shape']}, {row['steps']:,} steps",
+            *(f"{row[name]:,}" for name in ("sentences", "seen")),
+            *(f"{row[name]:.3f}" for name in (*MEASURES, "sts_spearman")),
+        )
         for row in curve
     ]
-    return markdown(("sentences", "cosine", "recall@10", "STS-B dev"), cells)
+    return markdown(("", "sentences", "seen, in all", "cosine", "recall@10", "10 in 100", "STS-B dev"), cells)
 
 
 def replace_made(page: Path, lines: list[str]) -> None:
