@@ -171,7 +171,7 @@ def test_a_training_that_is_interrupted_goes_on_with_resume(shards, tmp_path):
 
     out = tmp_path / "student"
     command = [sys.executable, "-m", "sentence_distill.cli", "train-student", "--shards", shards, "--out", out]
-    command += ["--embedding-dim", "8", "--hidden", "8", "--epochs", "30", "--batch-size", "4", "--held-out", "0.1"]
+    command += ["--embedding-dim", "8", "--hidden", "8", "--epochs", "10", "--batch-size", "4", "--held-out", "0.1"]
     process = subprocess.Popen([*command, "--checkpoint-every", "0.2"], stderr=subprocess.PIPE, text=True)
     wait_for(lambda: any(out.glob("checkpoints/step-*.pt")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
