@@ -214,7 +214,7 @@ def train_student(
         raise UserError(f"{shards} is a URL, and shards are mapped into memory; copy them to a local folder first")
     config = TrainConfig(**{field.name: options[field.name] for field in fields(TrainConfig)})
     start = Start.load(config.init)
-    if start and out.exists() and Path(config.init).exists() and out.samefile(config.init):
+    if start and out.exists() and out.samefile(start.folder):
         # A run that is stopped could not go on without it.
         raise UserError(f"{out} is the student to begin with, and stays as it is; give another --out")
     student = _student(shards, config, start, options)

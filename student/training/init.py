@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.logits import require_vectors
 from sentence_distill.pipeline.manifest import WORD_EMBEDDINGS
+from sentence_distill.student.config import INITS
 
 # Standard deviation of the initial embeddings, whichever way they are made: the LSTM's gates stay in their
 # linear range.
@@ -28,8 +29,10 @@ def initial_embeddings(kind: str, teacher: torch.Tensor, dim: int, generator: to
         float32[vocabulary, dim], with standard deviation `SCALE`.
 
     Raises:
-        UserError: "pca" with more components than the teacher's table is wide.
+        UserError: "pca" with more components than the teacher's table is wide, or an unknown kind.
     """
+    if kind not in INITS:
+        raise UserError(f"init {kind!r} is none of {', '.join(INITS)}, and no student was given to begin with")
     if kind == "random":
         return torch.randn(len(teacher), dim, generator=generator) * SCALE
     if dim > teacher.shape[1]:

@@ -21,11 +21,13 @@ class Start:
 
     Attributes:
         name: of its folder, of a packaged student, or on the hub.
+        folder: where it lies.
         student: tokenizer and weights.
         weights: hashes of its files of weights.
     """
 
     name: str
+    folder: Path
     student: Student
     weights: list[str]
 
@@ -42,7 +44,7 @@ class Start:
             folder = locate_student(init)
             # A path says nothing on another machine.
             name = folder.name if Path(init).exists() else init
-            return cls(name, load_student(folder), [file_hash(file) for file in module_weights(folder)])
+            return cls(name, folder, load_student(folder), [file_hash(file) for file in module_weights(folder)])
         except UserError as error:
             raise UserError(f"--init {init} is neither {' nor '.join(INITS)} nor a student: {error}") from error
 

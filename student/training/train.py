@@ -86,15 +86,7 @@ class Trainer:
         self.encoder = StudentEncoder(student)
         self.tokenizer = Tokenizer.from_file(str(shards / TOKENIZER))
         self.start = start
-        if start is None:
-            words = load_file(shards / WORD_EMBEDDINGS)["weight"].float()
-            generator = torch.Generator().manual_seed(config.seed)
-            with torch.no_grad():
-                self.encoder.embedding.weight.copy_(
-                    initial_embeddings(config.init, words, student.embedding_dim, generator)
-                )
-        elif new := start.copy_into(self.encoder, self.tokenizer):
-            progress.log(f"{start.name} has no {', '.join(new)} of the shape of these shards: begun anew")
+        self._set_initial_weights(shards)
         self.encoder.to(ranks.device)
         self.optimizer = Optimizer(self.encoder, config)
         self.stepper = Stepper(self.encoder, config, precision, ranks)
@@ -112,6 +104,16 @@ class Trainer:
         self._loss = torch.zeros((), dtype=torch.float64, device=ranks.device)
         self._began = self._saved = time.monotonic()
         self._meter = Meter(0)
+
+    def _set_initial_weights(self, shards: Path) -> None:
+        """Those of the start, or the word embeddings that `config.init` asks for beside random weights."""
+        if self.start is None:
+            words = load_file(shards / WORD_EMBEDDINGS)["weight"].float()
+            generator, table = torch.Generator().manual_seed(self.config.seed), self.encoder.embedding.weight
+            with torch.no_grad():
+                table.copy_(initial_embeddings(self.config.init, words, table.shape[1], generator))
+        elif new := self.start.copy_into(self.encoder, self.tokenizer):
+            self.progress.log(f"{self.start.name} has no {', '.join(new)} of the shape of these shards: begun anew")
 
     def run(self, *, tensorboard: bool = False) -> None:
         """Train to the end.
@@ -293,9 +295,7 @@ class Trainer:
         """Measure what training begins with, which stays the best so far until a validation is better."""
         entry = {"step": 0, **self.held_out.scores(self.encoder, self.ranks)}
         self.progress.log(f"{start.name}, before training: held-out cosine {entry['cosine']:.4f}")
-        self.state.best = entry["cosine"]
-        if self.ranks.main:
-            self.checkpoints.save_best({"model": self.encoder.state_dict(), "entry": entry})
+        self._keep_as_best(entry)
 
     def _validate(self, log: TrainingLog | None) -> None:
         """Measure the student on the held-out sentences, and keep its weights if it is the best so far."""
@@ -319,9 +319,12 @@ class Trainer:
             log.write("validation", state.step, {name: entry[name] for name in ("epoch", "loss", *SCORES)})
         state.worse += 1
         if entry["cosine"] > state.best:
-            state.best, state.worse = entry["cosine"], 0
-            if self.ranks.main:
-                self.checkpoints.save_best({"model": self.encoder.state_dict(), "entry": entry})
+            self._keep_as_best(entry)
+
+    def _keep_as_best(self, entry: dict[str, float]) -> None:
+        self.state.best, self.state.worse = entry["cosine"], 0
+        if self.ranks.main:
+            self.checkpoints.save_best({"model": self.encoder.state_dict(), "entry": entry})
 
     def identity(self) -> dict[str, Any]:
         """What two runs must share to be the same run; the number of processes is not part of it."""

@@ -223,6 +223,11 @@ def test_a_run_ends_at_its_last_step_with_a_learning_rate_near_nothing(shards, t
     assert trainer.state.sentences < 60 * 16 + 1
 
 
+def test_weights_of_a_student_that_was_not_given_are_not_replaced_by_others(shards, tmp_path):
+    with pytest.raises(UserError, match="init 'wiki-small' is none of pca, random, and no student was given"):
+        make(shards, tmp_path, init="wiki-small")
+
+
 def test_a_run_limited_in_time_ends_with_it_and_lowers_the_learning_rate_in_it(shards, tmp_path, monkeypatch):
     # A clock of its own: on a busy machine one real step may take a tenth of any limit that a test can wait for.
     ticks = itertools.count()
