@@ -9,6 +9,8 @@ from pathlib import Path
 
 from record import write_result
 
+from sentence_distill.student.training.log import read_metrics
+
 _HELD_OUT = ("cosine", "rank_agreement", "recall_at_10", "recall_at_10_among_100")
 
 
@@ -27,6 +29,8 @@ def main() -> None:
             distillation = json.loads(record.read_text(encoding="utf-8"))
             training, last = distillation["training"], distillation["history"][-1]
             row |= {"init": training["init"], "share": training["train_fraction"], "epochs": round(last["epoch"], 1)}
+            # Of training, up to the last step that the log has.
+            row["seconds"] = round(max(line.get("seconds", 0) for line in read_metrics(record.parent)), 1)
         rows.append(row)
     write_result("own_domain", {"text": "questions of QQP's training set"}, rows)
 

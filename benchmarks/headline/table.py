@@ -22,7 +22,7 @@ SIZES = ("tiny", "small", "base", "large")
 # The figure that stands for a task, of its dev set.
 TASKS = {"SST-2": "accuracy", "MRPC": "f1", "RTE": "accuracy", "CoLA": "matthews", "STS-B": "spearman"}
 RECALL = ("recall_at_10", "recall_at_10_among_100")
-MEASURES = ("cosine", *RECALL)
+FIDELITY = ("cosine", "rank_agreement", *RECALL)
 COLUMNS = (
     *("", "sentences seen, millions", "parameters, millions", "int8 export, MB"),
     *("sentences/s", "ratio", "a second of processor time", "p50, ms"),
@@ -40,6 +40,11 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def shape(student: dict[str, Any]) -> str:
+    """Width of word embeddings and units of the LSTM, of a student's configuration."""
+    return f"{student['embedding_dim']} / {student['hidden']}"
+
+
 def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
     """What is known of the student in a folder."""
     record, measured = (read(folder / name) for name in ("distillation.json", "eval.json"))
@@ -47,7 +52,7 @@ def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "kind": "student",
         "model": folder.name,
-        "shape": f"{student['embedding_dim']} / {student['hidden']}",
+        "shape": shape(student),
         "sentences": rows,
         "epochs": training["epochs"],
         "max_steps": training["max_steps"],
@@ -55,7 +60,7 @@ def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
         "parameters": measured["size"]["parameters"],
         "megabytes": round(measured["size"]["megabytes"], 1),
         "export_megabytes": round(sum(file.stat().st_size for file in _exported(folder)) / 1e6, 1) or None,
-        **{name: round(measured["held_out"][name], 4) for name in ("cosine", "rank_agreement", *RECALL)},
+        **{name: round(measured["held_out"][name], 4) for name in FIDELITY},
         "sts_spearman": round(measured["sts_spearman"]["student"], 4),
     }
     for found in speed.get("rows", []):
@@ -72,7 +77,9 @@ def _exported(folder: Path) -> list[Path]:
 def glue_rows(folder: Path) -> list[dict[str, Any]]:
     """A student's rows of GLUE: all training examples, the mean of the seeds that a row has."""
     found = []
-    for row, tasks in read(folder / "glue.json").get("rows", {}).items():
+    measured = read(folder / "glue.json").get("rows", {})
+    # The file has them in the order in which they were measured.
+    for row, tasks in ((row, measured[row]) for row in ROWS if row in measured):
         scores = {
             task: [result["scores"]["dev"][metric] for result in tasks.get(task, []) if result["fraction"] == 1]
             for task, metric in TASKS.items()
@@ -89,17 +96,17 @@ def curve_rows(workdir: Path) -> list[dict[str, Any]]:
     for folder in workdir.glob("fraction-*"):
         record, measured = read(folder / "distillation.json"), read(folder / "eval.json")
         if measured:
-            student, training = record["student"], record["training"]
+            training = record["training"]
             sentences = record["corpus"]["rows"] * (1 - training["held_out"]) * training["train_fraction"]
             found.append(
                 {
                     "kind": "corpus size",
-                    "shape": f"{student['embedding_dim']} / {student['hidden']}",
+                    "shape": shape(record["student"]),
                     "sentences": round(sentences),
                     # Of few sentences a batch, all of one length, holds fewer.
                     "seen": round(sentences * record["history"][-1]["epoch"]),
                     "steps": training["max_steps"],
-                    **{name: round(measured["held_out"][name], 4) for name in MEASURES},
+                    **{name: round(measured["held_out"][name], 4) for name in FIDELITY},
                     "sts_spearman": round(measured["sts_spearman"]["student"], 4),
                 }
             )
@@ -170,7 +177,7 @@ def curve_table(rows: list[dict[str, Any]]) -> list[str]:
         (
             f"{row['shape']}, {row['steps']:,} steps",
             *(f"{row[name]:,}" for name in ("sentences", "seen")),
-            *(f"{row[name]:.3f}" for name in (*MEASURES, "sts_spearman")),
+            *(f"{row[name]:.3f}" for name in ("cosine", *RECALL, "sts_spearman")),
         )
         for row in curve
     ]
