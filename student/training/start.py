@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 
 from sentence_distill.data.errors import UserError
@@ -13,6 +14,8 @@ from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.folder import load_student, module_weights
 from sentence_distill.student.hub import locate_student
 from sentence_distill.student.model import Student
+
+_WORDS = "embedding.weight"
 
 
 @dataclass(frozen=True)
@@ -55,28 +58,48 @@ class Start:
         return {name: getattr(config, name) for name in ("embedding_dim", "hidden", "layers", "pooling")}
 
     def copy_into(self, encoder: StudentEncoder, tokenizer: Tokenizer) -> list[str]:
-        """Give its weights to an encoder of the same shape; its projection only to vectors of the same width.
+        """Give its weights to an encoder of the same shape.
+
+        A word begins with the vector of the start's token of that name, in lower case where there is no other; a token
+        that the start has not, with the mean of its vectors. The projection goes to vectors of the same width only.
 
         Args:
             encoder: changed in place.
             tokenizer: of the shards.
 
         Returns:
-            Names of the weights that stay as they were.
+            A line for each kind of weights that did not come from the start.
 
         Raises:
-            UserError: the tokens of the shards are others than the student's.
+            UserError: the start has not even half of the tokens of the shards.
         """
-        if tokenizer.get_vocab() != self.student.tokenizer.get_vocab():
-            raise UserError(
-                f"the tokens of the shards are not those of {self.name}: their teachers' tokenizers differ; begin with "
-                "--init pca"
-            )
         last = f"projections.{len(encoder.projections) - 1}."
+        own, notes = encoder.state_dict(), []
         weights = {
             name.replace("projections.0.", last): value for name, value in self.student.encoder.state_dict().items()
         }
-        own = encoder.state_dict()
+        weights[_WORDS], anew = self._words(tokenizer, encoder.config.vocabulary)
+        if anew:
+            notes.append(f"{self.name} has not {anew:,} of the tokens of these shards: they begin as its mean word")
         fitting = {name: value for name, value in weights.items() if value.shape == own[name].shape}
+        if other := sorted(own.keys() - fitting.keys()):
+            notes.append(f"{self.name} has no {', '.join(other)} of the shape of these shards: begun anew")
         encoder.load_state_dict({**own, **fitting})
-        return sorted(own.keys() - fitting.keys())
+        return notes
+
+    def _words(self, tokenizer: Tokenizer, rows: int) -> tuple[torch.Tensor, int]:
+        """Word embeddings, float32[rows, width], for the tokens of the shards, and how many of those are not known."""
+        table = self.student.encoder.embedding.weight.detach()
+        known, tokens = self.student.tokenizer.get_vocab(), tokenizer.get_vocab()
+        if tokens == known and rows == len(table):
+            return table, 0
+        places = {number: known.get(token, known.get(token.lower())) for token, number in tokens.items()}
+        shared = {number: place for number, place in places.items() if place is not None}
+        if len(shared) < len(tokens) / 2:
+            raise UserError(
+                f"{self.name} has {len(shared):,} of the {len(tokens):,} tokens of the shards, too few to begin with: "
+                "their teachers' tokenizers differ; begin with --init pca"
+            )
+        words = table.mean(dim=0).repeat(rows, 1)
+        words[list(shared)] = table[list(shared.values())]
+        return words, len(tokens) - len(shared)

@@ -112,8 +112,9 @@ class Trainer:
             generator, table = torch.Generator().manual_seed(self.config.seed), self.encoder.embedding.weight
             with torch.no_grad():
                 table.copy_(initial_embeddings(self.config.init, words, table.shape[1], generator))
-        elif new := self.start.copy_into(self.encoder, self.tokenizer):
-            self.progress.log(f"{self.start.name} has no {', '.join(new)} of the shape of these shards: begun anew")
+        else:
+            for note in self.start.copy_into(self.encoder, self.tokenizer):
+                self.progress.log(note)
 
     def run(self, *, tensorboard: bool = False) -> None:
         """Train to the end.
