@@ -193,7 +193,8 @@ def _prepare(
     @cache
     def teacher() -> "TaskTeacher":
         located = find_teacher(distillation, given)
-        work = folder / "glue"
+        # Beside the figures: a student that others share may be one to read only.
+        work = json_file.parent / "glue"
         of_tasks = replace(fitter, config=of_teacher)
         return TaskTeacher(located=located, folder=work, fitter=of_tasks, synthetic=options["synthetic"])
 
