@@ -1,6 +1,6 @@
 """The training sentences of GLUE's tasks without their labels, a sentence a line: text of other kinds than Wikipedia's.
 
-usage: python benchmarks/headline/glue_text.py GLUE_DIR OUT [--tasks NAME...]
+usage: python benchmarks/headline/glue_text.py GLUE_DIR OUT [--tasks NAME...] [--sentences N]
 
 STS-B's are left out by default, so that a student's figure on it stays one for text of a source it has not seen, and so
 is every sentence that stands in a dev set, whatever its case and punctuation: half of STS-B's pairs of news are of
@@ -8,6 +8,7 @@ sentences of MRPC's training set.
 """
 
 import argparse
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ def main() -> None:
     parser.add_argument("glue_dir", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[name for name in TASKS if name != "STS-B"])
+    parser.add_argument("--sentences", type=int, help="draw so many, with a fixed seed")
     options = parser.parse_args()
     glue = open_glue(options.glue_dir)
     measured = {bare(sentence) for task in TASKS.values() for split in task.dev for sentence in read(glue, task, split)}
@@ -34,8 +36,11 @@ def main() -> None:
             else:
                 sentences[sentence] = None
         print(f"{task.name}: {len(sentences) - before:,} sentences, {left_out:,} left out that stand in a dev set")
-    options.out.write_text("".join(f"{sentence}\n" for sentence in sentences), encoding="utf-8")
-    print(f"{options.out}: {len(sentences):,} sentences")
+    written = list(sentences)
+    if options.sentences:
+        written = random.Random(0).sample(written, min(options.sentences, len(written)))
+    options.out.write_text("".join(f"{sentence}\n" for sentence in written), encoding="utf-8")
+    print(f"{options.out}: {len(written):,} sentences")
 
 
 def read(glue: GlueFolder | GlueHub, task: GlueTask, split: str) -> Iterator[str]:

@@ -20,21 +20,24 @@ def main() -> None:
     def read(name: str) -> dict[str, Any]:
         return json.loads((options.workdir / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
-    logits, teacher = read("logits/manifest.json"), read("teacher/config.json")
+    logits, vectors, teacher = read("logits/manifest.json"), read("vectors/manifest.json"), read("teacher/config.json")
     setting = {
         "task": "SST-2, dev",
         "logits": logits["totals"],
+        "vectors": vectors["totals"] | {"layers": vectors["fingerprint"]["layers"]},
         "teacher": {key: teacher[key] for key in ("model_type", "num_hidden_layers", "hidden_size")},
     }
-    records = {folder.name: read(f"{folder.name}/task.json") for folder in sorted(options.workdir.glob("student*"))}
-    rows = [
-        {
-            "model": name,
-            "accuracy": round(100 * record["scores"]["dev"]["accuracy"], 1),
-            **{key: record[key] for key in ("learning_rate", "step", "seconds")},
+    rows = []
+    for folder in sorted(options.workdir.glob("student*")):
+        task, distillation = read(f"{folder.name}/task.json"), read(f"{folder.name}/distillation.json")
+        row = {
+            "model": folder.name,
+            "accuracy": round(100 * task["scores"]["dev"]["accuracy"], 1),
+            **{key: task[key] for key in ("learning_rate", "step", "seconds")},
+            "vectors_of": {key: distillation["teacher"][key] for key in ("teacher", "layers")},
+            "start": distillation.get("start", {}).get("student"),
         }
-        for name, record in records.items()
-    ]
+        rows.append(row)
     write_result("sst2", setting, rows)
 
 
