@@ -1,6 +1,6 @@
-"""From what sst2.sh left in its folder to a dated result.
+"""From what vectors_first.sh left in its folder to a dated result.
 
-usage: python benchmarks/headline/sst2_results.py WORKDIR
+usage: python benchmarks/headline/vectors_first.py WORKDIR TASK
 """
 
 import argparse
@@ -15,6 +15,7 @@ def main() -> None:
     """Gather and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workdir", type=Path)
+    parser.add_argument("task")
     options = parser.parse_args()
 
     def read(name: str) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def main() -> None:
 
     logits, vectors, teacher = read("logits/manifest.json"), read("vectors/manifest.json"), read("teacher/config.json")
     setting = {
-        "task": "SST-2, dev",
+        "task": f"{options.task}, dev",
         "logits": logits["totals"],
         "vectors": vectors["totals"] | {"layers": vectors["fingerprint"]["layers"]},
         "teacher": {key: teacher[key] for key in ("model_type", "num_hidden_layers", "hidden_size")},
@@ -32,13 +33,13 @@ def main() -> None:
         task, distillation = read(f"{folder.name}/task.json"), read(f"{folder.name}/distillation.json")
         row = {
             "model": folder.name,
-            "accuracy": round(100 * task["scores"]["dev"]["accuracy"], 1),
+            **{name: round(100 * value, 1) for name, value in task["scores"]["dev"].items()},
             **{key: task[key] for key in ("learning_rate", "step", "seconds")},
             "vectors_of": {key: distillation["teacher"][key] for key in ("teacher", "layers")},
             "start": distillation.get("start", {}).get("student"),
         }
         rows.append(row)
-    write_result("sst2", setting, rows)
+    write_result(f"vectors_first_{options.task}", setting, rows)
 
 
 if __name__ == "__main__":
