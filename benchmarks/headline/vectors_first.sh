@@ -2,7 +2,7 @@
 # A task with all that helps, SST-2 or CoLA: a large teacher, fine-tuned on it, and students that learn first its vectors of three
 # layers and then its logits, over the training text and augmented copies of it. For SST-2 also over sentences of Wikipedia that
 # judge works and, of the vectors alone, over text of other tasks. One student begins with the packaged wiki-small, one, wider,
-# with MiniLM's word embeddings; beside that one what it comes to without the vectors.
+# with MiniLM's word embeddings; beside each what it comes to without the vectors.
 # Two to three hours on two cores with all-mpnet-base-v2 for SST-2, half an hour for CoLA; what is done is not done again.
 # usage: vectors_first.sh TASK TEACHER CORPUS GLUE_DIR WORKDIR
 set -eu
@@ -42,5 +42,6 @@ train vectors-small --shards vectors --init wiki-small --epochs "$vector_epochs"
 train vectors-base --shards vectors --init words-base --epochs "$vector_epochs"
 learn vectors-small student-small
 learn vectors-base student-base
+learn wiki-small student-small-logits-alone
 learn words-base student-base-logits-alone
 python "$here/vectors_first.py" . "$task"
