@@ -1,6 +1,6 @@
 """From what own_domain.sh left in its folder to a dated result.
 
-usage: python benchmarks/own_domain.py WORKDIR [--name own_domain]
+usage: python benchmarks/own_domain.py WORKDIR
 """
 
 import argparse
@@ -18,9 +18,7 @@ def main() -> None:
     """Gather and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("--name", default="own_domain", help="of the result")
     options = parser.parse_args()
-    manifest = json.loads((options.workdir / "shards" / "manifest.json").read_text(encoding="utf-8"))
     rows = []
     for name, figures in json.loads((options.workdir / "eval.json").read_text(encoding="utf-8"))["models"].items():
         row = {"model": name, "sts_spearman": round(figures["sts_spearman"], 4)}
@@ -34,9 +32,7 @@ def main() -> None:
             # Of training, up to the last step that the log has.
             row["seconds"] = round(max(line.get("seconds", 0) for line in read_metrics(record.parent)), 1)
         rows.append(row)
-    write_result(
-        options.name, {"text": "questions of QQP's training set", "teacher": manifest["fingerprint"]["teacher"]}, rows
-    )
+    write_result("own_domain", {"text": "questions of QQP's training set"}, rows)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Start:
         """Give its weights to an encoder of the same shape.
 
         A word begins with the vector of the start's token of that name, in lower case where there is no other; a token
-        that the start has not, with the mean of its vectors. The projection goes to vectors of the same width only.
+        that the start lacks, with the mean of its vectors. The projection goes to vectors of the same width only.
 
         Args:
             encoder: changed in place.
@@ -71,7 +71,7 @@ class Start:
             A line for each kind of weights that did not come from the start.
 
         Raises:
-            UserError: the start has not even half of the tokens of the shards.
+            UserError: the start lacks more than half of the tokens of the shards.
         """
         last = f"projections.{len(encoder.projections) - 1}."
         own, notes = encoder.state_dict(), []
@@ -80,7 +80,7 @@ class Start:
         }
         weights[_WORDS], anew = self._words(tokenizer, encoder.config.vocabulary)
         if anew:
-            notes.append(f"{self.name} has not {anew:,} of the tokens of these shards: they begin as its mean word")
+            notes.append(f"{self.name} lacks {anew:,} of the tokens of these shards: they begin as its mean word")
         fitting = {name: value for name, value in weights.items() if value.shape == own[name].shape}
         if other := sorted(own.keys() - fitting.keys()):
             notes.append(f"{self.name} has no {', '.join(other)} of the shape of these shards: begun anew")

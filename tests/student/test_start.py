@@ -100,19 +100,19 @@ def test_a_student_of_another_vocabulary_gives_each_word_its_vector(train, stude
     torch.testing.assert_close(after[list(own.values())], before[[theirs[word] for word in own]], atol=1e-6, rtol=0)
 
 
-def test_a_word_that_the_start_has_not_begins_as_its_word_in_lower_case_or_its_mean(student_folder):
+def test_a_word_that_the_start_lacks_begins_as_its_word_in_lower_case_or_its_mean(student_folder):
     start = Start.load(str(student_folder))
     encoder = StudentEncoder(replace(start.student.encoder.config, vocabulary=5))
     untouched = encoder.embedding.weight.detach().clone()
     notes = start.copy_into(encoder, word_level("Cat", "zebra", "dog", "bird"))
-    assert notes == ["student has not 1 of the tokens of these shards: they begin as its mean word"]
+    assert notes == ["student lacks 1 of the tokens of these shards: they begin as its mean word"]
     words, numbers = start.student.encoder.embedding.weight, start.student.tokenizer.get_vocab()
     expected = torch.stack([words[numbers["cat"]], words.mean(0), words[numbers["dog"]], words[numbers["bird"]]])
     torch.testing.assert_close(encoder.embedding.weight[:4], expected)
     assert not torch.equal(encoder.embedding.weight[4], untouched[4])
 
 
-def test_a_student_that_has_not_half_of_the_tokens_is_refused(student_folder):
+def test_a_student_that_lacks_more_than_half_of_the_tokens_is_refused(student_folder):
     start = Start.load(str(student_folder))
     encoder = StudentEncoder(replace(start.student.encoder.config, vocabulary=5))
     with pytest.raises(UserError, match="student has 2 of the 5 tokens of the shards, too few to begin with"):
