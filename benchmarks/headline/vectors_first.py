@@ -4,11 +4,10 @@ usage: python benchmarks/headline/vectors_first.py WORKDIR TASK
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 from record import write_result
+from table import read
 
 
 def main() -> None:
@@ -17,11 +16,9 @@ def main() -> None:
     parser.add_argument("workdir", type=Path)
     parser.add_argument("task")
     options = parser.parse_args()
-
-    def read(name: str) -> dict[str, Any]:
-        return json.loads((options.workdir / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-
-    logits, vectors, teacher = read("logits/manifest.json"), read("vectors/manifest.json"), read("teacher/config.json")
+    place = options.workdir
+    logits, vectors = (read(place / name / "manifest.json") for name in ("logits", "vectors"))
+    teacher = read(place / "teacher" / "config.json")
     setting = {
         "task": f"{options.task}, dev",
         "logits": logits["totals"],
@@ -29,8 +26,8 @@ def main() -> None:
         "teacher": {key: teacher[key] for key in ("model_type", "num_hidden_layers", "hidden_size")},
     }
     rows = []
-    for folder in sorted(options.workdir.glob("student*")):
-        task, distillation = read(f"{folder.name}/task.json"), read(f"{folder.name}/distillation.json")
+    for folder in sorted(place.glob("student*")):
+        task, distillation = read(folder / "task.json"), read(folder / "distillation.json")
         row = {
             "model": folder.name,
             **{name: round(100 * value, 1) for name, value in task["scores"]["dev"].items()},

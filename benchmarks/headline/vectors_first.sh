@@ -17,25 +17,25 @@ esac
 mkdir -p "$5" && cd "$5"
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 of_task() { sd "$@" --task "$task" --glue-dir "$glue"; }
-embed() { sd embed --text-field sentence --no-split --min-words 1 --teacher teacher "$@"; }
+embed() { sd embed --text-field sentence --no-split --min-words 1 "$@"; }
 learn() { test -f "$2/task.json" || of_task finetune "$1" --logits logits --epochs 20 --finetune-steps "$steps" --out "$2"; }
 
 mask=$(python -c 'import sys; from transformers import AutoTokenizer; print(AutoTokenizer.from_pretrained(sys.argv[1]).mask_token)' "$teacher")
 test -f teacher/tokenizer.json || of_task finetune "$teacher" --epochs "$teacher_epochs" --out teacher
 test -f text.jsonl || of_task augment --copies "$copies" --mask "$mask" --out text.jsonl
-test -f other.txt || python "$here/glue_text.py" "$glue" other.txt --tasks MNLI CoLA RTE MRPC --sentences 40000
 of_logits="--corpus text.jsonl" of_vectors=
 if test "$task" = SST-2; then
     test -f review.txt || python "$here/review_text.py" "$corpus" review.txt
     test -f review.jsonl || sd augment --text review.txt --copies 0 --mask "$mask" --out review.jsonl
+    test -f other.txt || python "$here/glue_text.py" "$glue" other.txt --tasks MNLI CoLA RTE MRPC --sentences 40000
     of_logits="$of_logits --corpus review.jsonl" of_vectors="--corpus other.txt"
 fi
-embed $of_logits --out logits
-embed $of_logits $of_vectors --pooling mean --layers 8,10,12 --out vectors
+embed $of_logits --teacher teacher --out logits
+embed $of_logits $of_vectors --teacher teacher --pooling mean --layers 8,10,12 --out vectors
 
-# A student of one step that changes nothing: word embeddings of MiniLM, all else random.
-test -f words.txt || head -n 400 other.txt > words.txt
-sd embed --teacher minilm --corpus words.txt --no-split --out words
+# A student of one step that changes nothing: word embeddings of MiniLM, all else random. It takes some text, no matter which.
+test -f words.jsonl || head -n 400 text.jsonl > words.jsonl
+embed --corpus words.jsonl --teacher minilm --out words
 train words-base --shards words --pooling mean+max --held-out 0.1 --max-steps 1 --learning-rate 1e-12
 
 train vectors-small --shards vectors --init wiki-small --epochs "$vector_epochs"

@@ -15,8 +15,6 @@ from sentence_distill.student.folder import load_student, module_weights
 from sentence_distill.student.hub import locate_student
 from sentence_distill.student.model import Student
 
-_WORDS = "embedding.weight"
-
 
 @dataclass(frozen=True)
 class Start:
@@ -78,7 +76,7 @@ class Start:
         weights = {
             name.replace("projections.0.", last): value for name, value in self.student.encoder.state_dict().items()
         }
-        weights[_WORDS], anew = self._words(tokenizer, encoder.config.vocabulary)
+        weights["embedding.weight"], anew = self._words(tokenizer, encoder.config.vocabulary)
         if anew:
             notes.append(f"{self.name} lacks {anew:,} of the tokens of these shards: they begin as its mean word")
         fitting = {name: value for name, value in weights.items() if value.shape == own[name].shape}
