@@ -2,11 +2,13 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
+EDITABLE := --config-settings editable_mode=strict --no-build-isolation --editable
 SOURCES := $(wildcard src/sentence_distill/*.py data/*.py pipeline/*.py student/*.py student/*/*.py student/templates/* student/pretrained/*/* cli/*.py)
 
 .PHONY: demo test lint format docs clean
 
-demo: $(VENV)/.package
+demo: $(VENV)/.installed
 	@mkdir -p demo
 	cd demo && PATH="$(abspath $(BIN)):$$PATH" sh ../benchmarks/demo.sh $(if $(GLUE_DIR),"$(abspath $(GLUE_DIR))")
 
@@ -14,30 +16,37 @@ demo: $(VENV)/.package
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-lint: $(VENV)/.package
+lint: $(VENV)/.developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.package
+format: $(VENV)/.developer
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # The documentation's site, in site/: a warning, a dead link or a foreign script fails it.
-docs: $(VENV)/.package
+docs: $(VENV)/.developer
 	$(BIN)/python docs/build_site.py site
 
-# The packages, and apart from them the checkout: an editable install links single files, so it is
-# made again whenever one was added.
+# What a user installs, then what a developer needs besides. An editable install links single files, so it is made
+# again whenever one was added.
 $(VENV)/.packages: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=strict --no-build-isolation --editable '.[offline,ray,s3,plots,tensorboard,mteb,peers,docs,dev]'
+	$(PIP_INSTALL) setuptools
+	$(PIP_INSTALL) $(EDITABLE) '.[offline]'
 	@touch $@
 
-$(VENV)/.package: $(VENV)/.packages $(SOURCES)
+$(VENV)/.developer-packages: $(VENV)/.packages
+	$(PIP_INSTALL) $(EDITABLE) '.[offline,ray,s3,plots,tensorboard,mteb,peers,docs,dev]'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.packages $(SOURCES)
 	@rm -rf build
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=strict --editable .
+	$(PIP_INSTALL) --no-deps $(EDITABLE) .
+	@touch $@
+
+$(VENV)/.developer: $(VENV)/.developer-packages $(VENV)/.installed
 	@touch $@
 
 clean:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.engines import TeacherSpec
 from sentence_distill.pipeline.launched import Launched
 from sentence_distill.pipeline.locate import locate_teacher
 from sentence_distill.pipeline.teacher import Teacher
-from sentence_distill.pipeline.tokens import Tokens
 
 
 class NoTeacher(Teacher):

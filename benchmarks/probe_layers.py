@@ -14,8 +14,8 @@ import torch
 from record import write_result
 
 from sentence_distill.data.glue import TASKS, GlueFolder
+from sentence_distill.pipeline.hardware import TEACHER, pick_precision
 from sentence_distill.pipeline.locate import locate_teacher
-from sentence_distill.pipeline.precision import pick_precision
 from sentence_distill.pipeline.teacher import Teacher
 from sentence_distill.student.finetuning.finetune import Labelled
 from sentence_distill.student.finetuning.probe import probe
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _rows(name: str, glue: Path, task: str) -> list[dict[str, Any]]:
-    located, dtype = locate_teacher(name), pick_precision("auto", _CPU)
+    located, dtype = locate_teacher(name), pick_precision("auto", _CPU, TEACHER)
     last = Teacher.load(located, device=_CPU, dtype=dtype).model.config.num_hidden_layers
     layers = range(0, last + 1, max(1, last // 6))
     teacher = Teacher.load(located, pooling="mean", layers=layers, device=_CPU, dtype=dtype)

@@ -75,7 +75,7 @@ def trainer_of(name: str, shards: Path, out: Path) -> Any:
 
     from sentence_distill.data.progress import Silent
     from sentence_distill.pipeline.allocator import keep_freed_memory
-    from sentence_distill.pipeline.precision import pick_precision
+    from sentence_distill.pipeline.hardware import TRAINING, pick_precision
     from sentence_distill.student.config import StudentConfig, TrainConfig
     from sentence_distill.student.training import train
     from sentence_distill.student.training.ranks import Ranks
@@ -93,7 +93,7 @@ def trainer_of(name: str, shards: Path, out: Path) -> Any:
         student=StudentConfig(vocabulary=fingerprint["vocabulary"], target_dims=(dim,), normalize=True),
         config=TrainConfig(target_layers=(fingerprint["layers"][-1],)),
         ranks=ranks,
-        precision=pick_precision("fp32" if name == "sd-fp32" else "auto", ranks.device),
+        precision=pick_precision("fp32" if name == "sd-fp32" else "auto", ranks.device, TRAINING),
         progress=Silent(),
     )
     trainer.encoder.train()

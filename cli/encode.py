@@ -2,7 +2,7 @@
 
 import os
 import sys
-from importlib.util import find_spec
+from ctypes.util import find_library
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,8 @@ _READ = {
     "--student",
     default=None,
     metavar="NAME",
-    help="Folder, or name on the hub; or the folder of its export, which runs without PyTorch.  [default: distilled; "
-    "where there is none the packaged wiki-small]",
+    help="Folder or name on the hub of a student, or folder of its export.  [default: distilled; if there is none, the "
+    "packaged wiki-small]",
 )
 @click.option(
     "--input",
@@ -79,13 +79,21 @@ _READ = {
     "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Of the vectors."
 )
 @click.option(
+    "--backend",
+    type=click.Choice(["auto", "onnx", "torch"]),
+    default="auto",
+    show_default=True,
+    help="What computes: int8 in ONNX Runtime, the fastest on a CPU, or PyTorch. auto takes PyTorch on a GPU, or if "
+    "--precision or --device is given.",
+)
+@click.option(
     "--precision",
     type=click.Choice(["auto", "bf16", "fp32"]),
     default=None,
-    help="Of the LSTM's arithmetic in PyTorch.  [default: auto, bf16 where the hardware has it]",
+    help="Compute dtype in PyTorch.  [default: auto, bf16 if the hardware supports it]",
 )
-@click.option("--device", default=None, help="Of PyTorch: auto, cpu, cuda or cuda:N.  [default: auto]")
-@click.option("--threads", type=click.IntRange(1), default=None, help="Of the processor.  [default: all cores]")
+@click.option("--device", default=None, help="Device of PyTorch: auto, cpu, cuda or cuda:N.  [default: auto]")
+@click.option("--threads", type=click.IntRange(1), default=None, help="Number of CPU threads.  [default: all cores]")
 @click.option("--overwrite", is_flag=True, help="Replace --out where it is there already.")
 def encode(student: str | None, inputs: tuple[str, ...], out: str, **options: Any) -> None:
     """Encode sentences: one vector for each line, JSON object or row, in their order.
@@ -107,9 +115,10 @@ def encode(student: str | None, inputs: tuple[str, ...], out: str, **options: An
         check_free(Path(out), options["overwrite"])
     corpus = _open(inputs, out, options)
     if options["threads"]:
-        # The tokenizer reads it when it is first used.
+        # The tokenizers library reads it when it is first used.
         os.environ["RAYON_NUM_THREADS"] = str(options["threads"])
-    loaded = _load(student or _default_student(), options)
+    loaded, runs = _load(student or _default_student(), options)
+    click.echo(f"encoding by {runs}", err=True)
     config = EncodeConfig(dtype=options["dtype"], text=not options["no_text"], format=format_)
     encoder = FileEncoder(loaded, corpus, config, ConsoleProgress())
     if out == "-":
@@ -138,30 +147,56 @@ def _default_student() -> str:
     return SMALL
 
 
-def _load(student: str, options: dict[str, Any]) -> "TextEncoder":
+def _load(student: str, options: dict[str, Any]) -> "tuple[TextEncoder, str]":
+    """Open what encodes; return it with a line that says what it is."""
     from sentence_distill.student.encoding.export_folder import RECORD, read_record
 
-    if (Path(student) / RECORD).exists():
-        if given := [name for name in ("precision", "device") if options[name] is not None]:
-            raise click.UsageError(f"--{given[0]} is of a student in PyTorch, and {student} is an export")
-        read_record(Path(student))
-        if find_spec("onnxruntime") is None:
-            raise UserError("onnxruntime not installed: pip install 'sentence-distill[onnx]'")
+    of_torch = [f"--{name}" for name in ("precision", "device") if options[name] is not None]
+    backend, threads = options["backend"], options["threads"]
+    export = (Path(student) / RECORD).exists()
+    if export or backend == "onnx":
+        if of_torch:
+            other = f"{student} is an export, which runs in ONNX Runtime" if export else "the backend is onnx"
+            raise click.UsageError(f"{of_torch[0]} is of PyTorch, and {other}")
+        if export and backend == "torch":
+            raise click.UsageError(f"{student} is an export, which PyTorch does not run; name the student's folder")
+    if export:
         from sentence_distill.student.encoding.onnx_student import OnnxStudent
 
-        return OnnxStudent(Path(student), options["threads"] or 0)
+        dtype = "int8" if read_record(Path(student))["int8"] else "float32"
+        return OnnxStudent.of_export(Path(student), threads or 0), f"{student}: {dtype} in ONNX Runtime"
+    if backend == "onnx" or (backend == "auto" and not of_torch and not _has_gpu()):
+        from sentence_distill.student.encoding.onnx_student import OnnxStudent
+        from sentence_distill.student.hub import locate_student
+
+        return OnnxStudent.of_student(locate_student(student), threads or 0), f"{student}: int8 in ONNX Runtime"
+    return _load_torch(student, options)
+
+
+def _has_gpu() -> bool:
+    # PyTorch takes most of a second to import, which is left out where no driver of a GPU is.
+    if find_library("cuda") is None:
+        return False
     import torch
 
-    from sentence_distill.pipeline.precision import pick_device, pick_precision
+    return torch.cuda.is_available()
+
+
+def _load_torch(student: str, options: dict[str, Any]) -> "tuple[TextEncoder, str]":
+    import torch
+
+    from sentence_distill.pipeline.hardware import STUDENT, pick_device, pick_precision
     from sentence_distill.student.encoding.torch_encoder import TorchEncoder
     from sentence_distill.student.model import Student
 
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     device = pick_device(options["device"] or "auto")
-    loaded = Student.load(student)
+    precision = pick_precision(options["precision"] or "auto", device, STUDENT)
+    loaded = Student.load(student, backend="torch")
     loaded.encoder.to(device)
-    return TorchEncoder(loaded, pick_precision(options["precision"] or "auto", device))
+    name = str(precision).removeprefix("torch.")
+    return TorchEncoder(loaded, precision), f"{student}: {name} in PyTorch on {device}"
 
 
 def _format(out: str, given: str | None) -> str:

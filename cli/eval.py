@@ -149,7 +149,7 @@ def _one_student(models: tuple[str, ...]) -> Path:
 
 
 def _require_student(folder: str) -> Path:
-    from sentence_distill.student.folder import load_distillation
+    from sentence_distill.student.files import load_distillation
     from sentence_distill.student.packaged import require_own_folder
 
     require_own_folder(folder)

@@ -104,7 +104,7 @@ def finetune(
       sd finetune distilled --task SST-2 --glue-dir glue/
     """
     from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.pipeline.precision import pick_device, pick_precision
+    from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
     from sentence_distill.student.evaluation.models import find_model, is_student
     from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER
     from sentence_distill.student.finetuning.fit import Fitter
@@ -122,7 +122,7 @@ def finetune(
     fitter = Fitter(
         config=finetune_config(options, STUDENT if of_student else TEACHER),
         device=where,
-        precision=pick_precision("auto", where),
+        precision=pick_precision("auto", where, FINETUNING),
         progress=ConsoleProgress(),
     )
     if task is not None:
@@ -220,11 +220,12 @@ def _teacher(located: "Located", data: "TaskData", out: Path, fitter: "Fitter", 
 def _student(
     folder: Path, data: "TaskData", own: "OwnTask | None", logits: Path | None, out: Path, fitter: "Fitter", seed: int
 ) -> "Fitted[Any]":
+    from sentence_distill.student.files import load_distillation
     from sentence_distill.student.finetuning.glue_rows import new_classifier
     from sentence_distill.student.finetuning.scale import match_labels, standardised
     from sentence_distill.student.finetuning.task_data import from_logits
     from sentence_distill.student.finetuning.task_folder import save_classifier
-    from sentence_distill.student.folder import load_distillation, load_student
+    from sentence_distill.student.folder import load_student
 
     student, distillation = load_student(folder), load_distillation(folder)
     train = None if logits is None else from_logits(logits, data)

@@ -170,14 +170,15 @@ def _prepare(
     from dataclasses import asdict, replace
 
     from sentence_distill.data.hashing import file_hash
-    from sentence_distill.pipeline.precision import pick_device, pick_precision
+    from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
     from sentence_distill.student.evaluation.models import find_teacher, open_teacher
+    from sentence_distill.student.files import load_distillation, module_weights
     from sentence_distill.student.finetuning.finetune import LOOP, STUDENT, TEACHER
     from sentence_distill.student.finetuning.fit import Fitter
     from sentence_distill.student.finetuning.glue_rows import RowMaker
     from sentence_distill.student.finetuning.results import Results
     from sentence_distill.student.finetuning.task_distillation import TaskTeacher
-    from sentence_distill.student.folder import load_distillation, load_student, module_weights
+    from sentence_distill.student.folder import load_student
     from sentence_distill.student.training.init import initial_words
 
     student, distillation, device = load_student(folder), load_distillation(folder), pick_device(options["device"])
@@ -187,7 +188,9 @@ def _prepare(
         epochs=options["teacher_epochs"] or TEACHER.epochs,
         learning_rates=options["teacher_rates"] or TEACHER.learning_rates,
     )
-    fitter = Fitter(config=config, device=device, precision=pick_precision("auto", device), progress=progress)
+    fitter = Fitter(
+        config=config, device=device, precision=pick_precision("auto", device, FINETUNING), progress=progress
+    )
 
     # Each is asked for by every model that needs it.
     @cache

@@ -49,7 +49,7 @@ def evaluate_intrinsic(
             click.echo(f"held-out sentences of {other}, not what the student was trained on: its card keeps its own")
     else:
         columns = [model.name for model in opened]
-        figures = {"precision": measured.precision, **_own(json_file.parent, located, columns, measured)}
+        figures = dict(_own(json_file.parent, located, columns, measured))
         figures["models"] = measured.models
     write_json(json_file, {**figures, "skipped": measured.skipped})
     _print(measured)
@@ -60,7 +60,8 @@ def evaluate_intrinsic(
 
 def _record(folder: Path, figures: dict[str, Any]) -> None:
     """Let a student's record and card show its figures."""
-    from sentence_distill.student.folder import CARD, load_distillation, update_distillation
+    from sentence_distill.student.files import CARD, load_distillation
+    from sentence_distill.student.folder import update_distillation
 
     try:
         written = update_distillation(folder, metrics={**load_distillation(folder)["metrics"], **figures})
@@ -84,12 +85,12 @@ def _own(folder: Path, located: list["Located"], columns: list[str], measured: "
 def _of_one(measured: "Measured") -> dict[str, Any]:
     """Figures of a student and its teacher, by measure."""
     student, teacher = measured.models["student"], measured.models.get("teacher")
-    figures: dict[str, Any] = {"size": student["size"], "precision": measured.precision}
+    figures: dict[str, Any] = {"size": student["size"]}
     if teacher:
         figures["teacher_size"] = teacher["size"]
     if "held_out" in student:
         figures["held_out"] = student["held_out"]
-    for measure in ("sentences_per_second", "sts_spearman"):
+    for measure in ("sentences_per_second", "timed_as", "sts_spearman"):
         if values := {name: model[measure] for name, model in measured.models.items() if measure in model}:
             figures[measure] = values
     return figures
@@ -120,6 +121,8 @@ def _print(measured: "Measured") -> None:
     row("parameters", "{:,}", [model["size"]["parameters"] for model in models])
     row("size on disk, MB", "{:.1f}", [model["size"]["megabytes"] for model in models])
     Console().print(table)
+    if timed := [f"{name}: {model['timed_as']}" for name, model in measured.models.items() if "timed_as" in model]:
+        click.echo(f"timed on the CPU; {', '.join(timed)}")
     for what, why in measured.skipped.items():
         click.echo(f"not measured: {what}: {why}")
 

@@ -74,7 +74,7 @@ def predict(
     from sentence_distill.data.corpus import text_fields
     from sentence_distill.data.row_writer import open_writer, output_format
     from sentence_distill.data.sources import find_sources
-    from sentence_distill.pipeline.precision import pick_device
+    from sentence_distill.pipeline.hardware import pick_device
     from sentence_distill.student.finetuning.predict import Classifier
     from sentence_distill.student.finetuning.predict_files import predict_rows
 

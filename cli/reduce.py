@@ -114,7 +114,8 @@ def _compare(
         The student, its record, its directions, whether the sentences are of its own corpus, and each width's figures.
     """
     from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.student.folder import load_distillation, load_student
+    from sentence_distill.student.files import load_distillation
+    from sentence_distill.student.folder import load_student
     from sentence_distill.student.model import encode_tokens
     from sentence_distill.student.reduction.reduce import (
         compare_dims,

@@ -55,7 +55,7 @@ def report(student: Path, out: Path, shards: Path | None, title: str | None, not
       sd report distilled --out report.html
       sd report distilled --note 'QQP=another split than the official one'
     """
-    from sentence_distill.student.folder import load_distillation
+    from sentence_distill.student.files import load_distillation
     from sentence_distill.student.packaged import require_own_folder
 
     require_own_folder(student)

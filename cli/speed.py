@@ -82,7 +82,7 @@ def _sentences(models: tuple[str, ...], shards: Path | None, file: Path | None) 
     from sentence_distill.student.evaluation.models import is_student
     from sentence_distill.student.evaluation.reference import own_shards
     from sentence_distill.student.evaluation.texts import sentences_of_file, sentences_of_shards
-    from sentence_distill.student.folder import load_distillation
+    from sentence_distill.student.files import load_distillation
 
     if file is not None:
         return sentences_of_file(file)

@@ -204,7 +204,7 @@ def train_student(
 
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.progress import Silent
-    from sentence_distill.pipeline.precision import pick_precision
+    from sentence_distill.pipeline.hardware import TRAINING, pick_precision
     from sentence_distill.student.config import TrainConfig
     from sentence_distill.student.training.ranks import Ranks
     from sentence_distill.student.training.start import Start
@@ -220,6 +220,7 @@ def train_student(
     student = _student(shards, config, start, options)
     refuse_used(out, resume, overwrite)
     ranks = Ranks(device)
+    dtype = pick_precision(precision, ranks.device, TRAINING)
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         shards=shards,
@@ -227,7 +228,7 @@ def train_student(
         student=student,
         config=config,
         ranks=ranks,
-        precision=pick_precision(precision, ranks.device),
+        precision=dtype,
         progress=ConsoleProgress() if ranks.main else Silent(),
         start=start,
         checkpoint_every=checkpoint_every,

@@ -13,6 +13,7 @@ import numpy as np
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import Position, Record
+from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.children import deaf_to_ctrl_c, receive, sendable
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.plan import Slice
@@ -102,10 +103,8 @@ def _prepare(
     stride: int,
 ) -> None:
     """What a reading process does: send each slice, or the error that ends the run."""
-    from tokenizers import Tokenizer
-
     try:
-        tokenizer = Tokenizer.from_str(tokenizer_json)
+        tokenizer = TextTokenizer(tokenizer_json)
         for part, records in slice_records(corpus, todo, stride):
             connection.send(prepare_slice(records, part, config, tokenizer, dtype, separator))
     except (BrokenPipeError, ConnectionResetError):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sentence_distill.pipeline.allocator import keep_freed_memory
+from sentence_distill.pipeline.hardware import computes
 
 ATTENTION = "sentence_distill_cpu"
 _PLAIN_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet")
@@ -66,8 +67,9 @@ def use_cpu_kernels(model: Any) -> None:
     """Replace, in an encoder on the CPU, what PyTorch computes slowly; its vectors stay within rounding.
 
     Only in architectures whose attention sees the whole sentence and whose linear layers are plain: others, with a
-    local window for example, keep what they have. MPNet takes its attention from no registry and keeps it. In
-    bfloat16 only where the processor has instructions for it: oneDNN has no kernels elsewhere.
+    local window for example, keep what they have. MPNet takes its attention from no registry and keeps it. Linear
+    layers stay as they are if oneDNN has no kernel for their type here: it has none in bfloat16 on processors without
+    instructions for it, and its operators may change with PyTorch's version.
     """
     if model.config.model_type not in _PLAIN_ENCODERS or getattr(model.config, "is_decoder", False):
         return
@@ -76,7 +78,8 @@ def use_cpu_kernels(model: Any) -> None:
     AttentionInterface.register(ATTENTION, attention)
     if getattr(model, "_supports_attention_backend", False):
         model.set_attn_implementation(ATTENTION)
-    for parent in list(model.modules()):
+    packed = computes("packed linear", model.dtype, torch.device("cpu"))
+    for parent in list(model.modules()) if packed else ():
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
                 setattr(parent, name, PackedLinear(child))

@@ -14,9 +14,9 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Progress
 from sentence_distill.pipeline.children import cores, deaf_to_ctrl_c, receive, sendable
 from sentence_distill.pipeline.fingerprint import differing_fields
+from sentence_distill.pipeline.hardware import TEACHER, pick_device, pick_precision
 from sentence_distill.pipeline.locate import Located, locate_teacher
 from sentence_distill.pipeline.plan import Slice
-from sentence_distill.pipeline.precision import pick_device, pick_precision
 from sentence_distill.pipeline.teacher import Teacher, TeacherFacts
 from sentence_distill.pipeline.work import Job, embed_slices
 
@@ -48,7 +48,7 @@ class TeacherSpec:
                 pooling=self.pooling,
                 layers=self.layers,
                 device=where,
-                dtype=pick_precision(self.precision, where),
+                dtype=pick_precision(self.precision, where, TEACHER),
                 pairs=self.pairs,
             )
         except torch.OutOfMemoryError as error:

@@ -5,12 +5,13 @@ from typing import Any
 import torch
 
 from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.locate import Located
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
 
-def load_parts(located: Located, dtype: torch.dtype, *, head: bool = False) -> tuple[Any, Any]:
+def load_parts(located: Located, dtype: torch.dtype, *, head: bool = False) -> tuple[Any, TextTokenizer]:
     """Model, with its classification head if asked, and tokenizer of a folder; every weight comes from its file."""
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
@@ -39,13 +40,11 @@ def load_parts(located: Located, dtype: torch.dtype, *, head: bool = False) -> t
         model.pooler = None
     if not tokenizer.is_fast:
         raise UserError(f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it")
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    largest = max(backend.get_vocab(with_added_tokens=True).values())
+    loaded = TextTokenizer(tokenizer.backend_tokenizer.to_str())
+    largest = max(loaded.vocabulary().values())
     if largest >= model.get_input_embeddings().num_embeddings:
         raise unusable(located, ValueError(f"its tokenizer has an id {largest} that its word embeddings lack"))
-    return model, backend
+    return model, loaded
 
 
 def require_vocabulary(located: Located) -> None:
@@ -62,9 +61,9 @@ def unusable(located: Located, error: Exception) -> UserError:
     )
 
 
-def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+def special_tokens(tokenizer: TextTokenizer) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer puts before and behind a sentence."""
-    inner = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    inner = tokenizer.backend.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.backend.encode("a", add_special_tokens=True).ids
     start = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
     return whole[:start], whole[start + len(inner) :]

@@ -1,21 +1,20 @@
 """Pairs of sentences, "first\\tsecond": how a teacher's tokenizer joins the two sides."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import PAIR_SEPARATOR
-from sentence_distill.pipeline.tokens import Tokens, tokenize
+from sentence_distill.data.tokenization import TextTokenizer, Tokens
 
 
-def separator_tokens(tokenizer: Any, prefix: Sequence[int], suffix: Sequence[int], name: str) -> list[int]:
+def separator_tokens(tokenizer: TextTokenizer, prefix: Sequence[int], suffix: Sequence[int], name: str) -> list[int]:
     """The ids that the tokenizer puts between two sentences: one [SEP] for BERT, </s></s> for RoBERTa.
 
     Args:
-        tokenizer: a `tokenizers.Tokenizer` with its post-processor.
+        tokenizer: with its post-processor.
         prefix: what it puts before a sentence.
         suffix: what it puts behind one.
         name: the teacher's, for messages.
@@ -23,8 +22,8 @@ def separator_tokens(tokenizer: Any, prefix: Sequence[int], suffix: Sequence[int
     Raises:
         UserError: it puts nothing there, or joins a pair in another way than first, separator, second.
     """
-    inner = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a", "a", add_special_tokens=True).ids
+    inner = tokenizer.backend.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.backend.encode("a", "a", add_special_tokens=True).ids
     separator = whole[len(prefix) + len(inner) : len(whole) - len(inner) - len(suffix)]
     if not separator or whole != [*prefix, *inner, *separator, *inner, *suffix]:
         raise UserError(
@@ -34,32 +33,33 @@ def separator_tokens(tokenizer: Any, prefix: Sequence[int], suffix: Sequence[int
     return separator
 
 
-def tokenize_pairs(tokenizer: Any, pairs: Sequence[str], separator: Sequence[int], dtype: Any = np.uint32) -> Tokens:
+def tokenize_pairs(tokenizer: TextTokenizer, pairs: Sequence[str], separator: Sequence[int]) -> Tokens:
     """Token ids of each pair: those of its first side, the separator, those of its second side.
 
     The separator stands in a pair once, so that its ids tell where the second side begins: text such as "[SEP]"
     is ordinary text here, while other special tokens, [MASK] above all, stay what they are.
 
     Args:
-        tokenizer: a `tokenizers.Tokenizer` without truncation and padding.
+        tokenizer: the teacher's.
         pairs: n strings, see `join_sides`.
         separator: see `separator_tokens`.
-        dtype: of the ids.
 
     Returns:
         Tokens of n pairs; none at all for a pair that can't be told apart, because a side has no tokens or makes the
         separator's even so.
     """
     sides = [side for pair in pairs for side in pair.split(PAIR_SEPARATOR)]
-    for token in dict.fromkeys(map(tokenizer.id_to_token, separator)):
+    for token in map(str, dict.fromkeys(map(tokenizer.backend.id_to_token, separator))):
         sides = [side.replace(token, f"{token[0]} {token[1:]}") for side in sides]
-    tokens = tokenize(tokenizer, sides, dtype)
-    lists = []
-    for row in range(0, len(sides), 2):
-        first, second = tokens[row].tolist(), tokens[row + 1].tolist()
-        parted = first and second and not {*first, *second}.intersection(separator)
-        lists.append([*first, *separator, *second] if parted else [])
-    return Tokens.of(lists, dtype)
+    tokens = tokenizer.tokenize(sides)
+    # How many of the separator's ids each side holds.
+    before = np.concatenate([[0], np.cumsum(np.isin(tokens.ids, separator))])
+    confused = np.diff(before[tokens.offsets])
+    parted = ((tokens.lengths > 0) & (confused == 0)).reshape(-1, 2).all(axis=1)
+    rows = np.arange(0, len(sides), 2)
+    between = Tokens.of([separator] * len(rows))
+    joined = Tokens.joined([tokens.take(rows), between, tokens.take(rows + 1)])
+    return joined.take(np.arange(len(joined)), np.where(parted, joined.lengths, 0))
 
 
 def token_types(batch: torch.Tensor, prefix: int, separator: Sequence[int]) -> torch.Tensor:

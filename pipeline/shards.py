@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from sentence_distill.data.hashing import file_hash, stream_hash
+from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.files import dump_json, is_local, load_json, replacing, write_atomically
-from sentence_distill.pipeline.tokens import Tokens
 
 FORMAT_VERSION = 1
 DTYPES = {"float16": np.float16, "float32": np.float32}

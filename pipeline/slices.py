@@ -12,12 +12,12 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import sentence_id
 from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record
 from sentence_distill.data.sentences import SentenceRules, split_sentences
+from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.pairs import tokenize_pairs
 from sentence_distill.pipeline.plan import Slice
 from sentence_distill.pipeline.rejected import Rejection, write_list
 from sentence_distill.pipeline.shards import DTYPES, make_table, shard_name, write_shard
-from sentence_distill.pipeline.tokens import Tokens, tokenize
 
 # A few vectors may overflow; beyond this share something is wrong with the teacher or its precision.
 _MOST_NON_FINITE = 0.01
@@ -109,7 +109,7 @@ def prepare_slice(
     records: Iterable[Record],
     part: Slice,
     config: EmbedConfig,
-    tokenizer: Any,
+    tokenizer: TextTokenizer,
     dtype: type[np.unsignedinteger[Any]],
     separator: Sequence[int] = (),
 ) -> SliceText:
@@ -119,16 +119,15 @@ def prepare_slice(
         records: of the slice.
         part: the slice.
         config: rules and the most tokens.
-        tokenizer: the teacher's `tokenizers.Tokenizer`.
+        tokenizer: the teacher's.
         dtype: of the token ids.
         separator: the teacher's, between the sides of pairs.
     """
     text = read_slice(records, part, config.rules)
-    if separator:
-        text.tokens = tokenize_pairs(tokenizer, text.sentences, separator, dtype)
-    else:
-        text.tokens = tokenize(tokenizer, text.sentences, dtype)
-    lengths = text.tokens.lengths
+    sentences = text.sentences
+    tokens = tokenize_pairs(tokenizer, sentences, separator) if separator else tokenizer.tokenize(sentences)
+    text.tokens = tokens.astype(dtype)
+    lengths = tokens.lengths
     text.reject(lengths > config.max_tokens, "too many tokens")
     # A sentence whose every character the tokenizer drops has no tokens to pool.
     text.reject(lengths == 0, "no tokens")

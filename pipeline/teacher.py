@@ -13,15 +13,14 @@ from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
+from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.batches import exact_length_batches
 from sentence_distill.pipeline.cpu_kernels import use_cpu_kernels
 from sentence_distill.pipeline.launched import Launched
 from sentence_distill.pipeline.load import load_parts, special_tokens, unusable
 from sentence_distill.pipeline.locate import Located
 from sentence_distill.pipeline.pairs import separator_tokens, token_types, tokenize_pairs
-from sentence_distill.pipeline.precision import has_bf16
 from sentence_distill.pipeline.recipe import LOGITS, Recipe, logits_recipe, make_recipe, wants_logits
-from sentence_distill.pipeline.tokens import Tokens, tokenize
 
 _NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
@@ -63,13 +62,20 @@ class Teacher:
         name: as in manifests.
         recipe: pooling, layers (counted from 0, ascending as given) and normalisation.
         separator: ids between the sides of a pair; none where it embeds single sentences.
-        tokenizer: a `tokenizers.Tokenizer` without truncation and padding.
+        tokenizer: its tokenizer, which adds no special tokens.
         dim: width of the embeddings of all layers together.
         most_tokens: tokens of a batch that memory was found to hold.
     """
 
     def __init__(
-        self, *, located: Located, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device, pairs: bool
+        self,
+        *,
+        located: Located,
+        model: Any,
+        tokenizer: TextTokenizer,
+        recipe: Recipe,
+        device: torch.device,
+        pairs: bool,
     ) -> None:
         self.name = located.name
         self._located = located
@@ -116,11 +122,7 @@ class Teacher:
             model.pooler = None
         model = model.to(device).eval()
         teacher = cls(located=located, model=model, tokenizer=tokenizer, recipe=recipe, device=device, pairs=pairs)
-        if (
-            device.type == "cpu"
-            and torch.backends.mkldnn.is_available()
-            and (dtype == torch.float32 or has_bf16(device))
-        ):
+        if device.type == "cpu":
             use_cpu_kernels(teacher.model)
         try:
             # What is no encoder of one sentence shows now, and not once the whole corpus was planned.
@@ -158,7 +160,7 @@ class Teacher:
         """Token ids of each sentence, without special tokens, or of each pair, with those between its sides."""
         if self.separator:
             return tokenize_pairs(self.tokenizer, sentences, self.separator)
-        return tokenize(self.tokenizer, sentences)
+        return self.tokenizer.tokenize(sentences)
 
     def embed(
         self, tokens: Tokens, token_budget: int, advance: Callable[[int], None] = lambda count: None

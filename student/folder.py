@@ -6,20 +6,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
+import torch
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.pipeline.files import system_errors, write_atomically
-from sentence_distill.student.config import StudentConfig
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.model import MAX_TOKENS, Student
+from sentence_distill.student.files import (
+    CARD,
+    DISTILLATION,
+    MAX_TOKENS,
+    StudentFiles,
+    load_distillation,
+    module_weights,
+)
+from sentence_distill.student.model import Student
 from sentence_distill.student.sharing.card import model_card
-
-DISTILLATION = "distillation.json"
-CARD = "README.md"
-_FIELDS = {"teacher", "corpus", "shards", "training", "metrics", "student"}
 
 
 def save_student(folder: Path, student: Student, distillation: dict[str, Any]) -> None:
@@ -37,7 +38,7 @@ def save_student(folder: Path, student: Student, distillation: dict[str, Any]) -
 
     config, encoder = student.encoder.config, student.encoder
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=student.tokenizer, clean_up_tokenization_spaces=False, model_max_length=MAX_TOKENS
+        tokenizer_object=student.tokenizer.backend, clean_up_tokenization_spaces=False, model_max_length=MAX_TOKENS
     )
     words = WordEmbeddings(tokenizer, encoder.embedding.weight.detach().cpu(), max_seq_length=MAX_TOKENS)
     lstm = LSTM(config.embedding_dim, config.hidden, num_layers=config.layers)
@@ -54,56 +55,25 @@ def save_student(folder: Path, student: Student, distillation: dict[str, Any]) -
     _write_record(folder, {**distillation, "student": asdict(config), "weights": "float32"})
 
 
-def load_student(folder: Path) -> Student:
+def load_student(folder: Path, backend: str = "torch") -> Student:
     """Read a student without importing sentence-transformers.
+
+    Args:
+        folder: of the student.
+        backend: see `Student`.
 
     Raises:
         UserError: the folder holds no student.
     """
+    files = StudentFiles.read(folder)
+    encoder = StudentEncoder(files.config)
     try:
-        distillation = load_distillation(folder)
-        paths = module_paths(folder)
-        config = StudentConfig(
-            **{**distillation["student"], "target_dims": (distillation["student"]["target_dims"][-1],)}
-        )
-        encoder = StudentEncoder(config)
-        weights = {kind: load_file(paths[kind] / "model.safetensors") for kind in ("WordEmbeddings", "LSTM", "Dense")}
-        encoder.load_state_dict(
-            {
-                "embedding.weight": weights["WordEmbeddings"]["emb_layer.weight"].float(),
-                **{f"lstm.{name.removeprefix('encoder.')}": value for name, value in weights["LSTM"].items()},
-                **{f"projections.0.{name.removeprefix('linear.')}": value for name, value in weights["Dense"].items()},
-            }
-        )
-        tokenizer = Tokenizer.from_buffer((paths["WordEmbeddings"] / "tokenizer.json").read_bytes())
-    except UserError:
-        raise
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no student that can be read ({error}); train one: sd train-student") from error
-    return Student(encoder, tokenizer)
-
-
-def load_distillation(folder: Path) -> dict[str, Any]:
-    """How the student in `folder` was made.
-
-    Raises:
-        UserError: there is no student in it.
-    """
-    try:
-        record = json.loads((folder / DISTILLATION).read_text(encoding="utf-8"))
-        if missing := _FIELDS - record.keys():
-            raise ValueError(f"no {', '.join(sorted(missing))}")
-        return record  # type: ignore[no-any-return]
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder} holds no student; train one: sd train-student --out {folder}") from None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{folder / DISTILLATION} is damaged ({error}); train the student again") from error
-
-
-def module_weights(folder: Path) -> list[Path]:
-    """The files of a student's weights."""
-    files = (path / "model.safetensors" for path in module_paths(folder).values())
-    return sorted({file for file in files if file.exists()})
+        encoder.load_state_dict({name: torch.from_numpy(weight) for name, weight in files.weights.items()})
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder} holds weights of another shape than its record ({first_line(error)}); train the student again"
+        ) from error
+    return Student(encoder, files.tokenizer, backend)
 
 
 def share_as(example: Path, files: Iterable[Path]) -> None:
@@ -128,9 +98,3 @@ def _write_record(folder: Path, distillation: dict[str, Any], *, with_card: bool
     write_atomically(folder / DISTILLATION, (json.dumps(distillation, indent=1, ensure_ascii=False) + "\n").encode())
     if with_card:
         write_atomically(folder / CARD, model_card(distillation).encode())
-
-
-def module_paths(folder: Path) -> dict[str, Path]:
-    """Where each module of a student lies, by its kind."""
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    return {module["type"].rsplit(".", 1)[-1]: folder / module["path"] for module in modules}

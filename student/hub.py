@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub, offline_requested
-from sentence_distill.student.folder import DISTILLATION
+from sentence_distill.student.files import DISTILLATION
 from sentence_distill.student.packaged import packaged_student
 
 _FILES = ["*.json", "*.safetensors"]

@@ -1,66 +1,86 @@
 """A trained student: a tokenizer and an encoder, from text to vectors."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
-from sentence_distill.student.batches import near_length_batches, pad_tokens
+from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.data.tokenization import TextTokenizer, Tokens
+from sentence_distill.pipeline.hardware import STUDENT, require_precision
+from sentence_distill.student.batches import near_length_batches
 from sentence_distill.student.encoder import StudentEncoder
+from sentence_distill.student.files import MAX_TOKENS
+from sentence_distill.student.onnx_encoder import OnnxEncoder
 from sentence_distill.student.sklearn_transformer import SklearnTransformer
 from sentence_distill.student.workers import map_on_cores
 
+BACKENDS = ("auto", "onnx", "torch")
 # A batch's states then fit into a core's cache.
 TOKEN_BUDGET = 4096
 # So many sentences are ordered by length at once, or fewer long ones; more need more memory and fill no batch better.
 _WINDOW = 1 << 16
 _WINDOW_CHARACTERS = 1 << 25
-# The shards hold no longer sentences by default; what is longer is cut, as sentence-transformers does.
-MAX_TOKENS = 512
 
 
 class Student(SklearnTransformer):
     """Encodes sentences; scikit-learn takes it for a transformer.
 
     Attributes:
-        encoder: the network, in evaluation mode.
+        encoder: the network in PyTorch, in evaluation mode.
         tokenizer: adds no special tokens.
+        backend: "onnx" or "torch", what `encode` runs on a CPU; on a GPU it is PyTorch.
     """
 
-    def __init__(self, encoder: StudentEncoder, tokenizer: Tokenizer) -> None:
+    def __init__(self, encoder: StudentEncoder, tokenizer: TextTokenizer, backend: str = "torch") -> None:
+        """Put a network and a tokenizer together.
+
+        Args:
+            encoder: the network.
+            tokenizer: of its vocabulary.
+            backend: one of `BACKENDS`. "onnx" is the network as an int8 graph in ONNX Runtime, the fastest way on any
+                CPU; "torch" computes in float32; "auto" is "onnx" if that runs here.
+
+        Raises:
+            UserError: it is none of them, or ONNX Runtime is asked for and does not run here.
+        """
+        if backend not in BACKENDS:
+            raise UserError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
         self.encoder = encoder.eval()
         self.tokenizer = tokenizer
+        self._onnx: tuple[object, OnnxEncoder] | None = None
+        self.backend = _usable(backend, self._onnx_encoder)
 
     @classmethod
-    def load(cls, name: str | Path) -> "Student":
+    def load(cls, name: str | Path, backend: str = "auto") -> "Student":
         """Read the student in a folder, which `sd train-student` or `sd finetune` made, or on the hub.
 
         Args:
             name: of the folder; or, as a string, "wiki-small", which comes with the package, or `owner/name` or
                 `owner/name@revision` on the hub, which is asked where no folder has that name. Where it can't be
                 asked, or HF_HUB_OFFLINE is set, its cache is searched.
+            backend: see the class.
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: there is none, it is damaged, or the backend does not run here.
         """
         from sentence_distill.student.folder import load_student
         from sentence_distill.student.hub import locate_student
 
-        return load_student(locate_student(name))
+        return load_student(locate_student(name), backend)
 
     @property
     def dim(self) -> int:
         """Width of the vectors."""
         return self.encoder.config.target_dims[-1]
 
-    def tokenize(self, sentences: Sequence[str]) -> list[list[int]]:
-        """Token ids of each sentence, at most `MAX_TOKENS`."""
-        encodings = self.tokenizer.encode_batch_fast(list(sentences), add_special_tokens=False)
-        return [encoding.ids[:MAX_TOKENS] for encoding in encodings]
+    def tokenize(self, sentences: Sequence[str]) -> Tokens:
+        """Tokenize sentences, each cut behind `MAX_TOKENS`."""
+        return self.tokenizer.tokenize(sentences).cut(MAX_TOKENS)
 
-    def encode(self, sentences: str | Sequence[str], precision: torch.dtype = torch.float32) -> np.ndarray:
+    def encode(self, sentences: str | Sequence[str], precision: torch.dtype | None = None) -> np.ndarray:
         """Embed sentences.
 
         A sentence's vector does not depend, but for rounding, on what it is encoded with; several threads may encode at
@@ -68,20 +88,59 @@ class Student(SklearnTransformer):
 
         Args:
             sentences: n sentences, or one.
-            precision: bfloat16 computes the LSTM under autocast, for processors that have instructions for it.
+            precision: float32 or bfloat16 computes in PyTorch, bfloat16 under autocast; None is the backend's own.
 
         Returns:
             float32[n, dim] in the order given; of one `str` float32[dim].
+
+        Raises:
+            UserError: PyTorch runs no LSTM in `precision` here.
         """
         if isinstance(sentences, str):
             return self.encode([sentences], precision)[0]
+        device = next(self.encoder.parameters()).device
+        if precision is not None:
+            require_precision(precision, device, STUDENT)
+        onnx = self._onnx_encoder() if self.backend == "onnx" and precision is None and device.type == "cpu" else None
         out = np.empty((len(sentences), self.dim), dtype=np.float32)
         first = 0
         while first < len(sentences):
-            window = self.tokenize(sentences[first : first + _window(sentences, first)])
-            out[first : first + len(window)] = encode_tokens(self.encoder, window, precision).numpy()
-            first += len(window)
+            tokens = self.tokenize(sentences[first : first + _window(sentences, first)])
+            if onnx is not None:
+                vectors = onnx.encode(tokens, torch.get_num_threads())
+            else:
+                vectors = encode_tokens(self.encoder, tokens, precision or torch.float32).numpy()
+            out[first : first + len(tokens)] = vectors
+            first += len(tokens)
         return out
+
+    def _onnx_encoder(self) -> OnnxEncoder:
+        """The graph of the weights as they are now; it is rebuilt after they were changed in place."""
+        from sentence_distill.student.onnx_graph import build_graph
+
+        state = self.encoder.state_dict(keep_vars=True)
+        version = {name: (weight.data_ptr(), weight._version) for name, weight in state.items()}
+        if self._onnx is None or self._onnx[0] != version:
+            weights = {name: weight.detach().float().cpu().numpy() for name, weight in state.items()}
+            model = build_graph(self.encoder.config, weights, int8=True).SerializeToString()
+            self._onnx = (version, OnnxEncoder(model))
+        return self._onnx[1]
+
+
+def _usable(backend: str, open_onnx: Callable[[], OnnxEncoder]) -> str:
+    """The backend that is meant: "auto" is decided by opening the graph."""
+    if backend == "torch":
+        return backend
+    try:
+        open_onnx()
+    except (ImportError, ValueError) as error:
+        if backend == "onnx":
+            raise UserError(
+                f"ONNX Runtime does not run this student here ({first_line(error)}); use the backend torch"
+            ) from error
+        logging.getLogger(__name__).warning("ONNX Runtime does not run here (%s): PyTorch does", first_line(error))
+        return "torch"
+    return "onnx"
 
 
 def _window(sentences: Sequence[str], first: int) -> int:
@@ -96,64 +155,59 @@ def _window(sentences: Sequence[str], first: int) -> int:
 
 def encode_tokens(
     encoder: StudentEncoder,
-    input_ids: Sequence[Sequence[int] | np.ndarray],
+    tokens: Tokens,
     precision: torch.dtype = torch.float32,
     token_budget: int = TOKEN_BUDGET,
 ) -> torch.Tensor:
-    """Embed tokenised sentences in batches of near lengths, on a CPU several side by side.
+    """Embed tokenized sentences in PyTorch, in batches of near lengths, on a CPU several side by side.
 
     A sentence's vector does not depend on the others. One without tokens pools to zeros.
 
     Args:
         encoder: the network.
-        input_ids: n sequences of token ids.
-        precision: see `Student.encode`.
+        tokens: of n sentences.
+        precision: float32, or bfloat16 for autocast.
         token_budget: tokens of a batch.
 
     Returns:
         float32[n, dim].
     """
-    return _in_batches(encoder, input_ids, encoder.embed, encoder.config.target_dims[-1], precision, token_budget)
+    return _in_batches(encoder, tokens, encoder.embed, encoder.config.target_dims[-1], precision, token_budget)
 
 
-def pool_tokens(
-    encoder: StudentEncoder, input_ids: Sequence[Sequence[int] | np.ndarray], precision: torch.dtype = torch.float32
-) -> torch.Tensor:
-    """Pooled LSTM states of tokenised sentences, float32[n, pooled_dim], which heads read; see `encode_tokens`."""
-    return _in_batches(encoder, input_ids, torch.Tensor.float, encoder.config.pooled_dim, precision, TOKEN_BUDGET)
+def pool_tokens(encoder: StudentEncoder, tokens: Tokens, precision: torch.dtype = torch.float32) -> torch.Tensor:
+    """Pooled LSTM states of tokenized sentences, float32[n, pooled_dim], which heads read; see `encode_tokens`."""
+    return _in_batches(encoder, tokens, torch.Tensor.float, encoder.config.pooled_dim, precision, TOKEN_BUDGET)
 
 
 def _in_batches(
     encoder: StudentEncoder,
-    input_ids: Sequence[Sequence[int] | np.ndarray],
+    tokens: Tokens,
     finish: Callable[[torch.Tensor], torch.Tensor],
     width: int,
     precision: torch.dtype,
     token_budget: int,
 ) -> torch.Tensor:
     """float32[n, width]: `finish` of the pooled states of each sentence."""
-    lengths = np.array([len(ids) for ids in input_ids], dtype=np.int64)
 
     @torch.inference_mode()
     def encode(rows: np.ndarray) -> torch.Tensor:
-        return finish(_pool_batch(encoder, [input_ids[row] for row in rows], precision)).float().cpu()
+        return finish(_pool_batch(encoder, tokens, rows, precision)).float().cpu()
 
     # The longest first, so that no thread is left alone with it at the end.
-    batches = list(near_length_batches(lengths, token_budget))[::-1]
+    batches = list(near_length_batches(tokens.lengths, token_budget))[::-1]
     on_cpu = next(encoder.parameters()).device.type == "cpu"
     vectors = map_on_cores(encode, batches) if on_cpu else [encode(rows) for rows in batches]
-    out = torch.empty(len(input_ids), width)
+    out = torch.empty(len(tokens), width)
     for rows, part in zip(batches, vectors, strict=True):
         out[torch.from_numpy(rows)] = part
     return out
 
 
-def _pool_batch(
-    encoder: StudentEncoder, input_ids: Sequence[Sequence[int] | np.ndarray], precision: torch.dtype
-) -> torch.Tensor:
+def _pool_batch(encoder: StudentEncoder, tokens: Tokens, rows: np.ndarray, precision: torch.dtype) -> torch.Tensor:
     """Pooled states of one batch, float32[b, pooled_dim]."""
     device = next(encoder.parameters()).device
-    padded, lengths = pad_tokens(input_ids)
+    padded, lengths = tokens.take(rows).padded()
     batch = torch.from_numpy(padded).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
         if lengths.min() == padded.shape[1]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.student.config import StudentConfig
 from sentence_distill.student.encoder import StudentEncoder
 
@@ -29,7 +29,8 @@ class SklearnTransformer(ABC):
     """
 
     encoder: StudentEncoder
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
+    backend: str
     _output = "default"
 
     @property
@@ -140,13 +141,14 @@ class SklearnTransformer(ABC):
             "weights": {name: weight.float().cpu().numpy() for name, weight in weights.items()},
             "tokenizer": self.tokenizer.to_str(),
             "output": self._output,
+            "backend": self.backend,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.encoder = StudentEncoder(StudentConfig(**state["config"])).eval()
+        encoder = StudentEncoder(StudentConfig(**state["config"]))
         # Copied, because joblib's workers share arrays that nobody may write to.
-        self.encoder.load_state_dict({name: torch.tensor(weight) for name, weight in state["weights"].items()})
-        self.tokenizer = Tokenizer.from_str(state["tokenizer"])
+        encoder.load_state_dict({name: torch.tensor(weight) for name, weight in state["weights"].items()})
+        self.__init__(encoder, TextTokenizer(state["tokenizer"]), state["backend"])  # type: ignore[misc]
         self._output = state["output"]
 
     def __sklearn_clone__(self) -> Self:

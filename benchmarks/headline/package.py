@@ -11,7 +11,8 @@ import json
 import shutil
 from pathlib import Path
 
-from sentence_distill.student.folder import CARD, load_distillation, update_distillation
+from sentence_distill.student.files import CARD, load_distillation
+from sentence_distill.student.folder import update_distillation
 from sentence_distill.student.reduction.halve import halve_weights
 from sentence_distill.student.sharing.card import model_card
 from sentence_distill.student.sharing.push import prepare_upload

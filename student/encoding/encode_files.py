@@ -16,6 +16,7 @@ from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Progress
 from sentence_distill.data.records import Position, Record
+from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.files import TEMPORARY, replacing, write_atomically
 from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.lock import lock_folder
@@ -180,7 +181,7 @@ class FileEncoder:
                 coming = reader.submit(self._read, records, WINDOW)
                 yield window[0], self._rows(*window)
 
-    def _read(self, records: Iterator[Record], size: int) -> tuple[list[Record], list[list[int]]]:
+    def _read(self, records: Iterator[Record], size: int) -> tuple[list[Record], Tokens]:
         window: list[Record] = []
         characters = 0
         while len(window) < size and characters < WINDOW_CHARACTERS and (record := next(records, None)):
@@ -188,7 +189,7 @@ class FileEncoder:
             characters += len(record.text or "")
         return window, self._encoder.tokenize([_text(record) or "" for record in window])
 
-    def _rows(self, records: list[Record], tokens: list[list[int]]) -> pa.RecordBatch:
+    def _rows(self, records: list[Record], tokens: Tokens) -> pa.RecordBatch:
         vectors = self._encoder.vectors(tokens)
         texts = [_text(record) for record in records]
         vectors[[text is None for text in texts]] = 0

@@ -19,8 +19,6 @@ TOKENIZER = "tokenizer.json"
 RECORD = "export.json"
 DEFAULT = "onnx"
 """Name of an export's folder inside the student's."""
-INPUTS = ("input_ids", "attention_mask")
-OUTPUT = "sentence_embedding"
 _FILES = {MODEL, TOKENIZER, RECORD}
 _FIELDS = {"int8", "parameters", "student"}
 

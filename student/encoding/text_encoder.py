@@ -1,9 +1,11 @@
-"""What encodes files: a student in PyTorch, or its export in ONNX Runtime."""
+"""What encodes files: a student in ONNX Runtime or in PyTorch."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+
+from sentence_distill.data.tokenization import Tokens
 
 
 class TextEncoder(Protocol):
@@ -13,11 +15,11 @@ class TextEncoder(Protocol):
     def dim(self) -> int:
         """Width of the vectors."""
 
-    def tokenize(self, sentences: Sequence[str]) -> list[list[int]]:
-        """Token ids of each sentence."""
+    def tokenize(self, sentences: Sequence[str]) -> Tokens:
+        """Tokenize sentences."""
 
-    def vectors(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
-        """float32[n, dim] of n tokenised sentences."""
+    def vectors(self, tokens: Tokens) -> np.ndarray:
+        """float32[n, dim] of n tokenized sentences."""
 
     def identity(self) -> dict[str, str]:
         """What the vectors depend on: hashes by name."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from sentence_distill.data.hashing import bytes_hash
+from sentence_distill.data.tokenization import Tokens
 from sentence_distill.student.model import Student, encode_tokens
 
 
@@ -27,12 +28,12 @@ class TorchEncoder:
         """Width of the vectors."""
         return self.student.dim
 
-    def tokenize(self, sentences: Sequence[str]) -> list[list[int]]:
-        """Token ids of each sentence."""
+    def tokenize(self, sentences: Sequence[str]) -> Tokens:
+        """Tokenize sentences."""
         return self.student.tokenize(sentences)
 
-    def vectors(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
-        """float32[n, dim] of n tokenised sentences."""
+    def vectors(self, tokens: Tokens) -> np.ndarray:
+        """float32[n, dim] of n tokenized sentences."""
         return encode_tokens(self.student.encoder, tokens, self.precision).numpy()
 
     def identity(self) -> dict[str, str]:

@@ -27,7 +27,7 @@ def load(spec: dict[str, Any]) -> Encode:
     loader = {
         "sd": _teacher if spec["teacher"] else _student,
         "SentenceTransformer": _sentence_transformer,
-        "ONNX Runtime": _onnx if spec["teacher"] else _exported,
+        "ONNX Runtime": _onnx,
         "model2vec": _static,
         "scikit-learn": _tf_idf,
     }[spec["runner"]]
@@ -35,6 +35,10 @@ def load(spec: dict[str, Any]) -> Encode:
 
 
 def _student(spec: dict[str, Any], folder: Path) -> Encode:
+    if spec["precision"] == "int8":
+        from sentence_distill.student.encoding.onnx_student import OnnxStudent
+
+        return OnnxStudent.of_student(folder, spec["threads"]).encode
     from sentence_distill.student.folder import load_student
 
     student, dtype = load_student(folder), _dtype(spec)
@@ -103,12 +107,6 @@ def _onnx(spec: dict[str, Any], folder: Path) -> Encode:
         return vectors[np.argsort(order)]
 
     return encode
-
-
-def _exported(spec: dict[str, Any], folder: Path) -> Encode:
-    from sentence_distill.student.encoding.onnx_student import OnnxStudent
-
-    return OnnxStudent(folder, spec["threads"]).encode
 
 
 def _pool(states: Any, mask: Any, pooling: str) -> Any:

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.hashing import file_hash
+from sentence_distill.pipeline.hardware import STUDENT, TEACHER, fast_in_bf16
 from sentence_distill.pipeline.locate import Located, locate_local
-from sentence_distill.pipeline.precision import has_bf16
 from sentence_distill.pipeline.recipe import make_recipe
-from sentence_distill.student.encoding.export_folder import DEFAULT, read_record
 from sentence_distill.student.evaluation.models import find_teacher, free_name, is_student, short_names
-from sentence_distill.student.folder import load_distillation, module_weights
+from sentence_distill.student.files import load_distillation
 
 _MINILM = "all-MiniLM-L6-v2"
 _STATIC_HINT = "pip install 'model2vec[distill]'"
@@ -81,8 +79,9 @@ def gather(models: Sequence[tuple[str, Located]], teacher: str | None, workdir: 
         names[place] = free_name("student", names[:place] + names[place + 1 :])
     for name, (_, located) in zip(names, models, strict=True):
         if located.folder in students:
+            # As sd encode runs it, then by PyTorch.
+            field.contenders.append(Contender(name, "sd", "int8", located.folder))
             _add(field, name, located.folder, "sd", "SentenceTransformer")
-            _add_export(field, name, located.folder)
         elif _is_static(located.folder):
             _add_if_installed(field, Contender(name, "model2vec", "fp32", located.folder), ("model2vec",), _STATIC_HINT)
         else:
@@ -98,7 +97,7 @@ def gather(models: Sequence[tuple[str, Located]], teacher: str | None, workdir: 
 
 
 def _add(field: Field, model: str, folder: Path, *runners: str, teacher: dict[str, Any] | None = None) -> None:
-    can_bf16 = has_bf16(torch.device("cpu"))
+    can_bf16 = fast_in_bf16(torch.device("cpu"), (*TEACHER, *STUDENT))
     for runner in runners:
         for precision in ("fp32", "bf16"):
             contender = Contender(model, runner, precision, folder, teacher)
@@ -106,24 +105,6 @@ def _add(field: Field, model: str, folder: Path, *runners: str, teacher: dict[st
                 field.skipped[contender.name] = "this processor has no instructions for bfloat16"
             else:
                 field.contenders.append(contender)
-
-
-def _add_export(field: Field, name: str, student: Path) -> None:
-    """Let a student's export take part where it has one."""
-    folder = student / DEFAULT
-    if not folder.exists():
-        field.skipped[f"{name} (ONNX Runtime)"] = f"no export; make one: sd export {student} --onnx --int8"
-        return
-    try:
-        record = read_record(folder)
-    except UserError as error:
-        field.skipped[f"{name} (ONNX Runtime)"] = str(error)
-        return
-    contender = Contender(name, "ONNX Runtime", "int8" if record["int8"] else "fp32", folder)
-    if record["student"]["weights"] != [file_hash(file) for file in module_weights(student)]:
-        field.skipped[contender.name] = "the export is of weights that the student had before; run sd export again"
-    else:
-        _add_if_installed(field, contender, ("onnxruntime",), "pip install onnxruntime")
 
 
 def _teacher(field: Field, name: str, student: Path, given: str | None, workdir: Path) -> Path | None:

@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
-from sentence_distill.pipeline.precision import pick_precision
 from sentence_distill.student.config import TrainConfig
 from sentence_distill.student.evaluation.buckets import by_frequency, by_length
 from sentence_distill.student.evaluation.models import Encode, Model, free_name, open_teacher
@@ -36,13 +35,11 @@ class Measured:
     Args:
         models: figures by model and measure.
         skipped: what could not be measured, with the reason.
-        precision: in which type all were timed.
         teachers: which column is a student's teacher; it is skipped where that is not here.
     """
 
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    precision: str = ""
     teachers: dict[str, str] = field(default_factory=dict)
 
 
@@ -57,7 +54,7 @@ def measure_models(
         pairs: sentence pairs with human scores, for STS.
         teacher_name: where the teacher is, see `open_teacher`.
     """
-    measured = Measured(precision=str(pick_precision("auto", torch.device("cpu"))).removeprefix("torch."))
+    measured = Measured()
     columns = [*models, *_teachers(models, teacher_name, measured)]
     for model in columns:
         size = {"parameters": model.parameters, "megabytes": model.megabytes}
@@ -148,7 +145,7 @@ def held_out_fidelity(model: Model, reference: Reference) -> dict[str, Any]:
     own = is_own(reference.fingerprint, model.distillation)
     origin = {} if own else {"other_corpus": str(reference.shards)}
     encoder = model.student.encoder
-    vectors = encode_tokens(encoder, reference.input_ids)
+    vectors = encode_tokens(encoder, reference.tokens)
     targets = public_targets(reference.targets, reference.dim, normalize=encoder.config.normalize)
     if vectors.shape[1] != targets.shape[1]:
         # Of a reduced student: between vectors of two widths there is no cosine.
@@ -158,7 +155,7 @@ def held_out_fidelity(model: Model, reference: Reference) -> dict[str, Any]:
         **fidelity(vectors, targets),
         **recall_figures(vectors, targets),
         "rows": len(vectors),
-        "by_length": by_length(cosines, [len(ids) for ids in reference.input_ids]),
+        "by_length": by_length(cosines, reference.tokens.lengths),
         # Counted in another corpus it would not be what training saw.
         **({"by_frequency": by_frequency(cosines, reference.rarest)} if own else {}),
         **origin,
@@ -177,6 +174,8 @@ def _measure_speed(columns: Sequence[Model], shards: Path, measured: Measured) -
         return
     for name, rate in speed({model.name: model.timed for model in columns}, sentences).items():
         measured.models[name]["sentences_per_second"] = rate
+    for model in columns:
+        measured.models[model.name]["timed_as"] = model.timed_as
 
 
 def sts_spearman(encode: Encode, examples: Examples) -> float:

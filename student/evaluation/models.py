@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
 from sentence_distill.pipeline.locate import Located, locate_local, locate_teacher
-from sentence_distill.pipeline.precision import pick_precision
 from sentence_distill.pipeline.teacher import Teacher
-from sentence_distill.student.folder import DISTILLATION, load_distillation, load_student
+from sentence_distill.student.files import DISTILLATION, load_distillation
+from sentence_distill.student.folder import load_student
 from sentence_distill.student.hub import locate_student
 from sentence_distill.student.model import Student
 from sentence_distill.student.packaged import packaged_student
@@ -34,7 +35,8 @@ class Model:
     Args:
         name: in tables and files of figures.
         encode: sentences to float32[n, dim] vectors, in float32; a teacher's as in stage one.
-        timed: the same in the type that the processor multiplies fastest.
+        timed: the same as it is run for speed.
+        timed_as: what that computes, as "int8 in ONNX Runtime".
         parameters: number of its weights.
         megabytes: on disk, of what loading it needs.
         student: the student, where it is one.
@@ -44,6 +46,7 @@ class Model:
     name: str
     encode: Encode
     timed: Encode
+    timed_as: str
     parameters: int
     megabytes: float
     student: Student | None = None
@@ -103,11 +106,13 @@ def open_model(located: Located, name: str) -> Model:
         return open_student(located.folder, name)
     model = load_sentence_transformer(located)
     plain = not (located.folder / "modules.json").exists()
+    precision = pick_precision("auto", _CPU, (*TEACHER, *STUDENT))
     return Model(
         # sentence-transformers puts mean pooling behind a plain transformer.
         name=f"{name} (mean pooling)" if plain else name,
         encode=partial(_encode, model, torch.float32),
-        timed=partial(_encode, model, pick_precision("auto", _CPU)),
+        timed=partial(_encode, model, precision),
+        timed_as=_in_torch(precision),
         parameters=parameters(located.folder),
         megabytes=megabytes(located.folder),
     )
@@ -119,11 +124,12 @@ def open_student(folder: Path, name: str) -> Model:
     Raises:
         UserError: the folder holds no student.
     """
-    student = load_student(folder)
+    student = load_student(folder, backend="auto")
     return Model(
         name=name,
-        encode=student.encode,
-        timed=partial(student.encode, precision=pick_precision("auto", _CPU)),
+        encode=partial(student.encode, precision=torch.float32),
+        timed=student.encode,
+        timed_as="int8 in ONNX Runtime" if student.backend == "onnx" else _in_torch(torch.float32),
         parameters=parameters(folder),
         megabytes=megabytes(folder),
         student=student,
@@ -144,21 +150,23 @@ def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> 
     """
     recorded = distillation["teacher"]
     located = find_teacher(distillation, given)
+    precision = pick_precision("auto", _CPU, TEACHER)
     teacher = Teacher.load(
-        located,
-        pooling=recorded["pooling"],
-        layers=recorded["layers"],
-        device=_CPU,
-        dtype=pick_precision("auto", _CPU),
+        located, pooling=recorded["pooling"], layers=recorded["layers"], device=_CPU, dtype=precision
     )
     encode = teacher_encode(teacher, distillation["corpus"]["fingerprint"]["token_budget"])
     return Model(
         name=name,
         encode=encode,
         timed=encode,
+        timed_as=_in_torch(precision),
         parameters=parameters(located.folder),
         megabytes=megabytes(located.folder),
     )
+
+
+def _in_torch(precision: torch.dtype) -> str:
+    return f"{str(precision).removeprefix('torch.')} in PyTorch"
 
 
 def find_teacher(distillation: dict[str, Any], given: str | None) -> Located:

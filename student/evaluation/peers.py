@@ -13,7 +13,6 @@ from torch import nn
 
 from sentence_distill.data.errors import first_line
 from sentence_distill.data.progress import Progress
-from sentence_distill.student.encoding.export_folder import read_record
 from sentence_distill.student.evaluation.contenders import Contender, Field
 from sentence_distill.student.evaluation.models import parameters
 
@@ -41,8 +40,6 @@ def parameters_of(contender: Contender, field: Field) -> int:
     """Number of a contender's weights."""
     if contender.runner == "scikit-learn":
         return len(json.loads((contender.folder / _TF_IDF).read_text(encoding="utf-8"))["idf"])
-    if contender.runner == "ONNX Runtime" and contender.teacher is None:
-        return int(read_record(contender.folder)["parameters"])
     if contender.runner == "ONNX Runtime" and field.teacher is not None:
         return parameters(field.teacher)
     return parameters(contender.folder)

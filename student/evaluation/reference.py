@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.manifest import require_manifest
 from sentence_distill.pipeline.shards import Shard, shard_texts
@@ -26,7 +27,7 @@ class Reference:
     Args:
         shards: where they are from.
         fingerprint: of the run that made the shards.
-        input_ids: n arrays of token ids.
+        tokens: of n sentences.
         targets: float32[n, sum of dims], the teacher's layers one beside the other.
         dim: width of one layer.
         rarest: int64[n], how often the rarest token of each row occurs in the rows to train on.
@@ -35,7 +36,7 @@ class Reference:
 
     shards: Path
     fingerprint: dict[str, Any]
-    input_ids: list[np.ndarray]
+    tokens: Tokens
     targets: torch.Tensor
     dim: int
     rarest: np.ndarray
@@ -57,15 +58,15 @@ class Reference:
             UserError: the shards are not there, damaged, lack a layer, or hold out too few rows.
         """
         stream = ShardStream(shards, held_out=held_out, layers=layers, train_fraction=train_fraction)
-        input_ids, targets = stream.held_out()
+        tokens, targets = stream.held_out()
         return cls(
             shards=shards,
             fingerprint=stream.fingerprint,
-            input_ids=input_ids,
+            tokens=tokens,
             targets=targets,
             dim=stream.fingerprint["dim"] // len(stream.fingerprint["layers"]),
-            rarest=rarest_counts(input_ids, token_counts(stream)),
-            texts=held_out_texts(stream, len(input_ids)),
+            rarest=rarest_counts(tokens, token_counts(stream)),
+            texts=held_out_texts(stream, len(tokens)),
         )
 
     def require_teacher_of(self, distillation: dict[str, Any]) -> None:

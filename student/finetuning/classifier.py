@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.finetuning.examples import Padded, Tokens
+from sentence_distill.student.finetuning.examples import ExampleTokens, Padded
 from sentence_distill.student.model import Student
 from sentence_distill.student.training.init import SCALE
 
@@ -49,9 +49,9 @@ class StudentClassifier(nn.Module):
         """The student under the head."""
         return Student(self.encoder, self.tokenizer)
 
-    def tokenize(self, texts: Sequence[Sequence[str]]) -> Tokens:
+    def tokenize(self, texts: Sequence[Sequence[str]]) -> ExampleTokens:
         """Tokenise one or two columns of texts."""
-        return Tokens(tuple(self.student.tokenize(column) for column in texts))
+        return ExampleTokens(tuple(self.student.tokenize(column) for column in texts))
 
     def forward(self, batch: Padded) -> torch.Tensor:
         """Logits, float[b, outputs]."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sentence_distill.student.finetuning.examples import Padded, Tokens
+from sentence_distill.student.finetuning.examples import ExampleTokens, Padded
 from sentence_distill.student.metrics import task_metrics
 
 # Version of the loop below, which stands beside the results that are kept: a change that gives other weights with the
@@ -59,7 +59,7 @@ TEACHER = FinetuneConfig(epochs=3, max_steps=2500, batch_size=32, learning_rates
 class TaskModel(Protocol):
     """A model with a head for one task; also an `nn.Module`."""
 
-    def tokenize(self, texts: Sequence[Sequence[str]]) -> Tokens:
+    def tokenize(self, texts: Sequence[Sequence[str]]) -> ExampleTokens:
         """Tokenise one or two columns of texts."""
 
     def pretrained(self) -> list[nn.Parameter]:
@@ -179,7 +179,7 @@ class _Best:
             self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def _endless(tokens: Tokens, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _endless(tokens: ExampleTokens, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     while True:
         yield from tokens.batches(size, rng)
 
@@ -237,7 +237,7 @@ def _loss(logits: torch.Tensor, targets: torch.Tensor, classes: int) -> torch.Te
 
 @torch.inference_mode()
 def predict(
-    model: TaskModel, tokens: Tokens, classes: int, device: torch.device, precision: torch.dtype = torch.float32
+    model: TaskModel, tokens: ExampleTokens, classes: int, device: torch.device, precision: torch.dtype = torch.float32
 ) -> np.ndarray:
     """Class numbers, or scores in a regression: float[n], in the order of the examples; NaN where logits are."""
     assert isinstance(model, nn.Module)

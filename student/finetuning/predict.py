@@ -74,7 +74,7 @@ class Classifier:
 
     def outputs(self, columns: Sequence[Sequence[str]]) -> np.ndarray:
         """Probabilities, float32[n, classes], or scores of a regression, float32[n, 1], of columns of n texts."""
-        pooled = [pool_tokens(self._model.encoder, ids) for ids in self._model.tokenize(columns).columns]
+        pooled = [pool_tokens(self._model.encoder, tokens) for tokens in self._model.tokenize(columns).columns]
         with torch.inference_mode():
             logits = self._model.logits([part.to(self._device) for part in pooled])
             return (logits if self.task.regression else logits.softmax(dim=1)).cpu().numpy()

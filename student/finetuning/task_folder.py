@@ -12,9 +12,10 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import GlueTask
 from sentence_distill.data.task import Task
 from sentence_distill.pipeline.files import write_atomically
+from sentence_distill.student.files import module_paths
 from sentence_distill.student.finetuning.classifier import StudentClassifier
 from sentence_distill.student.finetuning.fit import Fitted
-from sentence_distill.student.folder import load_student, module_paths, save_student
+from sentence_distill.student.folder import load_student, save_student
 
 TASK = "task.json"
 HEAD = "head.safetensors"

@@ -10,10 +10,12 @@ from torch import nn
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.task import Task
+from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.files import system_errors
-from sentence_distill.pipeline.load import require_vocabulary, unusable
+from sentence_distill.pipeline.load import require_vocabulary, special_tokens, unusable
 from sentence_distill.pipeline.locate import Located
-from sentence_distill.student.finetuning.examples import Padded, Tokens
+from sentence_distill.pipeline.pairs import separator_tokens
+from sentence_distill.student.finetuning.examples import ExampleTokens, Padded
 
 _MOST_TOKENS = 256
 # Before, between and behind a pair, at most.
@@ -28,9 +30,16 @@ class TeacherClassifier(nn.Module):
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
+        """Put a model and its tokenizer together.
+
+        Args:
+            model: see the class.
+            tokenizer: transformers' fast tokenizer, which is saved with the model.
+        """
         super().__init__()
         self.model = model
         self._tokenizer = tokenizer
+        self._texts = TextTokenizer(tokenizer.backend_tokenizer.to_str())
 
     @classmethod
     def load(cls, located: Located, task: Task, seed: int) -> "TeacherClassifier":
@@ -73,15 +82,26 @@ class TeacherClassifier(nn.Module):
             raise UserError(f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it")
         return cls(model, tokenizer)
 
-    def tokenize(self, texts: Sequence[Sequence[str]]) -> Tokens:
-        """Tokenise texts, or pairs as one, with special tokens; of what is too long the longer text is cut."""
-        backend = self._tokenizer.backend_tokenizer
-        backend.no_padding()
-        backend.enable_truncation(most_tokens(self.model.config))
-        inputs = list(texts[0]) if len(texts) == 1 else list(zip(*texts, strict=True))
-        encodings = backend.encode_batch(inputs, add_special_tokens=True)
-        first = np.array([encoding.type_ids.count(0) for encoding in encodings], dtype=np.int64)
-        return Tokens(([encoding.ids for encoding in encodings],), first)
+    def tokenize(self, texts: Sequence[Sequence[str]]) -> ExampleTokens:
+        """Tokenize texts, or pairs as one, with special tokens; of what is too long the longer text is cut.
+
+        Raises:
+            UserError: the tokenizer joins no pairs.
+        """
+        columns = [self._texts.tokenize(column) for column in texts]
+        prefix, suffix = special_tokens(self._texts)
+        most = most_tokens(self.model.config) - len(prefix) - len(suffix)
+        if len(columns) == 1:
+            tokens = columns[0].cut(most).wrapped(prefix, suffix)
+            return ExampleTokens((tokens,), tokens.lengths)
+        separator = separator_tokens(self._texts, prefix, suffix, self._tokenizer.name_or_path)
+        # The separator before a second text is of the first for BERT, whose type ids alone are read.
+        first, second = _cut_longest_first(columns[0], columns[1], most - len(separator))
+        between = Tokens.of([separator] * len(first))
+        return ExampleTokens(
+            (Tokens.joined([first, between, second]).wrapped(prefix, suffix),),
+            len(prefix) + first.lengths + len(separator),
+        )
 
     def forward(self, batch: Padded) -> torch.Tensor:
         """Logits, float[b, outputs]."""
@@ -101,6 +121,20 @@ class TeacherClassifier(nn.Module):
         with system_errors(folder):
             self.model.save_pretrained(folder)
             self._tokenizer.save_pretrained(folder)
+
+
+def _cut_longest_first(first: Tokens, second: Tokens, most: int) -> tuple[Tokens, Tokens]:
+    """Cut pairs to `most` tokens together, as the tokenizers library does: token by token from the longer text."""
+    short, long = np.minimum(first.lengths, second.lengths), np.maximum(first.lengths, second.lengths)
+    # The shorter keeps its tokens as long as it is the shorter; where both are too long they share.
+    kept_long = np.where(short + long <= most, long, np.maximum(most - short, most - most // 2))
+    kept_short = np.minimum(short, np.where(short + long <= most, short, most - kept_long))
+    swapped = first.lengths > second.lengths
+    rows = np.arange(len(first))
+    return (
+        first.take(rows, np.where(swapped, kept_long, kept_short)),
+        second.take(rows, np.where(swapped, kept_short, kept_long)),
+    )
 
 
 def mask_token(folder: Path) -> str:

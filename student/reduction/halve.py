@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.files import write_atomically
 from sentence_distill.student.evaluation.models import megabytes
+from sentence_distill.student.files import DISTILLATION, load_distillation
 from sentence_distill.student.finetuning.task_folder import student_files
-from sentence_distill.student.folder import DISTILLATION, load_distillation, load_student, update_distillation
+from sentence_distill.student.folder import load_student, update_distillation
 
 
 def copy_student(source: Path, folder: Path) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Advance
+from sentence_distill.data.tokenization import Tokens
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.evaluation.retrieval import recall_figures
 from sentence_distill.student.fidelity import paired_rank_agreement
@@ -46,32 +47,31 @@ class Directions:
         return vectors @ self.axes[:dim].T.float()
 
 
-def find_directions(
-    student: Student, input_ids: Sequence[np.ndarray | list[int]], advance: Advance = lambda count, note="": None
-) -> Directions:
+def find_directions(student: Student, tokens: Tokens, advance: Advance = lambda count, note="": None) -> Directions:
     """The principal directions of a student's vectors, each brought to length 1 so that all count alike.
 
     Args:
         student: whose.
-        input_ids: n lists of token ids, of the sentences.
+        tokens: of n sentences.
         advance: called with the number of sentences done.
 
     Raises:
         UserError: fewer sentences than the vectors have dimensions, which leave directions undecided.
     """
-    if len(input_ids) < student.dim:
+    if len(tokens) < student.dim:
         raise UserError(
-            f"{len(input_ids)} sentences to reduce by are too few: a student of {student.dim} dimensions needs "
+            f"{len(tokens)} sentences to reduce by are too few: a student of {student.dim} dimensions needs "
             f"{student.dim}, beside those that it is measured with; name more text with --corpus"
         )
     moments = torch.zeros(student.dim, student.dim, dtype=torch.float64)
-    for first in range(0, len(input_ids), _PART_ROWS):
-        part = encode_tokens(student.encoder, input_ids[first : first + _PART_ROWS])
+    for first in range(0, len(tokens), _PART_ROWS):
+        rows = np.arange(first, min(first + _PART_ROWS, len(tokens)))
+        part = encode_tokens(student.encoder, tokens.take(rows))
         unit = functional.normalize(part.double(), dim=1)
         moments += unit.T @ unit
         advance(len(part))
     axes = torch.linalg.eigh(moments).eigenvectors
-    return Directions(axes.T.flip(0).contiguous(), len(input_ids))
+    return Directions(axes.T.flip(0).contiguous(), len(tokens))
 
 
 def reduce_student(student: Student, directions: Directions, dim: int) -> Student:

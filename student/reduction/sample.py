@@ -12,9 +12,11 @@ import torch
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.sentences import SentenceRules, split_sentences
+from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.shards import Shard
 from sentence_distill.student.evaluation.reference import is_own, own_shards, require_teacher
-from sentence_distill.student.model import MAX_TOKENS, Student
+from sentence_distill.student.files import MAX_TOKENS
+from sentence_distill.student.model import Student
 from sentence_distill.student.training.stream import ShardStream
 
 # Fifty for each direction of a vector 384 wide: more move the first directions by nothing that the measures show.
@@ -29,14 +31,14 @@ class Sample:
     """Tokenised sentences.
 
     Args:
-        fit: n lists of token ids, to find directions with.
+        fit: tokens of n sentences, to find directions with.
         measured: m others; none of them is in `fit`.
         teacher: float32[m, dim], the teacher's vectors of `measured`, or None where it is not known.
         own: whether they are of the corpus that the student was trained on.
     """
 
-    fit: Sequence[np.ndarray | list[int]]
-    measured: Sequence[np.ndarray | list[int]]
+    fit: Tokens
+    measured: Tokens
     teacher: torch.Tensor | None
     own: bool
 
@@ -55,23 +57,23 @@ def sample_shards(shards: Path | None, distillation: dict[str, Any]) -> Sample:
     held_out, layers = distillation["training"]["held_out"], distillation["teacher"]["layers"]
     stream = ShardStream(folder, held_out=held_out, layers=layers)
     require_teacher(folder, stream.fingerprint, distillation)
-    input_ids, targets = stream.held_out()
+    tokens, targets = stream.held_out()
     dim = stream.fingerprint["dim"] // len(stream.fingerprint["layers"])
     return Sample(
-        fit=list(_spread(stream, FIT_SENTENCES)),
-        measured=input_ids[:MEASURED_SENTENCES],
+        fit=_spread(stream, FIT_SENTENCES),
+        measured=tokens.take(np.arange(min(len(tokens), MEASURED_SENTENCES))),
         teacher=targets[:MEASURED_SENTENCES, -dim:],
         own=is_own(stream.fingerprint, distillation),
     )
 
 
-def _spread(stream: ShardStream, count: int) -> Iterator[np.ndarray]:
-    """The token ids of about `count` rows to train on, from each shard its share."""
-    share = min(1.0, count / max(1, stream.train_rows))
+def _spread(stream: ShardStream, count: int) -> Tokens:
+    """The tokens of about `count` rows to train on, from each shard its share."""
+    share, parts = min(1.0, count / max(1, stream.train_rows)), []
     for path, train, _ in stream.split():
-        tokens = Shard.open(path).tokens
-        for row in train[np.unique(np.linspace(0, len(train) - 1, round(share * len(train))).astype(np.int64))]:
-            yield tokens[row].astype(np.int64)[:MAX_TOKENS]
+        rows = train[np.unique(np.linspace(0, len(train) - 1, round(share * len(train))).astype(np.int64))]
+        parts.append(Shard.open(path).tokens.take(rows, MAX_TOKENS))
+    return Tokens.concatenated(parts)
 
 
 def sample_corpus(locations: Sequence[str], student: Student) -> Sample:
@@ -86,12 +88,12 @@ def sample_corpus(locations: Sequence[str], student: Student) -> Sample:
     """
     # Each once: a sentence to measure with should not be known.
     sentences = dict.fromkeys(islice(_sentences(locations), FIT_SENTENCES + MEASURED_SENTENCES))
-    input_ids = student.tokenize(list(sentences))
-    measured = input_ids[::_MEASURED_SHARE]
-    if len(measured) < 3:
-        raise UserError(f"--corpus: {len(input_ids)} sentences are too few to reduce by; name more text")
-    fit = [ids for number, ids in enumerate(input_ids) if number % _MEASURED_SHARE]
-    return Sample(fit, measured, teacher=None, own=False)
+    tokens = student.tokenize(list(sentences))
+    measured = np.arange(len(tokens)) % _MEASURED_SHARE == 0
+    if measured.sum() < 3:
+        raise UserError(f"--corpus: {len(tokens)} sentences are too few to reduce by; name more text")
+    fit, rest = (tokens.take(np.flatnonzero(part)) for part in (~measured, measured))
+    return Sample(fit, rest, teacher=None, own=False)
 
 
 def _sentences(locations: Sequence[str]) -> Iterator[str]:

@@ -67,7 +67,7 @@ def nearest_examples(student: Student, reference: Reference) -> list[Example]:
         reference: has texts and the teacher's vectors.
     """
     texts = reference.texts or []
-    vectors = encode_tokens(student.encoder, reference.input_ids)
+    vectors = encode_tokens(student.encoder, reference.tokens)
     targets = public_targets(reference.targets, reference.dim, normalize=student.encoder.config.normalize)
     queries = _apart(len(texts), QUERIES)
     by_teacher, by_student = (_nearest(of, queries) for of in (targets, vectors))

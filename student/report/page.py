@@ -11,7 +11,8 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.published import PUBLISHED
 from sentence_distill.pipeline.files import write_atomically
 from sentence_distill.student.evaluation.reference import own_shards
-from sentence_distill.student.folder import DISTILLATION, load_student
+from sentence_distill.student.files import DISTILLATION
+from sentence_distill.student.folder import load_student
 from sentence_distill.student.report.charts import require_matplotlib
 from sentence_distill.student.report.files import EVAL, GLUE, SPEED, StudentFiles
 from sentence_distill.student.report.glue import glue_table, low_data_charts, low_data_legend

@@ -18,10 +18,10 @@ class HeldOut:
         Raises:
             UserError: they are too few.
         """
-        self._input_ids, self._targets = stream.held_out()
+        self._tokens, self._targets = stream.held_out()
 
     def __len__(self) -> int:
-        return len(self._input_ids)
+        return len(self._tokens)
 
     def scores(self, encoder: StudentEncoder, ranks: Ranks) -> dict[str, float]:
         """Fidelity of the student (see `fidelity`), the same for all processes.
@@ -35,7 +35,7 @@ class HeldOut:
         if ranks.main:
             dim, normalize = encoder.config.target_dims[-1], encoder.config.normalize
             targets = public_targets(self._targets, dim, normalize=normalize)
-            found = fidelity(encode_tokens(encoder, self._input_ids), targets)
+            found = fidelity(encode_tokens(encoder, self._tokens), targets)
             scores.copy_(torch.tensor([found[name] for name in SCORES]))
         ranks.sum([scores])
         return dict(zip(SCORES, scores.tolist(), strict=True))

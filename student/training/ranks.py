@@ -7,7 +7,7 @@ import torch
 from torch import distributed
 
 from sentence_distill.data.errors import UserError, first_line
-from sentence_distill.pipeline.precision import pick_device
+from sentence_distill.pipeline.hardware import pick_device
 
 # What launchers tell a process of how many it is one of: torchrun and accelerate launch, then those of MPI.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")

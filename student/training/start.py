@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
+from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.student.config import INITS
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.folder import load_student, module_weights
+from sentence_distill.student.files import module_weights
+from sentence_distill.student.folder import load_student
 from sentence_distill.student.hub import locate_student
 from sentence_distill.student.model import Student
 
@@ -55,7 +56,7 @@ class Start:
         config = self.student.encoder.config
         return {name: getattr(config, name) for name in ("embedding_dim", "hidden", "layers", "pooling")}
 
-    def copy_into(self, encoder: StudentEncoder, tokenizer: Tokenizer) -> list[str]:
+    def copy_into(self, encoder: StudentEncoder, tokenizer: TextTokenizer) -> list[str]:
         """Give its weights to an encoder of the same shape.
 
         A word begins with the vector of the start's token of that name, in lower case where there is no other; a token
@@ -85,10 +86,10 @@ class Start:
         encoder.load_state_dict({**own, **fitting})
         return notes
 
-    def _words(self, tokenizer: Tokenizer, rows: int) -> tuple[torch.Tensor, int]:
+    def _words(self, tokenizer: TextTokenizer, rows: int) -> tuple[torch.Tensor, int]:
         """Word embeddings, float32[rows, width], for the tokens of the shards, and how many of those are not known."""
         table = self.student.encoder.embedding.weight.detach()
-        known, tokens = self.student.tokenizer.get_vocab(), tokenizer.get_vocab()
+        known, tokens = self.student.tokenizer.vocabulary(), tokenizer.vocabulary()
         if tokens == known and rows == len(table):
             return table, 0
         places = {number: known.get(token, known.get(token.lower())) for token, number in tokens.items()}

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.logits import require_vectors
 from sentence_distill.pipeline.manifest import file_problems, require_shard
 from sentence_distill.pipeline.shards import Shard
@@ -184,26 +185,28 @@ class ShardStream:
         for path in self._paths:
             yield path, *self._shares.split(Shard.open(path))
 
-    def held_out(self) -> tuple[list[np.ndarray], torch.Tensor]:
+    def held_out(self) -> tuple[Tokens, torch.Tensor]:
         """The held-out rows, at most 20,000, in corpus order.
 
         Returns:
-            n arrays of token ids, and float32[n, dim].
+            The tokens of n sentences, and float32[n, dim].
 
         Raises:
             UserError: they are fewer than three.
         """
-        input_ids: list[np.ndarray] = []
+        parts: list[Tokens] = []
         targets: list[np.ndarray] = []
+        found = 0
         for path in self._paths:
             shard = Shard.open(path)
-            rows = self._shares.split(shard)[1][: _HELD_OUT_ROWS - len(input_ids)]
-            input_ids += [shard.tokens[row].astype(np.int64) for row in rows]
+            rows = self._shares.split(shard)[1][: _HELD_OUT_ROWS - found]
+            parts.append(shard.tokens.take(rows))
+            found += len(rows)
             targets.append(np.array(shard.embeddings[rows][:, self._columns], dtype=np.float32))
         # Three rows are the fewest among which ranks of similarities can agree or not.
-        if len(input_ids) < 3:
-            raise UserError(f"only {len(input_ids)} rows are held out; take a larger corpus, or raise --held-out")
-        return input_ids, torch.from_numpy(np.concatenate(targets))
+        if found < 3:
+            raise UserError(f"only {found} rows are held out; take a larger corpus, or raise --held-out")
+        return Tokens.concatenated(parts), torch.from_numpy(np.concatenate(targets))
 
 
 def _reopen(path: Path) -> Shard:

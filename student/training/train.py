@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.progress import Advance, Progress
+from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.allocator import keep_freed_memory
 from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.manifest import TOKENIZER, WORD_EMBEDDINGS
@@ -84,7 +84,7 @@ class Trainer:
         self.held_out = HeldOut(self.stream)
         torch.manual_seed(config.seed)
         self.encoder = StudentEncoder(student)
-        self.tokenizer = Tokenizer.from_file(str(shards / TOKENIZER))
+        self.tokenizer = TextTokenizer((shards / TOKENIZER).read_text(encoding="utf-8"))
         self.start = start
         self._set_initial_weights(shards)
         self.encoder.to(ranks.device)

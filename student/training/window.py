@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.shards import Shard
-from sentence_distill.pipeline.tokens import Tokens
 
 
 class Window:
@@ -28,10 +28,7 @@ class Window:
         self._embeddings = [shard.embeddings for shard in shards]
         self._starts = np.cumsum([0, *(len(rows) for rows in kept)])
         self._rows = np.concatenate(kept)
-        parts = [shard.tokens.take(rows) for shard, rows in zip(shards, kept, strict=True)]
-        shifts = np.cumsum([0, *(len(part.ids) for part in parts)])
-        offsets = [part.offsets[:-1] + shift for part, shift in zip(parts, shifts[:-1], strict=True)]
-        self._tokens = Tokens(np.concatenate([part.ids for part in parts]), np.concatenate([*offsets, shifts[-1:]]))
+        self._tokens = Tokens.concatenated([shard.tokens.take(rows) for shard, rows in zip(shards, kept, strict=True)])
         self.lengths = self._tokens.lengths
 
     def take(self, batches: Sequence[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor]]:

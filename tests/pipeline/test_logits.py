@@ -22,6 +22,7 @@ from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Silent
 from sentence_distill.data.sentences import SentenceRules
+from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.cpu_kernels import ATTENTION
 from sentence_distill.pipeline.embed import embed_corpus
@@ -253,7 +254,7 @@ def test_a_pair_for_roberta_has_its_two_separators_between(tmp_path, teacher_fol
 def test_a_pair_that_tokens_can_not_tell_apart_has_none():
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "|": 1}, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    got = tokenize_pairs(tokenizer, ["a\ta", "\ta", "a\t ", "a | a\ta"], [1])
+    got = tokenize_pairs(TextTokenizer(tokenizer.to_str()), ["a\ta", "\ta", "a\t ", "a | a\ta"], [1])
     assert [got[row].tolist() for row in range(4)] == [[0, 1, 0], [], [], []]
 
 

@@ -10,7 +10,6 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.samples import packaged_teacher
 from sentence_distill.pipeline.cpu_kernels import PackedLinear, attention, use_cpu_kernels
 from sentence_distill.pipeline.locate import Located, locate_teacher
-from sentence_distill.pipeline.precision import has_bf16
 from sentence_distill.pipeline.teacher import Teacher
 from tests.conftest import make_sentences
 
@@ -216,7 +215,6 @@ def test_a_sentence_that_does_not_fit_into_memory_is_an_error_that_says_what_to_
         embed(teacher, make_sentences(3))
 
 
-@pytest.mark.skipif(not has_bf16(CPU), reason="this processor has no bfloat16 instructions")
 def test_the_kernels_for_cpus_give_what_pytorch_gives_within_rounding(teacher_folder):
     sentences = make_sentences(80)
     exact = embed(load(teacher_folder), sentences)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from sentence_distill.data.tokenization import Tokens
 from sentence_distill.student.config import StudentConfig
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.model import encode_tokens
@@ -59,14 +60,14 @@ def test_a_sentence_without_tokens_pools_to_zeros(pooling):
     encoder = make(pooling=pooling)
     ids, lengths = padded([np.array([1, 2]), np.array([], dtype=np.int64)], 0)
     assert (encoder.pool_padded(ids, lengths)[1] == 0).all()
-    vector = encode_tokens(encoder, [[1, 2], []])[1]
+    vector = encode_tokens(encoder, Tokens.of([[1, 2], []]))[1]
     torch.testing.assert_close(vector, encoder.embed(torch.zeros(1, encoder.config.pooled_dim))[0])
 
 
 def test_a_vector_does_not_depend_on_its_batch_or_place():
-    encoder, sentences = make(), ragged(60)
-    together = encode_tokens(encoder, sentences, token_budget=10_000)
-    alone = torch.cat([encode_tokens(encoder, [sentence]) for sentence in sentences])
+    encoder, tokens = make(), Tokens.of(ragged(60))
+    together = encode_tokens(encoder, tokens, token_budget=10_000)
+    alone = torch.cat([encode_tokens(encoder, tokens.take(np.array([row]))) for row in range(60)])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 

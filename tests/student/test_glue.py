@@ -15,13 +15,14 @@ from sentence_distill.data.progress import Silent
 from sentence_distill.pipeline.locate import Located
 from sentence_distill.pipeline.lock import lock_folder
 from sentence_distill.pipeline.logits import Logits
+from sentence_distill.student.files import load_distillation
 from sentence_distill.student.finetuning.finetune import FinetuneConfig, Labelled, finetune
 from sentence_distill.student.finetuning.fit import Fitter
 from sentence_distill.student.finetuning.glue_rows import new_classifier
 from sentence_distill.student.finetuning.task_data import TaskData, from_logits
 from sentence_distill.student.finetuning.task_distillation import TaskTeacher
 from sentence_distill.student.finetuning.task_folder import load_classifier
-from sentence_distill.student.folder import load_distillation, load_student
+from sentence_distill.student.folder import load_student
 from sentence_distill.student.training.init import initial_words
 
 

@@ -27,7 +27,7 @@ LABELS = np.array(["the" in sentence.lower().split() or "is" in sentence for sen
 
 @pytest.fixture(scope="module")
 def student(student_folder) -> Student:
-    return Student.load(student_folder)
+    return Student.load(student_folder, backend="torch")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,9 @@ def test_a_grid_search_in_two_processes_gives_what_one_gives(student):
 
 def test_a_grid_search_chooses_between_students(student, student_folder):
     pipeline = make_pipeline(student, LogisticRegression())
-    search = GridSearchCV(pipeline, {"student": [student, Student.load(student_folder)]}, cv=2, error_score="raise")
+    search = GridSearchCV(
+        pipeline, {"student": [student, Student.load(student_folder, backend="torch")]}, cv=2, error_score="raise"
+    )
     assert len(search.fit(SENTENCES, LABELS).cv_results_["params"]) == 2
 
 
@@ -115,7 +117,7 @@ def test_a_student_goes_to_another_process_whole(student):
 def test_equal_students_hash_equally_so_that_a_memory_outlives_the_process(student, student_folder):
     copy = pickle.loads(pickle.dumps(student))  # noqa: S301
     again = pickle.loads(pickle.dumps(copy))  # noqa: S301
-    assert len({joblib.hash(of) for of in (student, Student.load(student_folder), copy, again)}) == 1
+    assert len({joblib.hash(of) for of in (student, Student.load(student_folder, backend="torch"), copy, again)}) == 1
     with torch.no_grad():
         copy.encoder.projections[0].bias[0] += 1
     assert joblib.hash(copy) != joblib.hash(student)
@@ -123,12 +125,14 @@ def test_equal_students_hash_equally_so_that_a_memory_outlives_the_process(stude
 
 def test_a_memory_encodes_once_for_two_loads_of_a_student(student_folder, tmp_path, monkeypatch):
     for _ in range(2):
-        make_pipeline(Student.load(student_folder), LogisticRegression(), memory=str(tmp_path)).fit(SENTENCES, LABELS)
+        make_pipeline(Student.load(student_folder, backend="torch"), LogisticRegression(), memory=str(tmp_path)).fit(
+            SENTENCES, LABELS
+        )
         monkeypatch.setattr(Student, "encode", None)
 
 
 def test_a_pipeline_gives_data_frames_on_request(student_folder):
-    student = Student.load(student_folder)
+    student = Student.load(student_folder, backend="torch")
     vectors, column = student.encode(SENTENCES), pandas.Series(SENTENCES, index=range(5, 65))
     frame = make_pipeline(student, StandardScaler(with_mean=False, with_std=False)).set_output(transform="pandas")
     found = frame.fit_transform(column)

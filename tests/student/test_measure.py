@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.tokenization import Tokens
 from sentence_distill.student.evaluation.buckets import by_frequency, by_length, rarest_counts
 from sentence_distill.student.evaluation.models import (
     find_model,
@@ -17,7 +18,7 @@ from sentence_distill.student.evaluation.models import (
 )
 from sentence_distill.student.evaluation.reference import Reference
 from sentence_distill.student.evaluation.retrieval import recall_figures
-from sentence_distill.student.folder import load_distillation
+from sentence_distill.student.files import load_distillation
 from sentence_distill.student.sharing.card import model_card
 from sentence_distill.student.training.stream import ShardStream
 
@@ -49,7 +50,7 @@ def test_few_rows_have_as_many_neighbours_as_there_are():
 
 
 def test_every_row_falls_into_one_length():
-    lengths = [0, 1, 8, 9, 16, 17, 48, 49, 500]
+    lengths = np.array([0, 1, 8, 9, 16, 17, 48, 49, 500])
     parts = by_length(np.linspace(0, 1, 9, dtype=np.float32), lengths)
     assert [(part["least"], part["most"], part["rows"]) for part in parts] == [
         (1, 8, 3), (9, 16, 2), (17, 24, 1), (33, 48, 1), (49, None, 2)
@@ -59,8 +60,11 @@ def test_every_row_falls_into_one_length():
 
 def test_fifths_by_the_rarest_token_hold_all_rows_in_order():
     counts = np.array([100, 50, 7, 1])
-    rarest = rarest_counts([np.array([0, 1]), np.array([0]), np.array([2, 0]), np.array([3, 2]), np.array([])], counts)
-    assert rarest.tolist() == [50, 100, 7, 1, 0]
+    rarest = rarest_counts(Tokens.of([[0, 1], [0], [2, 0], [], [3, 2], []]), counts)
+    assert rarest.tolist() == [50, 100, 7, 0, 1, 0]
+    assert rarest_counts(Tokens.of([]), counts).tolist() == []
+    assert rarest_counts(Tokens.of([[1, 2]]), counts).tolist() == [7]
+    rarest = rarest[[0, 1, 2, 4, 5]]
     parts = by_frequency(np.array([0.5, 0.6, 0.3, 0.2, 0.1], dtype=np.float32), rarest)
     assert [(part["least"], part["rows"]) for part in parts] == [(0, 1), (1, 1), (7, 1), (50, 1), (100, 1)]
     assert [round(part["cosine"], 1) for part in parts] == [0.1, 0.2, 0.3, 0.5, 0.6]
@@ -75,14 +79,16 @@ def test_words_are_counted_in_the_rows_to_train_on(shards):
     for batch in stream.batches(batch_size=8, seed=0, epoch=0):
         for token in batch.input_ids.flatten().tolist():
             trained[token] = trained.get(token, 0) + 1
-    assert len(reference.input_ids) + stream.train_rows == 900
-    assert reference.rarest.tolist() == [min(trained.get(int(i), 0) for i in ids) for ids in reference.input_ids]
+    assert len(reference.tokens) + stream.train_rows == 900
+    assert reference.rarest.tolist() == [min(trained.get(int(i), 0) for i in ids) for ids in reference.tokens]
 
 
 def test_held_out_sentences_are_those_of_the_rows(shards, student_folder):
     reference = Reference.read(shards, 0.1, None)
     student = open_student(student_folder, "student").student
-    assert [list(ids) for ids in reference.input_ids] == student.tokenize(reference.texts)
+    tokens = student.tokenize(reference.texts)
+    np.testing.assert_array_equal(reference.tokens.ids, tokens.ids)
+    np.testing.assert_array_equal(reference.tokens.offsets, tokens.offsets)
 
 
 def test_a_student_opens_as_itself_and_through_sentence_transformers(student_folder, tmp_path):

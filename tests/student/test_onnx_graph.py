@@ -3,11 +3,9 @@ import onnxruntime
 import pytest
 import torch
 
-from sentence_distill.data.errors import UserError
 from sentence_distill.student.config import StudentConfig
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.export.onnx_graph import build_graph
-from sentence_distill.student.export.product_quantization import balance_parts, product_quantize
+from sentence_distill.student.onnx_graph import build_graph
 
 
 def make(**options):
@@ -24,8 +22,13 @@ def padded(lengths, fill=0):
     return np.where(mask, rng.integers(0, 300, mask.shape), fill), mask
 
 
-def opened(encoder, tables="float32"):
-    model = build_graph(encoder, tables).SerializeToString()
+def graph(encoder, **options):
+    weights = {name: weight.numpy() for name, weight in encoder.state_dict().items()}
+    return build_graph(encoder.config, weights, **options)
+
+
+def opened(encoder, **options):
+    model = graph(encoder, **options).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     return lambda ids, mask: session.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": mask})[0]
 
@@ -58,57 +61,45 @@ def test_a_batch_without_any_token_gets_the_vector_of_the_empty_sentence():
     np.testing.assert_allclose(opened(encoder)(nothing, nothing), expected, atol=1e-6)
 
 
-def test_rotated_word_embeddings_give_the_same_vectors_and_parts_that_are_alike():
-    encoder = make(embedding_dim=12, layers=2)
+def cosines(left, right):
+    return (left * right).sum(axis=1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("pooling", ["mean", "max", "mean+max"])
+def test_in_int8_it_stays_close(pooling, layers, normalize):
+    encoder = make(pooling=pooling, layers=layers, normalize=normalize, hidden=19, embedding_dim=13)
+    run = opened(encoder, int8=True)
+    for lengths in ([6], [1], [3, 9, 1, 5], [40, 2]):
+        ids, mask = padded(lengths)
+        assert cosines(run(ids, mask), by_torch(encoder, ids, mask)).min() > 0.999
+
+
+@pytest.mark.parametrize("scale", [1, 20])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_in_int8_a_vector_is_the_same_in_every_batch_to_the_last_bit(layers, scale):
+    """Large weights drive states to their bounds, small ones leave them far below."""
+    encoder = make(pooling="mean+max", layers=layers)
     with torch.no_grad():
-        encoder.embedding.weight *= torch.linspace(4, 0.2, 12)
-    balanced = balance_parts(encoder)
-    ids, mask = padded([4, 0, 11])
-    np.testing.assert_allclose(by_torch(balanced, ids, mask), by_torch(encoder, ids, mask), atol=1e-5)
-
-    def products(of):
-        return of.embedding.weight.detach().var(dim=0).reshape(3, 4).prod(dim=1)
-
-    assert products(encoder).max() > 1000 * products(encoder).min()
-    assert products(balanced).max() < 30 * products(balanced).min()
+        for weight in encoder.lstm.parameters():
+            weight.mul_(scale)
+    run = opened(encoder, int8=True)
+    ids, mask = padded([7, 3, 1, 0, 12, 60, 2])
+    together = run(ids, mask)
+    for row, length in enumerate(mask.sum(axis=1)):
+        alone = run(ids[row : row + 1, :length], mask[row : row + 1, :length])
+        np.testing.assert_array_equal(alone[0], together[row])
 
 
-def rounded(weight, tables):
-    """Word embeddings as a type of table holds them."""
-    if tables == "float16":
-        return weight.half().float()
-    if tables == "int8":
-        scales = weight.abs().amax(dim=1, keepdim=True) / 127
-        return torch.round(weight / scales) * scales
-    codes, centres = product_quantize(weight)
-    return torch.from_numpy(
-        np.concatenate([centre[code] for centre, code in zip(centres, codes.T, strict=True)], axis=1)
-    )
+def test_int8_needs_a_quarter_of_the_bytes():
+    encoder = make(vocabulary=5000, embedding_dim=64, hidden=64)
+    assert graph(encoder, int8=True).ByteSize() < 0.3 * graph(encoder).ByteSize()
 
 
-@pytest.mark.parametrize(("tables", "bytes_per_word"), [("float16", 16), ("int8", 12), ("pq", 2)])
-def test_smaller_tables_hold_the_same_words_more_coarsely(tables, bytes_per_word):
+def test_a_table_of_equal_numbers_has_a_scale_all_the_same():
     encoder = make()
-    ids, mask = padded([4, 0, 11])
-    vectors, size = opened(encoder, tables)(ids, mask), build_graph(encoder, tables).ByteSize()
-    assert np.abs(vectors - by_torch(encoder, ids, mask)).max() < 0.2
-    encoder = balance_parts(encoder) if tables == "pq" else encoder
-    with torch.no_grad():
-        encoder.embedding.weight.copy_(rounded(encoder.embedding.weight, tables))
-    # The centres of product quantisation are in float16.
-    np.testing.assert_allclose(vectors, by_torch(encoder, ids, mask), atol=1e-3 if tables == "pq" else 1e-6)
-    centres = 2 * 256 * 8 if tables == "pq" else 0
-    assert build_graph(encoder).ByteSize() - size == pytest.approx(300 * (32 - bytes_per_word) - centres, abs=600)
-
-
-def test_a_word_without_a_vector_stays_at_zero_in_int8():
-    encoder = make()
-    with torch.no_grad():
-        encoder.embedding.weight[5] = 0
-    ids, mask = np.full((1, 3), 5), np.ones((1, 3), dtype=np.int64)
-    np.testing.assert_allclose(opened(encoder, "int8")(ids, mask), by_torch(encoder, ids, mask), atol=1e-6)
-
-
-def test_a_width_that_product_quantisation_cannot_cut_is_refused():
-    with pytest.raises(UserError, match="words have 6; take int8"):
-        build_graph(make(embedding_dim=6), "pq")
+    for value in (0.0, 0.5, -0.5):
+        torch.nn.init.constant_(encoder.embedding.weight, value)
+        ids, mask = padded([4, 2])
+        assert cosines(opened(encoder, int8=True)(ids, mask), by_torch(encoder, ids, mask)).min() > 0.999

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.folder import load_student
 from sentence_distill.student.hub import locate_student
@@ -94,8 +95,8 @@ def test_a_student_of_another_vocabulary_gives_each_word_its_vector(train, stude
     code, out = train(SMALL, *NO_STEP)
     assert code == 0
     small, student = load_student(locate_student(SMALL)), load_student(out)
-    theirs, own = small.tokenizer.get_vocab(), student.tokenizer.get_vocab()
-    assert own == load_student(student_folder).tokenizer.get_vocab() != theirs
+    theirs, own = small.tokenizer.vocabulary(), student.tokenizer.vocabulary()
+    assert own == load_student(student_folder).tokenizer.vocabulary() != theirs
     before, after = small.encoder.embedding.weight, student.encoder.embedding.weight
     torch.testing.assert_close(after[list(own.values())], before[[theirs[word] for word in own]], atol=1e-6, rtol=0)
 
@@ -106,7 +107,7 @@ def test_a_word_that_the_start_lacks_begins_as_its_word_in_lower_case_or_its_mea
     untouched = encoder.embedding.weight.detach().clone()
     notes = start.copy_into(encoder, word_level("Cat", "zebra", "dog", "bird"))
     assert notes == ["student lacks 1 of the tokens of these shards: they begin as its mean word"]
-    words, numbers = start.student.encoder.embedding.weight, start.student.tokenizer.get_vocab()
+    words, numbers = start.student.encoder.embedding.weight, start.student.tokenizer.vocabulary()
     expected = torch.stack([words[numbers["cat"]], words.mean(0), words[numbers["dog"]], words[numbers["bird"]]])
     torch.testing.assert_close(encoder.embedding.weight[:4], expected)
     assert not torch.equal(encoder.embedding.weight[4], untouched[4])
@@ -120,7 +121,8 @@ def test_a_student_that_lacks_more_than_half_of_the_tokens_is_refused(student_fo
 
 
 def word_level(*words):
-    return Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0]))
+    model = models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0])
+    return TextTokenizer(Tokenizer(model).to_str())
 
 
 def test_of_several_target_layers_the_last_is_the_student_s_and_the_others_begin_anew(

@@ -1,0 +1,151 @@
+"""What this machine can compute: found out by running each operation once, never from the processor's name.
+
+A library may lack a kernel on one processor, with one version or under one environment variable, so each operation is
+tried on a small sample in the type that is asked about. Only the choice that `auto` makes between two types that both
+work looks at the processor's instructions: bfloat16 without them is computed too, by some operations, and is slow.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from sentence_distill.data.errors import UserError
+
+# Operations that a job consists of.
+TEACHER = ("linear", "attention")
+STUDENT = ("linear", "lstm")
+TRAINING = ("linear", "lstm backward")
+FINETUNING = ("linear backward", "lstm backward")
+_BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device `name`; "auto" is CUDA if there is one.
+
+    Raises:
+        UserError: it is neither a CPU nor a CUDA device, or not there.
+    """
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    # PyTorch has names for many more, most of which it can't compute on here.
+    if name != "cpu" and name.partition(":")[0] != "cuda":
+        raise UserError(f"device {name!r} is none of auto, cpu, cuda and cuda:N; name one of them")
+    if name != "cpu" and not available:
+        raise UserError(f"device {name!r}: PyTorch sees no CUDA device here; leave the flag out or use cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name!r}: PyTorch knows no such device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices here, from cuda:0 on")
+    return device
+
+
+def pick_precision(name: str, device: torch.device, operations: Sequence[str]) -> torch.dtype:
+    """Return the compute type `name`, one of auto, bf16 and fp32, of a job that consists of `operations`.
+
+    "auto" is bfloat16 if `device` has instructions for it and all operations run in it.
+
+    Raises:
+        UserError: bf16 is asked for, and an operation does not run in it.
+    """
+    if name == "auto":
+        return torch.bfloat16 if fast_in_bf16(device, operations) else torch.float32
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+    require_precision(dtype, device, operations)
+    return dtype
+
+
+def require_precision(dtype: torch.dtype, device: torch.device, operations: Sequence[str]) -> None:
+    """Refuse a compute type in which an operation does not run on `device`.
+
+    Raises:
+        UserError: naming the operation, and the precision to use.
+    """
+    if dtype != torch.float32 and (missing := [name for name in operations if not computes(name, dtype, device)]):
+        where = "this CPU" if device.type == "cpu" else str(device)
+        raise UserError(
+            f"--precision bf16: PyTorch computes no {missing[0]} in bfloat16 on {where}; use --precision fp32, or auto"
+        )
+
+
+def fast_in_bf16(device: torch.device, operations: Sequence[str]) -> bool:
+    """Return whether `device` has instructions for bfloat16 and runs all `operations` in it."""
+    return _has_bf16_instructions(device) and all(computes(name, torch.bfloat16, device) for name in operations)
+
+
+@cache
+def computes(operation: str, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether an operation runs in `dtype` on `device` and gives finite numbers, by running it once.
+
+    Args:
+        operation: a key of `_SAMPLES`.
+        dtype: float32 or bfloat16; LSTMs and all that is trained run under autocast in the latter.
+        device: where.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return bool(torch.isfinite(_SAMPLES[operation](dtype, device).float()).all())
+    # PyTorch raises RuntimeError where a kernel is missing; a private operator may be gone or take other arguments.
+    except (RuntimeError, NotImplementedError, AttributeError, TypeError):
+        return False
+
+
+def _has_bf16_instructions(device: torch.device) -> bool:
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    # oneDNN's own word also holds what its environment variables forbid. Both are absent from some versions and builds.
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    if not supported():
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in _BFLOAT16_INSTRUCTIONS)
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def _linear(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    sample = torch.ones(8, 64, dtype=dtype, device=device)
+    return functional.linear(sample, torch.ones(32, 64, dtype=dtype, device=device))
+
+
+def _packed_linear(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    weight = torch.ops.mkldnn._reorder_linear_weight(torch.ones(32, 64, dtype=dtype, device=device), None)
+    sample = torch.ones(8, 64, dtype=dtype, device=device)
+    return torch.ops.mkldnn._linear_pointwise(sample, weight, None, "none", [], "")  # type: ignore[no-any-return]
+
+
+def _attention(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    states = torch.ones(2, 4, 8, 16, dtype=dtype, device=device)
+    return functional.scaled_dot_product_attention(states, states, states)
+
+
+def _trained(layer: nn.Module, dtype: torch.dtype, device: torch.device, backward: bool) -> torch.Tensor:
+    layer = layer.to(device)
+    sample = torch.ones(4, 8, 16, device=device)
+    with torch.set_grad_enabled(backward), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        output = layer(sample)
+        output = output[0] if isinstance(output, tuple) else output
+    if not backward:
+        return output  # type: ignore[no-any-return]
+    output.float().sum().backward()
+    return torch.cat([weight.grad.flatten() for weight in layer.parameters() if weight.grad is not None])
+
+
+_SAMPLES: dict[str, Callable[[torch.dtype, torch.device], torch.Tensor]] = {
+    "linear": _linear,
+    "packed linear": _packed_linear,
+    "attention": _attention,
+    "linear backward": lambda dtype, device: _trained(nn.Linear(16, 8), dtype, device, True),
+    "lstm": lambda dtype, device: _trained(_lstm(), dtype, device, False),
+    "lstm backward": lambda dtype, device: _trained(_lstm(), dtype, device, True),
+}
+
+
+def _lstm() -> nn.LSTM:
+    return nn.LSTM(16, 8, batch_first=True, bidirectional=True)

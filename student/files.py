@@ -1,0 +1,94 @@
+"""What a student's folder holds: its record, its modules, and its weights as arrays. Nothing here imports PyTorch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.tokenization import TextTokenizer
+from sentence_distill.student.config import StudentConfig
+
+DISTILLATION = "distillation.json"
+CARD = "README.md"
+MAX_TOKENS = 512
+"""Tokens of a sentence that a student reads; the rest is cut, as sentence-transformers does."""
+_FIELDS = {"teacher", "corpus", "shards", "training", "metrics", "student"}
+
+
+@dataclass(frozen=True)
+class StudentFiles:
+    """A student as it is read from its folder.
+
+    Args:
+        config: its shape; of its projections only the last belongs to the folder.
+        weights: float32 arrays by their names in `StudentEncoder.state_dict`.
+        tokenizer: of its vocabulary.
+    """
+
+    config: StudentConfig
+    weights: dict[str, np.ndarray]
+    tokenizer: TextTokenizer
+
+    @classmethod
+    def read(cls, folder: Path) -> "StudentFiles":
+        """Read a folder.
+
+        Raises:
+            UserError: it holds no student.
+        """
+        try:
+            distillation = load_distillation(folder)
+            paths = module_paths(folder)
+            shape = distillation["student"]
+            config = StudentConfig(**{**shape, "target_dims": (shape["target_dims"][-1],)})
+            words, lstm, dense = (load_file(paths[kind] / "model.safetensors") for kind in _MODULES)
+            weights = {
+                "embedding.weight": words["emb_layer.weight"],
+                **{f"lstm.{name.removeprefix('encoder.')}": value for name, value in lstm.items()},
+                **{f"projections.0.{name.removeprefix('linear.')}": value for name, value in dense.items()},
+            }
+            tokenizer = TextTokenizer((paths["WordEmbeddings"] / "tokenizer.json").read_text(encoding="utf-8"))
+            return cls(config, {name: value.astype(np.float32) for name, value in weights.items()}, tokenizer)
+        except UserError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise UserError(
+                f"{folder} holds no student that can be read ({error}); train one: sd train-student"
+            ) from error
+
+
+_MODULES = ("WordEmbeddings", "LSTM", "Dense")
+
+
+def load_distillation(folder: Path) -> dict[str, Any]:
+    """Read how the student in `folder` was made.
+
+    Raises:
+        UserError: there is no student in it.
+    """
+    try:
+        record = json.loads((folder / DISTILLATION).read_text(encoding="utf-8"))
+        if missing := _FIELDS - record.keys():
+            raise ValueError(f"no {', '.join(sorted(missing))}")
+        return record  # type: ignore[no-any-return]
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder} holds no student; train one: sd train-student --out {folder}") from None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{folder / DISTILLATION} is damaged ({error}); train the student again") from error
+
+
+def module_paths(folder: Path) -> dict[str, Path]:
+    """The folder of each module of a student, by its kind."""
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    return {module["type"].rsplit(".", 1)[-1]: folder / module["path"] for module in modules}
+
+
+def module_weights(folder: Path) -> list[Path]:
+    """The files of a student's weights."""
+    files = (path / "model.safetensors" for path in module_paths(folder).values())
+    return sorted({file for file in files if file.exists()})

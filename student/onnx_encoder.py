@@ -1,0 +1,80 @@
+"""A student's ONNX graph at work in ONNX Runtime: tokens to vectors. Nothing here imports PyTorch."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from sentence_distill.data.errors import first_line
+from sentence_distill.data.tokenization import Tokens
+from sentence_distill.student.batches import near_length_batches
+
+INPUTS = ("input_ids", "attention_mask")
+OUTPUT = "sentence_embedding"
+# The states of a larger batch leave a core's cache: with 4,096 a fifth is lost.
+_TOKEN_BUDGET = 1536
+
+
+class OnnxEncoder:
+    """Runs the graph of `onnx_graph.build_graph`; any number of threads may use it at once, and forked processes."""
+
+    def __init__(self, model: bytes) -> None:
+        """Open a graph.
+
+        Args:
+            model: the serialized graph.
+
+        Raises:
+            ValueError: ONNX Runtime can't run it.
+        """
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        # An LSTM's steps are too small to be shared by cores: each core computes batches of its own.
+        options.intra_op_num_threads = 1
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no class in common
+            raise ValueError(f"ONNX Runtime can't run this graph: {first_line(error)}") from error
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return int(self._session.get_outputs()[0].shape[1])
+
+    def encode(self, tokens: Tokens, threads: int) -> np.ndarray:
+        """Embed tokenized sentences in batches of near lengths.
+
+        Args:
+            tokens: of n sentences, each at most as long as a student reads.
+            threads: how many batches are computed side by side.
+
+        Returns:
+            float32[n, dim], in the order given.
+        """
+        if len(tokens) == 1:
+            return self._encode_batch(tokens)
+        out = np.empty((len(tokens), self.dim), dtype=np.float32)
+
+        def encode(rows: np.ndarray) -> None:
+            out[rows] = self._encode_batch(tokens.take(rows))
+
+        # The longest first, so that no thread is left alone with it at the end.
+        batches = list(near_length_batches(tokens.lengths, _TOKEN_BUDGET))[::-1]
+        if len(batches) == 1 or threads == 1:
+            for rows in batches:
+                encode(rows)
+            return out
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for done in [pool.submit(encode, rows) for rows in batches]:
+                    done.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return out
+
+    def _encode_batch(self, tokens: Tokens) -> np.ndarray:
+        input_ids, lengths = tokens.padded()
+        attention_mask = (np.arange(input_ids.shape[1]) < lengths[:, None]).astype(np.int64)
+        (vectors,) = self._session.run([OUTPUT], dict(zip(INPUTS, (input_ids, attention_mask), strict=True)))
+        return vectors  # type: ignore[no-any-return]
