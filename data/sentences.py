@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import NamedTuple
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import PAIR_SEPARATOR
@@ -41,8 +42,7 @@ class SentenceRules:
         return f"sentencex {version('sentencex')} on normalised lines" if self.split else "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A normalised sentence, with the `reason` why it is rejected, or "" where it is none."""
 
     text: str
@@ -97,6 +97,9 @@ def normalise(text: str) -> str:
     """NFC, each run of white space and control characters one blank, none at the ends."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
+    # Of all white space and control characters a blank alone is printable, so most text is clean as it is.
+    if text.isprintable() and "  " not in text:
+        return text.strip(" ")
     return " ".join(_CONTROL.sub(" ", text).split())
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import PAIR_SEPARATOR
@@ -60,20 +59,3 @@ def tokenize_pairs(tokenizer: TextTokenizer, pairs: Sequence[str], separator: Se
     between = Tokens.of([separator] * len(rows))
     joined = Tokens.joined([tokens.take(rows), between, tokens.take(rows + 1)])
     return joined.take(np.arange(len(joined)), np.where(parted, joined.lengths, 0))
-
-
-def token_types(batch: torch.Tensor, prefix: int, separator: Sequence[int]) -> torch.Tensor:
-    """0 up to and with the first separator, 1 behind it.
-
-    Args:
-        batch: int64[b, length], pairs with the special tokens around them.
-        prefix: how many special tokens stand before a pair.
-        separator: see `separator_tokens`.
-
-    Returns:
-        int64[b, length].
-    """
-    # The first of several maxima is the one that argmax gives.
-    found = (batch[:, prefix:] == separator[0]).int().argmax(dim=1, keepdim=True)
-    second = found + prefix + len(separator)
-    return (torch.arange(batch.shape[1], device=batch.device) >= second).long()

@@ -3,23 +3,24 @@
 import multiprocessing
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 
 import numpy as np
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import sentence_id
+from sentence_distill.data.records import Record
 from sentence_distill.data.sentences import SentenceRules, split_sentences
 from sentence_distill.pipeline.children import cores, deaf_to_ctrl_c
 
 _BLOCK_RECORDS = 8192
-# Below this, starting processes takes longer than reading.
-_PARALLEL_BYTES = 64 << 20
+# Below this, starting processes takes longer than splitting.
+_PARALLEL_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -44,60 +45,71 @@ class Block:
 
 
 def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[Block]:
-    """Yield all records in the order of the corpus; large corpora of several files are read by all cores."""
-    files = range(len(corpus.sources))
-    processes = min(len(files), cores())
+    """Yield all records in the order of the corpus; the sentences of a large one are split by all cores."""
+    blocks = _blocks(corpus)
+    processes = cores()
     if processes == 1 or sum(source.size for source in corpus.sources) < _PARALLEL_BYTES:
-        for file in files:
-            yield from _scan(corpus, rules, file)
+        for records in blocks:
+            yield _block(records, *_split(_texts(records), rules))
         return
     with deaf_to_ctrl_c():
         pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-        waiting = deque(pool.submit(_scan_whole, corpus, rules, file) for file in files[: processes + 1])
+        # The pool starts a process for each of its first tasks.
+        first = list(islice(blocks, processes))
+        waiting = deque((records, pool.submit(_split, _texts(records), rules)) for records in first)
     try:
-        for file in files:
-            yield from waiting.popleft().result()
-            if file + processes + 1 < len(files):
-                # At most one file more than there are processes lies read in memory.
-                waiting.append(pool.submit(_scan_whole, corpus, rules, file + processes + 1))
+        while waiting:
+            records, split = waiting.popleft()
+            # Few blocks lie read in memory, and each process finds one when it is done.
+            for ahead in islice(blocks, max(0, 2 * processes - len(waiting))):
+                waiting.append((ahead, pool.submit(_split, _texts(ahead), rules)))
+            yield _block(records, *split.result())
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that reads the corpus ended, for want of memory perhaps; parted into more and smaller files it "
-            "takes less"
+            "a process that splits the corpus ended, for want of memory perhaps; free some, and run the same command "
+            "again"
         ) from error
     finally:
-        # What Python 3.14 calls terminate_workers: shutdown alone would wait until their files are read.
+        # What Python 3.14 calls terminate_workers: shutdown alone would wait until their blocks are split.
         for child in list(pool._processes.values()):
             child.terminate()
         pool.shutdown(cancel_futures=True)
 
 
-def _scan_whole(corpus: Corpus, rules: SentenceRules, file: int) -> list[Block]:
-    return list(_scan(corpus, rules, file))
+def _blocks(corpus: Corpus) -> Iterator[list[Record]]:
+    """Runs of records of one file."""
+    for _, records in groupby(corpus.records(), key=lambda record: record.position.file):
+        while block := list(islice(records, _BLOCK_RECORDS)):
+            yield block
 
 
-def _scan(corpus: Corpus, rules: SentenceRules, file: int) -> Iterator[Block]:
-    records = corpus.file_records(file)
-    while block := list(islice(records, _BLOCK_RECORDS)):
-        hashes = array("Q")
-        sentences = np.zeros(len(block), dtype=np.uint32)
-        rejected: Counter[str] = Counter()
-        for number, record in enumerate(block):
-            if record.text is None:
-                rejected[record.reason] += 1
-                continue
-            before = len(hashes)
-            for sentence in split_sentences(record.text, rules):
-                if sentence.reason:
-                    rejected[sentence.reason] += 1
-                else:
-                    hashes.append(sentence_id(sentence.text))
-            sentences[number] = len(hashes) - before
-        yield Block(
-            file=file,
-            records=np.array([record.position.record for record in block], dtype=np.uint64),
-            offsets=np.array([record.position.offset for record in block], dtype=np.uint64),
-            sentences=sentences,
-            hashes=np.frombuffer(hashes, dtype=np.uint64),
-            rejected=rejected,
-        )
+def _texts(records: Sequence[Record]) -> list[str | None]:
+    return [record.text for record in records]
+
+
+def _split(texts: Sequence[str | None], rules: SentenceRules) -> tuple[list[int], bytes, Counter[str]]:
+    """For each text how many of its sentences pass; the hashes of all of them; and why the others do not."""
+    hashes = array("Q")
+    counts = []
+    rejected: Counter[str] = Counter()
+    for text in texts:
+        before = len(hashes)
+        for sentence in split_sentences(text, rules) if text is not None else ():
+            if sentence.reason:
+                rejected[sentence.reason] += 1
+            else:
+                hashes.append(sentence_id(sentence.text))
+        counts.append(len(hashes) - before)
+    return counts, hashes.tobytes(), rejected
+
+
+def _block(records: Sequence[Record], counts: list[int], hashes: bytes, rejected: Counter[str]) -> Block:
+    unreadable = Counter(record.reason for record in records if record.text is None)
+    return Block(
+        file=records[0].position.file,
+        records=np.array([record.position.record for record in records], dtype=np.uint64),
+        offsets=np.array([record.position.offset for record in records], dtype=np.uint64),
+        sentences=np.array(counts, dtype=np.uint32),
+        hashes=np.frombuffer(hashes, dtype=np.uint64),
+        rejected=rejected + unreadable,
+    )

@@ -19,7 +19,7 @@ from sentence_distill.pipeline.cpu_kernels import use_cpu_kernels
 from sentence_distill.pipeline.launched import Launched
 from sentence_distill.pipeline.load import load_parts, special_tokens, unusable
 from sentence_distill.pipeline.locate import Located
-from sentence_distill.pipeline.pairs import separator_tokens, token_types, tokenize_pairs
+from sentence_distill.pipeline.pairs import separator_tokens, tokenize_pairs
 from sentence_distill.pipeline.recipe import LOGITS, Recipe, logits_recipe, make_recipe, wants_logits
 
 _NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
@@ -234,7 +234,7 @@ class Teacher:
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         last = self.model.config.num_hidden_layers
         # No attention mask: exact-length batches have no padding, and attention takes its fastest path.
-        types = {"token_type_ids": token_types(batch, len(self.prefix), self.separator)} if self._typed else {}
+        types = {"token_type_ids": _token_types(batch, len(self.prefix), self.separator)} if self._typed else {}
         output = self.model(input_ids=batch, output_hidden_states=self.recipe.layers != (last,), **types)
         if self.recipe.pooling == LOGITS:
             return output.logits.float()  # type: ignore[no-any-return]
@@ -303,3 +303,20 @@ def _pooler_output(output: Any) -> torch.Tensor:
     if getattr(output, "pooler_output", None) is None:
         raise UserError("this teacher has no pooler; use --pooling cls, mean or max")
     return output.pooler_output.float()  # type: ignore[no-any-return]
+
+
+def _token_types(batch: torch.Tensor, prefix: int, separator: Sequence[int]) -> torch.Tensor:
+    """0 up to and with the first separator, 1 behind it.
+
+    Args:
+        batch: int64[b, length], pairs with the special tokens around them.
+        prefix: how many special tokens stand before a pair.
+        separator: see `separator_tokens`.
+
+    Returns:
+        int64[b, length].
+    """
+    # The first of several maxima is the one that argmax gives.
+    found = (batch[:, prefix:] == separator[0]).int().argmax(dim=1, keepdim=True)
+    second = found + prefix + len(separator)
+    return (torch.arange(batch.shape[1], device=batch.device) >= second).long()

@@ -1,3 +1,4 @@
+import re
 import unicodedata
 
 import pytest
@@ -122,3 +123,11 @@ PIECES = SPACES + MARKS + WORDS
 @given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
 def test_the_splitter_takes_any_mixture_of_initials_marks_and_spaces(text):
     assert "splitter failed" not in {candidate.reason for candidate in split_sentences(text, SentenceRules())}
+
+
+@settings(max_examples=500)
+@given(st.text())
+def test_text_that_is_clean_as_it_is_comes_out_as_the_slow_way_gives_it(text):
+    text = unicodedata.normalize("NFC", text)
+    control = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff\u200b]")
+    assert normalise(text) == " ".join(control.sub(" ", text).split())
