@@ -2,7 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
+# Bytecode is left to the first import: most modules never are.
+PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 EDITABLE := --config-settings editable_mode=strict --no-build-isolation --editable
 SOURCES := $(wildcard src/sentence_distill/*.py data/*.py pipeline/*.py student/*.py student/*/*.py student/templates/* student/pretrained/*/* cli/*.py)
 
