@@ -13,9 +13,9 @@ demo: $(VENV)/.installed
 	@mkdir -p demo
 	cd demo && PATH="$(abspath $(BIN)):$$PATH" sh ../benchmarks/demo.sh $(if $(GLUE_DIR),"$(abspath $(GLUE_DIR))")
 
-# Files side by side: most tests wait for processes, and compute with one thread.
+# Files side by side, more than there may be cores: most tests wait for processes, and compute with one thread.
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 lint: $(VENV)/.developer
 	$(BIN)/ruff check .

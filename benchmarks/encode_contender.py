@@ -2,10 +2,10 @@
 
 usage: python encode_contender.py --name NAME STUDENT TEACHER TEXT PAIRS WORKDIR [--batch-size N] [--single N]
 
-NAME is student-bf16, student-fp32, student-int8, st-student-fp32, st-student-bf16, model2vec, or a teacher's of
-embed_contender.py. Writes the vectors of both text files, one sentence a line, to WORKDIR/NAME.text.npy and
-WORKDIR/NAME.pairs.npy. With --single it does neither: it encodes N sentences one a call, on one core, and prints the
-milliseconds of a call, p50 and p99.
+NAME is student-int8, student-bf16, student-fp32, before, before-int8 (both of version 0.1.0), model2vec,
+model2vec-nanotoken, or a teacher's of embed_contender.py. Writes the vectors of both text files, one sentence a line,
+to WORKDIR/NAME.text.npy and WORKDIR/NAME.pairs.npy. With --single it does neither: it encodes N sentences one a call,
+on one core, and prints the milliseconds of a call, p50 and p99.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from embed_contender import Encode, measured
@@ -21,30 +22,67 @@ from embed_contender import load as load_teacher
 
 def load(name: str, student: Path, teacher: Path, workdir: Path, batch_size: int) -> Encode:
     """The contender as a function from sentences to vectors."""
-    if name in ("student-bf16", "student-fp32"):
+    if name.startswith("student"):
         import torch
 
         from sentence_distill import Student
 
-        loaded, precision = Student.load(student), torch.bfloat16 if name.endswith("bf16") else torch.float32
+        loaded, precisions = Student.load(student), {"bf16": torch.bfloat16, "fp32": torch.float32}
+        precision = precisions.get(name.removeprefix("student-"))
         return lambda sentences: loaded.encode(sentences, precision)
-    if name.startswith("st-student"):
-        import torch
-        from sentence_transformers import SentenceTransformer
-
-        model = SentenceTransformer(str(student), device="cpu")
-        model = model.to(torch.bfloat16) if name.endswith("bf16") else model
-        return lambda sentences: model.encode(sentences, batch_size=batch_size)
-    if name == "student-int8":
-        from sentence_distill.student.encoding.onnx_student import OnnxStudent
-
-        return OnnxStudent(workdir / "onnx-int8").encode
-    if name == "model2vec":
+    if name.startswith("before"):
+        return _before(name, student, workdir)
+    if name.startswith("model2vec"):
         from model2vec import StaticModel
 
-        encode: Encode = StaticModel.from_pretrained(str(workdir / "model2vec")).encode
-        return encode
+        static = StaticModel.from_pretrained(str(workdir / "model2vec"))
+        return static.encode if name == "model2vec" else _over_nanotoken(static)
     return load_teacher(name, teacher, workdir, batch_size)
+
+
+def _before(name: str, student: Path, workdir: Path) -> Encode:
+    """A student as version 0.1.0 ran it: in PyTorch, in the type that its sd encode chose, or its int8 export."""
+    import subprocess
+    import sys
+
+    import torch
+
+    from sentence_distill import Student
+    from sentence_distill.student.encoding.onnx_student import OnnxStudent
+
+    if name == "before":
+        from sentence_distill.pipeline.precision import pick_precision
+
+        loaded, precision = Student.load(student), pick_precision("auto", torch.device("cpu"))
+        return lambda sentences: loaded.encode(sentences, precision)
+    export = workdir / "before-onnx"
+    if not export.exists():
+        command = ["export", str(student), "--onnx", "--int8", "--out", str(export), "--sentences"]
+        command += [str(workdir / "pairs.txt")]
+        subprocess.run([sys.executable, "-m", "sentence_distill.cli", *command], check=True, stdout=sys.stderr)
+    encode: Encode = OnnxStudent(export).encode
+    return encode
+
+
+def _over_nanotoken(static: Any) -> Encode:
+    """What a static model would do with the same tokenizer: means of its rows, by segments of the flat ids."""
+    from sentence_distill.data.tokenization import TextTokenizer
+
+    tokenizer, table = TextTokenizer(static.tokenizer.to_str()), np.asarray(static.embedding, dtype=np.float32)
+    if static.weights is not None:
+        table = table * np.asarray(static.weights, dtype=np.float32)[:, None]
+
+    def encode(sentences: list[str]) -> np.ndarray:
+        out = np.empty((len(sentences), table.shape[1]), dtype=np.float32)
+        for first in range(0, len(sentences), 1024):
+            tokens = tokenizer.tokenize(sentences[first : first + 1024])
+            # Each has a token: neither the text nor the pairs hold empty lines.
+            sums = np.add.reduceat(table[tokens.ids], tokens.offsets[:-1], axis=0)
+            means = sums / tokens.lengths[:, None]
+            out[first : first + 1024] = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9)
+        return out
+
+    return encode
 
 
 def latency(encode: Encode, sentences: list[str]) -> dict[str, float]:

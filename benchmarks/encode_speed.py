@@ -1,12 +1,14 @@
-"""Sentences a second of a student against what people would run instead, and how faithful each is to the teacher.
+"""Sentences a second of students against what people would run instead, and how faithful each is to the teacher.
 
-usage: python benchmarks/encode_speed.py STUDENT TEXT STS WORKDIR [--sentences 6000] [--rounds 3] [--teacher minilm]
-                                         [--peer-python ENV/bin/python]
+usage: python benchmarks/encode_speed.py TEXT STS WORKDIR STUDENT [STUDENT…] [--sentences 10000] [--rounds 3]
+                                         [--teacher minilm] [--peer-python PYTHON] [--before-python PYTHON]
 
 TEXT holds a sentence a line, of which as many are drawn as are asked for; STS is STS-B's dev.tsv. Each contender
-encodes them in a process of its own, once a round; the medians count. `sd encode` is the whole command, from its start
-to the finished file, on the same sentences ten times over. ONNX and OpenVINO take part where --peer-python names an
-environment made from peers-requirements.txt. Writes a dated file and a plot to results/.
+encodes them in a process of its own, once a round; the medians count. Then it encodes single sentences on one core.
+`sd encode` is the whole command, from its start to the finished file, on the same sentences ten times over. ONNX and
+OpenVINO take part with --peer-python, an environment made from peers-requirements.txt; version 0.1.0 of this package,
+whose sd encode ran PyTorch, with --before-python. What bfloat16 makes faster takes part on CPUs with instructions for
+it. Writes a dated file to results/.
 """
 
 import argparse
@@ -26,41 +28,46 @@ from typing import Any
 import numpy as np
 import torch
 from batch_size import fastest_batch_size
-from record import RESULTS, forget_made, write_result
+from record import forget_made, write_result
 from scipy.stats import spearmanr
 
 from sentence_distill.data.sts import load_sts
+from sentence_distill.pipeline.hardware import STUDENT, TEACHER, fast_in_bf16
 from sentence_distill.pipeline.locate import locate_teacher
 from sentence_distill.student.evaluation.peers import make_static
 from sentence_distill.student.evaluation.retrieval import recall_figures
-from sentence_distill.student.export.onnx_export import ExportText, OnnxConfig, export_onnx
 from sentence_distill.student.fidelity import paired_rank_agreement
+from sentence_distill.student.hub import locate_student
 
 CONTENDER = Path(__file__).with_name("encode_contender.py")
 NAMES = {
     "sd-encode": "sd encode, the whole command",
-    "sd-encode-int8": "sd encode with the int8 export, the whole command",
-    "student-bf16": "Student.encode, bfloat16",
-    "student-fp32": "Student.encode, float32",
-    "student-int8": "OnnxStudent.encode, int8",
-    "st-student-bf16": "the student in SentenceTransformer, bfloat16",
-    "st-student-fp32": "the student in SentenceTransformer, as it comes",
+    "student-int8": "Student.encode",
+    "student-bf16": "Student.encode, bfloat16 in PyTorch",
+    "student-fp32": "Student.encode, float32 in PyTorch",
+    "before": "0.1.0: Student.encode, as its sd encode ran it",
+    "before-int8": "0.1.0: the int8 export",
     "st": "teacher, SentenceTransformer as it comes",
     "st-bf16": "teacher, SentenceTransformer, bfloat16 autocast",
     "onnx-int8": "teacher, SentenceTransformer with ONNX, int8",
     "openvino-bf16": "teacher, SentenceTransformer with OpenVINO, bfloat16",
     "openvino-int8": "teacher, SentenceTransformer with OpenVINO, int8",
     "sd-bf16": "teacher, sd embed's, bfloat16",
-    "model2vec": "model2vec of the teacher",
+    "sd-fp32": "teacher, sd embed's, float32",
+    "model2vec": "model2vec of the teacher, StaticModel.encode",
+    "model2vec-nanotoken": "model2vec of the teacher, its table over nanotoken's ids",
 }
+_OF_STUDENTS = ("sd-encode", "student-int8", "student-bf16", "student-fp32", "before", "before-int8")
+_BFLOAT16 = ("student-bf16", "st-bf16", "openvino-bf16", "sd-bf16")
 # Of contenders that have one: SentenceTransformer's own as it comes, and of sd embed's a number of tokens. The faster
 # ways to run the teacher get the fastest of those tried.
-_BATCH_SIZES = {"st": 32, "st-student-bf16": 32, "st-student-fp32": 32, "sd-bf16": 4096}
+_BATCH_SIZES = {"st": 32, "sd-bf16": 4096, "sd-fp32": 4096}
 _TUNED = ("st-bf16", "onnx-int8", "openvino-bf16", "openvino-int8")
 _PROBED = 600
 _REPEATS = 10
-# The commands write what these give, which encode the pairs too.
-_SAME_VECTORS = {"sd-encode": "student-bf16", "sd-encode-int8": "student-int8"}
+_SINGLE = 300
+# The command writes what this gives, which encodes the pairs too.
+_SAME_VECTORS = {"sd-encode": "student-int8"}
 
 
 def contend(name: str, options: argparse.Namespace, teacher: Path, *arguments: str, **files: str) -> dict[str, Any]:
@@ -68,12 +75,16 @@ def contend(name: str, options: argparse.Namespace, teacher: Path, *arguments: s
 
     Args:
         name: of the contender.
-        options: "student", "workdir" and "peer_python".
+        options: "student", "workdir", "peer_python" and "before_python".
         teacher: its folder.
         arguments: more of encode_contender.py's.
         files: other names than sentences.txt and pairs.txt for "text" and "pairs", in the workdir.
     """
-    python = options.peer_python if name.startswith(("onnx", "openvino")) else sys.executable
+    python = sys.executable
+    if name.startswith(("onnx", "openvino")):
+        python = options.peer_python
+    elif name.startswith("before"):
+        python = options.before_python
     paths = (
         options.student,
         teacher,
@@ -104,11 +115,10 @@ def batch_sizes(names: Sequence[str], options: argparse.Namespace, teacher: Path
     return sizes
 
 
-def run_command(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def run_command(options: argparse.Namespace) -> dict[str, Any]:
     """`sd encode` over the repeated sentences; seconds for one time."""
-    out = options.workdir / f"{name}.npy"
-    student = options.workdir / "onnx-int8" if name.endswith("int8") else options.student
-    command = [sys.executable, "-m", "sentence_distill.cli", "encode", "--student", str(student), "--overwrite"]
+    out = options.workdir / "sd-encode.npy"
+    command = [sys.executable, "-m", "sentence_distill.cli", "encode", "--student", str(options.student), "--overwrite"]
     # A stopped run's parts would be gone on with, and only the rest be timed.
     shutil.rmtree(f"{out}.parts", ignore_errors=True)
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -157,30 +167,6 @@ def read_pairs(file: Path) -> tuple[list[str], np.ndarray]:
     return [" ".join(text.split()) for column in sts.texts for text in column], np.array(sts.labels, dtype=np.float32)
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Recall of the teacher's neighbours over sentences a second of processor time; numbers name the contenders."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(10, 4.5))
-    for number, row in enumerate(sorted(rows, key=lambda row: row["sentences_per_cpu_second"]), start=1):
-        ours = row["contender"].startswith(("sd encode", "Student", "OnnxStudent"))
-        point = (row["sentences_per_cpu_second"], row["recall_at_10"])
-        label = f"{number}  {row['contender']}: STS-B {row['sts_spearman']:.3f}"
-        axes.scatter(*point, color="#1f6f8b" if ours else "#8a8a8a", s=50, zorder=3, label=label)
-        # Neighbours in a row stand above and below.
-        offset = (0, 8 if number % 2 else -16)
-        axes.annotate(str(number), point, xytext=offset, textcoords="offset points", ha="center")
-    axes.set_xscale("log")
-    axes.set_ylim(0, 1.1)
-    axes.set_xlabel("sentences a second of processor time")
-    axes.set_ylabel("recall of the teacher's 10 neighbours")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8, handlelength=1)
-    figure.tight_layout()
-    figure.savefig(path)
-
-
 def prepare(options: argparse.Namespace, teacher: Path) -> np.ndarray:
     """Write what the contenders read; the scores of the pairs."""
     options.workdir.mkdir(parents=True, exist_ok=True)
@@ -193,50 +179,74 @@ def prepare(options: argparse.Namespace, teacher: Path) -> np.ndarray:
     (options.workdir / "pairs.txt").write_text("".join(f"{pair}\n" for pair in pairs), encoding="utf-8")
     forget_made(options.workdir)
     make_static(teacher, options.workdir / "model2vec")
-    config = OnnxConfig(int8=True, tables="int8")
-    export_onnx(options.student, options.workdir / "onnx-int8", config, ExportText(sentences=options.text))
     return scores
+
+
+def measure(
+    name: str, student: str, options: argparse.Namespace, teacher: Path, size: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One encoding of the text, and single sentences on one core."""
+    folder = options.workdir / (student or "teacher")
+    folder.mkdir(exist_ok=True)
+    for file in ("sentences.txt", "pairs.txt", "repeated.txt", "model2vec"):
+        if not (folder / file).exists():
+            (folder / file).symlink_to((options.workdir / file).resolve())
+    part = argparse.Namespace(**{**vars(options), "student": options.students.get(student, ""), "workdir": folder})
+    if name in _SAME_VECTORS:
+        return run_command(part), {}
+    batch = ("--batch-size", str(size))
+    return contend(name, part, teacher, *batch), contend(name, part, teacher, *batch, "--single", str(_SINGLE))
 
 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for argument in ("student", "text", "sts", "workdir"):
+    for argument in ("text", "sts", "workdir"):
         parser.add_argument(argument, type=Path)
-    parser.add_argument("--sentences", type=int, default=6000)
+    parser.add_argument("students", nargs="+")
+    parser.add_argument("--sentences", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--teacher", default="minilm")
     parser.add_argument("--peer-python")
+    parser.add_argument("--before-python")
     options = parser.parse_args()
+    options.students = {Path(student).name: locate_student(student) for student in options.students}
     located = locate_teacher(options.teacher)
     scores = prepare(options, located.folder)
-    names = [name for name in NAMES if options.peer_python or not name.startswith(("onnx", "openvino"))]
-    sizes = batch_sizes(names, options, located.folder)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    names = [
+        name
+        for name in NAMES
+        if (options.peer_python or not name.startswith(("onnx", "openvino")))
+        and (options.before_python or not name.startswith("before"))
+        and (name not in _BFLOAT16 or fast_in_bf16(torch.device("cpu"), (*TEACHER, *STUDENT)))
+    ]
+    contenders = [(name, student) for name in names for student in (options.students if name in _OF_STUDENTS else [""])]
+    sizes = batch_sizes([name for name, student in contenders if not student], options, located.folder)
+    runs: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {of: [] for of in contenders}
     for number in range(options.rounds):
-        for name in names:
-            if name in _SAME_VECTORS:
-                runs[name].append(run_command(name, options))
-            else:
-                runs[name].append(contend(name, options, located.folder, "--batch-size", str(sizes.get(name, 0))))
-            print(f"round {number + 1}, {name}: {options.sentences / runs[name][-1]['wall_s']:.1f}/s", flush=True)
-    reference = np.load(options.workdir / "st.text.npy")
-    slowest = statistics.median(run["wall_s"] for run in runs["st"])
+        for name, student in contenders:
+            runs[name, student].append(measure(name, student, options, located.folder, sizes.get(name, 0)))
+            rate = options.sentences / runs[name, student][-1][0]["wall_s"]
+            print(f"round {number + 1}, {name} {student}: {rate:.1f}/s", flush=True)
+    reference = np.load(options.workdir / "teacher" / "st.text.npy")
+    slowest = statistics.median(whole["wall_s"] for whole, _ in runs["st", ""])
     rows = []
-    for name, results in runs.items():
-        source = _SAME_VECTORS.get(name, name)
-        text, pairs = (np.load(options.workdir / f"{source}.{kind}.npy") for kind in ("text", "pairs"))
+    for (name, student), results in runs.items():
+        source = options.workdir / (student or "teacher") / _SAME_VECTORS.get(name, name)
+        text, pairs = (np.load(source.with_name(f"{source.name}.{kind}.npy")) for kind in ("text", "pairs"))
+        whole, single = zip(*results, strict=True)
         rows.append(
             {
+                **({"student": student} if student else {}),
                 "contender": NAMES[name],
                 **({"batch": sizes[name]} if name in sizes else {}),
-                **summary(results, slowest, text, pairs, reference, scores),
-                "sentences_per_second_of_rounds": [round(options.sentences / run["wall_s"]) for run in results],
+                **summary(list(whole), slowest, text, pairs, reference, scores),
+                **{f"{part}_ms": round(statistics.median(one[part] for one in single), 3) for part in single[0]},
+                "sentences_per_second_of_rounds": [round(options.sentences / run["wall_s"]) for run in whole],
             }
         )
     setting = {"sentences": options.sentences, "rounds": options.rounds, "teacher": located.name}
-    path = write_result("encode_speed", setting, rows)
-    plot(rows, RESULTS / path.with_suffix(".svg").name)
+    write_result("encode_speed", setting, rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sentence_distill.student.environment import cpu, versions
+from sentence_distill.student.environment import cpu, instructions, versions
 
 RESULTS = Path(__file__).parent / "results"
 # What contenders make of a model and keep in a run's folder for the next rounds.
@@ -41,7 +41,12 @@ def write_result(name: str, setting: dict[str, Any], rows: list[dict[str, Any]])
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "command": "python benchmarks/" + " ".join([_script(), *(Path(a).name for a in sys.argv[1:])]),
         "setting": setting,
-        "hardware": {"cpu": cpu(), "threads": torch.get_num_threads(), "system": platform.system()},
+        "hardware": {
+            "cpu": cpu(),
+            "instructions": instructions(),
+            "threads": torch.get_num_threads(),
+            "system": platform.system(),
+        },
         "versions": {"python": platform.python_version(), **versions()},
         "rows": rows,
     }

@@ -8,7 +8,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("sentence-distill", "torch", "transformers", "sentence-transformers", "tokenizers", "pyarrow", "numpy")
+PACKAGES = (
+    *("sentence-distill", "torch", "onnxruntime", "transformers", "sentence-transformers", "tokenizers", "nanotoken"),
+    *("pyarrow", "numpy"),
+)
+# The first of x86, the others of ARM.
+_INSTRUCTIONS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
 
 
 def environment(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
@@ -16,6 +24,7 @@ def environment(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "cpu": cpu(),
+        "instructions": instructions(),
         "cores": cores(),
         "system": platform.system(),
         "python": platform.python_version(),
@@ -30,6 +39,16 @@ def cpu() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
+
+
+def instructions() -> list[str]:
+    """Instruction sets of the processor that decide the speed of encoders, as Linux names them; none elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    return [name for name in _INSTRUCTIONS if name in flags]
 
 
 def cores() -> int:

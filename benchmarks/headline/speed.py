@@ -41,13 +41,11 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Path],
     pairs, scores = read_pairs(options.sts)
     files = {"sentences.txt": texts, "pairs.txt": pairs}
     folders = {name: options.workdir / "speed" / name for name in (*options.sizes, "teacher")}
-    for name, place in folders.items():
+    for place in folders.values():
         place.mkdir(parents=True, exist_ok=True)
         for file, lines in files.items():
             (place / file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         forget_made(place)
-        if name in options.sizes:
-            (place / "onnx-int8").symlink_to((options.workdir / name / "onnx").resolve())
     make_static(folder, folders["teacher"] / "model2vec")
     return folders, scores
 

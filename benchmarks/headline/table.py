@@ -29,7 +29,7 @@ COLUMNS = (
     *("cosine", "recall@10", "10 in 100", "STS-B dev"),
 )
 GLUE_ROWS = ("scratch", "scratch-words", "frozen", "distilled")
-_OF_STUDENTS = {"OnnxStudent.encode, int8": "int8", "Student.encode, bfloat16": "bf16"}
+_OF_STUDENTS = {"Student.encode": "int8", "Student.encode, bfloat16 in PyTorch": "bf16"}
 # What is measured of an export beside the others, on the same sentences.
 _QUALITY = (*RECALL, "sts_spearman")
 _MEASURED = ("sentences_per_second", "ratio", "sentences_per_cpu_second", "p50_ms", "p99_ms", *_QUALITY)

@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-from tests.conftest import wait_for
+from tests.conftest import run_sd, wait_for
 
 LAUNCHERS = {
     "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"],
@@ -17,7 +17,7 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def options(shards):
     return [
         *("sentence_distill.cli", "train-student", "--shards", str(shards), "--held-out", "0.1", "--device", "cpu"),
@@ -33,14 +33,21 @@ def curve(folder):
 
 
 def launch(launcher, *options):
-    command = [sys.executable, *(LAUNCHERS[launcher] if launcher else ["-m"]), *map(str, options)]
+    command = [sys.executable, *LAUNCHERS[launcher], *map(str, options)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.fixture(scope="module")
+def alone(options, tmp_path_factory):
+    """The student of one process."""
+    folder = tmp_path_factory.mktemp("ranks") / "one"
+    assert run_sd(*options[1:], "--out", folder) == 0
+    return folder
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_processes_follow_the_curve_of_one_and_one_of_them_writes(options, tmp_path, launcher):
-    out, alone = tmp_path / "two", tmp_path / "one"
-    assert launch(None, *options, "--out", alone).returncode == 0
+def test_two_processes_follow_the_curve_of_one_and_one_of_them_writes(options, alone, tmp_path, launcher):
+    out = tmp_path / "two"
     done = launch(launcher, *options, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "2 process(es)" in done.stderr
