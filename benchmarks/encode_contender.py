@@ -65,22 +65,16 @@ def _before(name: str, student: Path, workdir: Path) -> Encode:
 
 
 def _over_nanotoken(static: Any) -> Encode:
-    """What a static model would do with the same tokenizer: means of its rows, by segments of the flat ids."""
+    """What a static model would do with this project's tokenizer: its own pooling over those ids."""
     from sentence_distill.data.tokenization import TextTokenizer
 
-    tokenizer, table = TextTokenizer(static.tokenizer.to_str()), np.asarray(static.embedding, dtype=np.float32)
-    if static.weights is not None:
-        table = table * np.asarray(static.weights, dtype=np.float32)[:, None]
+    tokenizer = TextTokenizer(static.tokenizer.to_str())
 
     def encode(sentences: list[str]) -> np.ndarray:
-        out = np.empty((len(sentences), table.shape[1]), dtype=np.float32)
-        for first in range(0, len(sentences), 1024):
-            tokens = tokenizer.tokenize(sentences[first : first + 1024])
-            # Each has a token: neither the text nor the pairs hold empty lines.
-            sums = np.add.reduceat(table[tokens.ids], tokens.offsets[:-1], axis=0)
-            means = sums / tokens.lengths[:, None]
-            out[first : first + 1024] = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9)
-        return out
+        tokens = tokenizer.tokenize(sentences)
+        # Each has a token: neither the text nor the pairs hold empty lines.
+        vectors = np.stack([static._encode_helper(tokens[row]).mean(axis=0) for row in range(len(tokens))])
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)  # type: ignore[no-any-return]
 
     return encode
 

@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--peer-python")
     parser.add_argument("--before-python")
     options = parser.parse_args()
-    options.students = {Path(student).name: locate_student(student) for student in options.students}
+    options.students, options.student = {Path(name).name: locate_student(name) for name in options.students}, ""
     located = locate_teacher(options.teacher)
     scores = prepare(options, located.folder)
     names = [

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from ctypes.util import find_library
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,8 +173,8 @@ def _load(student: str, options: dict[str, Any]) -> "tuple[TextEncoder, str]":
 
 
 def _has_gpu() -> bool:
-    # PyTorch takes most of a second to import, which is left out where no driver of a GPU is.
-    if find_library("cuda") is None:
+    # PyTorch takes most of a second to import, which is left out where no driver of a GPU is (NVIDIA's, WSL's, AMD's).
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
         return False
     import torch
 

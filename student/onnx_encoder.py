@@ -10,8 +10,10 @@ from sentence_distill.student.batches import near_length_batches
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "sentence_embedding"
-# The states of a larger batch leave a core's cache: with 4,096 a fifth is lost.
-_TOKEN_BUDGET = 1536
+UNITS = "units"
+"""Key of a graph's metadata: the LSTM's units in each direction."""
+# Tokens of a batch times units: what a core's cache holds. For 256 units that is 1,536 tokens; 4,096 lose a fifth.
+_STATES = 1536 * 256
 
 
 class OnnxEncoder:
@@ -35,6 +37,8 @@ class OnnxEncoder:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no class in common
             raise ValueError(f"ONNX Runtime can't run this graph: {first_line(error)}") from error
+        units = self._session.get_modelmeta().custom_metadata_map.get(UNITS, "256")
+        self._token_budget = _STATES // int(units)
 
     @property
     def dim(self) -> int:
@@ -59,7 +63,7 @@ class OnnxEncoder:
             out[rows] = self._encode_batch(tokens.take(rows))
 
         # The longest first, so that no thread is left alone with it at the end.
-        batches = list(near_length_batches(tokens.lengths, _TOKEN_BUDGET))[::-1]
+        batches = list(near_length_batches(tokens.lengths, self._token_budget))[::-1]
         if len(batches) == 1 or threads == 1:
             for rows in batches:
                 encode(rows)

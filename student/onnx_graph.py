@@ -25,7 +25,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sentence_distill.student.config import StudentConfig
-from sentence_distill.student.onnx_encoder import INPUTS, OUTPUT
+from sentence_distill.student.onnx_encoder import INPUTS, OUTPUT, UNITS
 
 # What ONNX Runtime has read since 1.12 (2022); nothing of later ones is needed.
 _OPSET = 17
@@ -67,7 +67,7 @@ def build_graph(config: StudentConfig, weights: Weights, *, int8: bool = False) 
     # ONNX Runtime's own operator gives zeros behind a sentence's end.
     pooled = _pool(graph, config, states, attention_mask, lengths, zeros_behind_ends=int8)
     _project(graph, config, weights, pooled, units, TensorProto.FLOAT16 if int8 else TensorProto.FLOAT)
-    return graph.model(config.target_dims[-1])
+    return graph.model(config.target_dims[-1], config.hidden)
 
 
 class _Graph:
@@ -89,7 +89,7 @@ class _Graph:
         self._nodes.append(helper.make_node(operator, inputs, [output], name=output, domain=domain, **attributes))
         return output
 
-    def model(self, dim: int) -> onnx.ModelProto:
+    def model(self, dim: int, units: int) -> onnx.ModelProto:
         """All of it, checked."""
         inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["sentences", "tokens"]) for name in INPUTS]
         outputs = [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["sentences", dim])]
@@ -101,6 +101,7 @@ class _Graph:
             opset_imports=[helper.make_opsetid(name, 1 if name else _OPSET) for name in domains],
             ir_version=_IR_VERSION,
         )
+        helper.set_model_props(model, {UNITS: str(units)})
         onnx.checker.check_model(model)
         return model
 

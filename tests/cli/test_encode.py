@@ -133,6 +133,45 @@ main()
     assert "is an export" in capsys.readouterr().err
 
 
+def test_on_a_cpu_a_student_runs_in_onnx_runtime_without_pytorch_and_it_says_so(student_folder, text_file, tmp_path):
+    out = tmp_path / "v.npy"
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        f"sys.argv = ['sd', 'encode', '--student', {str(student_folder)!r}, {'--input'!r}, {str(text_file)!r},"
+        f" '--out', {str(out)!r}]\n"
+        "from sentence_distill.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"encoding by {student_folder}: int8 in ONNX Runtime" in done.stderr
+    # The same program in Python, to the last bit.
+    np.testing.assert_array_equal(np.load(out), Student.load(student_folder).encode(SENTENCES))
+
+
+def test_the_backend_is_as_asked_and_pytorch_on_a_gpu(
+    sd, student_folder, text_file, expected, tmp_path, monkeypatch, capsys
+):
+    arguments = (
+        "encode",
+        "--student",
+        student_folder,
+        "--input",
+        text_file,
+        "--out",
+        tmp_path / "v.npy",
+        "--overwrite",
+    )
+    assert sd(*arguments, "--backend", "torch", "--precision", "fp32") == 0
+    assert "float32 in PyTorch on cpu" in capsys.readouterr().err
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-6)
+    assert sd(*arguments, "--backend", "onnx", "--precision", "fp32") == 2
+    assert "--precision is of PyTorch, and the backend is onnx" in capsys.readouterr().err
+    # Where a GPU is, auto takes PyTorch, which then finds the device.
+    monkeypatch.setattr("sentence_distill.cli.encode._has_gpu", lambda: True)
+    assert sd(*arguments) == 0
+    assert "in PyTorch on" in capsys.readouterr().err
+
+
 def test_a_reader_that_has_enough_ends_it_without_a_traceback(student_folder):
     process = sd_process("encode", "--student", student_folder, "--input", "-")
     process.stdout.close()
