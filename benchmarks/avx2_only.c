@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include <asm/prctl.h>
 #include <cpuid.h>
+#include <dlfcn.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -16,7 +17,17 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+/* What the program asked for at its own faults: Python's faulthandler, for one, must not take this handler's place. */
 static struct sigaction previous;
+static int (*real_sigaction)(int, const struct sigaction *, struct sigaction *);
+
+int sigaction(int number, const struct sigaction *action, struct sigaction *old) {
+    if (!real_sigaction) real_sigaction = dlsym(RTLD_NEXT, "sigaction");
+    if (number != SIGSEGV) return real_sigaction(number, action, old);
+    if (old) *old = previous;
+    if (action) previous = *action;
+    return 0;
+}
 
 static void cpuid_faults(int yes) { syscall(SYS_arch_prctl, ARCH_SET_CPUID, (unsigned long)!yes); }
 
@@ -24,8 +35,9 @@ static void answer(int number, siginfo_t *info, void *context) {
     greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
     const uint8_t *instruction = (const uint8_t *)registers[REG_RIP];
     if (instruction[0] != 0x0f || instruction[1] != 0xa2) {
-        /* A fault of the program's own: as if this handler were not there. */
-        sigaction(SIGSEGV, &previous, NULL);
+        /* A fault of the program's own ends it. */
+        struct sigaction end = {.sa_handler = SIG_DFL};
+        real_sigaction(SIGSEGV, &end, NULL);
         return;
     }
     uint32_t a, b, c, d, leaf = (uint32_t)registers[REG_RAX], part = (uint32_t)registers[REG_RCX];
@@ -49,7 +61,8 @@ static void answer(int number, siginfo_t *info, void *context) {
 
 __attribute__((constructor)) static void hide(void) {
     struct sigaction action = {.sa_sigaction = answer, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
-    sigaction(SIGSEGV, &action, &previous);
+    if (!real_sigaction) real_sigaction = dlsym(RTLD_NEXT, "sigaction");
+    real_sigaction(SIGSEGV, &action, &previous);
     if (syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0UL) != 0)
         fputs("avx2_only: this CPU or kernel does not let CPUID fault; nothing is hidden\n", stderr);
 }
