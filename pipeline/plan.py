@@ -118,8 +118,7 @@ def make_plan(
 
     A slice that has fewer ends after a million records, or eight for each of `shard_rows` where that is more.
 
-    Memory: 8 bytes a sentence for its hash (9 while the list grows), and 2 while duplicates are marked; where several
-    processes read, besides 20 bytes a record and 8 a sentence of the files in hand.
+    Memory: 8 bytes a sentence for its hash (9 while the list grows), and 2 while duplicates are marked.
 
     Args:
         corpus: what to read.
