@@ -52,6 +52,8 @@ class StudentFiles:
                 **{f"lstm.{name.removeprefix('encoder.')}": value for name, value in lstm.items()},
                 **{f"projections.0.{name.removeprefix('linear.')}": value for name, value in dense.items()},
             }
+            if {name: value.shape for name, value in weights.items()} != _shapes(config):
+                raise ValueError(f"its weights have another shape than {DISTILLATION} says")
             tokenizer = TextTokenizer((paths["WordEmbeddings"] / "tokenizer.json").read_text(encoding="utf-8"))
             return cls(config, {name: value.astype(np.float32) for name, value in weights.items()}, tokenizer)
         except UserError:
@@ -63,6 +65,18 @@ class StudentFiles:
 
 
 _MODULES = ("WordEmbeddings", "LSTM", "Dense")
+
+
+def _shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight in a folder, by its name in `StudentEncoder.state_dict`."""
+    dim, gates = config.target_dims[-1], 4 * config.hidden
+    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (config.vocabulary, config.embedding_dim)}
+    for layer in range(config.layers):
+        width = 2 * config.hidden if layer else config.embedding_dim
+        for end in (f"_l{layer}", f"_l{layer}_reverse"):
+            shapes |= {f"lstm.weight_ih{end}": (gates, width), f"lstm.weight_hh{end}": (gates, config.hidden)}
+            shapes |= {f"lstm.bias_ih{end}": (gates,), f"lstm.bias_hh{end}": (gates,)}
+    return shapes | {"projections.0.weight": (dim, config.pooled_dim), "projections.0.bias": (dim,)}
 
 
 def load_distillation(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.pipeline.files import system_errors, write_atomically
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.files import (
@@ -67,12 +66,7 @@ def load_student(folder: Path, backend: str = "torch") -> Student:
     """
     files = StudentFiles.read(folder)
     encoder = StudentEncoder(files.config)
-    try:
-        encoder.load_state_dict({name: torch.from_numpy(weight) for name, weight in files.weights.items()})
-    except RuntimeError as error:
-        raise UserError(
-            f"{folder} holds weights of another shape than its record ({first_line(error)}); train the student again"
-        ) from error
+    encoder.load_state_dict({name: torch.from_numpy(weight) for name, weight in files.weights.items()})
     return Student(encoder, files.tokenizer, backend)
 
 

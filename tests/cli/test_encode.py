@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,6 +147,20 @@ def test_on_a_cpu_a_student_runs_in_onnx_runtime_without_pytorch_and_it_says_so(
     assert f"encoding by {student_folder}: int8 in ONNX Runtime" in done.stderr
     # The same program in Python, to the last bit.
     np.testing.assert_array_equal(np.load(out), Student.load(student_folder).encode(SENTENCES))
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_a_student_whose_weights_do_not_fit_its_record_is_one_line(
+    sd, student_folder, text_file, tmp_path, capsys, backend
+):
+    folder = shutil.copytree(student_folder, tmp_path / "student")
+    record = json.loads((folder / "distillation.json").read_text())
+    record["student"]["hidden"] -= 1
+    (folder / "distillation.json").write_text(json.dumps(record))
+    arguments = ("--student", folder, "--input", text_file, "--out", tmp_path / "v.npy", "--backend", backend)
+    assert sd("encode", *arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {folder} holds no student that can be read (its weights have another shape")
 
 
 def test_the_backend_is_as_asked_and_pytorch_on_a_gpu(
