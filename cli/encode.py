@@ -167,8 +167,11 @@ def _load(student: str, options: dict[str, Any]) -> "tuple[TextEncoder, str]":
     if backend == "onnx" or (backend == "auto" and not of_torch and not _has_gpu()):
         from sentence_distill.student.encoding.onnx_student import OnnxStudent
         from sentence_distill.student.hub import locate_student
+        from sentence_distill.student.onnx_encoder import open_onnx
 
-        return OnnxStudent.of_student(locate_student(student), threads or 0), f"{student}: int8 in ONNX Runtime"
+        folder = locate_student(student)
+        if opened := open_onnx(backend, lambda: OnnxStudent.of_student(folder, threads or 0)):
+            return opened, f"{student}: int8 in ONNX Runtime"
     return _load_torch(student, options)
 
 

@@ -1,23 +1,20 @@
 """A trained student: a tokenizer and an encoder, from text to vectors."""
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.hardware import STUDENT, require_precision
 from sentence_distill.student.batches import near_length_batches
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.files import MAX_TOKENS
-from sentence_distill.student.onnx_encoder import OnnxEncoder
+from sentence_distill.student.onnx_encoder import OnnxEncoder, open_onnx
 from sentence_distill.student.sklearn_transformer import SklearnTransformer
 from sentence_distill.student.workers import map_on_cores
 
-BACKENDS = ("auto", "onnx", "torch")
 # A batch's states then fit into a core's cache.
 TOKEN_BUDGET = 4096
 # So many sentences are ordered by length at once, or fewer long ones; more need more memory and fill no batch better.
@@ -40,18 +37,16 @@ class Student(SklearnTransformer):
         Args:
             encoder: the network.
             tokenizer: of its vocabulary.
-            backend: one of `BACKENDS`. "onnx" is the network as an int8 graph in ONNX Runtime, the fastest way on any
-                CPU; "torch" computes in float32; "auto" is "onnx" if that runs here.
+            backend: "onnx" is the network as an int8 graph in ONNX Runtime, the fastest way on any CPU; "torch" computes
+                in float32; "auto" is "onnx" if that runs here.
 
         Raises:
             UserError: it is none of them, or ONNX Runtime is asked for and does not run here.
         """
-        if backend not in BACKENDS:
-            raise UserError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
         self.encoder = encoder.eval()
         self.tokenizer = tokenizer
         self._onnx: tuple[object, OnnxEncoder] | None = None
-        self.backend = _usable(backend, self._onnx_encoder)
+        self.backend = "onnx" if open_onnx(backend, self._onnx_encoder) else "torch"
 
     @classmethod
     def load(cls, name: str | Path, backend: str = "auto") -> "Student":
@@ -125,22 +120,6 @@ class Student(SklearnTransformer):
             model = build_graph(self.encoder.config, weights, int8=True).SerializeToString()
             self._onnx = (version, OnnxEncoder(model))
         return self._onnx[1]
-
-
-def _usable(backend: str, open_onnx: Callable[[], OnnxEncoder]) -> str:
-    """The backend that is meant: "auto" is decided by opening the graph."""
-    if backend == "torch":
-        return backend
-    try:
-        open_onnx()
-    except (ImportError, ValueError) as error:
-        if backend == "onnx":
-            raise UserError(
-                f"ONNX Runtime does not run this student here ({first_line(error)}); use the backend torch"
-            ) from error
-        logging.getLogger(__name__).warning("ONNX Runtime does not run here (%s): PyTorch does", first_line(error))
-        return "torch"
-    return "onnx"
 
 
 def _window(sentences: Sequence[str], first: int) -> int:

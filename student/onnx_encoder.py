@@ -1,19 +1,51 @@
 """A student's ONNX graph at work in ONNX Runtime: tokens to vectors. Nothing here imports PyTorch."""
 
+import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
-from sentence_distill.data.errors import first_line
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.tokenization import Tokens
 from sentence_distill.student.batches import near_length_batches
 
+BACKENDS = ("auto", "onnx", "torch")
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "sentence_embedding"
 UNITS = "units"
 """Key of a graph's metadata: the LSTM's units in each direction."""
 # Tokens of a batch times units: what a core's cache holds. For 256 units that is 1,536 tokens; 4,096 lose a fifth.
 _STATES = 1536 * 256
+
+
+_Opened = TypeVar("_Opened")
+
+
+def open_onnx(backend: str, opener: Callable[[], _Opened]) -> _Opened | None:
+    """Open a student in ONNX Runtime as a backend asks for it; return None if PyTorch is to run it.
+
+    Args:
+        backend: one of `BACKENDS`; "auto" is decided by trying.
+        opener: opens the graph, or raises an ImportError or a ValueError.
+
+    Raises:
+        UserError: it is none of them, or ONNX Runtime is asked for and does not run here.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+    if backend == "torch":
+        return None
+    try:
+        return opener()
+    except (ImportError, ValueError) as error:
+        if backend == "onnx":
+            raise UserError(
+                f"ONNX Runtime does not run this student here ({first_line(error)}); use the backend torch"
+            ) from error
+        logging.getLogger(__name__).warning("ONNX Runtime does not run here (%s): PyTorch does", first_line(error))
+        return None
 
 
 class OnnxEncoder:

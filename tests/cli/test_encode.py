@@ -13,6 +13,7 @@ import pytest
 
 from sentence_distill import Student
 from sentence_distill.student.encoding import encode_files, torch_encoder
+from sentence_distill.student.onnx_encoder import OnnxEncoder
 from tests.conftest import contents, make_sentences, wait_for
 
 SENTENCES = [*make_sentences(50), "", "One ship\u2028saw the sea.", *make_sentences(20, seed=1)]
@@ -161,6 +162,19 @@ def test_a_student_whose_weights_do_not_fit_its_record_is_one_line(
     assert sd("encode", *arguments) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {folder} holds no student that can be read (its weights have another shape")
+
+
+def test_where_onnx_runtime_does_not_run_pytorch_encodes(sd, student_folder, text_file, tmp_path, monkeypatch, capsys):
+    def refused(self, content):
+        raise ValueError("ONNX Runtime can't run this graph: no DynamicQuantizeLSTM")
+
+    monkeypatch.setattr(OnnxEncoder, "__init__", refused)
+    arguments = ("--student", student_folder, "--input", text_file, "--out", tmp_path / "v.npy", "--overwrite")
+    assert sd("encode", *arguments) == 0
+    assert "in PyTorch on" in capsys.readouterr().err
+    assert sd("encode", *arguments, "--backend", "onnx") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no DynamicQuantizeLSTM); use the backend torch" in line
 
 
 def test_the_backend_is_as_asked_and_pytorch_on_a_gpu(
