@@ -37,8 +37,8 @@ class Student(SklearnTransformer):
         Args:
             encoder: the network.
             tokenizer: of its vocabulary.
-            backend: "onnx" is the network as an int8 graph in ONNX Runtime, the fastest way on any CPU; "torch" computes
-                in float32; "auto" is "onnx" if that runs here.
+            backend: "onnx" is the network as an int8 graph in ONNX Runtime, the fastest way on any CPU; "torch"
+                computes in float32; "auto" is "onnx" if that runs here.
 
         Raises:
             UserError: it is none of them, or ONNX Runtime is asked for and does not run here.
