@@ -1,7 +1,6 @@
 """`sd embed`: stage one."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,6 +244,7 @@ def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progres
 
 def _readable_twice(corpora: tuple[str, ...], text_field: str, out: Path, progress: "Progress") -> list[str]:
     """The corpora as locations; standard input and hub datasets are first copied beside the shards."""
+    from sentence_distill.data.sources import standard_input
     from sentence_distill.pipeline.files import is_local
     from sentence_distill.pipeline.spool import HUB_PREFIX, spool_hub_dataset, spool_stream
 
@@ -254,7 +254,7 @@ def _readable_twice(corpora: tuple[str, ...], text_field: str, out: Path, progre
         if copied and not is_local(out):
             raise UserError(f"--corpus {corpus} is copied beside the shards first, which needs a local --out")
         if corpus == "-":
-            locations.append(str(spool_stream(sys.stdin.buffer, out / "corpus")))
+            locations.append(str(spool_stream(standard_input(), out / "corpus")))
         elif copied:
             name = corpus.removeprefix(HUB_PREFIX)
             locations.append(str(spool_hub_dataset(name, text_field, out / "corpus", progress)))

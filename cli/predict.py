@@ -112,10 +112,11 @@ def _rows_of(sources: "Sequence[Source]", format: str | None, columns: tuple[str
 
 def _standard_input(format: str | None, columns: tuple[str, ...]) -> "Iterator[Row]":
     from sentence_distill.data.rows import STREAM_FORMATS, rows_of_stream
+    from sentence_distill.data.sources import standard_input
 
-    stream = sys.stdin.buffer
+    stream = standard_input()
     # A peek waits for the first bytes, and takes none of them away.
-    first = stream.peek(1).removeprefix(codecs.BOM_UTF8).lstrip()  # type: ignore[union-attr]
+    first = stream.peek(1).removeprefix(codecs.BOM_UTF8).lstrip()
     kind = format or ("jsonl" if first.startswith(b"{") else "text")
     if kind not in STREAM_FORMATS:
         raise UserError(f"--format {kind} can't be read from standard input; name a file with --input")

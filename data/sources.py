@@ -5,6 +5,7 @@ import io
 import lzma
 import os
 import re
+import select
 import sys
 import tempfile
 import zlib
@@ -36,6 +37,7 @@ _BYTE_ORDER_MARKS = {
 _WILDCARD = re.compile(r"[*?\[]")
 _HEAD = 4096
 _BUFFER = 1 << 20
+_SIGNAL_S = 0.2
 
 
 # What `open_source` gives only once; as `Source.url`.
@@ -208,7 +210,7 @@ def open_source(source: Source) -> Iterator[BinaryIO]:
     fsspec's) ends without a word; for gzip, bz2 and xz Python's own readers report it.
     """
     if source.url == STANDARD_INPUT:
-        yield sys.stdin.buffer  # type: ignore[misc]
+        yield standard_input()
         return
     in_python = source.compression if source.compression != "zstd" else None
     with closing(fsspec.open(source.url, "rb", compression=in_python)) as file:
@@ -217,6 +219,34 @@ def open_source(source: Source) -> Iterator[BinaryIO]:
         if source.compression == "zstd":
             stream = pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")
         yield io.BufferedReader(_Named(stream), _BUFFER)
+
+
+def standard_input() -> io.BufferedReader:
+    """Standard input as buffered bytes; a signal ends a wait for them at once."""
+    try:
+        descriptor = sys.stdin.fileno()
+    except io.UnsupportedOperation:  # a program put a stream of its own there
+        return sys.stdin.buffer  # type: ignore[return-value]
+    return io.BufferedReader(_StandardInput(descriptor), _BUFFER)
+
+
+class _StandardInput(io.RawIOBase):
+    """Reads a descriptor, and waits for it in short steps.
+
+    Python hands a signal to its handler when a system call returns. One that comes just before a read begins would wait
+    for the next bytes, for ever if none come.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not select.select([self._descriptor], [], [], _SIGNAL_S)[0]:
+            pass
+        return os.readv(self._descriptor, [buffer])
 
 
 @contextmanager

@@ -4,9 +4,7 @@ A run reads its corpus twice (to plan, then to embed) and again when it is resum
 again is first written down beside the shards, compressed.
 """
 
-import io
 import json
-import select
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +22,6 @@ from sentence_distill.pipeline.lock import lock_folder
 
 HUB_PREFIX = "hf:"
 _CHUNK = 1 << 20
-_SIGNAL_S = 0.2
 # The names of a dataset's configurations are part of the hub's answer, and some have hundreds.
 _ANSWER_CHARACTERS = 1000
 
@@ -34,7 +31,7 @@ def spool_stream(stream: BinaryIO, folder: Path) -> Path:
     digest = xxhash.xxh3_64()
 
     def chunks() -> Iterator[bytes]:
-        while chunk := _read(stream):
+        while chunk := stream.read(_CHUNK):
             digest.update(chunk)
             yield chunk
 
@@ -42,20 +39,6 @@ def spool_stream(stream: BinaryIO, folder: Path) -> Path:
         with replacing(folder / "stdin.zst") as file:
             _compress(chunks(), file)
         return (folder / "stdin.zst").replace(folder / f"stdin-{digest.hexdigest()}.zst")
-
-
-def _read(stream: BinaryIO) -> bytes:
-    """Some bytes, none at the end.
-
-    Waits in short steps: a signal that comes just before a read begins would be heard after the next bytes alone.
-    """
-    try:
-        descriptor = stream.fileno()
-    except io.UnsupportedOperation:
-        return stream.read(_CHUNK)
-    while not select.select([descriptor], [], [], _SIGNAL_S)[0]:
-        pass
-    return stream.read1(_CHUNK) if isinstance(stream, io.BufferedReader) else stream.read(_CHUNK)
 
 
 def spool_hub_dataset(name: str, text_field: str, folder: Path, progress: Progress) -> Path:

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from sentence_distill.data import tables
+from sentence_distill.data import sources, tables
 from sentence_distill.data.corpus import Corpus, detect_format
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.lines import MAX_LINE_BYTES
@@ -469,3 +469,26 @@ def test_a_store_that_fails_ends_it_with_its_reason_in_one_line(monkeypatch, mom
     if moment != "isfile":
         with pytest.raises(UserError, match=rf"x\.txt{suffix} can't be read to its end: no credentials found$"):
             opened.sources[0].content_hash()
+
+
+def test_between_the_steps_of_a_wait_for_standard_input_a_signal_is_heard(monkeypatch):
+    """A read would wait for bytes that may never come."""
+    (reading, writing), steps = os.pipe(), []
+
+    def nothing_yet(read, write, failed, seconds):
+        steps.append(seconds)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return [], [], []
+
+    with open(reading) as stream, open(writing, "wb") as other:
+        monkeypatch.setattr("sys.stdin", stream)
+        other.write(b"one\ntwo")
+        other.flush()
+        ours = sources.standard_input()
+        assert ours.readline() == b"one\n"
+        monkeypatch.setattr(sources.select, "select", nothing_yet)
+        with pytest.raises(KeyboardInterrupt):
+            ours.readline()
+    assert len(steps) == 3
+    assert max(steps) < 1
