@@ -49,8 +49,7 @@ def evaluate_intrinsic(
             click.echo(f"held-out sentences of {other}, not what the student was trained on: its card keeps its own")
     else:
         columns = [model.name for model in opened]
-        figures = dict(_own(json_file.parent, located, columns, measured))
-        figures["models"] = measured.models
+        figures = {**_own(json_file.parent, located, columns, measured), "models": measured.models}
     write_json(json_file, {**figures, "skipped": measured.skipped})
     _print(measured)
     # Last: a student that others share may be one to read only, and its figures are worth having all the same.

@@ -160,7 +160,7 @@ class TextTokenizer:
             raise ValueError(f"this is no tokenizer.json: {error}") from error
         self.backend.no_truncation()
         self.backend.no_padding()
-        self._wordpiece = _open_wordpiece(self.backend)
+        self._wordpiece = _open_wordpiece(tokenizer_json, self.backend)
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Tokenize n texts; the ids are uint32."""
@@ -181,9 +181,9 @@ class TextTokenizer:
         return TextTokenizer, (self.to_str(),)
 
 
-def _open_wordpiece(backend: Tokenizer) -> Any:
+def _open_wordpiece(tokenizer_json: str, backend: Tokenizer) -> Any:
     """Return a WordPiece tokenizer of nanotoken's with the same settings, or None if `backend` has to serve."""
-    settings = json.loads(backend.to_str())
+    settings = json.loads(tokenizer_json)
     if settings["model"].get("type", "WordPiece") != "WordPiece":
         return None
     try:
@@ -191,8 +191,9 @@ def _open_wordpiece(backend: Tokenizer) -> Any:
     except ImportError:
         _log(f"nanotoken is not installed here: {_SLOWER}")
         return None
+    settings |= dict.fromkeys(("post_processor", "truncation", "padding"))
     try:
-        wordpiece = nanotoken.WordPieceTokenizer.from_json(json.dumps({**settings, "post_processor": None}))
+        wordpiece = nanotoken.WordPieceTokenizer.from_json(json.dumps(settings))
     except nanotoken.UnsupportedTokenizerError as error:
         _log(f"{error}: {_SLOWER}")
         return None

@@ -4,10 +4,11 @@ import multiprocessing
 from array import array
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import groupby, islice
+from typing import Any
 
 import numpy as np
 
@@ -54,15 +55,18 @@ def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[Block]:
         return
     with deaf_to_ctrl_c():
         pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-        # The pool starts a process for each of its first tasks.
-        first = list(islice(blocks, processes))
-        waiting = deque((records, pool.submit(_split, _texts(records), rules)) for records in first)
+        waiting: deque[tuple[list[Record], Future[Any]]] = deque()
+
+        def submit(count: int) -> None:
+            waiting.extend((records, pool.submit(_split, _texts(records), rules)) for records in islice(blocks, count))
+
+        # The pool starts a process for each of its first tasks. Each finds a block when it is done with one, and few
+        # lie read in memory.
+        submit(2 * processes)
     try:
         while waiting:
             records, split = waiting.popleft()
-            # Few blocks lie read in memory, and each process finds one when it is done.
-            for ahead in islice(blocks, max(0, 2 * processes - len(waiting))):
-                waiting.append((ahead, pool.submit(_split, _texts(ahead), rules)))
+            submit(1)
             yield _block(records, *split.result())
     except BrokenProcessPool as error:
         raise UserError(

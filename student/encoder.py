@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -28,6 +29,10 @@ class StudentEncoder(nn.Module):
             bidirectional=True,
         )
         self.projections = nn.ModuleList(nn.Linear(config.pooled_dim, dim) for dim in config.target_dims)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The weights as float32 arrays, by their names in `state_dict`."""
+        return {name: weight.float().cpu().numpy() for name, weight in self.state_dict().items()}
 
     def pool(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Pooled LSTM states, float32[b, pooled_dim], of int64[b, length] sentences of one length."""

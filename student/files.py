@@ -17,6 +17,7 @@ DISTILLATION = "distillation.json"
 CARD = "README.md"
 MAX_TOKENS = 512
 """Tokens of a sentence that a student reads; the rest is cut, as sentence-transformers does."""
+_MODULES = ("WordEmbeddings", "LSTM", "Dense")
 _FIELDS = {"teacher", "corpus", "shards", "training", "metrics", "student"}
 
 
@@ -62,9 +63,6 @@ class StudentFiles:
             raise UserError(
                 f"{folder} holds no student that can be read ({error}); train one: sd train-student"
             ) from error
-
-
-_MODULES = ("WordEmbeddings", "LSTM", "Dense")
 
 
 def _shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:

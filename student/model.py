@@ -111,14 +111,12 @@ class Student(SklearnTransformer):
 
     def _onnx_encoder(self) -> OnnxEncoder:
         """The graph of the weights as they are now; it is rebuilt after they were changed in place."""
-        from sentence_distill.student.onnx_graph import build_graph
-
-        state = self.encoder.state_dict(keep_vars=True)
-        version = {name: (weight.data_ptr(), weight._version) for name, weight in state.items()}
+        version = [(weight.data_ptr(), weight._version) for weight in self.encoder.parameters()]
         if self._onnx is None or self._onnx[0] != version:
-            weights = {name: weight.detach().float().cpu().numpy() for name, weight in state.items()}
-            model = build_graph(self.encoder.config, weights, int8=True).SerializeToString()
-            self._onnx = (version, OnnxEncoder(model))
+            from sentence_distill.student.onnx_graph import build_graph
+
+            model = build_graph(self.encoder.config, self.encoder.arrays(), int8=True)
+            self._onnx = (version, OnnxEncoder(model.SerializeToString()))
         return self._onnx[1]
 
 

@@ -135,10 +135,9 @@ class SklearnTransformer(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         # PyTorch pickles the same weights to other bytes every time.
-        weights = self.encoder.state_dict()
         return {
             "config": asdict(self.encoder.config),
-            "weights": {name: weight.float().cpu().numpy() for name, weight in weights.items()},
+            "weights": self.encoder.arrays(),
             "tokenizer": self.tokenizer.to_str(),
             "output": self._output,
             "backend": self.backend,

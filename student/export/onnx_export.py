@@ -70,8 +70,7 @@ def export_onnx(
 
 def write_onnx(student: Student, folder: Path, *, int8: bool) -> None:
     """Write a student's graph and its tokenizer."""
-    weights = {name: weight.float().numpy() for name, weight in student.encoder.state_dict().items()}
-    model = build_graph(student.encoder.config, weights, int8=int8)
+    model = build_graph(student.encoder.config, student.encoder.arrays(), int8=int8)
     write_atomically(folder / MODEL, model.SerializeToString())
     write_atomically(folder / TOKENIZER, _tokenizer(student.tokenizer).to_str().encode())
 
