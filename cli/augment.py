@@ -89,7 +89,7 @@ def augment(
     split = "--no-split " if len(texts) == 1 else ""
     click.echo(
         f"{out}: {count:,} examples and {added:,} different augmented copies\n"
-        f"next: sd embed --corpus {shlex.quote(str(out))} --text-field {','.join(FIELDS[len(texts)])} "
+        f"next: sd embed --corpus {shlex.quote(str(out))} --text-column {','.join(FIELDS[len(texts)])} "
         f"{split}--min-words 1"
     )
 

@@ -7,32 +7,54 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sentence_distill.cli.engine import check_engine, open_engine
+from sentence_distill.cli.options import input_format_option, text_column_option
 from sentence_distill.cli.shards import next_command
 from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.values import layer_numbers, share
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.records import FORMATS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sentence_distill.data.corpus import Corpus
     from sentence_distill.data.progress import Progress
     from sentence_distill.pipeline.config import EmbedConfig
+    from sentence_distill.pipeline.locate import Located
+
+# Above this share what is left out is worth a line.
+_MUCH = 0.1
+_KEPT_BY = {
+    "too few words": "--min-words 1 keeps them, and --no-split does not cut short texts any further",
+    "too many words": "--max-words raises the limit; is every line a paragraph of prose?",
+    "too many tokens": "--max-tokens raises the limit, up to what the teacher reads",
+    "duplicates": "each text is embedded once, which is enough to learn from it",
+    "heading": "WikiExtractor's headings and list items; --input-format text keeps all lines",
+    "not UTF-8": "convert the files: iconv -t UTF-8",
+    "null": "is --text-column the right one?",
+    "empty": "is --text-column the right one?",
+    "wrong number of cells": "cells that hold the delimiter need quotes",
+    "not JSON": "is this a file of JSON lines? --input-format names another format",
+}
 
 
 @click.command()
+@click.argument("arguments", nargs=-1, metavar="[CORPUS]...")
 @click.option(
     "--corpus",
     "corpora",
     multiple=True,
-    required=True,
     metavar="PATH",
-    help="File, folder, glob, fsspec URL, - for standard input, or hf:NAME[:CONFIG[:SPLIT]]; may be repeated.",
+    help="File, folder, glob, fsspec URL, - for standard input, or hf:NAME[:CONFIG[:SPLIT]]; may be repeated. The "
+    "same as an argument.",
 )
 @click.option(
+    "-o",
     "--out",
     default="shards",
     show_default=True,
     metavar="FOLDER",
-    help="Folder or object-store URL of the shards; a run that was stopped goes on where it stood.",
+    help="Folder or object-store URL of the shards; a run that was stopped is resumed.",
 )
 @click.option(
     "--teacher",
@@ -56,19 +78,9 @@ if TYPE_CHECKING:
     metavar="N[,N…]",
     help="Hidden layers to pool and concatenate; 0 is the word embeddings, -1 the last layer.",
 )
-@click.option(
-    "--format",
-    "format_",
-    default=None,
-    type=click.Choice(["text", "wikiextractor", "jsonl", "parquet", "arrow", "csv", "tsv"]),
-    help="[default: found from name and content]",
-)
-@click.option(
-    "--text-field",
-    default="text",
-    show_default=True,
-    metavar="NAME[,NAME]",
-    help="JSON field or table column of the text; two make each record a pair of sentences, which is not split.",
+@input_format_option(FORMATS, aliases=["--format"])
+@text_column_option(
+    "Column of the text; two make each record a pair of sentences, which is not split.", aliases=["--text-field"]
 )
 @click.option("--split/--no-split", default=True, show_default=True, help="Split each line into sentences.")
 @click.option("--language", default="en", show_default=True, help="Language of the splitter's rules.")
@@ -143,71 +155,102 @@ if TYPE_CHECKING:
     help="Of the shards; compressed ones can't be memory-mapped.",
 )
 @click.option("--no-text", is_flag=True, help="Keep token ids only, not the sentences.")
-def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: Any) -> None:
+def embed(arguments: tuple[str, ...], corpora: tuple[str, ...], out: str, teacher: str | None, **options: Any) -> None:
     """Run the teacher once over a corpus and write its embeddings, or logits, to sharded Arrow files.
 
     The corpus is split into sentences, cleaned and freed of exact duplicates; what can't be used is listed
-    in rejected.jsonl. Stop it when you like: the same command goes on with the shard it was at.
+    in rejected.jsonl. Stop it when you like: the same command resumes with the shard it was at.
 
     \b
       sd embed --corpus wiki.txt --out shards/
-      sd embed --corpus 'dumps/*.jsonl.zst' --text-field body --teacher minilm
-      zcat wiki.gz | sd embed --corpus - --teacher ./my-bert --pooling mean --layers 6,12
-      sd embed --corpus big/ --out /shared/shards --slice 3/64
-      sd embed --corpus qqp.jsonl --text-field question1,question2 --teacher ./bert-qqp --out logits/
+      sd embed 'dumps/*.jsonl.zst' --text-column body --teacher mpnet
+      sd embed tickets.csv --text-column message --no-split --min-words 1
+      zcat wiki.gz | sd embed - --teacher ./my-bert --pooling mean --layers 6,12
+      sd embed big/ --out /shared/shards --slice 3/64
+      sd embed qqp.jsonl --text-column question1,question2 --teacher ./bert-qqp --out logits/
     """
     from sentence_distill.pipeline.allocator import keep_few_kernels
 
     # What comes next imports torch.
     keep_few_kernels()
     from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.data.corpus import Corpus, text_fields
-    from sentence_distill.data.sources import find_sources
+    from sentence_distill.data.corpus import Corpus, text_columns
     from sentence_distill.pipeline.files import open_folder
-    from sentence_distill.pipeline.fingerprint import require_utf8_names
     from sentence_distill.pipeline.locate import locate_teacher
     from sentence_distill.pipeline.spool import HUB_PREFIX
 
+    corpora = (*arguments, *corpora)
+    if not corpora:
+        raise click.UsageError("name a corpus: sd embed --corpus wiki.txt")
     check_engine(corpora, options)
     progress = ConsoleProgress()
     folder = open_folder(out)
-    pairs = len(text_fields(options["text_field"])) == 2
+    pairs = len(text_columns(options["text_column"])) == 2
     config = _config(options, pairs)
-    # Cheap mistakes first: a wrong path shows before any weights are loaded.
+    of_corpus = {"format": options["input_format"], "text_column": options["text_column"], "leave_out": folder}
+    # Cheap mistakes first: a wrong path, column or folder shows before any weights are loaded.
     paths = [corpus for corpus in corpora if corpus != "-" and not corpus.startswith(HUB_PREFIX)]
     if paths:
-        require_utf8_names(find_sources(paths, folder))
+        _check(Corpus.open(paths, **of_corpus), config, folder, alone=len(paths) == len(corpora))
     located = None if options["plan_only"] else locate_teacher(teacher)
-    with stopped_by_signals("stopped before the corpus was copied; the same command copies it from its beginning"):
-        locations = _readable_twice(corpora, options["text_field"], folder, progress)
-    corpus = Corpus.open(locations, format=options["format_"], text_field=options["text_field"], leave_out=folder)
+    with stopped_by_signals("stopped before the corpus was copied; run the same command again to begin anew"):
+        locations = _readable_twice(corpora, options["text_column"], folder, progress)
+    corpus = Corpus.open(locations, **of_corpus)
+    if len(paths) < len(corpora):
+        _check(corpus, config, folder, alone=True)
 
     # What is embedded when the signal comes is still written; the slice in hand is dropped.
-    stopped = f"stopped; the shards in {out} stay, and the same command goes on from there"
-    if located is None:
-        with stopped_by_signals(stopped):
+    stopped = f"stopped; what {out} holds stays: run the same command again to resume"
+    with stopped_by_signals(stopped):
+        if located is None:
             _plan(corpus, config, folder, progress, jobs="-" not in corpora)
-        return
-    if located.notice:
-        progress.log(f"note: {located.notice} ({located.reason})")
+        else:
+            _embed(corpus, located, config, folder, options, progress, pairs=pairs)
 
+
+def _check(corpus: "Corpus", config: "EmbedConfig", out: Path, *, alone: bool) -> None:
+    """Refuse a corpus that can't be used, and a folder that holds another one's shards.
+
+    Args:
+        corpus: what can be read before anything is copied.
+        config: of the run.
+        out: folder of the shards.
+        alone: whether it is the whole corpus.
+    """
+    from sentence_distill.pipeline.embed import refuse_other_corpus
+    from sentence_distill.pipeline.fingerprint import require_utf8_names
+
+    require_utf8_names(corpus.sources)
+    corpus.check()
+    if alone:
+        refuse_other_corpus(corpus, config, out)
+
+
+def _embed(
+    corpus: "Corpus",
+    located: "Located",
+    config: "EmbedConfig",
+    out: Path,
+    options: dict[str, Any],
+    progress: "Progress",
+    *,
+    pairs: bool,
+) -> None:
     from sentence_distill.pipeline.embed import EmbedRun, refuse_teachers_folder
 
-    refuse_teachers_folder(folder, located)
+    refuse_teachers_folder(out, located)
+    progress.log(f"loading teacher {located.name}")
     with open_engine(located, options, pairs) as engine:
-        run = EmbedRun(
-            corpus=corpus, engine=engine, out=folder, config=config, notice=located.notice, progress=progress
-        )
+        run = EmbedRun(corpus=corpus, engine=engine, out=out, config=config, notice=located.notice, progress=progress)
         progress.log(str(run.teacher))
-        with stopped_by_signals(stopped):
-            if options["share"]:
-                shards = run.run_share(*options["share"])
-                click.echo(
-                    f"{out}: the share's {shards} shards are there\n"
-                    f"next, once all are: sd shards merge {shlex.quote(out)}"
-                )
-            else:
-                _summary(out, run.run())
+        if options["share"]:
+            shards = run.run_share(*options["share"])
+            click.echo(
+                f"{out}: the share's {shards} shards are there\n"
+                f"next, once all are: sd shards merge {shlex.quote(str(out))}"
+            )
+        else:
+            _summary(str(out), run.run())
 
 
 def _config(options: dict[str, Any], pairs: bool) -> "EmbedConfig":
@@ -229,11 +272,11 @@ def _config(options: dict[str, Any], pairs: bool) -> "EmbedConfig":
 
 def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progress", *, jobs: bool) -> None:
     """Make the plan and say what follows; `jobs` is whether --slice can read the corpus."""
-    from sentence_distill.pipeline.embed import make_folder, make_or_load_plan
+    from sentence_distill.pipeline.embed import make_or_load_plan
+    from sentence_distill.pipeline.files import made_folder
     from sentence_distill.pipeline.lock import lock_folder
 
-    make_folder(out)
-    with lock_folder(out):
+    with made_folder(out), lock_folder(out):
         plan = make_or_load_plan(corpus, config, out, progress)
     click.echo(
         f"{out}: a plan of {plan.rows:,} sentences in {len(plan.slices):,} slices\n"
@@ -242,9 +285,9 @@ def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progres
     )
 
 
-def _readable_twice(corpora: tuple[str, ...], text_field: str, out: Path, progress: "Progress") -> list[str]:
+def _readable_twice(corpora: tuple[str, ...], text_column: str, out: Path, progress: "Progress") -> list[str]:
     """The corpora as locations; standard input and hub datasets are first copied beside the shards."""
-    from sentence_distill.data.sources import standard_input
+    from sentence_distill.data.streams import standard_input
     from sentence_distill.pipeline.files import is_local
     from sentence_distill.pipeline.spool import HUB_PREFIX, spool_hub_dataset, spool_stream
 
@@ -257,7 +300,7 @@ def _readable_twice(corpora: tuple[str, ...], text_field: str, out: Path, progre
             locations.append(str(spool_stream(standard_input(), out / "corpus")))
         elif copied:
             name = corpus.removeprefix(HUB_PREFIX)
-            locations.append(str(spool_hub_dataset(name, text_field, out / "corpus", progress)))
+            locations.append(str(spool_hub_dataset(name, text_column, out / "corpus", progress)))
         else:
             locations.append(corpus)
     return locations
@@ -272,5 +315,16 @@ def _summary(out: str, manifest: dict[str, Any]) -> None:
         f"from {totals['records']:,} records; {totals['duplicates']:,} duplicates left out, {rejected:,} rejected"
         + (f" (see {out.rstrip('/')}/rejected.jsonl): " if rejected else "")
         + ", ".join(f"{count:,} {reason}" for reason, count in totals["rejected"].items())
-        + f"\nnext: {next_command(out, manifest['fingerprint'])}"
     )
+    for line in _lost(totals):
+        click.echo(line)
+    click.echo(f"next: {next_command(out, manifest['fingerprint'])}")
+
+
+def _lost(totals: dict[str, Any]) -> "Iterator[str]":
+    """Say which option keeps what was left out, if that is much."""
+    counts = {**totals["rejected"], "duplicates": totals["duplicates"]}
+    for reason, count in counts.items():
+        if reason in _KEPT_BY and count > _MUCH * totals["sentences"]:
+            share = count / totals["sentences"]
+            yield f"note: {share:.0%} of the sentences are left out as {reason}: {_KEPT_BY[reason]}"

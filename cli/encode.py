@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sentence_distill.cli.options import (
+    input_arguments,
+    input_format_option,
+    inputs_of,
+    overwrite_option,
+    text_column_option,
+)
 from sentence_distill.cli.out_file import check_free
 from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.records import FORMATS
 
 if TYPE_CHECKING:
     from sentence_distill.data.corpus import Corpus
@@ -35,6 +43,7 @@ _READ = {
 
 
 @click.command()
+@input_arguments(None)
 @click.option(
     "--student",
     default=None,
@@ -43,39 +52,34 @@ _READ = {
     "packaged wiki-small]",
 )
 @click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    required=True,
-    metavar="PATH",
-    help="File, folder, glob or fsspec URL, compressed or not, or - for standard input; may be repeated. One sentence "
-    "a line, JSON object or row.",
-)
-@click.option(
+    "-o",
     "--out",
     default="-",
     metavar="FILE",
-    help="Where the vectors go; one that was stopped goes on where it stood.  [default: standard output]",
+    help="File of the vectors; a run that was stopped is resumed.  [default: standard output]",
 )
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["jsonl", "parquet", "arrow", "npy"]),
     default=None,
-    help="Of --out.  [default: by its name; to standard output jsonl]",
+    help="Format of --out.  [default: by its name; to standard output jsonl]",
 )
+@input_format_option(FORMATS)
+@text_column_option("Column of the text.", aliases=["--text-field"])
 @click.option(
-    "--input-format",
-    type=click.Choice(["text", "wikiextractor", "jsonl", "parquet", "arrow", "csv", "tsv"]),
+    "--columns",
     default=None,
-    help="[default: found from name and content; from standard input text]",
+    metavar="NAME[,NAME]",
+    help="Columns of the input to write next to the vectors.  [default: all]",
 )
+@click.option("--no-text", is_flag=True, help="Write the vectors alone; npy always does.")
 @click.option(
-    "--text-field", default="text", show_default=True, metavar="NAME", help="JSON field or table column of the text."
-)
-@click.option("--no-text", is_flag=True, help="Write the vectors without the texts; npy never has them.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Of the vectors."
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Type of the vectors.",
 )
 @click.option(
     "--backend",
@@ -93,32 +97,34 @@ _READ = {
 )
 @click.option("--device", default=None, help="Device of PyTorch: auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--threads", type=click.IntRange(1), default=None, help="Number of CPU threads.  [default: all cores]")
-@click.option("--overwrite", is_flag=True, help="Replace --out where it is there already.")
-def encode(student: str | None, inputs: tuple[str, ...], out: str, **options: Any) -> None:
+@overwrite_option("Replace --out if it is there already; begin again if another run was stopped.")
+def encode(arguments: tuple[str, ...], inputs: tuple[str, ...], student: str | None, out: str, **options: Any) -> None:
     """Encode sentences: one vector for each line, JSON object or row, in their order.
 
-    Memory stays flat however long the input is. What has no text, a null or bytes that are not UTF-8, gets a vector of
-    zeros and is counted.
+    INPUT is a file, folder, glob or fsspec URL, compressed or not, or - for standard input. The other columns of the
+    input, ids for example, are written next to the vectors. Memory stays flat however long the input is. What has no
+    text, a null or bytes that are not UTF-8, gets a vector of zeros and is counted.
 
     \b
-      sd encode --input queries.txt --out queries.parquet
-      sd encode --student distilled/onnx --input queries.txt --out queries.parquet
-      sd encode --input 'logs/*.jsonl.zst' --text-field message --out logs.npy --dtype float16
-      zcat titles.gz | sd encode --input - --no-text > vectors.jsonl
+      sd encode queries.txt -o queries.parquet
+      sd encode tickets.csv --text-column body --columns id -o tickets.parquet
+      sd encode 'logs/*.jsonl.zst' --text-column message -o logs.npy --dtype float16
+      zcat titles.gz | sd encode - --no-text > vectors.jsonl
     """
     from sentence_distill.cli.console import ConsoleProgress, drop_standard_output
     from sentence_distill.student.encoding.encode_files import EncodeConfig, FileEncoder
 
     format_ = _format(out, options["format_"])
+    columns = _columns(options)
     if out != "-":
         check_free(Path(out), options["overwrite"])
-    corpus = _open(inputs, out, options)
+    corpus = _open(inputs_of(arguments, inputs), out, options)
     if options["threads"]:
         # The tokenizers library reads it when it is first used.
         os.environ["RAYON_NUM_THREADS"] = str(options["threads"])
     loaded, runs = _load(student or _default_student(), options)
     click.echo(f"encoding by {runs}", err=True)
-    config = EncodeConfig(dtype=options["dtype"], text=not options["no_text"], format=format_)
+    config = EncodeConfig(dtype=options["dtype"], columns=columns, format=format_)
     encoder = FileEncoder(loaded, corpus, config, ConsoleProgress())
     if out == "-":
         try:
@@ -128,13 +134,23 @@ def encode(student: str | None, inputs: tuple[str, ...], out: str, **options: An
             drop_standard_output()
             raise
         return
-    with stopped_by_signals(f"stopped; the same command goes on from what {out}.parts holds"):
-        done = encoder.write(Path(out))
+    with stopped_by_signals(f"stopped; {out}.parts holds what is encoded: run the same command again to resume"):
+        done = encoder.write(Path(out), overwrite=options["overwrite"])
     _summary(done)
     click.echo(
         f"{out}: {done.rows:,} vectors of {loaded.dim} {options['dtype']}, {Path(out).stat().st_size / 1e6:,.1f} MB\n"
         f"read it: {_READ[format_].format(out)}"
     )
+
+
+def _columns(options: dict[str, Any]) -> tuple[str, ...] | None:
+    if options["no_text"]:
+        if options["columns"] is not None:
+            raise click.UsageError("--no-text writes no column next to the vectors, --columns some; give one of them")
+        return ()
+    if options["columns"] is None:
+        return None
+    return tuple(dict.fromkeys(name.strip() for name in options["columns"].split(",") if name.strip()))
 
 
 def _default_student() -> str:
@@ -212,34 +228,31 @@ def _format(out: str, given: str | None) -> str:
 
 
 def _open(inputs: tuple[str, ...], out: str, options: dict[str, Any]) -> "Corpus":
-    from sentence_distill.data.corpus import Corpus, text_fields
-    from sentence_distill.data.sources import STANDARD_INPUT, Source
+    from sentence_distill.data.corpus import Corpus, text_columns
     from sentence_distill.student.encoding.encode_files import parts_folder
 
-    format_, text_field = options["input_format"], options["text_field"]
-    if len(text_fields(text_field)) > 1:
-        raise click.UsageError(f"--text-field {text_field}: one field; a pair is encoded as two files")
-    if STANDARD_INPUT not in inputs:
+    format_, text_column = options["input_format"], options["text_column"]
+    if len(text_columns(text_column)) > 1:
+        raise click.UsageError(f"--text-column {text_column}: one column; a pair is encoded in two runs, a side each")
+    if "-" not in inputs:
         parts = None if out == "-" else parts_folder(Path(out))
-        corpus = Corpus.open(inputs, format=format_, text_field=text_field, keep_blank=True, leave_out=parts)
+        corpus = Corpus.open(inputs, format=format_, text_column=text_column, keep_blank=True, leave_out=parts)
         if any(source.is_file(Path(out)) for source in corpus.sources):
             raise UserError(f"--out {out} is among the input; name another file")
+        corpus.check()
         return corpus
     if len(inputs) > 1 or out != "-":
         raise click.UsageError(
-            "standard input goes to standard output alone, since it can't be read again; "
-            "give a file to be able to go on after a stop"
+            "standard input goes to standard output alone, since it can't be read again; give a file to be able to "
+            "resume after a stop"
         )
-    if format_ not in (None, "text", "jsonl"):
-        raise click.UsageError(f"standard input is read as text or jsonl, not as {format_}; give a file")
-    source = Source(url=STANDARD_INPUT, name="standard input", size=0, compression=None)
-    return Corpus([source], format_ or "text", text_field, keep_blank=True)
+    return Corpus.of_standard_input(format_, text_column, keep_blank=True)
 
 
 def _summary(done: "Encoded") -> None:
     if done.without_text:
         click.echo(
-            f"{sum(done.without_text.values()):,} of {done.rows:,} records have no text and vectors of zeros "
+            f"{sum(done.without_text.values()):,} of {done.rows:,} rows have no text and vectors of zeros "
             f"({done.describe()})",
             err=True,
         )

@@ -172,14 +172,14 @@ def _glue(task: str, folder: Path | None) -> "TaskData":
 
 
 def _own(name: str, train: str, options: dict[str, Any], seed: int, progress: "Progress") -> "OwnTask":
-    from sentence_distill.data.corpus import text_fields
+    from sentence_distill.data.corpus import text_columns
     from sentence_distill.student.finetuning.own_task import load_own_task
 
     own = load_own_task(
         name,
         train,
         options["dev"],
-        columns=text_fields(options["text_column"], "--text-column"),
+        columns=text_columns(options["text_column"], "--text-column"),
         label=options["label_column"],
         regression=options["regression"],
         seed=seed,
@@ -197,7 +197,7 @@ def _next_of_teacher(out: Path, task: str | None, train: str | None, options: di
         columns = options["text_column"]
         split = "" if "," in columns else "--no-split "
         return (
-            f"sd embed --corpus {shlex.quote(str(train))} --text-field {shlex.quote(columns)} {split}--min-words 1 "
+            f"sd embed --corpus {shlex.quote(str(train))} --text-column {shlex.quote(columns)} {split}--min-words 1 "
             f"--teacher {teacher} writes its logits"
         )
     folder = options["glue_dir"]

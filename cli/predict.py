@@ -1,126 +1,125 @@
-"""`sd predict`: labels, or scores, for a file's texts."""
+"""`sd predict`: labels, or scores, for the texts of files."""
 
-import codecs
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from sentence_distill.cli.options import (
+    input_arguments,
+    input_format_option,
+    inputs_of,
+    overwrite_option,
+    text_column_option,
+)
 from sentence_distill.cli.out_file import check_out_file
+from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.records import FORMATS
 
 if TYPE_CHECKING:
-    from sentence_distill.data.rows import Row
-    from sentence_distill.data.sources import Source
+    from sentence_distill.data.corpus import Corpus
 
-_FORMATS = ("jsonl", "csv", "tsv", "text", "parquet", "arrow")
 _STREAM = "-"
 
 
 @click.command()
 @click.argument("folder")
+@input_arguments("- (standard input)")
 @click.option(
-    "--input",
-    "location",
-    default=_STREAM,
-    show_default=True,
-    metavar="FILE",
-    help="CSV, TSV, JSON lines, Parquet, Arrow or plain text, compressed or not; - is standard input.",
-)
-@click.option(
+    "-o",
     "--out",
     default=_STREAM,
     show_default=True,
     metavar="FILE",
-    help="A name in .jsonl, .csv, .tsv or .parquet; - writes JSON lines to standard output.",
-)
-@click.option(
-    "--text-column",
-    default=None,
-    metavar="NAME[,NAME]",
-    help="Column of the texts, two for pairs.  [default: as in fine-tuning]",
+    help="File to write; - is standard output.",
 )
 @click.option(
     "--format",
-    type=click.Choice(_FORMATS),
+    "format_",
+    type=click.Choice(["jsonl", "csv", "tsv", "parquet"]),
     default=None,
-    help="Of the input.  [default: by name and first bytes; of standard input JSON lines, or a text a line]",
+    help="Format of --out.  [default: by its name; to standard output jsonl]",
 )
+@input_format_option(FORMATS)
+@text_column_option("Column of the texts, two for pairs.  [default: as in fine-tuning]", default=None)
 @click.option("--all", "every_class", is_flag=True, help="Write the probability of every class.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--overwrite", is_flag=True, help="Replace --out where it is there already.")
+@overwrite_option("Replace --out if it is there already.")
 def predict(
-    folder: str,
-    location: str,
-    out: str,
-    text_column: str | None,
-    format: str | None,
-    every_class: bool,
-    device: str,
-    overwrite: bool,
+    folder: str, arguments: tuple[str, ...], inputs: tuple[str, ...], out: str, overwrite: bool, **options: Any
 ) -> None:
     """Predict the labels, or scores, of texts with the student in FOLDER, which sd finetune made, or on the hub.
 
-    Each row is written with what it held and its prediction, in the order of the input.
+    INPUT is a file, folder, glob or URL, compressed or not, or - for standard input. Each row is written with what it
+    held and its prediction, in the order of the input.
 
     \b
-      sd predict finetuned/reviews --input new.csv --out predicted.csv
+      sd predict finetuned/reviews new.csv -o predicted.csv
       cat lines.txt | sd predict finetuned/reviews > predicted.jsonl
     """
     from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.data.corpus import text_fields
+    from sentence_distill.data.corpus import Corpus, text_columns
     from sentence_distill.data.row_writer import open_writer, output_format
-    from sentence_distill.data.sources import find_sources
+
+    locations = inputs_of(arguments, inputs, _STREAM)
+    kind = options["format_"] or ("jsonl" if out == _STREAM else output_format(out))
+    text_column, input_format = options["text_column"], options["input_format"]
+    columns = None if text_column is None else text_columns(text_column)
+    corpus = None
+    if locations == (_STREAM,):
+        if out != _STREAM:
+            check_out_file(Path(out), [], overwrite)
+    elif _STREAM in locations:
+        raise click.UsageError("standard input can't be joined with files; name one or the other")
+    else:
+        corpus = Corpus.open(locations, format=input_format, keep_blank=True)
+        if out != _STREAM:
+            check_out_file(Path(out), corpus.sources, overwrite)
+
     from sentence_distill.pipeline.hardware import pick_device
     from sentence_distill.student.finetuning.predict import Classifier
     from sentence_distill.student.finetuning.predict_files import predict_rows
 
-    kind = "jsonl" if out == _STREAM else output_format(out)
-    sources = [] if location == _STREAM else find_sources([location])
-    if out != _STREAM:
-        check_out_file(Path(out), sources, overwrite)
-    classifier = Classifier.load(folder, pick_device(device))
-    columns = classifier.task.columns if text_column is None else text_fields(text_column, "--text-column")
-    if len(columns) != len(classifier.task.columns):
-        raise UserError(
-            f"--text-column {text_column}: {folder} reads {len(classifier.task.columns)} column(s) of texts"
-        )
-    if every_class and classifier.task.regression:
+    classifier = Classifier.load(folder, pick_device(options["device"]))
+    trained = classifier.task.columns
+    if columns is not None and len(columns) != len(trained):
+        raise UserError(f"--text-column {text_column}: {folder} reads {len(trained)} column(s) of texts")
+    if options["every_class"] and classifier.task.regression:
         raise UserError(f"--all: {folder} gives scores, not classes")
+    chosen = ",".join(columns or trained)
+    corpus = _read_from(corpus, chosen, input_format)
     with (
+        stopped_by_signals(f"stopped; {'the output ends here' if out == _STREAM else 'nothing was written'}"),
         _output(out) as file,
         open_writer(file, kind) as writer,
         ConsoleProgress().task("predict", None, "rows") as advance,
     ):
-        rows = _rows_of(sources, format, columns) if sources else _standard_input(format, columns)
-        counts = predict_rows(classifier, rows, writer, columns=columns, every_class=every_class, advance=advance)
+        counts = predict_rows(
+            classifier,
+            corpus.rows(),
+            writer,
+            columns=columns or trained,
+            every_class=options["every_class"],
+            advance=advance,
+        )
         if not counts.rows:
-            raise UserError(f"{'standard input' if location == _STREAM else location} holds no row")
+            raise UserError(f"{'standard input' if locations == (_STREAM,) else ', '.join(locations)} holds no row")
     empty = f", {counts.empty:,} of them without text" if counts.empty else ""
     click.echo(f"{'standard output' if out == _STREAM else out}: {counts.rows:,} rows{empty}", err=out == _STREAM)
 
 
-def _rows_of(sources: "Sequence[Source]", format: str | None, columns: tuple[str, ...]) -> "Iterator[Row]":
-    from sentence_distill.data.rows import read_rows
+def _read_from(corpus: "Corpus | None", text_column: str, input_format: str | None) -> "Corpus":
+    from dataclasses import replace
 
-    for source in sources:
-        yield from read_rows(source, format, columns[0])
+    from sentence_distill.data.corpus import Corpus
 
-
-def _standard_input(format: str | None, columns: tuple[str, ...]) -> "Iterator[Row]":
-    from sentence_distill.data.rows import STREAM_FORMATS, rows_of_stream
-    from sentence_distill.data.sources import standard_input
-
-    stream = standard_input()
-    # A peek waits for the first bytes, and takes none of them away.
-    first = stream.peek(1).removeprefix(codecs.BOM_UTF8).lstrip()
-    kind = format or ("jsonl" if first.startswith(b"{") else "text")
-    if kind not in STREAM_FORMATS:
-        raise UserError(f"--format {kind} can't be read from standard input; name a file with --input")
-    return rows_of_stream(stream, "standard input", kind, columns[0])
+    if corpus is None:
+        return Corpus.of_standard_input(input_format, text_column, keep_blank=True)
+    return replace(corpus, text_column=text_column)
 
 
 @contextmanager

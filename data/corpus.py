@@ -1,42 +1,37 @@
-"""A corpus: its sources, their formats, and one stream of records over all of them."""
+"""A corpus: its sources, their formats, and one stream of records or rows over all of them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.lines import read_jsonl, read_text, read_wikiextractor
-from sentence_distill.data.records import Position, Record
-from sentence_distill.data.sources import Source, cut_short, find_sources
-from sentence_distill.data.tables import read_arrow, read_csv, read_parquet
+from sentence_distill.data.formats import detect_format, format_of_text
+from sentence_distill.data.lines import article_record, read_text, read_wikiextractor
+from sentence_distill.data.records import LINE_FORMATS, Position, Record, Row
+from sentence_distill.data.sources import STANDARD_INPUT, Source, find_sources
+from sentence_distill.data.streams import compression_of, cut_short, decompressed, standard_input
+from sentence_distill.data.tables import read_table
 
-FORMATS = ("text", "wikiextractor", "jsonl", "parquet", "arrow", "csv", "tsv")
-_SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-    ".csv": "csv",
-    ".tsv": "tsv",
-}
+# WikiExtractor's JSON, and the dataset that is made of it: text of many lines with headings among them.
+_ARTICLE = ("id", "url", "title", "text")
+_CHECKED_FILES = 20
+_STDIN = "standard input"
+_FILES_ONLY = ("parquet", "arrow")
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Sources read one after the other.
 
-    `format` is one of `FORMATS`, or None to find each file's from its name and content; `text_field` names
-    the JSON field or the table column that holds the text, or, with a comma between, the two of a pair. With
-    `keep_blank` blank lines of plain text are records too.
+    `format` is one of `FORMATS`, or None to find each file's from its name and content; `text_column` names the
+    column that holds the text, or, with a comma between, the two of a pair. With `keep_blank` blank lines of plain
+    text are records too.
     """
 
     sources: Sequence[Source]
     format: str | None = None
-    text_field: str = "text"
+    text_column: str = "text"
     keep_blank: bool = False
 
     @classmethod
@@ -45,85 +40,125 @@ class Corpus:
         locations: Sequence[str],
         *,
         format: str | None = None,
-        text_field: str = "text",
+        text_column: str = "text",
         leave_out: Path | None = None,
         keep_blank: bool = False,
     ) -> "Corpus":
         """Find the files of `locations` (see `find_sources`).
 
         Raises:
-            UserError: there are none, or pairs are asked for and one has no fields.
+            UserError: there are none, or pairs are asked for and one has no columns.
         """
-        corpus = cls(find_sources(locations, leave_out), format, text_field, keep_blank)
+        corpus = cls(find_sources(locations, leave_out), format, text_column, keep_blank)
         for source in corpus.sources if corpus.pairs else ():
-            if (kind := format or detect_format(source)) in ("text", "wikiextractor"):
+            if (kind := format or detect_format(source)) in LINE_FORMATS:
                 raise UserError(
-                    f"{source.name} is read as {kind}, which has no fields; pairs, as --text-field {text_field}, "
-                    "come from JSON lines, Parquet, Arrow, CSV or TSV (--format names it where that was not found)"
+                    f"{source.name} is read as {kind}, which has no columns; pairs, as --text-column {text_column}, "
+                    "come from JSON, Parquet, Arrow, CSV or TSV (--input-format names it if that was not found)"
                 )
         return corpus
+
+    @classmethod
+    def of_standard_input(cls, format: str | None, text_column: str, *, keep_blank: bool = False) -> "Corpus":
+        """Take standard input, which can be read once, compressed or not; its first bytes say what it is.
+
+        Raises:
+            UserError: it is of a format that has to be read from a file.
+        """
+        if format in _FILES_ONLY:
+            raise UserError(f"{_STDIN} can't be read as {format}, which begins at its end; name a file")
+        stream = standard_input()
+        if compression := compression_of(stream.peek(1)):
+            stream = decompressed(stream, compression)
+        head = stream.peek(1)
+        if head.startswith((b"PAR1", b"ARROW1")):
+            raise UserError(f"{_STDIN} is Parquet or Arrow, which begins at its end; name a file")
+        source = Source(STANDARD_INPUT, _STDIN, 0, None, stream)
+        return cls([source], format or format_of_text(_STDIN, head), text_column, keep_blank)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The one column of the text, or the two of a pair."""
+        return text_columns(self.text_column)
 
     @property
     def pairs(self) -> bool:
         """Whether each record is a pair of sentences."""
-        return len(text_fields(self.text_field)) == 2
+        return len(self.columns) == 2
+
+    def check(self) -> None:
+        """Read the beginning of the first files, so that what can't be used shows before anything else is done.
+
+        Raises:
+            UserError: a file holds no text or lacks a column, or the whole corpus holds no record.
+        """
+        few = range(min(_CHECKED_FILES, len(self.sources)))
+        records = sum(1 for index in few for _ in islice(self.file_records(index), 1))
+        if not records and len(self.sources) == len(few):
+            raise UserError(f"{self._named()}: there is no text in there; check the path")
+
+    def _named(self) -> str:
+        first = self.sources[0].name
+        return first if len(self.sources) == 1 else f"{first} and {len(self.sources) - 1} other files"
 
     def records(self, start: Position = Position()) -> Iterator[Record]:  # noqa: B008 (frozen)
         """Yield the records from `start` on, in an order that never changes.
 
         Raises:
-            UserError: a file that can't be read, is cut short, or lacks the text field; it names the file.
+            UserError: a file that can't be read, is cut short, or lacks the text column; it names the file.
         """
         for index in range(start.file, len(self.sources)):
             yield from self.file_records(index, start if index == start.file else None)
 
     def file_records(self, index: int, start: Position | None = None) -> Iterator[Record]:
         """Yield the records of the file with number `index`, from `start` on; see `records`."""
+        source, start, columns = self.sources[index], start or Position(index), self.columns
+        with cut_short(source.name):
+            kind = self.format or detect_format(source)
+            if kind == "text":
+                yield from read_text(source, start, blank=self.keep_blank)
+            elif kind == "wikiextractor":
+                yield from read_wikiextractor(source, start)
+            else:
+                # An article is known by its columns.
+                only = _ARTICLE if columns == ("text",) else columns
+                for row in read_table(source, kind, start, columns, only):
+                    if only == _ARTICLE and row.cells.keys() >= set(only) and isinstance(row.cells["text"], str):
+                        yield article_record(
+                            row.position, row.cells["text"], row.cells["title"], escaped="revid" in row.cells
+                        )
+                    else:
+                        yield row.record(columns)
+
+    def rows(self, start: Position = Position()) -> Iterator[Row]:  # noqa: B008 (frozen)
+        """Yield the rows from `start` on with all their columns; a line of text is a row of one column.
+
+        Raises:
+            UserError: see `records`; or a file that has columns has one of them twice.
+        """
+        for index in range(start.file, len(self.sources)):
+            yield from self._file_rows(index, start if index == start.file else Position(index))
+
+    def _file_rows(self, index: int, start: Position) -> Iterator[Row]:
         source = self.sources[index]
-        with cut_short(f"corpus file {source.name}"):
-            yield from self._reader(source)(source, start or Position(index))
-
-    def _reader(self, source: Source) -> "partial[Iterator[Record]]":
-        kind = self.format or detect_format(source)
-        fields = text_fields(self.text_field)
-        if kind == "jsonl":
-            return partial(read_jsonl, fields=fields)
-        if kind == "parquet":
-            return partial(read_parquet, fields=fields)
-        if kind == "arrow":
-            return partial(read_arrow, fields=fields)
-        if kind in ("csv", "tsv"):
-            return partial(read_csv, fields=fields, delimiter="," if kind == "csv" else "\t")
-        return partial(read_wikiextractor) if kind == "wikiextractor" else partial(read_text, blank=self.keep_blank)
+        with cut_short(source.name):
+            kind = self.format or detect_format(source)
+            if kind not in LINE_FORMATS:
+                yield from read_table(source, kind, start, self.columns)
+                return
+            for record in self.file_records(index, start):
+                where = f"{source.name}, line {record.position.record + 1}"
+                cells = {} if record.text is None else {self.columns[0]: record.text.rstrip("\r\n")}
+                yield Row(where, cells, None, record.position, record.reason, record.excerpt)
 
 
-def text_fields(text_field: str, option: str = "--text-field") -> tuple[str, ...]:
-    """The one name of a text field, or the two of a pair, which a comma parts; `option` is who gave it.
+def text_columns(text_column: str, option: str = "--text-column") -> tuple[str, ...]:
+    """Return the one name of a text column, or the two of a pair, which a comma parts; `option` is who gave it.
 
     Raises:
         UserError: more than two, an empty one, or the same twice.
     """
-    fields = tuple(field.strip() for field in text_field.split(","))
-    if len(fields) > 2 or not all(fields) or len(set(fields)) < len(fields):
-        raise UserError(f"{option} {text_field}: name one field, or two for pairs, as in sentence1,sentence2")
-    return fields if len(fields) == 2 else (text_field,)
-
-
-def detect_format(source: Source) -> str:
-    """One of `FORMATS`, from the file's first bytes where they are distinctive, otherwise from its name.
-
-    Raises:
-        UserError: they can't be read.
-    """
-    with cut_short(source.name):
-        head = source.head().removeprefix(b"\xef\xbb\xbf")
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head.startswith(b"ARROW1"):
-        return "arrow"
-    if head.lstrip().startswith(b"<doc "):
-        return "wikiextractor"
-    for suffix, kind in _SUFFIXES.items():
-        if source.plain_name.lower().endswith(suffix):
-            return kind
-    return "jsonl" if head.lstrip().startswith(b'{"') else "text"
+    columns = tuple(column.strip() for column in text_column.split(","))
+    if len(columns) > 2 or not all(columns) or len(set(columns)) < len(columns):
+        raise UserError(f"{option} {text_column}: name one column, or two for pairs, as in sentence1,sentence2")
+    return columns if len(columns) == 2 else (text_column,)

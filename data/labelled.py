@@ -4,15 +4,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
 
 import numpy as np
 
+from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
-from sentence_distill.data.rows import read_rows
+from sentence_distill.data.records import Row
 from sentence_distill.data.sentences import normalise
-from sentence_distill.data.sources import find_sources
 from sentence_distill.data.task import Task
 
 _HELD_OUT = 0.1
@@ -49,30 +49,38 @@ def read_labelled(location: str, columns: Sequence[str], label: str) -> Labelled
     texts: tuple[list[str], ...] = tuple([] for _ in columns)
     labels: list[str] = []
     places: list[str] = []
-    for source in find_sources([location]):
-        for row in read_rows(source, text_column=columns[0]):
-            for column, into in zip(columns, texts, strict=True):
-                into.append(row.text(column))
-                if not into[-1].strip():
-                    raise UserError(f"{row.where}: column {column!r} is empty; remove that row")
-            value = row.value(label)
-            labels.append(row.text(label).strip() if isinstance(value, str) else _written(value))
-            places.append(row.where)
-            if not labels[-1]:
-                raise UserError(f"{row.where}: column {label!r} is empty; remove that row, or label it")
+    for row in Corpus.open([location], text_column=",".join(columns)).rows():
+        for column, into in zip(columns, texts, strict=True):
+            into.append(row.text(column))
+            if not into[-1].strip():
+                raise UserError(f"{row.where}: column {column!r} is empty; remove that row")
+        labels.append(_label(row, label))
+        places.append(row.where)
     if not labels:
         raise UserError(f"{location} holds no example")
     return LabelledTable(location, texts, labels, places)
 
 
-def _written(value: Any) -> str:
-    """A label as it is written in CSV: 1 of the integer and of the 1.0 that a column with gaps makes of it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    # The gap itself is None, or a NaN.
-    return "" if value is None or value != value else str(value)
+def _label(row: Row, column: str) -> str:
+    """Return a label as it is written in CSV: 1 of the integer and of the 1.0 that a column with gaps makes of it."""
+    value = row.value(column)
+    if isinstance(value, str | bytes):
+        label = row.text(column).strip()
+    elif isinstance(value, bool):
+        label = str(value).lower()
+    elif value is None or value != value:
+        label = ""
+    elif isinstance(value, int | float | Decimal):
+        label = str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
+    else:
+        kind = "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
+        several = " (several labels a text are not supported)" if isinstance(value, list | tuple) else ""
+        raise UserError(
+            f"{row.where}: column {column!r} holds {kind}{several}; write one label a row, a text or a number"
+        )
+    if not label:
+        raise UserError(f"{row.where}: column {column!r} is empty; remove that row, or label it")
+    return label
 
 
 def is_score(labels: Sequence[str]) -> bool:

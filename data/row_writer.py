@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from sentence_distill.data.errors import UserError, first_line
-from sentence_distill.data.rows import Row
+from sentence_distill.data.records import Row
 from sentence_distill.data.tables import quoting
 
 OUTPUT_FORMATS = ("jsonl", "csv", "tsv", "parquet")

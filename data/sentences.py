@@ -8,11 +8,21 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.lines import THAI, UNSPACED
 from sentence_distill.data.records import PAIR_SEPARATOR
 
 # Control characters and byte-order marks; white space proper is handled by str.split.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff\u200b]")
 _LETTER = re.compile(r"[^\W\d_]")
+# ISO 639-1. Of a language without rules of its own, sentencex takes those of a related one, or of English.
+_ISO_639_1 = """
+aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo es
+et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg ki kj
+kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn no nr nv
+ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw ta te tg th ti
+tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
+"""
+LANGUAGES = frozenset(_ISO_639_1.split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +34,7 @@ class SentenceRules:
     language: str = "en"
     """Language code of the splitter's rules."""
     min_words: int = 3
-    """Sentences with fewer words (separated by white space) are rejected."""
+    """Sentences with fewer words, see `count_words`, are rejected."""
     max_words: int = 100
     """Sentences with more words are rejected: mostly lists and tables that no splitter can part."""
     pairs: bool = False
@@ -33,6 +43,10 @@ class SentenceRules:
     def __post_init__(self) -> None:
         if not 1 <= self.min_words <= self.max_words:
             raise UserError(f"--min-words {self.min_words} and --max-words {self.max_words} leave no sentence")
+        if self.language.partition("-")[0] not in LANGUAGES:
+            raise UserError(
+                f"--language {self.language}: no such language; give a code of two letters (ISO 639-1), as en, de or zh"
+            )
         if self.pairs:
             object.__setattr__(self, "split", False)
 
@@ -103,8 +117,21 @@ def normalise(text: str) -> str:
     return " ".join(_CONTROL.sub(" ", text).split())
 
 
-def _problem(sentence: str, rules: SentenceRules) -> str:
+def count_words(sentence: str) -> int:
+    """Return how many words a normalised sentence has.
+
+    Words are separated by blanks. In scripts without blanks between words, two characters count as one, and in Thai and
+    Lao four, which is about how long words are there.
+    """
     words = sentence.count(" ") + 1
+    if sentence.isascii() or not (letters := len(UNSPACED.findall(sentence))):
+        return words
+    thai = len(THAI.findall(sentence))
+    return words - 1 + max(1, (letters - thai) // 2 + thai // 4)
+
+
+def _problem(sentence: str, rules: SentenceRules) -> str:
+    words = count_words(sentence)
     if words < rules.min_words:
         return "too few words"
     if words > rules.max_words:

@@ -1,103 +1,112 @@
 """Where a corpus lies: paths, folders, globs and URLs become a list of files."""
 
-import codecs
-import io
-import lzma
 import os
 import re
-import select
-import sys
-import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, NoReturn
 
 import fsspec
-import pyarrow as pa
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import stream_hash
+from sentence_distill.data.streams import (
+    SUFFIXES,
+    all_said,
+    compression_of,
+    cut_short,
+    opened,
+    seekable,
+)
 
-_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
-READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
-"""What reading a source raises where its file is damaged or cut short."""
-# UTF-32's begins with UTF-16's, so it comes first.
-_BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
 _WILDCARD = re.compile(r"[*?\[]")
-_HEAD = 4096
-_BUFFER = 1 << 20
-_SIGNAL_S = 0.2
-
-
-# What `open_source` gives only once; as `Source.url`.
+HEAD_BYTES = 4096
+"""What `Source.head` reads."""
+_LOCAL = "file://"
 STANDARD_INPUT = "-"
+# A folder that holds a file of these is one of tables: what else lies in it describes them.
+_TABLES = (".parquet", ".arrow", ".feather", ".ipc", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+_TEXTS = (".txt", ".text")
+# Written by `datasets` and the hub's tools beside the data.
+_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
+_ABOUT = re.compile(r"(readme|licen[cs]e|notice|changelog|citation)(\.[a-z]+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Source:
     """One file of a corpus.
 
-    `url` is what fsspec opens, `name` what messages and manifests show (never a folder of this machine).
+    `url` is what fsspec opens, `name` what messages and manifests show (never a folder of this machine). Standard input
+    is a `stream` that is open already, and decompressed.
     """
 
     url: str
     name: str
     size: int
     compression: str | None
+    stream: BinaryIO | None = field(default=None, compare=False)
 
     @property
     def plain_name(self) -> str:
         """The name without the suffix of its compression."""
-        for suffix in _SUFFIXES:
+        for suffix in SUFFIXES:
             if self.name.lower().endswith(suffix):
                 return self.name[: -len(suffix)]
         return self.name
 
     def is_file(self, path: Path) -> bool:
-        """Whether it is the file at `path`, by whatever name or link."""
-        local = self.url.removeprefix("file://")
+        """Return whether it is the file at `path`, by whatever name or link."""
+        local = self.url.removeprefix(_LOCAL)
         return local != self.url and path.exists() and path.samefile(local)
 
     def head(self) -> bytes:
-        """The first bytes of the decompressed content."""
-        with open_source(self) as stream:
-            return stream.read(_HEAD)
+        """Read the first bytes of the decompressed content."""
+        with self.open() as stream:
+            return stream.read(HEAD_BYTES)
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """Open the decompressed content as buffered bytes; see `streams.decompressed`."""
+        if self.stream is not None:
+            yield self.stream
+            return
+        with opened(self._opened, self.compression) as stream:
+            yield stream
+
+    @contextmanager
+    def open_seekable(self) -> Iterator[IO[bytes]]:
+        """Open the decompressed content for random access."""
+        with self.open() as stream, seekable(stream, self.compression) as content:
+            yield content
 
     def content_hash(self) -> str:
-        """xxh3-128 of the file as it lies there, compressed or not.
+        """Return the xxh3-128 of the file as it lies there, compressed or not.
 
         Raises:
             UserError: it can't be read to its end.
         """
-        with cut_short(self.name), _named_errors(), fsspec.open(self.url, "rb") as stream:
+        with cut_short(self.name), opened(self._opened, None) as stream:
             return stream_hash(stream)
 
-
-@contextmanager
-def cut_short(name: str) -> Iterator[None]:
-    """Make a `UserError` that names the file of a `READ_ERRORS`."""
-    try:
-        yield
-    except READ_ERRORS as error:
-        raise UserError(f"{name} can't be read to its end: {first_line(error)}") from error
+    def _opened(self) -> Any:
+        # Of a local file's name nothing is syntax: "::" would make a chain of it.
+        if self.url.startswith(_LOCAL):
+            return open(self.url.removeprefix(_LOCAL), "rb")
+        return fsspec.open(self.url, "rb").open()
 
 
 def find_sources(locations: Sequence[str], leave_out: Path | None = None) -> list[Source]:
     """List the files of `locations`, in the order given and by name inside a folder or glob.
 
+    Of a folder, hidden files, READMEs and licences are left out; so is all that is no data file where it holds tables
+    (Parquet, Arrow, JSON, CSV or TSV), as a clone of a dataset does.
+
     Args:
-        locations: files, folders (searched to any depth, hidden files left out), globs, and fsspec URLs.
+        locations: files, folders (searched to any depth), globs, and fsspec URLs.
         leave_out: a folder whose files are no corpus when a folder or glob is searched: the run's own output.
 
     Raises:
@@ -111,9 +120,20 @@ def find_sources(locations: Sequence[str], leave_out: Path | None = None) -> lis
 
 def _expand(location: str, leave_out: Path | None) -> list[Source]:
     try:
-        fs, path = url_to_fs(location)
+        if os.path.isfile(location):
+            local = os.path.abspath(location)
+            return [_source(LocalFileSystem(), local, os.path.basename(local), f"{_LOCAL}{local}")]
+        chain = "" if os.path.exists(location) else location.partition("::")[2]
+        # Of a local path nothing is syntax.
+        exists = os.path.exists(location)
+        fs, path = (LocalFileSystem(), os.path.abspath(location)) if exists else url_to_fs(location)
+
+        def source(file: str, name: str) -> Source:
+            url = fs.unstrip_protocol(file) + (f"::{chain}" if chain else "")
+            return _source(fs, file, name, url)
+
         if fs.isfile(path):
-            return [_source(fs, path, path.rsplit("/", 1)[-1])]
+            return [source(path, path.rsplit("/", 1)[-1])]
         # Names begin behind the folder, or behind the part of a glob that has no wildcard.
         root = path if fs.isdir(path) else _WILDCARD.split(path)[0].rsplit("/", 1)[0]
         matched = [path] if fs.isdir(path) else fs.glob(path) if _WILDCARD.search(path) else []
@@ -122,24 +142,61 @@ def _expand(location: str, leave_out: Path | None) -> list[Source]:
         found = [f for f in sorted(files - own) if not _hidden(f[len(root) :])]
         if not found:
             raise UserError(f"corpus {location!r} is not there, or holds no file; check the path")
-        return [_source(fs, file, file[len(root) :].lstrip("/")) for file in found]
+        return [source(file, file[len(root) :].lstrip("/")) for file in found]
     except UserError:
         raise
     except Exception as error:  # wrong credentials, say: each store has errors of its own
-        raise UserError(f"corpus {location!r} can't be opened: {_said(error)}") from error
+        raise UserError(f"corpus {location!r} can't be opened: {all_said(error)}") from error
 
 
 def _files_at(fs: fsspec.AbstractFileSystem, place: str) -> set[str]:
-    """The files of a folder to any depth, or the file that `place` is; pipes and devices are none."""
+    """Return the data files of a folder to any depth, or the file that `place` is; pipes and devices are none."""
     if not isinstance(fs, LocalFileSystem):
-        return set(fs.find(place)) if fs.isdir(place) else {place}
-    found = _walk(place) if os.path.isdir(place) else [place]
+        return set(_data_files(fs.find(place))) if fs.isdir(place) else {place}
+    found = _data_files(_walk(place)) if os.path.isdir(place) else [place]
     # To open a pipe may wait forever. A link to nothing stays, for an error when it is opened.
     return {file for file in found if os.path.isfile(file) or not os.path.exists(file)}
 
 
+def _data_files(files: "Iterator[str] | list[str]") -> list[str]:
+    """Leave out of a folder's files what describes the others.
+
+    Raises:
+        UserError: it is a dataset of several splits, or one in it is.
+    """
+    files = list(files)
+    by_folder: dict[str, set[str]] = {}
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        by_folder.setdefault(folder, set()).add(name)
+    saved = {folder for folder, names in by_folder.items() if {"state.json", "dataset_info.json"} <= names}
+    for folder, names in by_folder.items():
+        if "dataset_dict.json" in names:
+            splits = sorted(other.rpartition("/")[2] for other in saved if other.rpartition("/")[0] == folder)
+            raise UserError(
+                f"{folder} is a saved DatasetDict with the splits {', '.join(splits) or '?'}; name one of its folders: "
+                f"{folder}/{splits[0] if splits else 'train'}"
+            )
+    kept = []
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        # A saved dataset's rows lie in data-*.arrow; the others are caches of operations on it.
+        if folder in saved and not (name.endswith(".arrow") and not name.startswith(("cache-", "tmp"))):
+            continue
+        if name not in _DESCRIPTIONS and not _ABOUT.fullmatch(name):
+            kept.append(file)
+    if any(_is_named(file, _TABLES) for file in kept):
+        return [file for file in kept if _is_named(file, (*_TABLES, *_TEXTS))]
+    return kept
+
+
+def _is_named(file: str, suffixes: tuple[str, ...]) -> bool:
+    name = PurePosixPath(file).name.lower()
+    return name.removesuffix(next((end for end in SUFFIXES if name.endswith(end)), "")).endswith(suffixes)
+
+
 def _walk(folder: str) -> Iterator[str]:
-    """All that is no folder below a local one; fsspec drops what it can't list, and follows no link to a folder.
+    """Yield all that is no folder below a local one; fsspec drops what it can't list, and follows no link to a folder.
 
     Raises:
         UserError: a folder can't be listed.
@@ -163,7 +220,7 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def _files_in(fs: fsspec.AbstractFileSystem, files: set[str], folder: Path) -> set[str]:
-    """Those of `files` that lie in `folder`, a local one by whatever links, or one of an object store."""
+    """Return those of `files` that lie in `folder`, a local one by whatever links, or one of an object store."""
     if isinstance(fs, LocalFileSystem):
         if not isinstance(folder, Path):
             return set()
@@ -180,124 +237,7 @@ def _hidden(relative: str) -> bool:
     return any(part.startswith((".", "_SUCCESS")) for part in relative.split("/"))
 
 
-def _source(fs: fsspec.AbstractFileSystem, path: str, name: str) -> Source:
+def _source(fs: fsspec.AbstractFileSystem, path: str, name: str, url: str) -> Source:
     with fs.open(path, "rb") as stream:
-        magic = stream.read(6)
-    compression = next((kind for prefix, kind in _MAGIC.items() if magic.startswith(prefix)), None)
-    return Source(url=fs.unstrip_protocol(path), name=name, size=int(fs.size(path) or 0), compression=compression)
-
-
-def check_encoding(source: Source, start: bytes) -> None:
-    """Refuse text in another encoding of Unicode, most of whose lines are UTF-8 too, with a zero byte at each letter.
-
-    Args:
-        source: what is read.
-        start: its first bytes, decompressed.
-
-    Raises:
-        UserError: they are the byte-order mark of UTF-16 or UTF-32.
-    """
-    for mark, encoding in _BYTE_ORDER_MARKS.items():
-        if start.startswith(mark):
-            raise UserError(f"{source.name} is {encoding}, not UTF-8; convert it first: iconv -f {encoding} -t UTF-8")
-
-
-@contextmanager
-def open_source(source: Source) -> Iterator[BinaryIO]:
-    """Open the decompressed content of `source` as buffered bytes.
-
-    Arrow decompresses zstd, because its reader reports a file that was cut short, where `zstandard`'s (and so
-    fsspec's) ends without a word; for gzip, bz2 and xz Python's own readers report it.
-    """
-    if source.url == STANDARD_INPUT:
-        yield standard_input()
-        return
-    in_python = source.compression if source.compression != "zstd" else None
-    with closing(fsspec.open(source.url, "rb", compression=in_python)) as file:
-        with _named_errors():
-            stream = file.open()
-        if source.compression == "zstd":
-            stream = pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")
-        yield io.BufferedReader(_Named(stream), _BUFFER)
-
-
-def standard_input() -> io.BufferedReader:
-    """Standard input as buffered bytes; a signal ends a wait for them at once."""
-    try:
-        descriptor = sys.stdin.fileno()
-    except io.UnsupportedOperation:  # a program put a stream of its own there
-        return sys.stdin.buffer  # type: ignore[return-value]
-    return io.BufferedReader(_StandardInput(descriptor), _BUFFER)
-
-
-class _StandardInput(io.RawIOBase):
-    """Reads a descriptor, and waits for it in short steps.
-
-    Python hands a signal to its handler when a system call returns. One that comes just before a read begins would wait
-    for the next bytes, for ever if none come.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not select.select([self._descriptor], [], [], _SIGNAL_S)[0]:
-            pass
-        return os.readv(self._descriptor, [buffer])
-
-
-@contextmanager
-def _named_errors() -> Iterator[None]:
-    """Make a `READ_ERRORS` of what a store or its network raises; each has errors of its own."""
-    try:
-        yield
-    except READ_ERRORS:
-        raise
-    except Exception as error:
-        raise OSError(_said(error)) from error
-
-
-def _said(error: Exception) -> str:
-    """All that a store's error says: its first line alone often says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-class _Named(io.RawIOBase):
-    """A stream all of whose errors are `READ_ERRORS`."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return bool(self._stream.seekable())
-
-    def readinto(self, buffer: Any) -> int:
-        with _named_errors():
-            return int(self._stream.readinto(buffer))
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with _named_errors():
-            return int(self._stream.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._stream.tell())
-
-
-@contextmanager
-def open_seekable(source: Source) -> Iterator[IO[bytes]]:
-    """Open the content of `source` for random access; compressed files pass through a temporary file."""
-    with open_source(source) as stream:
-        if source.compression is None:
-            yield stream
-            return
-        with tempfile.TemporaryFile() as copy:
-            while chunk := stream.read(1 << 22):
-                copy.write(chunk)
-            copy.seek(0)
-            yield copy
+        head = stream.read(16)
+    return Source(url=url, name=name, size=int(fs.size(path) or 0), compression=compression_of(head))

@@ -1,181 +1,415 @@
-"""Readers of table formats: Parquet, Arrow IPC, and CSV or TSV; a record is a row, its text one column or two."""
+"""Readers of what has columns: JSON lines and arrays, CSV, TSV, Parquet and Arrow, each one for all commands."""
 
 import csv
-import io
+import json
 import textwrap
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import chain
-from typing import IO, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.ipc
 import pyarrow.parquet
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record, join_sides
-from sentence_distill.data.sources import Source, check_encoding, open_seekable, open_source
+from sentence_distill.data.lines import (
+    MAX_LINE_CHARACTERS,
+    byte_size,
+    is_utf8,
+    lines_of,
+    read_lines,
+    shown_bytes,
+    text_from,
+)
+from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record, Row
+from sentence_distill.data.sources import Source
+from sentence_distill.data.streams import cut_short
 
 BATCH_ROWS = 8192
-_HEADER_BYTES = 1 << 20
-# Of what CSV's reader takes at a time, and so the most that a row may have; its own default is 1 MiB.
-_BLOCK_BYTES = 1 << 24
 _NAMES_CHARACTERS = 1000
+_CHUNK_CHARACTERS = 1 << 16
+# What separates the cells of files that are called CSV; the first that a header holds.
+_DELIMITERS = (",", ";", "\t", "|")
+_WHITE = " \t\r\n"
 
 
-def read_parquet(source: Source, start: Position, fields: Sequence[str]) -> Iterator[Record]:
-    """Yield the one or two columns `fields` of a Parquet file."""
-    with open_seekable(source) as stream:
+def read_table(
+    source: Source, kind: str, start: Position, columns: Sequence[str], only: Sequence[str] | None = None
+) -> Iterator[Row]:
+    """Yield the rows of a file from `start` on; a row that can't be used has a reason.
+
+    Args:
+        source: the file.
+        kind: one of `TABLE_FORMATS`.
+        start: where a row began.
+        columns: of texts, which must be there.
+        only: the columns to read of Parquet and Arrow; None reads all. The other formats give all of them anyway.
+
+    Raises:
+        UserError: the file can't be read to its end, is damaged, or lacks one of `columns`; it says where.
+    """
+    with cut_short(source.name):
+        if kind == "jsonl":
+            yield from _json_lines(source, start, columns)
+        elif kind == "json":
+            yield from _json_array(source, start, columns)
+        elif kind in ("csv", "tsv"):
+            yield from _csv(source, kind, start, columns, only)
+        else:
+            with source.open_seekable() as stream:
+                yield from _arrow(source.name, stream, kind, start, columns, only)
+
+
+def check_columns(name: str, there: list[str], columns: Sequence[str], only: Sequence[str] | None = None) -> None:
+    """Refuse a table that lacks one of `columns`, or has one that is read twice.
+
+    Args:
+        name: of the file, for messages.
+        there: the columns of the table.
+        columns: those that are needed.
+        only: those that are read, see `read_table`.
+
+    Raises:
+        UserError: it says what there is.
+    """
+    if missing := [column for column in columns if column not in there]:
+        # A file without a header has its first row of text there.
+        found = textwrap.shorten(", ".join(map(str, there)), _NAMES_CHARACTERS, placeholder=" …") or "none"
+        raise UserError(f"{name}: no column {missing[0]!r}; it has {found}; name one with --text-column")
+    if twice := [column for column in (there if only is None else columns) if there.count(column) > 1]:
+        raise UserError(f"{name} has two columns {twice[0]!r}; rename one of them")
+
+
+def _json_lines(source: Source, start: Position, columns: Sequence[str]) -> Iterator[Row]:
+    # Whoever begins further on has a plan, for which the file was read from its beginning.
+    is_first = start.record == 0
+    for line in read_lines(source, start):
+        if line.text is not None and not line.text.strip():
+            continue
+        row = json_row(source.name, line)
+        if is_first and line.text is not None:
+            if row.reason and line.position.record == 0 and line.text.lstrip().startswith("{"):
+                raise UserError(
+                    f"{source.name}, line 1 begins a JSON object that does not end there; write one object a line: "
+                    "jq -c . FILE.json > FILE.jsonl (or jq -c '.NAME[]' for the objects in a list)"
+                )
+            if not row.reason:
+                check_columns(f"{row.where}: its first object", list(row.cells), columns)
+                is_first = False
+        yield row
+
+
+def json_row(name: str, line: Record) -> Row:
+    """Make a row of a line of JSON."""
+    where = f"{name}, line {line.position.record + 1}"
+    if line.text is None:
+        return Row(where, {}, position=line.position, reason=line.reason, excerpt=line.excerpt)
+    try:
+        value = json.loads(line.text)
+    except (ValueError, RecursionError):  # not JSON, or a number with thousands of digits
+        value, reason = None, "not JSON"
+    else:
+        reason = "not a JSON object"
+    if isinstance(value, dict):
+        return Row(where, value, position=line.position)
+    return Row(where, {}, position=line.position, reason=reason, excerpt=line.text[:EXCERPT_CHARACTERS])
+
+
+def _json_array(source: Source, start: Position, columns: Sequence[str]) -> Iterator[Row]:
+    """Yield the objects of a JSON array, one at a time, so that the whole of it is never in memory."""
+    decoder = json.JSONDecoder()
+    number, offset = start.record, start.offset
+    with source.open() as stream:
+        chunks = _chunks(source, stream, offset)
+        buffer = next(chunks, "")
+        while True:
+            # Between two objects: white space and a comma, or in front of the first one the bracket.
+            skipped = len(buffer) - len(buffer.lstrip(_WHITE if number else f"\ufeff{_WHITE}["))
+            if number and buffer[skipped : skipped + 1] == ",":
+                skipped += 1 + len(buffer[skipped + 1 :]) - len(buffer[skipped + 1 :].lstrip(_WHITE))
+            offset += skipped
+            buffer = buffer[skipped:]
+            if buffer.startswith("]"):
+                return
+            try:
+                value, end = decoder.raw_decode(buffer)
+            except ValueError as error:
+                more = next(chunks, "") if len(buffer) <= MAX_LINE_CHARACTERS else ""
+                if not more:
+                    raise UserError(
+                        f"{source.name}, object {number + 1}, which begins at byte {offset + 1:,}, is not JSON, or the "
+                        f"array is cut short there ({error.args[0].partition(':')[0]}); correct it"
+                    ) from None
+                buffer += more
+                continue
+            position, where = Position(start.file, number, offset), f"{source.name}, object {number + 1}"
+            offset += byte_size(buffer[:end])
+            excerpt, buffer = buffer[:end], buffer[end:]
+            number += 1
+            if not isinstance(value, dict):
+                yield Row(
+                    where, {}, position=position, reason="not a JSON object", excerpt=excerpt[:EXCERPT_CHARACTERS]
+                )
+                continue
+            if number == 1:
+                check_columns(f"{where}: its first object", list(value), columns)
+            yield Row(where, value, position=position)
+
+
+def _chunks(source: Source, stream: BinaryIO, offset: int) -> Iterator[str]:
+    """Yield the text of a stream in pieces, each longer than the last, so that a long object is parsed few times."""
+    size = _CHUNK_CHARACTERS
+    with text_from(source.name, stream, offset, seekable=source.compression is None) as text:
+        while chunk := text.read(size):
+            yield chunk
+            size = min(2 * size, MAX_LINE_CHARACTERS)
+
+
+def quoting(delimiter: str) -> Literal[0, 3]:
+    """Return how cells are quoted, as `csv` calls it: in TSV never, which is how GLUE's and most are written."""
+    return csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+
+
+def _csv(
+    source: Source, kind: str, start: Position, columns: Sequence[str], only: Sequence[str] | None
+) -> Iterator[Row]:
+    seekable = source.compression is None
+    with source.open() as stream:
+        table = CsvTable(source.name, lines_of(source.name, stream, 0, seekable=seekable), kind, columns, only)
+        if not start.record:
+            yield from table.rows(start)
+            return
+    with source.open() as stream:
+        yield from table.rows(start, lines_of(source.name, stream, start.offset, seekable=seekable))
+
+
+class CsvTable:
+    """A CSV or TSV with a header; cells of CSV may be quoted, and then hold line ends.
+
+    A cell that is quoted in another way than RFC 4180 has it, or a quote that is never closed, would join or cut cells,
+    so both are errors.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        lines: Iterator[tuple[str, int, bool]],
+        kind: str,
+        columns: Sequence[str],
+        only: Sequence[str] | None,
+    ) -> None:
+        """Read the header.
+
+        Args:
+            name: of the file, for messages.
+            lines: see `lines_of`, from the file's beginning.
+            kind: "csv" or "tsv".
+            columns: see `read_table`.
+            only: see `read_table`.
+
+        Raises:
+            UserError: a column is missing, or is there twice.
+        """
+        self._name = name
+        self._lines = _CountedLines(name, lines)
+        first = self._lines.peek()
+        self._delimiter = "\t" if kind == "tsv" else next((mark for mark in _DELIMITERS if mark in first), ",")
+        self._header = next(self._parsed(self._lines), [])
+        check_columns(name, self._header, columns, only)
+
+    def rows(self, start: Position, lines: Iterator[tuple[str, int, bool]] | None = None) -> Iterator[Row]:
+        """Yield the rows from `start` on: those behind the header, or those of `lines`, which begin there."""
+        counted = self._lines if lines is None else _CountedLines(self._name, lines)
+        number, offset = start.record, start.offset
+        parsed = self._parsed(counted)
+        while True:
+            before = counted.size
+            line = counted.number + 1
+            counted.row.clear()
+            if (cells := next(parsed, None)) is None:
+                return
+            if lines is None or number > start.record:
+                # Blank lines in front of a row are skipped with it.
+                offset = before if lines is None else start.offset + before
+            where = f"{self._name}, line {line}" if lines is None else f"{self._name}, row {number + 1}"
+            position = Position(start.file, number, offset)
+            number += 1
+            if len(cells) == len(self._header):
+                yield Row(where, dict(zip(self._header, cells, strict=True)), position=position)
+            else:
+                excerpt = "".join(counted.row).strip()[:EXCERPT_CHARACTERS]
+                excerpt = excerpt if is_utf8(excerpt) else shown_bytes(excerpt)
+                yield Row(where, {}, position=position, reason="wrong number of cells", excerpt=excerpt)
+
+    def _parsed(self, lines: "_CountedLines") -> Iterator[list[str]]:
+        csv.field_size_limit(MAX_LINE_CHARACTERS)
+        reader = csv.reader(lines, delimiter=self._delimiter, quoting=quoting(self._delimiter), strict=True)
+        while True:
+            try:
+                # A blank line is no row.
+                if cells := next(reader):
+                    yield cells
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise UserError(self._problem(str(error), lines)) from None
+
+    def _problem(self, said: str, lines: "_CountedLines") -> str:
+        text = "".join(lines.row)
+        quote = _last_quote(text, self._delimiter)
+        first = lines.number - len(lines.row) + 1
+        line = first + len(text[: quote or 0].splitlines()) - (0 if text[: quote or 0].endswith(("\n", "\r")) else 1)
+        where = f"{self._name}, line {max(line, first)}"
+        if "field limit" in said:
+            open_quote = "" if quote is None else "; is the quote there never closed?"
+            return f"{where}: a cell of over {MAX_LINE_CHARACTERS:,} characters{open_quote or '; shorten it'}"
+        if '\\"' in text:
+            return (
+                f'{where}: quotes inside a cell are escaped by backslashes (\\"), as Spark and MySQL do; write JSON '
+                'lines, or double the quotes: in Spark .option("escape", "\\"")'
+            )
+        if "end of data" in said:
+            return f"{where}: a quote opens there and is never closed; close it, or double it if it is text"
+        return f"{where}: there is text behind a cell's closing quote; double quotes inside a quoted cell ({said})"
+
+
+class _CountedLines:
+    """Feeds the CSV parser, and counts what it took; `row` holds the lines since somebody cleared it."""
+
+    def __init__(self, name: str, lines: Iterator[tuple[str, int, bool]]) -> None:
+        self._name, self._source = name, lines
+        self._next: tuple[str, int, bool] | None = None
+        self.row: list[str] = []
+        self.number = self.size = 0
+
+    def peek(self) -> str:
+        """Return the first line that is not blank without taking it."""
+        while self._next is None or not self._next[0].strip():
+            if self._next is not None:
+                next(self)
+            if (line := next(self._source, None)) is None:
+                return ""
+            self._next = line
+        return self._next[0]
+
+    def __iter__(self) -> "_CountedLines":
+        return self
+
+    def __next__(self) -> str:
+        line, size, complete = self._next or next(self._source)
+        self._next = None
+        self.number += 1
+        self.size += size
+        if not complete:
+            raise UserError(
+                f"{self._name}, line {self.number}: over {MAX_LINE_CHARACTERS:,} characters; does it lack line ends?"
+            )
+        self.row.append(line)
+        return line
+
+
+def _last_quote(text: str, delimiter: str) -> int | None:
+    """Return where the last quoted cell of a row begins: the one that is not closed, or has something behind it."""
+    begins, place, opened = True, 0, None
+    while place < len(text):
+        if begins and text[place] == '"':
+            opened = place
+            place = text.find('"', place + 1)
+            while place >= 0 and text[place + 1 : place + 2] == '"':
+                place = text.find('"', place + 2)
+            if place < 0 or text[place + 1 : place + 2] not in (delimiter, "\r", "\n", ""):
+                return opened
+        begins = text[place] in (delimiter, "\r", "\n")
+        place += 1
+    return opened
+
+
+def _arrow(
+    name: str, stream: IO[bytes], kind: str, start: Position, columns: Sequence[str], only: Sequence[str] | None
+) -> Iterator[Row]:
+    schema, batches = _batches(stream, kind, start.record, only)
+    check_columns(name, schema.names, columns, only)
+    for column in columns:
+        _require_text(name, column, schema.field(column).type)
+    for number, batch in batches:
+        # Text as bytes, so that a row that is not UTF-8 costs that row and not the file.
+        cells = [_values(name, number, column) for column in batch.columns]
+        for place, values in enumerate(zip(*cells, strict=True), start=number):
+            if place >= start.record:
+                cell = dict(zip(batch.schema.names, values, strict=True))
+                yield Row(f"{name}, row {place + 1}", cell, schema, Position(start.file, place))
+
+
+def _batches(
+    stream: IO[bytes], kind: str, start: int, columns: Sequence[str] | None
+) -> tuple[pa.Schema, Iterator[tuple[int, pa.RecordBatch]]]:
+    """Return the schema, and batches with the number of their first row, from the one with row `start` on."""
+    if kind == "parquet":
         file = pa.parquet.ParquetFile(stream)
-        _check(source, file.schema_arrow, fields)
-        yield from _rows(file.iter_batches(batch_size=BATCH_ROWS, columns=list(fields)), start, fields)
-
-
-def read_arrow(source: Source, start: Position, fields: Sequence[str]) -> Iterator[Record]:
-    """Yield the one or two columns `fields` of an Arrow IPC file or stream (the form in which `datasets` saves)."""
-    with open_seekable(source) as stream:
-        schema, batches = arrow_batches(stream)
-        _check(source, schema, fields)
-        yield from _rows(batches, start, fields)
-
-
-def arrow_batches(stream: IO[bytes]) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
-    """Schema and batches of an Arrow IPC file or stream."""
+        groups: list[int] = []
+        first = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            # Whole groups in front of the start are not even decoded.
+            if not groups and first + rows <= start:
+                first += rows
+            else:
+                groups.append(group)
+        there = None if columns is None else [column for column in columns if column in file.schema_arrow.names]
+        batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=there) if groups else iter(())
+        return file.schema_arrow, _numbered(batches, first, start)
     magic = stream.read(6)
     stream.seek(0)
     if magic != b"ARROW1":
         reader = pa.ipc.open_stream(stream)
-        return reader.schema, reader
-    file = pa.ipc.open_file(stream)
-    return file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
+        return reader.schema, _numbered((_selected(batch, columns) for batch in reader), 0, start)
+    arrow = pa.ipc.open_file(stream)
+    every = (_selected(arrow.get_batch(place), columns) for place in range(arrow.num_record_batches))
+    return arrow.schema, _numbered(every, 0, start)
 
 
-def quoting(delimiter: str) -> Literal[0, 3]:
-    """How cells are quoted, as `csv` calls it: in TSV never, which is how GLUE's and most are written."""
-    return csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+def _selected(batch: pa.RecordBatch, columns: Sequence[str] | None) -> pa.RecordBatch:
+    return batch if columns is None else batch.select([column for column in columns if column in batch.schema.names])
 
 
-def read_csv(source: Source, start: Position, fields: Sequence[str], delimiter: str) -> Iterator[Record]:
-    """Yield the one or two columns `fields` of a CSV or TSV with a header; CSV's quoted cells may hold line ends."""
-    quoted = quoting(delimiter) != csv.QUOTE_NONE
-    _check_header(source, _csv_header(source, delimiter), fields)
-    ragged: deque[pa.csv.InvalidRow] = deque()
-
-    def skip(row: pa.csv.InvalidRow) -> str:
-        ragged.append(row)
-        return "skip"
-
-    with open_source(source) as stream, _named_long_row(source, quoted):
-        reader = pa.csv.open_csv(
-            stream,
-            # Threads would not tell a ragged row's number.
-            read_options=pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
-            parse_options=pa.csv.ParseOptions(
-                delimiter=delimiter,
-                quote_char='"' if quoted else False,
-                newlines_in_values=quoted,
-                invalid_row_handler=skip,
-            ),
-            convert_options=pa.csv.ConvertOptions(
-                include_columns=list(fields), column_types=dict.fromkeys(fields, pa.binary())
-            ),
-        )
-        # An empty batch at the end, for the ragged rows behind the last whole one.
-        batches = chain(reader, [pa.RecordBatch.from_pylist([], reader.schema)])
-        yield from _rows(batches, start, fields, ragged)
-
-
-@contextmanager
-def _named_long_row(source: Source, quoted: bool) -> Iterator[None]:
-    try:
-        yield
-    except pa.ArrowInvalid as error:
-        if "straddling object" not in str(error):
-            raise
-        cause = "is a quote in it or before it never closed?" if quoted else "does it lack line ends?"
-        raise UserError(
-            f"{source.name} has a row of over {_BLOCK_BYTES:,} bytes; {cause} Correct or shorten it"
-        ) from error
-
-
-def _csv_header(source: Source, delimiter: str) -> list[str]:
-    with open_source(source) as stream:
-        head = stream.read(_HEADER_BYTES)
-    check_encoding(source, head)
-    # Its own limit is lower, and a first line may be no header but text.
-    csv.field_size_limit(_HEADER_BYTES)
-    lines = io.StringIO(head.decode("utf-8-sig", errors="replace"), newline="")
-    return next(csv.reader(lines, delimiter=delimiter, quoting=quoting(delimiter)), [])
-
-
-def _rows(
-    batches: Iterable[pa.RecordBatch],
-    start: Position,
-    fields: Sequence[str],
-    ragged: "deque[pa.csv.InvalidRow] | None" = None,
-) -> Iterator[Record]:
-    """Yield the rows of `batches`, and as rejected those that CSV's reader left out of them and put into `ragged`."""
-    row = 0
+def _numbered(batches: Iterable[pa.RecordBatch], first: int, start: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     for batch in batches:
-        between = _take_ragged(ragged, row + batch.num_rows) if ragged else {}
-        end = row + batch.num_rows + len(between)
-        if end > start.record:
-            cells = zip(*(_cells(batch.column(field)) for field in fields), strict=True)
-            for number in range(row, end):
-                position = Position(start.file, number)
-                if number in between:
-                    record = Record(position, None, "wrong number of cells", between[number][:EXCERPT_CHARACTERS])
-                else:
-                    record = _record(position, next(cells))
-                if number >= start.record:
-                    yield record
-        row = end
+        if first + batch.num_rows > start:
+            yield first, batch
+        first += batch.num_rows
 
 
-def _take_ragged(ragged: "deque[pa.csv.InvalidRow]", end: int) -> dict[int, str]:
-    """Take the rows before row `end`, which is moved on by each of them, out of `ragged`: their numbers and texts."""
-    taken: dict[int, str] = {}
-    # The reader counts from 1, and the header too; it is ahead by some batches.
-    while ragged and (number := ragged[0].number - 2) <= end + len(taken):
-        taken[number] = ragged.popleft().text
-    return taken
+def _is_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def _cells(column: pa.Array) -> list[bytes | None]:
+def _require_text(name: str, column: str, kind: pa.DataType) -> None:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    types = pa.types
+    is_bytes = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    if not (_is_text(kind) or is_bytes or types.is_null(kind)):
+        raise UserError(f"{name}: column {column!r} holds {kind}, not text; name one with --text-column")
+
+
+def _values(name: str, first: int, column: pa.Array) -> list[Any]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    # As bytes, so that a row that is not UTF-8 is rejected and not the file.
-    return column.cast(pa.large_binary()).to_pylist()  # type: ignore[no-any-return]
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError as error:
+        if not _is_text(column.type):
+            raise UserError(f"{name}, row {first + 1} and on: a value can't be read ({error})") from None
+    except (ValueError, OverflowError) as error:
+        # A date beyond those that Python has, for one.
+        raise UserError(f"{name}, row {first + 1} and on: a value can't be read ({error})") from None
+    values = column.cast(pa.large_binary()).to_pylist()
+    return [value if value is None or not _decodes(value) else value.decode() for value in values]
 
 
-def _record(position: Position, values: Sequence[bytes | None]) -> Record:
-    sides = []
-    for value in values:
-        if value is None:
-            return Record(position, None, "null")
-        try:
-            sides.append(value.decode())
-        except UnicodeDecodeError:
-            return Record(position, None, "not UTF-8", repr(value[:EXCERPT_CHARACTERS])[2:-1])
-    return Record(position, join_sides(sides))
-
-
-def _check(source: Source, schema: pa.Schema, fields: Sequence[str]) -> None:
-    _check_header(source, schema.names, fields)
-    for field in fields:
-        kind = schema.field(field).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-            raise UserError(f"{source.name}: column {field!r} holds {kind}, not text; name one with --text-field")
-
-
-def _check_header(source: Source, names: list[str], fields: Sequence[str]) -> None:
-    if missing := [field for field in fields if field not in names]:
-        # A file without a header has its first row of text there.
-        there = textwrap.shorten(", ".join(names), _NAMES_CHARACTERS, placeholder=" …") or "none"
-        raise UserError(f"{source.name}: no column {missing[0]!r}; it has {there}; name one with --text-field")
-    if twice := [field for field in fields if names.count(field) > 1]:
-        raise UserError(f"{source.name} has two columns {twice[0]!r}; rename one of them")
+def _decodes(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Sequence
 
-from sentence_distill.data.corpus import Corpus, detect_format
+from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.formats import detect_format
 
 FIELDS = {1: ("sentence",), 2: ("sentence1", "sentence2")}
 """Names of the JSON fields of a single text and of a pair."""

@@ -84,7 +84,7 @@ class ReadAhead:
                 self._processes[place].join()
                 raise UserError(
                     f"a process that reads the corpus ended with code {self._processes[place].exitcode}, for want of "
-                    "memory perhaps; what is committed stays, and the same command goes on from there"
+                    "memory perhaps; what is committed stays: run the same command again to resume"
                 )
             if isinstance(text, Exception):
                 raise text

@@ -1,5 +1,6 @@
 """Stage one: from a corpus to a folder of shards; what a run does around the work of its engine."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,8 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Progress
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.engines import LocalEngine, TeacherSpec, pick_readers
-from sentence_distill.pipeline.files import is_local, remove_temporaries, write_atomically
-from sentence_distill.pipeline.fingerprint import differing_fields, text_fingerprint
+from sentence_distill.pipeline.files import is_local, made_folder, remove_temporaries, write_atomically
+from sentence_distill.pipeline.fingerprint import differing_fields, quick_fingerprint, text_fingerprint
 from sentence_distill.pipeline.locate import Located
 from sentence_distill.pipeline.lock import lock_folder
 from sentence_distill.pipeline.manifest import (
@@ -31,6 +32,9 @@ from sentence_distill.pipeline.work import Job
 
 # No larger batch was faster on a CPU; a GPU needs more to be filled (not measured).
 CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 4096, 16_384
+SOURCES = "sources.json"
+"""Names of the corpus's files, the first few."""
+_NAMES = 10
 
 
 class Engine(Protocol):
@@ -41,12 +45,6 @@ class Engine(Protocol):
 
     def run(self, job: Job, todo: Sequence[Slice], progress: Progress, advance: Callable[[int], None]) -> None:
         """Commit the shards of `todo`."""
-
-
-def make_folder(out: Path) -> None:
-    """Make a local folder; in an object store there is none to make."""
-    if is_local(out):
-        out.mkdir(parents=True, exist_ok=True)
 
 
 def refuse_teachers_folder(out: Path, located: Located) -> None:
@@ -80,9 +78,11 @@ def make_or_load_plan(
         _refuse_files_of_others(out)
     text = text_fingerprint(corpus, config.rules, config.shard_rows, plan if trusting else None)
     if plan is None or plan.fingerprint != text:
-        _refuse_other_runs(out, text)
+        _refuse_other_runs(out, text, corpus)
         with progress.task("plan", None, "records") as advance:
             plan = make_plan(corpus, config.rules, config.shard_rows, text, advance)
+        # First: what vouches for the folder comes last.
+        _write_sources(out, corpus)
         plan.save(out / PLAN)
     progress.log(f"plan: {plan.rows:,} sentences in {len(plan.slices):,} slices")
     return plan
@@ -101,7 +101,42 @@ def _refuse_files_of_others(out: Path) -> None:
             )
 
 
-def _refuse_other_runs(out: Path, fingerprint: dict[str, Any], share: Sequence[Slice] | None = None) -> None:
+def _write_sources(out: Path, corpus: Corpus) -> None:
+    """Keep the names of the corpus's files for messages; no part of the format, whose fingerprint has their hash."""
+    names = [source.name for source in corpus.sources]
+    shown = {"files": len(names), "names": names[:_NAMES]}
+    write_atomically(out / SOURCES, (json.dumps(shown, ensure_ascii=False) + "\n").encode())
+
+
+def _made_from(out: Path, corpus: Corpus) -> str:
+    """Say from which files the shards in `out` were made, and which these are; "" if that is not known."""
+    try:
+        known = json.loads((out / SOURCES).read_text(encoding="utf-8"))
+        old, files = list(known["names"]), int(known["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    new = [source.name for source in corpus.sources]
+    if (old, files) == (new[:_NAMES], len(new)):
+        return f"{_few(new, len(new))} changed since {out} was made from it"
+    return f"{out} was made from {_few(old, files)}; this is {_few(new, len(new))}"
+
+
+def _few(names: Sequence[str], files: int) -> str:
+    return names[0] if files == 1 else f"{names[0]} and {files - 1:,} other files"
+
+
+def refuse_other_corpus(corpus: Corpus, config: EmbedConfig, out: Path) -> None:
+    """Refuse a folder with shards of another corpus or other rules, as far as names and sizes tell.
+
+    Raises:
+        UserError: it says what differs.
+    """
+    _refuse_other_runs(out, quick_fingerprint(corpus, config.rules, config.shard_rows), corpus, [])
+
+
+def _refuse_other_runs(
+    out: Path, fingerprint: dict[str, Any], corpus: Corpus, share: Sequence[Slice] | None = None
+) -> None:
     """Refuse a folder with shards that differ in a field of `fingerprint`.
 
     Of a job's `share`, its own shards are compared and one other: whoever made that compared itself with one before it.
@@ -118,9 +153,13 @@ def _refuse_other_runs(out: Path, fingerprint: dict[str, Any], share: Sequence[S
         others += is_other
         old = {field: sidecar["fingerprint"].get(field) for field in fingerprint}
         if differing := differing_fields(old, fingerprint):
+            of_corpus = any(old[field] != fingerprint[field] for field in old if field.startswith("corpus_"))
+            made_from = _made_from(out, corpus) if of_corpus else ""
+            if made_from:
+                differing = [made_from, *differing[1:]]
             raise UserError(
-                f"{out} holds shards of another run, which differs in {'; '.join(differing)}; "
-                "run with the options of that run, or write to another folder with --out"
+                f"{'' if made_from else f'{out} holds shards of another run: '}{'; '.join(differing)}; write to "
+                f"another folder with --out{'' if of_corpus else ', or give the options of that run'}"
             )
 
 
@@ -166,8 +205,7 @@ class EmbedRun:
         Raises:
             UserError: the folder is in use, or holds shards of another run, or files of others under a run's names.
         """
-        make_folder(self.out)
-        with lock_folder(self.out):
+        with made_folder(self.out), lock_folder(self.out):
             plan = make_or_load_plan(self.corpus, self.config, self.out, self.progress)
             remove_temporaries(self.out)
             self._embed(plan, plan.slices)
@@ -185,8 +223,8 @@ class EmbedRun:
         Raises:
             UserError: a whole run or the same share is at work here, or the folder holds shards of another run.
         """
-        make_folder(self.out)
-        with lock_folder(self.out, shared=True), lock_folder(self.out, name=f".lock-{number}-of-{count}"):
+        own = lock_folder(self.out, name=f".lock-{number}-of-{count}")
+        with made_folder(self.out), lock_folder(self.out, shared=True), own:
             with lock_folder(self.out, name=".lock-plan", wait=True):
                 plan = make_or_load_plan(self.corpus, self.config, self.out, self.progress, trusting=True)
             size = len(plan.slices)
@@ -209,7 +247,7 @@ class EmbedRun:
         }
 
     def _missing(self, share: Sequence[Slice], fingerprint: dict[str, Any]) -> list[Slice]:
-        _refuse_other_runs(self.out, fingerprint, share)
+        _refuse_other_runs(self.out, fingerprint, self.corpus, share)
         lists = listed(self.out, [part.index for part in share])
         todo = []
         for part in share:
@@ -256,7 +294,7 @@ class EmbedRun:
         if undone := [part for part in todo if read_sidecar(self.out / shard_name(part.index)) is None]:
             raise UserError(
                 f"{len(undone)} of {len(todo)} slices were not done, the first is {undone[0].index}; "
-                "the same command goes on with them"
+                "run the same command again to resume"
             )
 
 

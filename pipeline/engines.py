@@ -161,7 +161,7 @@ class DevicesEngine:
             for process in processes:
                 process.join()
         if problems:
-            raise UserError(f"{'; '.join(problems)}; what is committed stays, the same command goes on from there")
+            raise UserError(f"{'; '.join(problems)}; what is committed stays: run the same command again to resume")
 
     def _start(self, job: Job, device: str, todo: Sequence[Slice]) -> tuple[Connection, Process]:
         context = multiprocessing.get_context("spawn")

@@ -9,7 +9,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -57,6 +57,23 @@ def open_folder(location: str | Path) -> Path:
 def is_local(path: Path) -> bool:
     """Whether `path` lies in this machine's file system, mounts included."""
     return isinstance(path, Path)
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a local folder, if it is not there; when the block fails, no empty one is left of it."""
+    if not is_local(folder):
+        yield
+        return
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+        raise
 
 
 @contextmanager
@@ -124,7 +141,7 @@ def system_errors(path: Path) -> Iterator[None]:
 
 def remove_temporaries(folder: Path) -> None:
     """Remove what runs that died left in a folder of shards, whose lock is held; files of others are not touched."""
-    for pattern in ("shard-*", "plan.*", "manifest.json*", "rejected.jsonl*", "teacher/*"):
+    for pattern in ("shard-*", "plan.*", "manifest.json*", "sources.json*", "rejected.jsonl*", "teacher/*"):
         for path in folder.glob(pattern + TEMPORARY):
             path.unlink(missing_ok=True)
     # Of jobs of --slice: none is alive while another holds the folder for itself.

@@ -68,7 +68,7 @@ def require_vectors(folder: Path) -> dict[str, Any]:
         )
     if "separator" in manifest["fingerprint"]:
         raise UserError(
-            f"{folder} holds embeddings of pairs, and this reads single sentences: sd embed with one --text-field, "
+            f"{folder} holds embeddings of pairs, and this reads single sentences: sd embed with one --text-column, "
             "or embed the pairs with a fine-tuned teacher for sd finetune STUDENT --task NAME --logits SHARDS"
         )
     return manifest

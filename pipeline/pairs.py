@@ -26,8 +26,8 @@ def separator_tokens(tokenizer: TextTokenizer, prefix: Sequence[int], suffix: Se
     separator = whole[len(prefix) + len(inner) : len(whole) - len(inner) - len(suffix)]
     if not separator or whole != [*prefix, *inner, *separator, *inner, *suffix]:
         raise UserError(
-            f"teacher {name!r} takes no pairs: its tokenizer puts nothing between two sentences; name one --text-field "
-            "only, or a teacher whose tokenizer.json has a template for pairs"
+            f"teacher {name!r} takes no pairs: its tokenizer puts nothing between two sentences; name one "
+            "--text-column only, or a teacher whose tokenizer.json has a template for pairs"
         )
     return separator
 

@@ -169,7 +169,7 @@ def _why_none(rejected: Counter[str]) -> str:
     reason, count = rejected.most_common(1)[0]
     return (
         f"of {rejected.total():,} records and sentences {count:,} are rejected as {reason!r}; check the files, "
-        "--format and --text-field, or let more pass with --min-words and --max-words"
+        "--input-format and --text-column, or let more pass with --min-words and --max-words"
     )
 
 

@@ -109,6 +109,7 @@ def _split(texts: Sequence[str | None], rules: SentenceRules) -> tuple[list[int]
 
 def _block(records: Sequence[Record], counts: list[int], hashes: bytes, rejected: Counter[str]) -> Block:
     unreadable = Counter(record.reason for record in records if record.text is None)
+    unreadable["heading"] += sum(len(record.headings) for record in records)
     return Block(
         file=records[0].position.file,
         records=np.array([record.position.record for record in records], dtype=np.uint64),

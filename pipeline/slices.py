@@ -87,6 +87,7 @@ def read_slice(records: Iterable[Record], part: Slice, rules: SentenceRules) -> 
         if record.text is None:
             text.rejections.append(Rejection(*place, record.reason, record.excerpt))
             continue
+        text.rejections.extend(Rejection(*place, "heading", heading) for heading in record.headings)
         for sentence in split_sentences(record.text, rules):
             if sentence.reason:
                 text.rejections.append(Rejection(*place, sentence.reason, sentence.text[:EXCERPT_CHARACTERS]))

@@ -13,11 +13,11 @@ from typing import BinaryIO
 
 import xxhash
 
-from sentence_distill.data.corpus import text_fields
+from sentence_distill.data.corpus import text_columns
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub
 from sentence_distill.data.progress import Progress
-from sentence_distill.pipeline.files import TEMPORARY, replacing
+from sentence_distill.pipeline.files import TEMPORARY, made_folder, replacing
 from sentence_distill.pipeline.lock import lock_folder
 
 HUB_PREFIX = "hf:"
@@ -35,33 +35,33 @@ def spool_stream(stream: BinaryIO, folder: Path) -> Path:
             digest.update(chunk)
             yield chunk
 
-    with _alone(folder):
+    with made_folder(folder), _alone(folder):
         with replacing(folder / "stdin.zst") as file:
             _compress(chunks(), file)
         return (folder / "stdin.zst").replace(folder / f"stdin-{digest.hexdigest()}.zst")
 
 
-def spool_hub_dataset(name: str, text_field: str, folder: Path, progress: Progress) -> Path:
+def spool_hub_dataset(name: str, text_column: str, folder: Path, progress: Progress) -> Path:
     """Stream a dataset of the hub into `folder` as JSON lines and return the file; a finished copy is reused.
 
     Of several jobs one makes the copy, and the others wait for it.
 
     Args:
         name: `NAME`, `NAME:CONFIG` or `NAME:CONFIG:SPLIT`; the split is "train" unless named.
-        text_field: the column that holds the text, or the two of a pair, kept under their names.
+        text_column: the column that holds the text, or the two of a pair, kept under their names.
         folder: where the copy goes.
         progress: shows the rows copied.
 
     Raises:
         UserError: the hub can't be reached, has no such dataset, configuration, split or column, or stops in mid-copy.
     """
-    path = folder / f"{name.replace('/', '--').replace(':', '-')}.{text_field}.jsonl.zst"
+    path = folder / f"{name.replace('/', '--').replace(':', '-')}.{text_column}.jsonl.zst"
     if path.exists():
         return path
-    fields = text_fields(text_field)
+    fields = text_columns(text_column)
     # The hub's refusal comes before anything is made here.
     rows = _hub_rows(name, fields)
-    with _alone(folder):
+    with made_folder(folder), _alone(folder):
         if not path.exists():
             with progress.task(f"copy {name}", None, "rows") as advance, replacing(path) as file:
                 _compress(_json_lines(_named_errors(name, rows), fields, advance), file)
@@ -71,7 +71,6 @@ def spool_hub_dataset(name: str, text_field: str, folder: Path, progress: Progre
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the folder of copies, and remove what jobs that died while they copied have left in it."""
-    folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder, wait=True):
         for left in folder.glob(f"*{TEMPORARY}"):
             left.unlink(missing_ok=True)
@@ -98,7 +97,7 @@ def _hub_rows(name: str, fields: Sequence[str]) -> Iterable[dict[str, object]]:
     if rows.column_names is not None and (missing := [field for field in fields if field not in rows.column_names]):
         raise UserError(
             f"dataset {repo!r} has no column {missing[0]!r} but {', '.join(rows.column_names)}; "
-            "name one with --text-field"
+            "name one with --text-column"
         )
     return rows  # type: ignore[no-any-return]
 
@@ -128,7 +127,7 @@ def _json_lines(
         missing = [field for field, text in texts.items() if not isinstance(text, str)]
         if not number and missing:
             raise UserError(
-                f"the first row has no text at {missing[0]!r} but {', '.join(row)}; name it with --text-field"
+                f"the first row has no text at {missing[0]!r} but {', '.join(row)}; name it with --text-column"
             )
         yield json.dumps(texts, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
         advance(1)

@@ -17,7 +17,7 @@ esac
 mkdir -p "$5" && cd "$5"
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 of_task() { sd "$@" --task "$task" --glue-dir "$glue"; }
-embed() { sd embed --text-field sentence --no-split --min-words 1 "$@"; }
+embed() { sd embed --text-column sentence --no-split --min-words 1 "$@"; }
 learn() { test -f "$2/task.json" || of_task finetune "$1" --logits logits --epochs 20 --finetune-steps "$steps" --out "$2"; }
 
 mask=$(python -c 'import sys; from transformers import AutoTokenizer; print(AutoTokenizer.from_pretrained(sys.argv[1]).mask_token)' "$teacher")

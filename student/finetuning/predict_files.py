@@ -7,8 +7,8 @@ from typing import Any
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Advance
+from sentence_distill.data.records import Row
 from sentence_distill.data.row_writer import RowWriter
-from sentence_distill.data.rows import Row, texts_of
 from sentence_distill.student.finetuning.predict import Classifier
 
 PREDICTION, PROBABILITY = "prediction", "probability"
@@ -56,7 +56,7 @@ def predict_rows(
     """
     counts = Counts()
     for chunk in _chunks(rows, CHUNK_ROWS):
-        texts = texts_of(chunk, columns)
+        texts = tuple([row.text(column) for row in chunk] for column in columns)
         predictions = _predictions(classifier, texts, every_class)
         for row in chunk:
             if taken := predictions[0].keys() & row.cells.keys():

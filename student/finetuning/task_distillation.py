@@ -96,7 +96,7 @@ class TaskTeacher:
             for example in synthetic_examples(columns, copies=copies, mask=mask_token(teacher), seed=seed):
                 file.write(json_line(example))
         embed_corpus(
-            corpus=Corpus.open([str(text)], format="jsonl", text_field=",".join(FIELDS[len(columns)])),
+            corpus=Corpus.open([str(text)], format="jsonl", text_column=",".join(FIELDS[len(columns)])),
             located=Located(teacher, f"{self.located.name} fine-tuned on {data.task.name}"),
             out=shards,
             config=EmbedConfig(

@@ -29,7 +29,7 @@ def test_a_task_s_text_and_its_copies_are_written_without_labels(sd, glue_dir, t
     assert any("[MASK]" in row["sentence"] for row in rows)
     shown = capsys.readouterr().out
     assert f"2 examples and {len(rows) - 2} different augmented copies" in shown
-    assert f"next: sd embed --corpus {out} --text-field sentence --no-split --min-words 1\n" in shown
+    assert f"next: sd embed --corpus {out} --text-column sentence --no-split --min-words 1\n" in shown
 
 
 def test_pairs_have_two_fields_and_the_next_command_names_them(sd, glue_dir, tmp_path, capsys):
@@ -39,7 +39,7 @@ def test_pairs_have_two_fields_and_the_next_command_names_them(sd, glue_dir, tmp
     rows = read(out)
     assert rows[0] == {"sentence1": "The cat ran.", "sentence2": "The dog ran."}
     assert any("<mask>" in row["sentence1"] for row in rows)
-    assert "--text-field sentence1,sentence2 --min-words 1\n" in capsys.readouterr().out
+    assert "--text-column sentence1,sentence2 --min-words 1\n" in capsys.readouterr().out
 
 
 def test_the_same_seed_writes_the_same_file(sd, glue_dir, tmp_path):

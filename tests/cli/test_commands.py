@@ -146,7 +146,7 @@ def test_eval_refuses_the_vectors_of_another_teacher(sd, student_folder, teacher
     assert sd("embed", "--corpus", corpus_file, "--teacher", teacher_folder, "--pooling", "max", "--out", other) == 0
     json_file = tmp_path / "eval.json"
     assert sd("eval", "--student", student_folder, "--shards", other, "--json", json_file) == 0
-    assert "pooling (mean -> max)" in capsys.readouterr().out
+    assert "--pooling (mean there, max here)" in capsys.readouterr().out
     assert "held_out" not in json.loads(json_file.read_text())
 
 

@@ -78,7 +78,7 @@ def test_tables_and_compressed_lines_are_read(encode, text_file, expected, tmp_p
 def test_what_has_no_text_gets_zeros_and_is_counted(encode, tmp_path, capsys):
     (tmp_path / "in.txt").write_bytes(b"One dog ran.\n\xff\xfe\nA cat saw it.\n")
     assert encode("--input", tmp_path / "in.txt", "--out", tmp_path / "v.parquet") == 0
-    assert "1 of 3 records have no text and vectors of zeros (1 not UTF-8; the first: in.txt, record 2)" in (
+    assert "1 of 3 rows have no text and vectors of zeros (1 not UTF-8; the first: in.txt, line 2)" in (
         capsys.readouterr().err
     )
     texts, vectors = read(tmp_path / "v.parquet")
@@ -89,7 +89,7 @@ def test_what_has_no_text_gets_zeros_and_is_counted(encode, tmp_path, capsys):
 def test_a_file_without_any_text_is_an_error_and_leaves_nothing(encode, tmp_path, capsys):
     (tmp_path / "in.json").write_text("[1,\n2]\n")
     assert encode("--input", tmp_path / "in.json", "--out", tmp_path / "v.npy") == 1
-    assert "none of the 2 records has text" in capsys.readouterr().err
+    assert "none of the 2 rows has text" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in.json"]
 
 
@@ -225,11 +225,11 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bytes(encode, tex
     monkeypatch.setattr(torch_encoder, "encode_tokens", stopping)
     out = tmp_path / "stopped.parquet"
     assert encode("--input", text_file, "--out", out) == 1
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
     assert not out.exists()
     calls[:] = [1] * 10
     assert encode("--input", text_file, "--out", out) == 0
-    assert "goes on after 32 sentences" in capsys.readouterr().err
+    assert "resuming after 32 rows" in capsys.readouterr().err
     assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert len(calls) == 10 + 3
 
@@ -246,7 +246,7 @@ def test_a_kill_loses_no_finished_part(student_folder, tmp_path):
     again = sd_process(*arguments, tmp_path / "killed.npy")
     _, error = again.communicate()
     assert again.returncode == 0, error
-    assert b"goes on after" in error
+    assert b"resuming after" in error
     whole = sd_process(*arguments, tmp_path / "whole.npy")
     whole.communicate()
     assert (tmp_path / "killed.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
@@ -274,7 +274,7 @@ def test_parts_of_another_run_are_not_mixed_in(encode, text_file, tmp_path, monk
     stopped_after(encode, monkeypatch, 1, "--input", text_file, "--out", out)
     before = contents(tmp_path)
     assert encode("--input", text_file, "--out", out, "--dtype", "float16") == 1
-    assert "another run encoded: dtype (float32 -> float16)" in capsys.readouterr().err
+    assert "another run encoded: --dtype (float32 there, float16 here)" in capsys.readouterr().err
     assert contents(tmp_path) == before
 
 
@@ -354,11 +354,11 @@ def test_a_file_that_is_there_is_kept_unless_it_may_be_replaced(encode, text_fil
     [
         (["--input", "none.txt", "--out", "v.npy"], "none.txt"),
         (["--input", "-", "--out", "v.npy"], "standard input goes to standard output alone"),
-        (["--input", "-", "--input-format", "parquet"], "read as text or jsonl"),
+        (["--input", "-", "--input-format", "parquet"], "can't be read as parquet"),
         (["--input", "x.txt", "--out", "v.txt"], "say --format"),
         (["--input", "x.txt", "--format", "npy"], "name --out"),
         (["--input", "x.txt", "--out", ".", "--format", "npy", "--overwrite"], "is a folder"),
-        (["--input", "x.txt", "--out", "v.npy", "--text-field", "a,b"], "one field"),
+        (["--input", "x.txt", "--out", "v.npy", "--text-column", "a,b"], "one column"),
     ],
 )
 def test_wrong_usage_is_one_line(encode, tmp_path, monkeypatch, capsys, arguments, said):
@@ -368,3 +368,76 @@ def test_wrong_usage_is_one_line(encode, tmp_path, monkeypatch, capsys, argument
     error = capsys.readouterr().err
     assert said in error.replace("\n", " ")
     assert "Traceback" not in error
+
+
+TICKETS = [
+    {"id": 7, "body": "One dog ran home.", "tags": ["a", "b"], "price": 1},
+    {"id": 8, "body": None, "tags": [], "price": 2.5},
+    {"id": 9, "body": "A cat saw the sea.", "more": "x"},
+]
+
+
+def _tickets(path):
+    if path.suffix == ".parquet":
+        polars.DataFrame(TICKETS[:2]).write_parquet(path)
+    else:
+        path.write_text("".join(json.dumps(ticket) + "\n" for ticket in TICKETS))
+    return path
+
+
+@pytest.mark.parametrize("name", ["v.parquet", "v.arrow", "v.jsonl"])
+def test_the_other_columns_stand_next_to_the_vectors(encode, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(encode_files, "WINDOW", 1)
+    source = _tickets(tmp_path / "tickets.jsonl")
+    assert encode(source, "--text-column", "body", "-o", tmp_path / name) == 0
+    by_suffix = {".parquet": polars.read_parquet, ".arrow": polars.read_ipc, ".jsonl": polars.read_ndjson}
+    frame = by_suffix[(tmp_path / name).suffix](tmp_path / name)
+    assert frame.columns == ["id", "body", "tags", "price", "more", "embedding"]
+    assert frame["id"].to_list() == [7, 8, 9]
+    assert frame["price"].to_list() == [1.0, 2.5, None]
+    assert frame["more"].to_list() == [None, None, "x"]
+    assert [any(vector) for vector in frame["embedding"].to_list()] == [True, False, True]
+
+
+def test_columns_of_a_table_keep_their_types_and_can_be_chosen(encode, tmp_path):
+    source = _tickets(tmp_path / "tickets.parquet")
+    assert encode(source, "--text-column", "body", "--columns", "price,id", "-o", tmp_path / "v.parquet") == 0
+    schema = polars.read_parquet_schema(tmp_path / "v.parquet")
+    assert list(schema) == ["price", "id", "embedding"]
+    assert schema["id"] == polars.Int64
+    assert encode(source, "--text-column", "body", "--no-text", "-o", tmp_path / "alone.parquet") == 0
+    assert list(polars.read_parquet_schema(tmp_path / "alone.parquet")) == ["embedding"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "said"),
+    [
+        ([{"text": "a", "x": 1}, {"text": "b", "x": "two"}], (), "column 'x' have no type in common"),
+        ([{"text": "a", "embedding": 1}], (), "a column 'embedding' already"),
+        ([{"text": "a", "x": 1}], ("--columns", "y"), "no column 'y', there is text, x"),
+    ],
+)
+def test_columns_that_can_not_be_kept_are_one_line_that_says_what_to_do(encode, tmp_path, capsys, rows, options, said):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert encode(tmp_path / "in.jsonl", "-o", tmp_path / "v.parquet", *options) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "--columns" in error or options
+    assert not (tmp_path / "v.parquet").exists()
+    assert encode(tmp_path / "in.jsonl", "-o", tmp_path / "v.parquet", "--no-text", "--overwrite") == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        (b"One dog ran.\rA cat sat.\rThe sea", ["One dog ran.", "A cat sat.", "The sea"]),
+        (gzip.compress(b"One dog ran.\n"), ["One dog ran."]),
+        (b'[{"text": "One dog ran."},\n {"text": "A cat sat."}]', ["One dog ran.", "A cat sat."]),
+    ],
+    ids=["old Macintosh", "gzip", "JSON array"],
+)
+def test_standard_input_is_read_as_a_file_is(student_folder, content, texts):
+    process = sd_process("encode", "-", "--student", student_folder, "--precision", "fp32")
+    out, error = process.communicate(content)
+    assert process.returncode == 0, error
+    assert [json.loads(line)["text"] for line in out.splitlines()] == texts

@@ -11,8 +11,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from sentence_distill import Classifier
-from sentence_distill.data.rows import read_rows
-from sentence_distill.data.sources import find_sources
+from sentence_distill.data.corpus import Corpus
 
 ROWS = [
     (f"The {animal} saw the {colour} house.", animal) for colour in ("red", "old", "new") for animal in ("cat", "dog")
@@ -116,7 +115,7 @@ def test_standard_input_goes_to_standard_output(folder):
     assert [row["text"] for row in rows] == [text for text, _ in ROWS]
     assert [row["prediction"] for row in rows] == _expected(folder)[0]
     table = "n,text\n1,The cat ran.\n"
-    result = subprocess.run([*command, "--format", "csv"], input=table, capture_output=True, text=True)
+    result = subprocess.run([*command, "--input-format", "csv"], input=table, capture_output=True, text=True)
     assert json.loads(result.stdout).keys() == {"n", "text", "prediction", "probability"}
     # As programs on Windows begin a file.
     lines = '\ufeff{"n": 1, "text": "The cat ran."}\n'
@@ -136,7 +135,7 @@ def test_predictions_of_tsv_are_read_back_row_by_row(sd, folder, tmp_path):
     (tmp_path / "in.tsv").write_text("".join(f"{line}\n" for line in ("text", *texts)))
     assert sd("predict", folder, "--input", tmp_path / "in.tsv", "--out", tmp_path / "out.tsv") == 0
     assert [row["text"] for row in _read(tmp_path / "out.tsv")] == texts
-    rows = read_rows(find_sources([str(tmp_path / "out.tsv")])[0])
+    rows = Corpus.open([str(tmp_path / "out.tsv")]).rows()
     assert [row.text("text") for row in rows] == texts
 
 
@@ -197,7 +196,7 @@ def test_names_with_spaces_are_quoted_in_the_next_command(
     assert sd("finetune", student_folder, *options, "--out", "a student", "--device", "cpu") == 0
     assert "next: sd predict 'a student' --input" in capsys.readouterr().out
     assert sd("finetune", teacher_folder, *options, "--out", "a teacher", "--device", "cpu") == 0
-    embed = "sd embed --corpus 'my data.csv' --text-field 'my text' --no-split --min-words 1 --teacher 'a teacher'"
+    embed = "sd embed --corpus 'my data.csv' --text-column 'my text' --no-split --min-words 1 --teacher 'a teacher'"
     assert f"next: {embed}" in capsys.readouterr().out
 
 

@@ -8,8 +8,8 @@ import pytest
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
 from sentence_distill.data.labelled import class_names, examples_of, hold_out, is_score, make_task, read_labelled
+from sentence_distill.data.records import Row
 from sentence_distill.data.row_writer import open_writer
-from sentence_distill.data.rows import Row
 
 ROWS = [
     {"text": 'A "red", old cat.', "label": 3},
@@ -89,23 +89,29 @@ def _csv(path, *lines):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"review,label\nx,1\n", "a.csv, line 2: no column 'text', it has review, label"),
+        ("a.csv", b"review,label\nx,1\n", "a.csv: no column 'text'; it has review, label"),
         ("a.csv", b"text,stars\nx,1\n", "a.csv, line 2: no column 'label', it has text, stars"),
         ("a.csv", b"text,label\nx,1\n ,0\n", "a.csv, line 3: column 'text' is empty"),
         ("a.csv", b"text,label\nx,1\ny,\n", "a.csv, line 3: column 'label' is empty"),
-        ("a.csv", b"text,label\nx,1,2\n", "a.csv, line 2: 3 cells, where the header names 2 columns"),
-        ("a.csv", b'text,label\nx,1\n"y,1\n', "a.csv, line 3: unexpected end of data"),
-        ("a.csv", b"text,label\nx" + b"y" * (1 << 20) + b",1\n", "a.csv, line 2: a cell of over 1,048,576 characters"),
-        ("a.csv", b"text,label\nx,1\n\xff,1\n", "not UTF-8; save the file as UTF-8"),
-        ("a.csv", b"text,text\nx,1\n", "names 'text' twice"),
+        ("a.csv", b"text,label\nx,1,2\n", "a.csv, line 2: wrong number of cells"),
+        ("a.csv", b'text,label\nx,1\n"y,1\n', "a.csv, line 3: a quote opens there and is never closed"),
+        ("a.csv", b"text,label\nx,1\n\xff,1\n", "a.csv, line 3: the text in column 'text' is not UTF-8"),
+        ("a.csv", b"text,text\nx,1\n", "a.csv has two columns 'text'"),
         ("a.csv", b"text,label\n", "holds no example"),
         ("a.jsonl", b'{"text": "x", "label": 1}\n{"text": \n', "a.jsonl, line 2: not JSON"),
         ("a.jsonl", b'{"text": "x", "label": 1}\n[1]\n', "a.jsonl, line 2: not a JSON object"),
         ("a.jsonl", b'{"text": "x", "label": 1}\n\n{"text": "y"}\n', "a.jsonl, line 3: no column 'label', it has text"),
         ("a.jsonl", b'{"text": 7, "label": 1}\n', "a.jsonl, line 1: column 'text' holds 7, not text"),
-        ("a.jsonl", b'{"text": "\\ud800", "label": 1}\n', "a.jsonl, line 1: the text in column 'text' is not Unicode"),
-        ("a.jsonl", b'{"text": "x", "label": "\\ud800"}\n', "line 1: the text in column 'label' is not Unicode"),
+        ("a.jsonl", b'{"text": "\\ud800", "label": 1}\n', "a.jsonl, line 1: the text in column 'text' is not UTF-8"),
+        ("a.jsonl", b'{"text": "x", "label": "\\ud800"}\n', "line 1: the text in column 'label' is not UTF-8"),
         ("a.jsonl", b'{"text": "x", "label": null}\n', "a.jsonl, line 1: column 'label' is empty"),
+        (
+            "a.jsonl",
+            b'{"text": "x", "label": ["a", "b"]}\n',
+            "line 1: column 'label' holds a list (several labels a text",
+        ),
+        ("a.jsonl", b'{"text": "x", "label": {"a": 1}}\n', "a.jsonl, line 1: column 'label' holds a dict"),
+        ("a.csv", b'text,label\n"a \\"b\\" c",1\n', "a.csv, line 2: quotes inside a cell are escaped by backslashes"),
         ("a.jsonl", b'{"text": "\xff", "label": 1}\n', "a.jsonl, line 1: not UTF-8"),
         ("a.parquet", b"PAR1 and no more", "a.parquet can't be read to its end"),
         # Without the time, which would stand in the test's name and part the workers that collect it.

@@ -7,10 +7,12 @@ import pytest
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.formats import detect_format
 from sentence_distill.data.labelled import read_labelled
+from sentence_distill.data.records import Position, Row
 from sentence_distill.data.row_writer import open_writer
-from sentence_distill.data.rows import Row, read_rows
 from sentence_distill.data.sources import find_sources
+from sentence_distill.data.tables import read_table
 
 
 def _write(path, kind, *chunks):
@@ -24,7 +26,8 @@ def _write(path, kind, *chunks):
 
 
 def _rows(path):
-    return list(read_rows(find_sources([str(path)])[0]))
+    source = find_sources([str(path)])[0]
+    return list(read_table(source, detect_format(source), Position(), ()))
 
 
 def _cells(path):
@@ -151,14 +154,24 @@ def test_bytes_are_refused_where_there_is_only_text(tmp_path, kind):
         _write(tmp_path / f"a.{kind}", kind, [{"a": "x"}, {"a": b"\xff"}])
 
 
-@pytest.mark.parametrize(
-    "column", [pa.array([b"\xff"]).view(pa.string()), pa.array([2**60], pa.timestamp("s"))], ids=["text", "date"]
-)
-def test_a_value_that_python_has_not_is_named_with_its_place(tmp_path, column):
-    with pa.ipc.new_file(tmp_path / "a.arrow", pa.schema([("x", column.type)])) as file:
+def _arrow(path, column):
+    with pa.ipc.new_file(path, pa.schema([("x", column.type)])) as file:
         file.write(pa.record_batch([column], names=["x"]))
+    return path
+
+
+def test_a_value_that_python_has_not_is_named_with_its_place(tmp_path):
+    path = _arrow(tmp_path / "a.arrow", pa.array([2**60], pa.timestamp("s")))
     with pytest.raises(UserError, match=r"^a.arrow, row 1 and on: a value can't be read \(.*\)$"):
-        _rows(tmp_path / "a.arrow")
+        _rows(path)
+
+
+def test_text_of_a_table_that_is_not_utf8_costs_its_row_only(tmp_path):
+    path = _arrow(tmp_path / "a.arrow", pa.array([b"good", b"\xff"]).view(pa.string()))
+    first, second = _rows(path)
+    assert first.text("x") == "good"
+    with pytest.raises(UserError, match=r"^a.arrow, row 2: the text in column 'x' is not UTF-8; correct that row$"):
+        second.text("x")
 
 
 def test_a_type_that_parquet_has_not_is_refused(tmp_path):

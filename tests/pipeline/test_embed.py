@@ -66,7 +66,7 @@ def test_a_second_run_elsewhere_gives_the_same_bytes(sd, arguments, shards, tmp_
 
 @pytest.mark.parametrize(
     ("option", "value", "field"),
-    [("--pooling", "cls", "pooling"), ("--shard-rows", "100", "shard_rows"), ("--min-words", "5", "min_words")],
+    [("--pooling", "cls", "--pooling"), ("--shard-rows", "100", "--shard-rows"), ("--min-words", "5", "--min-words")],
 )
 def test_another_run_in_the_same_folder_is_refused_with_what_differs(
     sd, arguments, shards, capsys, option, value, field
@@ -83,7 +83,7 @@ def test_a_changed_corpus_is_refused(sd, arguments, shards, tmp_path, corpus_fil
     changed.write_text(corpus_file.read_text() + "One more sentence here.\n")
     arguments[arguments.index(str(corpus_file))] = str(changed)
     assert sd(*arguments, "--out", folder) == 1
-    assert "corpus_bytes" in capsys.readouterr().err
+    assert "corpus.txt changed since" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "cut short", "no shard", "no sidecar", "flipped sidecar"])

@@ -58,10 +58,10 @@ def write_pairs(path, first=FIRST, second=SECOND):
     return path
 
 
-def run(corpus, teacher, out, text_field="a,b", **config):
+def run(corpus, teacher, out, text_column="a,b", **config):
     """Embed a corpus into `out`, which is returned, in small shards."""
     embed_corpus(
-        corpus=Corpus.open([str(corpus)], text_field=text_field),
+        corpus=Corpus.open([str(corpus)], text_column=text_column),
         located=Located(teacher, "classifier"),
         out=out,
         config=EmbedConfig(rules=SentenceRules(), shard_rows=20, **config),
@@ -91,7 +91,7 @@ def test_the_logits_of_pairs_are_those_of_transformers(logits_folder, classifier
 
 def test_the_logits_of_single_sentences_are_those_of_transformers(classifier_folder, tmp_path):
     (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
-    logits = read_logits(run(tmp_path / "corpus.txt", classifier_folder, tmp_path / "out", text_field="text"))
+    logits = read_logits(run(tmp_path / "corpus.txt", classifier_folder, tmp_path / "out", text_column="text"))
     assert logits.texts == (SENTENCES,)
     np.testing.assert_allclose(logits.logits, reference(classifier_folder, SENTENCES), atol=1e-5)
     assert logits.logits.std() > 0.1
@@ -176,9 +176,9 @@ def test_a_lost_shard_of_pairs_is_made_again_as_it_was(logits_folder, pairs, cla
 
 
 def test_the_columns_in_the_other_order_are_another_run(logits_folder, pairs, classifier_folder, tmp_path):
-    with pytest.raises(UserError, match=r"text_field \(a,b -> b,a\)"):
-        run(pairs, classifier_folder, logits_folder, text_field="b,a")
-    other = run(pairs, classifier_folder, tmp_path / "other", text_field="b,a")
+    with pytest.raises(UserError, match=r"--text-column \(a,b there, b,a here\)"):
+        run(pairs, classifier_folder, logits_folder, text_column="b,a")
+    other = run(pairs, classifier_folder, tmp_path / "other", text_column="b,a")
     assert read_logits(other).texts == (SECOND, FIRST)
 
 
@@ -307,8 +307,8 @@ def test_a_tokenizer_without_a_template_for_pairs_is_an_error(teacher_folder, tm
     ("options", "message"),
     [
         (["--pooling", "logits"], "has no classification head"),
-        (["--text-field", "a,b"], "read as text, which has no fields"),
-        (["--text-field", "a,b,c"], "name one field, or two"),
+        (["--text-column", "a,b"], "read as text, which has no columns"),
+        (["--text-column", "a,b,c"], "name one column, or two"),
     ],
 )
 def test_what_a_plain_encoder_or_corpus_lacks_is_one_line_of_error(sd, arguments, tmp_path, capsys, options, message):
@@ -327,7 +327,7 @@ def test_logits_come_from_the_last_layer_only(classifier_folder):
 def test_the_command_writes_logits_of_pairs_that_it_does_not_split(sd, classifier_folder, tmp_path, capsys):
     second = [f"{a} {b}" for a, b in zip(SECOND, FIRST, strict=True)]
     corpus = write_pairs(tmp_path / "pairs.tsv", FIRST, second)
-    command = ("embed", "--corpus", corpus, "--teacher", classifier_folder, "--text-field", "a,b", "--out")
+    command = ("embed", "--corpus", corpus, "--teacher", classifier_folder, "--text-column", "a,b", "--out")
     assert sd(*command, tmp_path / "out") == 0
     assert "next: sd finetune STUDENT --task NAME --logits" in capsys.readouterr().out
     assert read_logits(tmp_path / "out").texts == (FIRST, second)
@@ -344,7 +344,7 @@ def test_a_student_without_a_task_refuses_logits_and_pairs_and_says_where_they_g
 ):
     for folder, message in (
         (logits_folder, f"sd finetune STUDENT --task NAME --logits {logits_folder}"),
-        (run(pairs, teacher_folder, tmp_path / "pairs"), "sd embed with one --text-field"),
+        (run(pairs, teacher_folder, tmp_path / "pairs"), "sd embed with one --text-column"),
     ):
         assert sd("train-student", "--shards", folder, "--out", tmp_path / "student") == 1
         (line,) = capsys.readouterr().err.splitlines()

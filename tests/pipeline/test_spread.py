@@ -122,14 +122,14 @@ def test_merging_shards_of_different_runs_is_refused_with_what_differs(sd, argum
     for path in other.glob("shard-*"):
         path.rename(out / path.name)
     assert sd("shards", "merge", out) == 1
-    assert "dtype (float32 -> float16)" in capsys.readouterr().err
+    assert "--dtype (float32 there, float16 here)" in capsys.readouterr().err
 
 
 def test_a_plan_made_ahead_is_what_the_jobs_work_by(sd, arguments, shards, tmp_path, capsys):
     out = tmp_path / "out"
     assert sd(*arguments, "--out", out, "--plan-only") == 0
     assert "a plan of 900 sentences in 5 slices" in capsys.readouterr().out
-    assert sorted(contents(out)) == ["plan.arrow", "plan.json"]
+    assert sorted(contents(out)) == ["plan.arrow", "plan.json", "sources.json"]
     assert sd(*arguments, "--out", out) == 0
     assert contents(out) == contents(shards)
 
@@ -144,7 +144,7 @@ def test_a_share_with_another_teacher_is_refused_and_changes_nothing(sd, argumen
     vocabulary["cat"], vocabulary["dog"] = vocabulary["dog"], vocabulary["cat"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert sd(*arguments, "--teacher", other, "--out", out, "--slice", "2/2") == 1
-    assert "tokenizer (" in capsys.readouterr().err
+    assert "the teacher (" in capsys.readouterr().err
     assert contents(out) == before
 
 
@@ -180,7 +180,7 @@ def test_a_worker_with_another_teacher_than_the_run_s_is_refused(teacher_folder,
     job = Job(Corpus([]), EmbedConfig(rules=SentenceRules()), shards, fingerprint, "")
     require_same_teacher(spec.load("cpu").facts(), job)
     other = replace(spec, precision="bf16")
-    with pytest.raises(UserError, match=r"compute_dtype \(float32 -> bfloat16\)"):
+    with pytest.raises(UserError, match=r"--precision \(float32 there, bfloat16 here\)"):
         require_same_teacher(other.load("cpu").facts(), job)
 
 
@@ -218,8 +218,9 @@ def test_a_device_of_another_kind_is_refused_before_the_teacher_is_loaded(
     sd, arguments, tmp_path, option, name, capsys
 ):
     assert sd(*arguments, "--out", tmp_path / "out", option, name) == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    *before, line = capsys.readouterr().err.strip().splitlines()
     assert "is none of auto, cpu, cuda and cuda:N" in line
+    assert not any(said.startswith("teacher ") for said in before)
 
 
 def test_several_readers_leave_the_bytes_of_one(sd, arguments, shards, tmp_path):

@@ -219,7 +219,7 @@ def test_the_three_commands_of_task_specific_distillation(
     teacher, text, logits, out = (tmp_path / name for name in ("teacher", "rte.jsonl", "logits", "student"))
     assert sd("finetune", teacher_folder, *task, "--out", teacher, "--learning-rate", "2e-3", "--epochs", "30") == 0
     assert sd("augment", *task, "--copies", "2", "--out", text) == 0
-    fields = ("--text-field", "sentence1,sentence2", "--min-words", "1")
+    fields = ("--text-column", "sentence1,sentence2", "--min-words", "1")
     assert sd("embed", "--corpus", text, *fields, "--teacher", teacher, "--out", logits) == 0
     assert sd("finetune", student_folder, *task, "--logits", logits, "--out", out, *LEARNS) == 0
     assert "student fine-tuned on RTE" in capsys.readouterr().out

@@ -167,7 +167,7 @@ def test_another_corpus_is_measured_but_is_not_what_the_card_says(sd, student_fo
     run(sd, capsys, student)
     figures = json.loads((student / "eval.json").read_text())
     assert "held_out" not in figures, "a folder of the recorded name holds something else"
-    assert "is not what the student was trained on: corpus_content" in figures["skipped"]["held-out fidelity and speed"]
+    assert "is not what the student was trained on: corpus files" in figures["skipped"]["held-out fidelity and speed"]
     shown = run(sd, capsys, student, "--shards", record["shards"])
     assert "not what the student was trained on" in shown
     held_out = json.loads((student / "eval.json").read_text())["held_out"]

@@ -163,7 +163,7 @@ def test_a_teacher_learns_one_s_own_task_and_a_student_its_logits(
     teacher, logits, out = tmp_path / "teacher", tmp_path / "logits", tmp_path / "student"
     learns = ("--learning-rate", "2e-3", "--epochs", "30")
     assert sd("finetune", teacher_folder, "--train", train, *columns, "--out", teacher, *learns) == 0
-    embed = ("embed", "--corpus", train, "--text-field", "line", "--no-split", "--min-words", "1")
+    embed = ("embed", "--corpus", train, "--text-column", "line", "--no-split", "--min-words", "1")
     assert sd(*embed, "--teacher", teacher, "--out", logits) == 0
     assert (
         sd("finetune", student_folder, "--train", train, *columns, "--logits", logits, "--out", out, *LEARNS[:4]) == 0
