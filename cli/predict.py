@@ -15,6 +15,7 @@ from sentence_distill.data.errors import UserError
 if TYPE_CHECKING:
     from sentence_distill.data.rows import Row
     from sentence_distill.data.sources import Source
+    from sentence_distill.student.finetuning.predict import Classifier
 
 _FORMATS = ("jsonl", "csv", "tsv", "text", "parquet", "arrow")
 _STREAM = "-"
@@ -64,25 +65,25 @@ def predict(
 ) -> None:
     """Predict the labels, or scores, of texts with the student in FOLDER, which sd finetune made, or on the hub.
 
-    Each row is written with what it held and its prediction, in the order of the input.
+    FOLDER may also be an export of that student (sd export), which runs in ONNX Runtime on the CPU. Each row is written
+    with what it held and its prediction, in the order of the input.
 
     \b
       sd predict finetuned/reviews --input new.csv --out predicted.csv
+      sd predict finetuned/reviews/onnx --input new.csv --out predicted.csv
       cat lines.txt | sd predict finetuned/reviews > predicted.jsonl
     """
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.corpus import text_fields
     from sentence_distill.data.row_writer import open_writer, output_format
     from sentence_distill.data.sources import find_sources
-    from sentence_distill.pipeline.hardware import pick_device
-    from sentence_distill.student.finetuning.predict import Classifier
     from sentence_distill.student.finetuning.predict_files import predict_rows
 
     kind = "jsonl" if out == _STREAM else output_format(out)
     sources = [] if location == _STREAM else find_sources([location])
     if out != _STREAM:
         check_out_file(Path(out), sources, overwrite)
-    classifier = Classifier.load(folder, pick_device(device))
+    classifier = _load(folder, device)
     columns = classifier.task.columns if text_column is None else text_fields(text_column, "--text-column")
     if len(columns) != len(classifier.task.columns):
         raise UserError(
@@ -101,6 +102,18 @@ def predict(
             raise UserError(f"{'standard input' if location == _STREAM else location} holds no row")
     empty = f", {counts.empty:,} of them without text" if counts.empty else ""
     click.echo(f"{'standard output' if out == _STREAM else out}: {counts.rows:,} rows{empty}", err=out == _STREAM)
+
+
+def _load(folder: str, device: str) -> "Classifier":
+    from sentence_distill.student.encoding.export_folder import is_export
+    from sentence_distill.student.finetuning.predict import Classifier
+
+    if is_export(Path(folder)):
+        return Classifier.load(folder, "cpu" if device == "auto" else device)
+    # PyTorch takes most of a second to import, and an export does without.
+    from sentence_distill.pipeline.hardware import pick_device
+
+    return Classifier.load(folder, pick_device(device))
 
 
 def _rows_of(sources: "Sequence[Source]", format: str | None, columns: tuple[str, ...]) -> "Iterator[Row]":

@@ -35,7 +35,7 @@ def homeless(distilled):
 def test_an_export_gives_the_students_vectors_and_says_how_close_and_fast_it_is(sd, distilled, capsys):
     assert sd("export", "distilled", "--onnx") == 0
     folder, shown = distilled / "onnx", capsys.readouterr().out
-    assert set(contents(folder)) == {"model.onnx", "tokenizer.json", "export.json"}
+    assert set(contents(folder)) == {"model.onnx", "tokenizer.json", "export.json", "README.md"}
     vectors = OnnxStudent.of_export(folder).encode(SENTENCES)
     np.testing.assert_allclose(vectors, Student.load(distilled, backend="torch").encode(SENTENCES), atol=1e-5)
     assert "(held-out sentences of the shards): mean 1.0000, lowest 1.0000" in shown

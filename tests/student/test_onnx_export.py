@@ -7,7 +7,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.student.config import StudentConfig
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.encoding.export_folder import read_record
+from sentence_distill.student.encoding.export_folder import ExportRecord
 from sentence_distill.student.encoding.onnx_student import OnnxStudent
 from sentence_distill.student.export.onnx_export import write_onnx
 from sentence_distill.student.model import Student
@@ -60,7 +60,7 @@ def test_a_vector_does_not_depend_on_what_it_is_encoded_with(tmp_path, int8):
 
 
 def test_a_folder_without_an_export_is_an_error_that_says_how_to_make_one(tmp_path):
-    for read in (OnnxStudent.of_export, read_record):
+    for read in (OnnxStudent.of_export, ExportRecord.read):
         with pytest.raises(UserError, match="sd export STUDENT --onnx"):
             read(tmp_path)
 
