@@ -13,13 +13,13 @@ _NAMED_CLASSES = 10
 
 def describe(record: ExportRecord, labels: Sequence[str]) -> str:
     """What an export is, in a few words: "classifier of 3 classes: neg, neu, pos"."""
-    pairs = " of pairs" if record.task and len(record.task.columns) == 2 else ""
+    pairs = " for pairs of texts" if record.task and len(record.task.columns) == 2 else ""
     if record.task is None:
-        return f"encoder to vectors of {record.dim} dimensions"
+        return f"sentence encoder with vectors of {record.dim} dimensions"
     if not labels:
         return f"regression{pairs}"
     others = f" and {len(labels) - _NAMED_CLASSES} others" if len(labels) > _NAMED_CLASSES else ""
-    return f"classifier{pairs} with {len(labels)} classes: {', '.join(labels[:_NAMED_CLASSES])}{others}"
+    return f"classifier of {len(labels)} classes{pairs}: {', '.join(labels[:_NAMED_CLASSES])}{others}"
 
 
 def describe_agreement(found: Agreement) -> str:
@@ -28,7 +28,7 @@ def describe_agreement(found: Agreement) -> str:
     if found.same_label is not None:
         return (
             f"same label as the student in PyTorch for {found.same_label:.2%} of {on}; largest difference of a "
-            f"probability {found.largest_difference:.4f}"
+            f"probability {found.largest_difference:.2g}"
         )
     if found.range is not None:
         low, high = found.range
@@ -61,17 +61,20 @@ def readme(record: ExportRecord, labels: Sequence[str]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    description = describe(record, labels)
     return environment.get_template(_TEMPLATE).render(
-        title=record.task.name if record.task else "A sentence encoder",
-        what=description[0].upper() + description[1:],
+        title=f"{record.task.name}: {record.kind}" if record.task else "Sentence encoder",
+        what=_sentence(describe(record, labels)),
         record=record,
         labels=labels,
         pairs=bool(record.task) and len(record.inputs) == 4,
         command=next_command(record, "FOLDER"),
         shape=_shape(record, labels),
-        agreement=describe_agreement(record.agreement) + "." if record.agreement else "",
+        agreement=_sentence(describe_agreement(record.agreement)) if record.agreement else "",
     )
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _shape(record: ExportRecord, labels: Sequence[str]) -> str:
