@@ -30,7 +30,7 @@ ENCODER, CLASSIFIER, REGRESSION = "encoder", "classifier", "regression"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedTask:
-    """What a classifier was fine-tuned on; its classes are in labels.json."""
+    """Task of an exported classifier; its classes are in labels.json."""
 
     name: str
     columns: tuple[str, ...]
@@ -70,7 +70,7 @@ class ExportRecord:
     dim: int | None = None
     """Width of the vectors."""
     normalize: bool | None = None
-    """Whether the vectors have length 1."""
+    """True if the vectors have length 1."""
     max_tokens: int | None = None
     parameters: int
     int8: bool
@@ -97,6 +97,7 @@ class ExportRecord:
             if task := values.get("task"):
                 columns, metrics = tuple(task["columns"]), tuple(task["metrics"])
                 values["task"] = ExportedTask(name=task["name"], columns=columns, label=task["label"], metrics=metrics)
+            values |= {name: tuple(values[name]) for name in ("inputs", "outputs") if name in values}
             # Nobody reads it back, and that of older exports has other fields.
             values.pop("agreement", None)
             record = cls(**values)
@@ -117,7 +118,7 @@ class ExportRecord:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether `sd export` made a folder."""
+    """Return whether `sd export` made a folder."""
     return (folder / RECORD).exists()
 
 

@@ -49,7 +49,7 @@ _PACKAGES = ("sentence-distill", "torch", "onnx", "onnxruntime", "tokenizers")
 
 @dataclass
 class Exported:
-    """What `export_onnx` made.
+    """The result of `export_onnx`.
 
     Args:
         folder: where it is.
@@ -70,7 +70,7 @@ class _Source:
 
     Args:
         student: the student itself.
-        classifier: what it was fine-tuned to, or None.
+        classifier: the classifier that it was fine-tuned to, or None.
         weights: files of all their weights.
     """
 
@@ -159,7 +159,7 @@ def _tokenizer(tokenizer: TextTokenizer) -> Tokenizer:
 
 
 def _record(source: _Source, int8: bool, distillation: dict[str, Any]) -> ExportRecord:
-    """What a user of the files should know, and what they were made from."""
+    """Describe the files for their user, with what they were made from."""
     shape, task = source.student.encoder.config, source.task
     record = ExportRecord(
         max_tokens=MAX_TOKENS,

@@ -12,7 +12,7 @@ _NAMED_CLASSES = 10
 
 
 def describe(record: ExportRecord, labels: Sequence[str]) -> str:
-    """What an export is, in a few words: "classifier of 3 classes: neg, neu, pos"."""
+    """Describe an export in a few words: "classifier of 3 classes: neg, neu, pos"."""
     pairs = " for pairs of texts" if record.task and len(record.task.columns) == 2 else ""
     if record.task is None:
         return f"sentence encoder with vectors of {record.dim} dimensions"
@@ -23,7 +23,7 @@ def describe(record: ExportRecord, labels: Sequence[str]) -> str:
 
 
 def describe_agreement(found: Agreement) -> str:
-    """One line on how close an export comes to its student in PyTorch."""
+    """Say in one line how close an export comes to its student in PyTorch."""
     on = f"{found.sentences:,} sentences ({found.texts})"
     if found.same_label is not None:
         return (

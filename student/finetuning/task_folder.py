@@ -65,7 +65,7 @@ def save_classifier(folder: Path, fitted: Fitted[StudentClassifier], task: Task,
 
 
 def is_classifier(folder: Path) -> bool:
-    """Whether the student in a folder was fine-tuned on a task."""
+    """Return whether the student in a folder was fine-tuned on a task."""
     return (folder / TASK).exists() or (folder / HEAD).exists()
 
 

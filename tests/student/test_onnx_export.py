@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -76,3 +78,11 @@ def test_a_damaged_export_is_said_to_be_with_the_way_out(tmp_path, name, damage)
         UserError, match=r"^the export in .* is damaged \(.*\); make it again: sd export STUDENT --onnx"
     ):
         OnnxStudent.of_export(tmp_path)
+
+
+def test_the_record_of_an_export_of_version_0_1_0_is_read(tmp_path):
+    old = {"format": "onnx", "inputs": ["input_ids", "attention_mask"], "output": "sentence_embedding", "dim": 16}
+    old |= {"parameters": 9, "int8": True, "student": {}, "agreement": {"with": "text.txt", "sentences": 3}}
+    (tmp_path / "export.json").write_text(json.dumps(old))
+    record = ExportRecord.read(tmp_path)
+    assert (record.kind, record.outputs, record.dim, record.int8) == ("encoder", ("sentence_embedding",), 16, True)
