@@ -164,11 +164,11 @@ def _default_student() -> str:
 
 def _load(student: str, options: dict[str, Any]) -> "tuple[TextEncoder, str]":
     """Open what encodes; return it with a line that says what it is."""
-    from sentence_distill.student.encoding.export_folder import RECORD, read_record
+    from sentence_distill.student.encoding.export_folder import ExportRecord, is_export
 
     of_torch = [f"--{name}" for name in ("precision", "device") if options[name] is not None]
     backend, threads = options["backend"], options["threads"]
-    export = (Path(student) / RECORD).exists()
+    export = is_export(Path(student))
     if export or backend == "onnx":
         if of_torch:
             other = f"{student} is an export, which runs in ONNX Runtime" if export else "the backend is onnx"
@@ -178,7 +178,7 @@ def _load(student: str, options: dict[str, Any]) -> "tuple[TextEncoder, str]":
     if export:
         from sentence_distill.student.encoding.onnx_student import OnnxStudent
 
-        dtype = "int8" if read_record(Path(student))["int8"] else "float32"
+        dtype = "int8" if ExportRecord.read(Path(student)).int8 else "float32"
         return OnnxStudent.of_export(Path(student), threads or 0), f"{student}: {dtype} in ONNX Runtime"
     if backend == "onnx" or (backend == "auto" and not of_torch and not _has_gpu()):
         from sentence_distill.student.encoding.onnx_student import OnnxStudent

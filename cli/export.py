@@ -1,4 +1,4 @@
-"""`sd export`: a student as files that run elsewhere."""
+"""`sd export`: a student, or a classifier, as files that run elsewhere."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
+from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_distill.student.export.onnx_export import Exported
@@ -37,19 +38,19 @@ def export(
 ) -> None:
     """Write a student as one ONNX file and its tokenizer, for programs without PyTorch and without this package.
 
-    STUDENT is a folder, wiki-small, or a name on the hub. [default: distilled] The command says how close the
-    export comes to it, and how fast both are.
+    STUDENT is a folder, wiki-small, or a name on the hub. [default: distilled] A student that sd finetune made is
+    exported as a classifier. The command says how close the export comes to it, and how fast both are.
 
     \b
       sd export distilled --onnx
       sd export distilled --onnx --int8 --out small/
+      sd export finetuned/reviews --onnx --int8
     """
     from sentence_distill.student.encoding.export_folder import DEFAULT
-    from sentence_distill.student.files import load_distillation
     from sentence_distill.student.hub import locate_student
 
     folder = locate_student(student)
-    load_distillation(folder)
+    _require_student(folder, student)
     if out is None and folder != Path(student):
         raise click.UsageError(f"{student} is no folder of yours; name one for its export: --out FOLDER")
     from sentence_distill.student.export.onnx_export import export_onnx
@@ -57,21 +58,35 @@ def export(
     _print(export_onnx(folder, out or folder / DEFAULT, int8=int8, shards=shards, sentences=sentences))
 
 
+def _require_student(folder: Path, name: str) -> None:
+    from sentence_distill.student.encoding.export_folder import is_export
+    from sentence_distill.student.files import DISTILLATION, load_distillation
+
+    if is_export(folder):
+        raise UserError(f"{name} is an export already; name the folder of the student that it was made of")
+    if not (folder / DISTILLATION).exists() and (folder / "config.json").exists():
+        raise UserError(
+            f"{name} is a transformer, and sd export takes students; distil one of it (sd embed, sd train-student), or "
+            "export the transformer itself with Hugging Face's optimum"
+        )
+    load_distillation(folder)
+
+
 def _print(exported: "Exported") -> None:
-    from sentence_distill.student.encoding.export_folder import MODEL, TOKENIZER
+    from sentence_distill.student.encoding.export_folder import MODEL, README, TOKENIZER
+    from sentence_distill.student.export.readme import describe, describe_agreement, next_command
 
     record = exported.record
     sizes = {name: (exported.folder / name).stat().st_size / 1e6 for name in (MODEL, TOKENIZER)}
-    click.echo(f"{'int8' if record['int8'] else 'float32'}, {record['vocabulary']:,} tokens")
+    click.echo(describe(record, exported.labels))
+    click.echo(f"{'int8' if record.int8 else 'float32'}, {record.vocabulary:,} tokens")
     click.echo(", ".join(f"{name} {megabytes:.2f} MB" for name, megabytes in sizes.items()))
-    if exported.skipped:
+    if record.agreement is None or record.latency_ms is None:
         click.echo(f"not measured: {exported.skipped}")
     else:
-        close, latency = record["agreement"], record["latency_ms"]
-        click.echo(
-            f"cosine to the student, {close['sentences']:,} sentences ({close['with']}): mean {close['cosine']:.4f}, "
-            f"lowest {close['lowest_cosine']:.4f}"
-        )
-        timed = "; ".join(f"{name} {part['p50']:.2f} / {part['p99']:.2f}" for name, part in latency.items())
+        click.echo(describe_agreement(record.agreement))
+        timed = "; ".join(f"{name} {part['p50']:.2f} / {part['p99']:.2f}" for name, part in record.latency_ms.items())
         click.echo(f"one sentence on one thread, p50 / p99 in ms: {timed}")
     click.echo(f"export: {exported.folder}")
+    command = next_command(record, str(exported.folder))
+    click.echo(f"next: {command}; without this package: the script in {exported.folder / README}")

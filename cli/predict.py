@@ -22,6 +22,7 @@ from sentence_distill.data.records import FORMATS
 
 if TYPE_CHECKING:
     from sentence_distill.data.corpus import Corpus
+    from sentence_distill.student.finetuning.predict import Classifier
 
 _STREAM = "-"
 
@@ -54,11 +55,13 @@ def predict(
 ) -> None:
     """Predict the labels, or scores, of texts with the student in FOLDER, which sd finetune made, or on the hub.
 
-    INPUT is a file, folder, glob or URL, compressed or not, or - for standard input. Each row is written with what it
-    held and its prediction, in the order of the input.
+    FOLDER may also be an export of that student (sd export), which runs in ONNX Runtime on the CPU. INPUT is a file,
+    folder, glob or URL, compressed or not, or - for standard input. Each row is written with what it held and its
+    prediction, in the order of the input.
 
     \b
       sd predict finetuned/reviews new.csv -o predicted.csv
+      sd predict finetuned/reviews/onnx new.csv -o predicted.csv
       cat lines.txt | sd predict finetuned/reviews > predicted.jsonl
     """
     from sentence_distill.cli.console import ConsoleProgress
@@ -80,11 +83,9 @@ def predict(
         if out != _STREAM:
             check_out_file(Path(out), corpus.sources, overwrite)
 
-    from sentence_distill.pipeline.hardware import pick_device
-    from sentence_distill.student.finetuning.predict import Classifier
     from sentence_distill.student.finetuning.predict_files import predict_rows
 
-    classifier = Classifier.load(folder, pick_device(options["device"]))
+    classifier = _load(folder, options["device"])
     trained = classifier.task.columns
     if columns is not None and len(columns) != len(trained):
         raise UserError(f"--text-column {text_column}: {folder} reads {len(trained)} column(s) of texts")
@@ -110,6 +111,18 @@ def predict(
             raise UserError(f"{'standard input' if locations == (_STREAM,) else ', '.join(locations)} holds no row")
     empty = f", {counts.empty:,} of them without text" if counts.empty else ""
     click.echo(f"{'standard output' if out == _STREAM else out}: {counts.rows:,} rows{empty}", err=out == _STREAM)
+
+
+def _load(folder: str, device: str) -> "Classifier":
+    from sentence_distill.student.encoding.export_folder import is_export
+    from sentence_distill.student.finetuning.predict import Classifier
+
+    if is_export(Path(folder)):
+        return Classifier.load(folder, "cpu" if device == "auto" else device)
+    # PyTorch takes most of a second to import, and an export does without.
+    from sentence_distill.pipeline.hardware import pick_device
+
+    return Classifier.load(folder, pick_device(device))
 
 
 def _read_from(corpus: "Corpus | None", text_column: str, input_format: str | None) -> "Corpus":

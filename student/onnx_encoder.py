@@ -1,7 +1,10 @@
-"""A student's ONNX graph at work in ONNX Runtime: tokens to vectors. Nothing here imports PyTorch."""
+"""A student's ONNX graph at work in ONNX Runtime: tokens to vectors, or to a classifier's outputs.
+
+Nothing here imports PyTorch.
+"""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,8 +15,10 @@ from sentence_distill.data.tokenization import Tokens
 from sentence_distill.student.batches import near_length_batches
 
 BACKENDS = ("auto", "onnx", "torch")
-INPUTS = ("input_ids", "attention_mask")
+_INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "sentence_embedding"
+PROBABILITIES, SCORES = "probabilities", "scores"
+"""Outputs of classifiers: of classes, and of a regression."""
 UNITS = "units"
 """Key of a graph's metadata: the LSTM's units in each direction."""
 # Tokens of a batch times units: what a core's cache holds. For 256 units that is 1,536 tokens; 4,096 lose a fifth.
@@ -21,6 +26,16 @@ _STATES = 1536 * 256
 
 
 _Opened = TypeVar("_Opened")
+
+
+def name_in_column(name: str, column: int) -> str:
+    """A name as it stands for the first column of texts, with `_2` appended for the second."""
+    return f"{name}_{column + 1}" if column else name
+
+
+def inputs_of_column(column: int) -> tuple[str, ...]:
+    """Names of the graph's inputs for one column of texts: ids and mask."""
+    return tuple(name_in_column(name, column) for name in _INPUTS)
 
 
 def open_onnx(backend: str, opener: Callable[[], _Opened]) -> _Opened | None:
@@ -74,43 +89,56 @@ class OnnxEncoder:
 
     @property
     def dim(self) -> int:
-        """Width of the vectors."""
+        """Width of the output: of the vectors, or the number of classes."""
         return int(self._session.get_outputs()[0].shape[1])
 
+    @property
+    def output(self) -> str:
+        """Name of the output: `OUTPUT`, `PROBABILITIES` or `SCORES`."""
+        return str(self._session.get_outputs()[0].name)
+
     def encode(self, tokens: Tokens, threads: int) -> np.ndarray:
-        """Embed tokenized sentences in batches of near lengths.
+        """Embed tokenized sentences, float32[n, dim]; see `run`."""
+        return self.run([tokens], threads)
+
+    def run(self, columns: Sequence[Tokens], threads: int) -> np.ndarray:
+        """Run the graph over tokenized texts in batches of near lengths.
 
         Args:
-            tokens: of n sentences, each at most as long as a student reads.
+            columns: n texts for each column of the graph, each at most as long as a student reads.
             threads: how many batches are computed side by side.
 
         Returns:
             float32[n, dim], in the order given.
         """
-        if len(tokens) == 1:
-            return self._encode_batch(tokens)
-        out = np.empty((len(tokens), self.dim), dtype=np.float32)
+        if len(columns[0]) == 1:
+            return self._run_batch(columns)
+        out = np.empty((len(columns[0]), self.dim), dtype=np.float32)
 
-        def encode(rows: np.ndarray) -> None:
-            out[rows] = self._encode_batch(tokens.take(rows))
+        def run(rows: np.ndarray) -> None:
+            out[rows] = self._run_batch([tokens.take(rows) for tokens in columns])
 
+        # A pair takes as long as the longer of its texts.
+        lengths = np.max([tokens.lengths for tokens in columns], axis=0)
         # The longest first, so that no thread is left alone with it at the end.
-        batches = list(near_length_batches(tokens.lengths, self._token_budget))[::-1]
+        batches = list(near_length_batches(lengths, self._token_budget))[::-1]
         if len(batches) == 1 or threads == 1:
             for rows in batches:
-                encode(rows)
+                run(rows)
             return out
         with ThreadPoolExecutor(threads) as pool:
             try:
-                for done in [pool.submit(encode, rows) for rows in batches]:
+                for done in [pool.submit(run, rows) for rows in batches]:
                     done.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return out
 
-    def _encode_batch(self, tokens: Tokens) -> np.ndarray:
-        input_ids, lengths = tokens.padded()
-        attention_mask = (np.arange(input_ids.shape[1]) < lengths[:, None]).astype(np.int64)
-        (vectors,) = self._session.run([OUTPUT], dict(zip(INPUTS, (input_ids, attention_mask), strict=True)))
-        return vectors  # type: ignore[no-any-return]
+    def _run_batch(self, columns: Sequence[Tokens]) -> np.ndarray:
+        inputs: dict[str, np.ndarray] = {}
+        for column, tokens in enumerate(columns):
+            input_ids, lengths = tokens.padded()
+            attention_mask = (np.arange(input_ids.shape[1]) < lengths[:, None]).astype(np.int64)
+            inputs |= zip(inputs_of_column(column), (input_ids, attention_mask), strict=True)
+        return self._session.run(None, inputs)[0]  # type: ignore[no-any-return]

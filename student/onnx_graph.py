@@ -1,4 +1,4 @@
-"""A student as an ONNX graph, in float32 or int8. Nothing here imports PyTorch.
+"""A student, or a classifier made of one, as an ONNX graph in float32 or int8. Nothing here imports PyTorch.
 
 Built node by node instead of traced by torch's exporter. ONNX's LSTM reads both ways and stops at each sentence's own
 end; a trace of `StudentEncoder.pool_padded` would keep its two one-way LSTMs and the reversals by index around them. So
@@ -13,11 +13,12 @@ along:
 - Two more units have all gates open and candidates of 1 and -1. Their states are tanh(t) and -tanh(t) at step t, which
   no other unit's can exceed: |c_t| <= |c_{t-1}| + 1.
 
-So a vector is the same to the last bit in every batch. The units are filled up to a multiple of 8, without which ONNX
+So an output is the same to the last bit in every batch. The units are filled up to a multiple of 8, without which ONNX
 Runtime's vector code is slower than with six units more.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sentence_distill.student.config import StudentConfig
-from sentence_distill.student.onnx_encoder import INPUTS, OUTPUT, UNITS
+from sentence_distill.student.onnx_encoder import OUTPUT, PROBABILITIES, SCORES, UNITS, inputs_of_column, name_in_column
 
 # What ONNX Runtime has read since 1.12 (2022); nothing of later ones is needed.
 _OPSET = 17
@@ -41,21 +42,60 @@ _ALIGNMENT = 8
 Weights = Mapping[str, np.ndarray]
 
 
-def build_graph(config: StudentConfig, weights: Weights, *, int8: bool = False) -> onnx.ModelProto:
-    """Build the network from token ids to the public embedding.
+@dataclass(frozen=True)
+class Head:
+    """The head of a classifier, as arrays.
+
+    Args:
+        weights: float32 arrays by their names in `StudentClassifier.head.state_dict`.
+        columns: 1, or 2 for pairs of texts.
+        regression: whether the one output is a score and no class.
+    """
+
+    weights: Weights
+    columns: int
+    regression: bool
+
+    @property
+    def output(self) -> str:
+        """Name of the graph's output."""
+        return SCORES if self.regression else PROBABILITIES
+
+
+def build_graph(
+    config: StudentConfig, weights: Weights, *, head: Head | None = None, int8: bool = False
+) -> onnx.ModelProto:
+    """Build the network from token ids to the public embedding, or to the outputs of a classifier.
 
     Its inputs are int64[sentences, tokens] `input_ids` and `attention_mask`, 1 at a sentence's tokens and 0 behind its
-    end; its output is float32[sentences, dim] `sentence_embedding`. Both sizes are free, tokens may be 0.
+    end; a classifier of pairs has `input_ids_2` and `attention_mask_2` too, for the second texts. Its output is one of
+    float32[sentences, dim] `sentence_embedding`, float32[sentences, classes] `probabilities`, and float32[sentences, 1]
+    `scores` of a regression. All sizes are free, tokens may be 0.
 
     Args:
         config: shape of the student.
         weights: float32 arrays by their names in `StudentEncoder.state_dict`; of the projections the last is used.
+        head: what reads the pooled states instead of the projection.
         int8: store word embeddings in 8 bits and multiply 8-bit numbers in the LSTM.
     """
     graph = _Graph()
     # Units of a direction as the graph holds them.
     units = -(-(config.hidden + 2) // _ALIGNMENT) * _ALIGNMENT if int8 else config.hidden
-    input_ids, attention_mask = (_time_first(graph, name) for name in INPUTS)
+    stored = TensorProto.FLOAT16 if int8 else TensorProto.FLOAT
+    columns = head.columns if head else 1
+    pooled = [_pooled_states(graph, config, weights, units, column, int8=int8) for column in range(columns)]
+    if head is None:
+        _project(graph, config, weights, pooled[0], units, stored)
+        return graph.model(1, OUTPUT, config.target_dims[-1], config.hidden)
+    _classify(graph, config, head, pooled, units, stored)
+    return graph.model(columns, head.output, len(head.weights["4.bias"]), config.hidden)
+
+
+def _pooled_states(
+    graph: "_Graph", config: StudentConfig, weights: Weights, units: int, column: int, *, int8: bool
+) -> str:
+    """float32[sentences, poolings * 2 * units] of one column of texts; all columns share the constants."""
+    input_ids, attention_mask = (_time_first(graph, name) for name in inputs_of_column(column))
     lengths = graph.add("ReduceSum", attention_mask, graph.constant("time", [0]), keepdims=0)
     words = _int8_words if int8 else _float_words
     states = words(graph, weights["embedding.weight"], input_ids)
@@ -65,9 +105,7 @@ def build_graph(config: StudentConfig, weights: Weights, *, int8: bool = False) 
         lstm = _int8_lstm if int8 else _float_lstm
         states = lstm(graph, weights, layer, states, graph.add("Cast", lengths, to=TensorProto.INT32), units)
     # ONNX Runtime's own operator gives zeros behind a sentence's end.
-    pooled = _pool(graph, config, states, attention_mask, lengths, zeros_behind_ends=int8)
-    _project(graph, config, weights, pooled, units, TensorProto.FLOAT16 if int8 else TensorProto.FLOAT)
-    return graph.model(config.target_dims[-1], config.hidden)
+    return _pool(graph, config, states, attention_mask, lengths, zeros_behind_ends=int8)
 
 
 class _Graph:
@@ -89,10 +127,14 @@ class _Graph:
         self._nodes.append(helper.make_node(operator, inputs, [output], name=output, domain=domain, **attributes))
         return output
 
-    def model(self, dim: int, units: int) -> onnx.ModelProto:
+    def model(self, columns: int, output: str, width: int, units: int) -> onnx.ModelProto:
         """All of it, checked."""
-        inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["sentences", "tokens"]) for name in INPUTS]
-        outputs = [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["sentences", dim])]
+        inputs = [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["sentences", name_in_column("tokens", column)])
+            for column in range(columns)
+            for name in inputs_of_column(column)
+        ]
+        outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["sentences", width])]
         graph = helper.make_graph(self._nodes, "student", inputs, outputs, list(self._constants.values()))
         domains = sorted({node.domain for node in self._nodes})
         model = helper.make_model(
@@ -235,20 +277,44 @@ def _pool(
     return graph.add("Reshape", pooled, graph.constant("flat", [0, -1]))
 
 
+def _linear(
+    graph: _Graph, name: str, inputs: str, weight: np.ndarray, bias: np.ndarray, stored: int, output: str = ""
+) -> str:
+    """float32[sentences, outputs] of a linear layer whose weight, [outputs, inputs], is stored in a type."""
+    matrix = graph.constant(name, weight.T, helper.tensor_dtype_to_np_dtype(stored))
+    if stored != TensorProto.FLOAT:
+        matrix = graph.add("Cast", matrix, to=TensorProto.FLOAT)
+    return graph.add("Gemm", inputs, matrix, graph.constant(f"{name}_bias", bias, np.float32), output=output)
+
+
+def _over_units(weight: np.ndarray, hidden: int, units: int) -> np.ndarray:
+    """A weight over pooled states, [outputs, poolings * 2 * hidden], that reads nothing of the added units."""
+    return _widened(weight.reshape(len(weight), -1, hidden), units).reshape(len(weight), -1)
+
+
 def _project(graph: _Graph, config: StudentConfig, weights: Weights, pooled: str, units: int, stored: int) -> None:
     last = len(config.target_dims) - 1
-    weight, bias = weights[f"projections.{last}.weight"], weights[f"projections.{last}.bias"]
-    # Nothing is read of the units that were added.
-    weight = _widened(weight.reshape(len(weight), -1, config.hidden), units).reshape(len(weight), -1).T
-    projection = graph.constant("projection", weight, helper.tensor_dtype_to_np_dtype(stored))
-    if stored != TensorProto.FLOAT:
-        projection = graph.add("Cast", projection, to=TensorProto.FLOAT)
-    vectors = graph.add(
-        "Gemm",
-        *(pooled, projection, graph.constant("projection_bias", bias, np.float32)),
-        output="" if config.normalize else OUTPUT,
-    )
+    weight = _over_units(weights[f"projections.{last}.weight"], config.hidden, units)
+    bias = weights[f"projections.{last}.bias"]
+    vectors = _linear(graph, "projection", pooled, weight, bias, stored, "" if config.normalize else OUTPUT)
     if config.normalize:
         length = graph.add("ReduceL2", vectors, axes=[1], keepdims=1)
         floor = graph.constant("shortest", 1e-12, np.float32)
         graph.add("Div", vectors, graph.add("Max", length, floor), output=OUTPUT)
+
+
+def _classify(graph: _Graph, config: StudentConfig, head: Head, pooled: list[str], units: int, stored: int) -> None:
+    """The head as `StudentClassifier.logits` applies it, and the softmax; its dropouts are only of training."""
+    inputs = pooled[0]
+    if head.columns == 2:
+        u, v = pooled
+        difference = graph.add("Abs", graph.add("Sub", u, v))
+        inputs = graph.add("Concat", u, v, difference, graph.add("Mul", u, v), axis=1)
+    weight = _over_units(head.weights["1.weight"], config.hidden, units)
+    hidden = graph.add("Relu", _linear(graph, "head_hidden", inputs, weight, head.weights["1.bias"], stored))
+    # It is small, and in a regression has the unit of the labels, which float16 may not reach: float32 always.
+    last = head.weights["4.weight"], head.weights["4.bias"], TensorProto.FLOAT
+    if head.regression:
+        _linear(graph, "head_output", hidden, *last, SCORES)
+    else:
+        graph.add("Softmax", _linear(graph, "head_output", hidden, *last), axis=1, output=PROBABILITIES)

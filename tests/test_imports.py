@@ -12,8 +12,8 @@ STUDENT = [
     [""],
     ["training", "encoding"],
     ["evaluation"],
-    ["finetuning", "export"],
-    ["reduction", "report"],
+    ["finetuning"],
+    ["export", "reduction", "report"],
     ["sharing"],
 ]
 # A student is written with its card, which is made of the tables that a report has.

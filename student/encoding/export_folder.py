@@ -1,4 +1,4 @@
-"""The folder of an export: there whole or not at all, and never in the place of something else."""
+"""The folder of an export: what it holds; there whole or not at all, and never in the place of something else."""
 
 import glob
 import json
@@ -8,37 +8,142 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sentence_distill.data.errors import UserError
-from sentence_distill.pipeline.files import TEMPORARY
+from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.pipeline.files import TEMPORARY, write_atomically
+from sentence_distill.student.onnx_encoder import OUTPUT, inputs_of_column
 
 MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
 RECORD = "export.json"
+LABELS = "labels.json"
+"""Names of a classifier's classes, in the order of its outputs; a regression has none."""
+README = "README.md"
 DEFAULT = "onnx"
 """Name of an export's folder inside the student's."""
-_FILES = {MODEL, TOKENIZER, RECORD}
-_FIELDS = {"int8", "parameters", "student"}
+_FILES = {MODEL, TOKENIZER, RECORD, LABELS, README}
+ENCODER, CLASSIFIER, REGRESSION = "encoder", "classifier", "regression"
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """What the export in `folder` says of itself.
+@dataclass(frozen=True, kw_only=True)
+class ExportedTask:
+    """Task of an exported classifier; its classes are in labels.json."""
+
+    name: str
+    columns: tuple[str, ...]
+    """The one or two columns of texts."""
+    label: str
+    """The column of labels."""
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Agreement of an export with its student in PyTorch."""
+
+    texts: str
+    """Origin of the sentences."""
+    sentences: int
+    largest_difference: float
+    """Largest difference of two numbers of the output."""
+    cosine: float | None = None
+    """Vectors: the mean cosine."""
+    lowest_cosine: float | None = None
+    same_label: float | None = None
+    """Classes: share of the sentences that get the same label."""
+    range: tuple[float, float] | None = None
+    """Scores: the lowest and the highest of the student's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecord:
+    """The content of export.json. Defaults are for exports of version 0.1.0."""
+
+    format: str = "onnx"
+    kind: str = ENCODER
+    """ENCODER gives vectors, CLASSIFIER probabilities of classes, REGRESSION scores."""
+    inputs: tuple[str, ...] = inputs_of_column(0)
+    outputs: tuple[str, ...] = (OUTPUT,)
+    dim: int | None = None
+    """Width of the vectors."""
+    normalize: bool | None = None
+    """True if the vectors have length 1."""
+    max_tokens: int | None = None
+    parameters: int
+    int8: bool
+    vocabulary: int | None = None
+    task: ExportedTask | None = None
+    student: dict[str, Any]
+    """Name of the teacher, and hashes of the student's weights."""
+    versions: dict[str, str] | None = None
+    agreement: Agreement | None = None
+    latency_ms: dict[str, dict[str, float]] | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> "ExportRecord":
+        """Read the record of the export in a folder.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        again = f"make it: {_command(folder)}"
+        try:
+            content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            known = {field.name for field in fields(cls)}
+            values = {name: value for name, value in content.items() if name in known}
+            if task := values.get("task"):
+                columns, metrics = tuple(task["columns"]), tuple(task["metrics"])
+                values["task"] = ExportedTask(name=task["name"], columns=columns, label=task["label"], metrics=metrics)
+            values |= {name: tuple(values[name]) for name in ("inputs", "outputs") if name in values}
+            # Nobody reads it back, and that of older exports has other fields.
+            values.pop("agreement", None)
+            record = cls(**values)
+            if record.kind not in (ENCODER, CLASSIFIER, REGRESSION) or (record.kind == ENCODER) != (
+                record.task is None
+            ):
+                raise ValueError(f"kind {record.kind!r}")
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{folder} holds no export; {again}") from None
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{folder / RECORD} is damaged ({first_line(error)}); {again}") from error
+        return record
+
+    def write(self, folder: Path) -> None:
+        """Write export.json; what is None is left out."""
+        content = asdict(self, dict_factory=lambda items: {name: value for name, value in items if value is not None})
+        write_json(folder / RECORD, content)
+
+
+def is_export(folder: Path) -> bool:
+    """Return whether `sd export` made a folder."""
+    return (folder / RECORD).exists()
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a file of an export as JSON."""
+    write_atomically(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_labels(folder: Path) -> tuple[str, ...]:
+    """The names of a classifier's classes.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there are none, or the file is damaged.
     """
-    again = f"make it: sd export STUDENT --onnx --out {folder}"
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder} holds no export; {again}") from None
-    except ValueError as error:
-        raise UserError(f"{folder / RECORD} is damaged ({error}); {again}") from error
-    if not isinstance(record, dict) or not record.keys() >= _FIELDS:
-        raise UserError(f"{folder / RECORD} lacks some of {', '.join(sorted(_FIELDS))}; {again}")
-    return record
+        labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))
+        if not labels or not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("it should be a list of names")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / LABELS} is damaged ({error}); make it again: {_command(folder)}") from error
+    return tuple(labels)
+
+
+def _command(folder: Path) -> str:
+    return f"sd export STUDENT --onnx --out {folder}"
 
 
 def require_replaceable(folder: Path) -> None:

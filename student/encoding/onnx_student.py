@@ -1,7 +1,8 @@
 """A student's files, or its export, at work in ONNX Runtime; nothing here imports PyTorch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,7 +12,29 @@ from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.children import cores
 from sentence_distill.student.encoding.export_folder import MODEL, TOKENIZER
 from sentence_distill.student.files import MAX_TOKENS, StudentFiles
-from sentence_distill.student.onnx_encoder import OnnxEncoder
+from sentence_distill.student.onnx_encoder import OUTPUT, OnnxEncoder
+
+_Opened = TypeVar("_Opened")
+
+
+def open_export(folder: Path, opener: Callable[[bytes, TextTokenizer], _Opened]) -> _Opened:
+    """Open an export.
+
+    Args:
+        folder: of the export.
+        opener: takes the serialized graph and the tokenizer; raises a ValueError if ONNX Runtime can't run the graph.
+
+    Raises:
+        UserError: there is no export, or it is damaged.
+    """
+    command = f"sd export STUDENT --onnx --out {folder}"
+    if not (folder / MODEL).exists() or not (folder / TOKENIZER).exists():
+        raise UserError(f"{folder} holds no export; make one: {command}")
+    try:
+        tokenizer = TextTokenizer((folder / TOKENIZER).read_text(encoding="utf-8"))
+        return opener((folder / MODEL).read_bytes(), tokenizer)
+    except ValueError as error:
+        raise UserError(f"the export in {folder} is damaged ({first_line(error)}); make it again: {command}") from error
 
 
 class OnnxStudent:
@@ -51,18 +74,15 @@ class OnnxStudent:
         """Open what `sd export --onnx` wrote; nothing is taken from the student's folder.
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: there is none, it is damaged, or it is that of a classifier.
         """
-        command = f"sd export STUDENT --onnx --out {folder}"
-        if not (folder / MODEL).exists() or not (folder / TOKENIZER).exists():
-            raise UserError(f"{folder} holds no export; make one: {command}")
-        try:
-            tokenizer = TextTokenizer((folder / TOKENIZER).read_text(encoding="utf-8"))
-            return cls((folder / MODEL).read_bytes(), tokenizer, threads)
-        except ValueError as error:
+        student = open_export(folder, lambda model, tokenizer: cls(model, tokenizer, threads))
+        if student._encoder.output != OUTPUT:
             raise UserError(
-                f"the export in {folder} is damaged ({first_line(error)}); make it again: {command}"
-            ) from error
+                f"{folder} is an export of a classifier, which gives no vectors; predict with it: sd predict {folder} "
+                "--input FILE"
+            )
+        return student
 
     @property
     def dim(self) -> int:

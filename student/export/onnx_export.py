@@ -2,27 +2,45 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from torch import nn
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
+from sentence_distill.data.task import Task
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.files import write_atomically
-from sentence_distill.student.encoding.export_folder import MODEL, RECORD, TOKENIZER, replacing_export
-from sentence_distill.student.encoding.onnx_student import OnnxStudent
+from sentence_distill.student.encoding.export_folder import (
+    CLASSIFIER,
+    LABELS,
+    MODEL,
+    README,
+    REGRESSION,
+    TOKENIZER,
+    ExportedTask,
+    ExportRecord,
+    replacing_export,
+    write_json,
+)
+from sentence_distill.student.encoding.onnx_student import OnnxStudent, open_export
 from sentence_distill.student.environment import versions
+from sentence_distill.student.evaluation.models import Encode
 from sentence_distill.student.evaluation.reference import held_out_texts, own_shards
 from sentence_distill.student.evaluation.texts import sentences_of_file
 from sentence_distill.student.export.onnx_measure import agreement, latencies
+from sentence_distill.student.export.readme import readme
 from sentence_distill.student.files import MAX_TOKENS, load_distillation, module_weights
+from sentence_distill.student.finetuning.onnx_classifier import OnnxClassifier
+from sentence_distill.student.finetuning.task_folder import HEAD, is_classifier, load_classifier
+from sentence_distill.student.finetuning.torch_classifier import TorchClassifier
 from sentence_distill.student.folder import load_student
 from sentence_distill.student.model import Student
-from sentence_distill.student.onnx_encoder import INPUTS, OUTPUT
-from sentence_distill.student.onnx_graph import build_graph
+from sentence_distill.student.onnx_encoder import PROBABILITIES, SCORES, inputs_of_column
+from sentence_distill.student.onnx_graph import Head, build_graph
 from sentence_distill.student.training.stream import ShardStream
 
 _MEASURED_SENTENCES = 1000
@@ -31,23 +49,74 @@ _PACKAGES = ("sentence-distill", "torch", "onnx", "onnxruntime", "tokenizers")
 
 @dataclass
 class Exported:
-    """What `export_onnx` made.
+    """The result of `export_onnx`.
 
     Args:
         folder: where it is.
         record: what its export.json holds.
+        labels: names of a classifier's classes; () for the others.
         skipped: why it could not be measured; "" if it was.
     """
 
     folder: Path
-    record: dict[str, Any]
+    record: ExportRecord
+    labels: tuple[str, ...] = ()
     skipped: str = ""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A student to export.
+
+    Args:
+        student: the student itself.
+        classifier: the classifier that it was fine-tuned to, or None.
+        weights: files of all their weights.
+    """
+
+    student: Student
+    classifier: TorchClassifier | None
+    weights: Sequence[Path]
+
+    @classmethod
+    def load(cls, folder: Path) -> "_Source":
+        if not is_classifier(folder):
+            return cls(load_student(folder), None, module_weights(folder))
+        model, task = load_classifier(folder)
+        return cls(model.student, TorchClassifier(model, task), [*module_weights(folder), folder / HEAD])
+
+    @property
+    def task(self) -> Task | None:
+        return self.classifier.task if self.classifier else None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.task.labels if self.task else ()
+
+    @property
+    def head(self) -> Head | None:
+        if self.classifier is None:
+            return None
+        model, task = self.classifier.model, self.classifier.task
+        return Head(model.head_arrays(), model.columns, task.regression)
+
+    @property
+    def parameters(self) -> int:
+        """Number of the weights that the graph has."""
+        encoder = self.student.encoder
+        if self.classifier is None:
+            return _count(encoder)
+        return _count(encoder.embedding, encoder.lstm, self.classifier.model.head)
+
+
+def _count(*modules: nn.Module) -> int:
+    return sum(weight.numel() for module in modules for weight in module.parameters())
 
 
 def export_onnx(
     source: Path, out: Path, *, int8: bool, shards: Path | None = None, sentences: Path | None = None
 ) -> Exported:
-    """Export a student and measure how close the export is.
+    """Export a student, with its head if it was fine-tuned, and measure how close the export is.
 
     Args:
         source: the student's folder.
@@ -59,19 +128,22 @@ def export_onnx(
     Raises:
         UserError: there is no student, `out` holds something else, or text that is named is not there.
     """
-    student, distillation = load_student(source), load_distillation(source)
+    distillation, loaded = load_distillation(source), _Source.load(source)
     with replacing_export(out) as folder:
-        write_onnx(student, folder, int8=int8)
-        measured, skipped = _measure(student, folder, distillation, shards, sentences)
-        record = _record(student, int8, distillation, module_weights(source)) | measured
-        write_atomically(folder / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
-    return Exported(out, record, skipped)
+        write_onnx(loaded.student, folder, int8=int8, head=loaded.head)
+        if loaded.labels:
+            write_json(folder / LABELS, loaded.labels)
+        record = _record(loaded, int8, distillation)
+        record, skipped = _measured(record, loaded, folder, distillation, shards, sentences)
+        record.write(folder)
+        write_atomically(folder / README, readme(record, loaded.labels).encode())
+    return Exported(out, record, loaded.labels, skipped)
 
 
-def write_onnx(student: Student, folder: Path, *, int8: bool) -> None:
-    """Write a student's graph and its tokenizer."""
-    model = build_graph(student.encoder.config, student.encoder.arrays(), int8=int8)
-    write_atomically(folder / MODEL, model.SerializeToString())
+def write_onnx(student: Student, folder: Path, *, int8: bool, head: Head | None = None) -> None:
+    """Write the graph of a student, or of the classifier with that head, and the tokenizer."""
+    graph = build_graph(student.encoder.config, student.encoder.arrays(), head=head, int8=int8)
+    write_atomically(folder / MODEL, graph.SerializeToString())
     write_atomically(folder / TOKENIZER, _tokenizer(student.tokenizer).to_str().encode())
 
 
@@ -86,10 +158,42 @@ def _tokenizer(tokenizer: TextTokenizer) -> Tokenizer:
     return copy
 
 
-def _measure(
-    student: Student, folder: Path, distillation: dict[str, Any], shards: Path | None, file: Path | None
-) -> tuple[dict[str, Any], str]:
-    """Figures of an export beside its student in PyTorch, or why there are none."""
+def _record(source: _Source, int8: bool, distillation: dict[str, Any]) -> ExportRecord:
+    """Describe the files for their user, with what they were made from."""
+    shape, task = source.student.encoder.config, source.task
+    record = ExportRecord(
+        max_tokens=MAX_TOKENS,
+        parameters=source.parameters,
+        int8=int8,
+        vocabulary=shape.vocabulary,
+        student={
+            "teacher": distillation["teacher"]["teacher"],
+            "weights": [file_hash(file) for file in source.weights],
+        },
+        versions=versions(_PACKAGES),
+    )
+    if task is None:
+        return replace(record, dim=source.student.dim, normalize=shape.normalize)
+    return replace(
+        record,
+        kind=REGRESSION if task.regression else CLASSIFIER,
+        inputs=tuple(name for column in range(len(task.columns)) for name in inputs_of_column(column)),
+        outputs=(SCORES if task.regression else PROBABILITIES,),
+        task=ExportedTask(name=task.name, columns=task.columns, label=task.label, metrics=task.metrics),
+    )
+
+
+def _measured(
+    record: ExportRecord,
+    source: _Source,
+    folder: Path,
+    distillation: dict[str, Any],
+    shards: Path | None,
+    file: Path | None,
+) -> tuple[ExportRecord, str]:
+    """The record with figures of the export beside its student in PyTorch, or with the reason why there are none."""
+    if record.task and len(record.task.columns) == 2:
+        return record, "the classifier reads pairs, and neither shards nor --sentences hold any"
     if file:
         sentences, origin = sentences_of_file(file, _MEASURED_SENTENCES), file.name
     else:
@@ -99,18 +203,26 @@ def _measure(
             # Shards that the user named must be there, others be the student's own.
             if shards:
                 raise
-            return {}, f"{error}; name sentences with --sentences FILE"
+            return record, f"{error}; name sentences with --sentences FILE"
     if not sentences:
-        return {}, "the shards keep no text (--no-text); name sentences with --sentences FILE"
-    exported = OnnxStudent.of_export(folder, threads=1)
-    return {
-        "agreement": {
-            "with": origin,
-            "sentences": len(sentences),
-            **agreement(exported.encode(sentences), student.encode(sentences)),
-        },
-        "latency_ms": latencies({"onnxruntime": exported.encode, "pytorch": student.encode}, sentences),
-    }, ""
+        return record, "the shards keep no text (--no-text); name sentences with --sentences FILE"
+    exported, student = _runners(source, folder)
+    return replace(
+        record,
+        agreement=agreement(origin, record.outputs[0], exported, student, sentences),
+        latency_ms=latencies({"onnxruntime": exported, "pytorch": student}, sentences),
+    ), ""
+
+
+def _runners(source: _Source, folder: Path) -> tuple[Encode, Encode]:
+    """The export, on one thread, and the model that it was made of, each as a function of sentences."""
+    classifier = source.classifier
+    if classifier is None:
+        return OnnxStudent.of_export(folder, threads=1).encode, source.student.encode
+    exported = open_export(
+        folder, lambda model, tokenizer: OnnxClassifier(model, tokenizer, classifier.task, threads=1)
+    )
+    return lambda sentences: exported.outputs([sentences]), lambda sentences: classifier.outputs([sentences])
 
 
 def _held_out(distillation: dict[str, Any], shards: Path | None) -> list[str]:
@@ -120,21 +232,3 @@ def _held_out(distillation: dict[str, Any], shards: Path | None) -> list[str]:
     if stream.fingerprint["tokenizer"] != recorded["tokenizer"]:
         raise UserError(f"{folder} holds tokens of another tokenizer than the student's")
     return held_out_texts(stream, _MEASURED_SENTENCES) or []
-
-
-def _record(student: Student, int8: bool, distillation: dict[str, Any], weights: Sequence[Path]) -> dict[str, Any]:
-    """What a user of the files should know, and what they were made from."""
-    shape = student.encoder.config
-    return {
-        "format": "onnx",
-        "inputs": list(INPUTS),
-        "output": OUTPUT,
-        "dim": student.dim,
-        "max_tokens": MAX_TOKENS,
-        "normalize": shape.normalize,
-        "parameters": sum(weight.numel() for weight in student.encoder.parameters()),
-        "int8": int8,
-        "vocabulary": shape.vocabulary,
-        "student": {"teacher": distillation["teacher"]["teacher"], "weights": [file_hash(file) for file in weights]},
-        "versions": versions(_PACKAGES),
-    }

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -63,6 +64,10 @@ class StudentClassifier(nn.Module):
             return self.head(pooled[0])  # type: ignore[no-any-return]
         u, v = pooled
         return self.head(torch.cat([u, v, (u - v).abs(), u * v], dim=1))  # type: ignore[no-any-return]
+
+    def head_arrays(self) -> dict[str, np.ndarray]:
+        """The head's weights as float32 arrays, by their names in `head.state_dict`."""
+        return {name: weight.float().cpu().numpy() for name, weight in self.head.state_dict().items()}
 
     def pretrained(self) -> list[nn.Parameter]:
         """The weights that came with the student, and not with the task."""

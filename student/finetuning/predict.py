@@ -1,14 +1,31 @@
-"""A fine-tuned student as a user meets it: texts to labels, probabilities or scores."""
+"""A fine-tuned student as a user meets it: texts to labels, probabilities or scores.
+
+Nothing here imports PyTorch, which an export does not need.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.task import Task
-from sentence_distill.student.finetuning.classifier import StudentClassifier
-from sentence_distill.student.model import pool_tokens
+from sentence_distill.student.encoding.export_folder import is_export
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Predictor(Protocol):
+    """Computes the outputs of a classifier: in PyTorch, or in ONNX Runtime."""
+
+    @property
+    def task(self) -> Task:
+        """Its columns and classes."""
+
+    def outputs(self, columns: Sequence[Sequence[str]]) -> np.ndarray:
+        """Probabilities, float32[n, classes], or scores of a regression, float32[n, 1], of columns of n texts."""
 
 
 class Classifier:
@@ -18,27 +35,37 @@ class Classifier:
         task: its columns and classes.
     """
 
-    def __init__(self, model: StudentClassifier, task: Task) -> None:
-        self._model = model.eval()
-        self._device = next(model.parameters()).device
-        self.task = task
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self.task = predictor.task
 
     @classmethod
-    def load(cls, name: str | Path, device: str | torch.device = "cpu") -> "Classifier":
-        """Read the folder that `sd finetune STUDENT` made.
+    def load(cls, name: str | Path, device: "str | torch.device" = "cpu") -> "Classifier":
+        """Read the folder that `sd finetune STUDENT` made, or an export of it, which runs in ONNX Runtime.
 
         Args:
             name: of the folder; or, as a string, `owner/name` on the hub, see `Student.load`.
-            device: where to compute.
+            device: where to compute; an export runs on the CPU.
 
         Raises:
             UserError: there is none, or it is damaged.
         """
-        from sentence_distill.student.finetuning.task_folder import load_classifier
         from sentence_distill.student.hub import locate_student
 
-        model, task = load_classifier(locate_student(name))
-        return cls(model.to(device), task)
+        folder = locate_student(name)
+        if is_export(folder):
+            from sentence_distill.student.finetuning.onnx_classifier import OnnxClassifier
+
+            if str(device) != "cpu":
+                raise UserError(
+                    f"{folder} is an export, which runs on the CPU and not on {device}; leave the device out"
+                )
+            return cls(OnnxClassifier.of_export(folder))
+        from sentence_distill.student.finetuning.task_folder import load_classifier
+        from sentence_distill.student.finetuning.torch_classifier import TorchClassifier
+
+        model, task = load_classifier(folder)
+        return cls(TorchClassifier(model.to(device), task))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -74,10 +101,7 @@ class Classifier:
 
     def outputs(self, columns: Sequence[Sequence[str]]) -> np.ndarray:
         """Probabilities, float32[n, classes], or scores of a regression, float32[n, 1], of columns of n texts."""
-        pooled = [pool_tokens(self._model.encoder, tokens) for tokens in self._model.tokenize(columns).columns]
-        with torch.inference_mode():
-            logits = self._model.logits([part.to(self._device) for part in pooled])
-            return (logits if self.task.regression else logits.softmax(dim=1)).cpu().numpy()
+        return self._predictor.outputs(columns)
 
     def _columns(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> list[list[str]]:
         """The texts of each column.

@@ -64,6 +64,11 @@ def save_classifier(folder: Path, fitted: Fitted[StudentClassifier], task: Task,
     save_student(folder, fitted.model.student, {**distillation, **changed})
 
 
+def is_classifier(folder: Path) -> bool:
+    """Return whether the student in a folder was fine-tuned on a task."""
+    return (folder / TASK).exists() or (folder / HEAD).exists()
+
+
 def load_classifier(folder: Path) -> tuple[StudentClassifier, Task]:
     """Read a fine-tuned student, and the task that it knows.
 

@@ -123,6 +123,21 @@ def test_standard_input_goes_to_standard_output(folder):
     assert json.loads(result.stdout).keys() == {"n", "text", "prediction", "probability"}
 
 
+def test_an_export_predicts_the_same_without_torch(sd, folder, tmp_path):
+    assert sd("export", folder, "--onnx", "--out", tmp_path / "export") == 0
+    source = _csv(tmp_path / "in.csv", [("id", "text"), *((n, text) for n, (text, _) in enumerate(ROWS)), (6, "")])
+    assert sd("predict", folder, "--input", source, "--out", tmp_path / "torch.csv", "--all") == 0
+    program = "import sys; sys.modules['torch'] = None; from sentence_distill.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "predict", tmp_path / "export", "--input", source, "--all"]
+    result = subprocess.run([*command, "--out", tmp_path / "onnx.csv"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "7 rows, 1 of them without text" in result.stdout
+    ours, theirs = _read(tmp_path / "onnx.csv"), _read(tmp_path / "torch.csv")
+    assert [row["prediction"] for row in ours] == [row["prediction"] for row in theirs]
+    for name in ("probability", "probability_cat", "probability_dog"):
+        np.testing.assert_allclose(*([float(row[name]) for row in rows] for rows in (ours, theirs)), atol=1e-5)
+
+
 def test_rows_without_text_are_predicted_and_counted(sd, folder, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"text": "The cat."}\n{"text": null}\n{"text": " "}\n')
     assert sd("predict", folder, "--input", tmp_path / "in.jsonl", "--out", tmp_path / "out.csv") == 0

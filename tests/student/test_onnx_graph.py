@@ -5,7 +5,9 @@ import torch
 
 from sentence_distill.student.config import StudentConfig
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.onnx_graph import build_graph
+from sentence_distill.student.finetuning.classifier import StudentClassifier
+from sentence_distill.student.model import Student
+from sentence_distill.student.onnx_graph import Head, build_graph
 
 
 def make(**options):
@@ -103,3 +105,78 @@ def test_a_table_of_equal_numbers_has_a_scale_all_the_same():
         torch.nn.init.constant_(encoder.embedding.weight, value)
         ids, mask = padded([4, 2])
         assert cosines(opened(encoder, int8=True)(ids, mask), by_torch(encoder, ids, mask)).min() > 0.999
+
+
+def with_head(columns=1, outputs=3, **options):
+    torch.manual_seed(1)
+    return StudentClassifier(Student(make(**options), tokenizer=None), columns, outputs).eval()
+
+
+def opened_classifier(model, *, regression=False, int8=False):
+    """The graph as a function of ids and mask of each column, and the same in PyTorch."""
+    head = Head(model.head_arrays(), model.columns, regression)
+    graph = build_graph(model.encoder.config, model.encoder.arrays(), head=head, int8=int8).SerializeToString()
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+    (output,) = session.get_outputs()
+    assert output.name == ("scores" if regression else "probabilities")
+
+    def run(*columns):
+        return session.run(None, dict(zip(names, (array for column in columns for array in column), strict=True)))[0]
+
+    @torch.inference_mode()
+    def expected(*columns):
+        pooled = [
+            model.encoder.pool_padded(torch.from_numpy(ids), torch.from_numpy(mask.sum(axis=1)))
+            for ids, mask in columns
+        ]
+        logits = model.logits(pooled)
+        return (logits if regression else logits.softmax(dim=1)).numpy()
+
+    return run, expected
+
+
+TEXTS = [padded([3, 9, 1, 0, 5]), padded([4, 0, 12, 0, 2])]
+
+
+@pytest.mark.parametrize("shape", [{}, {"pooling": "mean+max", "layers": 2, "normalize": False}])
+@pytest.mark.parametrize(("outputs", "regression"), [(3, False), (1, True)])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_a_classifiers_graph_computes_its_outputs(columns, outputs, regression, shape):
+    model = with_head(columns, outputs, **shape)
+    run, expected = opened_classifier(model, regression=regression)
+    found = run(*TEXTS[:columns])
+    assert found.shape == (5, outputs)
+    np.testing.assert_allclose(found, expected(*TEXTS[:columns]), atol=1e-6)
+    run, expected = opened_classifier(model, regression=regression, int8=True)
+    np.testing.assert_allclose(run(*TEXTS[:columns]), expected(*TEXTS[:columns]), atol=0.01)
+
+
+@pytest.mark.parametrize("shape", [{}, {"hidden": 300, "embedding_dim": 64, "pooling": "mean+max"}])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_in_int8_a_prediction_is_the_same_in_every_batch_to_the_last_bit(columns, shape):
+    run, _ = opened_classifier(with_head(columns, **shape), int8=True)
+    texts = [padded([7, 3, 1, 0, 12, 60, 2]), padded([1, 0, 44, 3, 12, 6, 20])][:columns]
+    together = run(*texts)
+    for row in range(7):
+        alone = [(ids[row : row + 1], mask[row : row + 1]) for ids, mask in texts]
+        cut = [(ids[:, : mask.sum()], mask[:, : mask.sum()]) for ids, mask in alone]
+        np.testing.assert_array_equal(run(*cut)[0], together[row])
+
+
+def test_a_batch_of_empty_pairs_gets_the_prediction_of_one():
+    run, expected = opened_classifier(with_head(2))
+    nothing = np.zeros((2, 0), dtype=np.int64)
+    empty = [padded([0, 4])] * 2
+    found = run((nothing, nothing), (nothing, nothing))
+    np.testing.assert_allclose(found, expected(*empty)[:1].repeat(2, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1e8])
+def test_in_int8_scores_of_any_unit_keep_it(unit):
+    model = with_head(1, 1)
+    with torch.no_grad():
+        model.head[-1].weight.mul_(unit)
+        model.head[-1].bias.mul_(unit)
+    run, expected = opened_classifier(model, regression=True, int8=True)
+    np.testing.assert_allclose(run(TEXTS[0]) / unit, expected(TEXTS[0]) / unit, atol=0.01)

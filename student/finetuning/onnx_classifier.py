@@ -1,0 +1,70 @@
+"""An export of a fine-tuned student at work in ONNX Runtime; nothing here imports PyTorch."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.task import Task
+from sentence_distill.data.tokenization import TextTokenizer
+from sentence_distill.pipeline.children import cores
+from sentence_distill.student.encoding.export_folder import CLASSIFIER, LABELS, ExportRecord, read_labels
+from sentence_distill.student.encoding.onnx_student import open_export
+from sentence_distill.student.files import MAX_TOKENS
+from sentence_distill.student.onnx_encoder import OnnxEncoder
+
+
+class OnnxClassifier:
+    """A `Predictor`.
+
+    Attributes:
+        task: its columns and classes.
+    """
+
+    def __init__(self, model: bytes, tokenizer: TextTokenizer, task: Task, threads: int = 0) -> None:
+        """Open a graph.
+
+        Args:
+            model: the serialized graph of `onnx_graph.build_graph` with a head.
+            tokenizer: of its vocabulary.
+            task: its columns and classes.
+            threads: how many batches are computed side by side, each by one thread; 0 is one a core.
+
+        Raises:
+            ValueError: ONNX Runtime can't run it.
+        """
+        self._encoder = OnnxEncoder(model)
+        self._tokenizer = tokenizer
+        self._threads = threads or cores()
+        self.task = task
+
+    @classmethod
+    def of_export(cls, folder: Path, threads: int = 0) -> "OnnxClassifier":
+        """Open what `sd export --onnx` wrote of a fine-tuned student.
+
+        Raises:
+            UserError: there is none, it is damaged, or it is that of a student without a task.
+        """
+        record = ExportRecord.read(folder)
+        if record.task is None:
+            raise UserError(
+                f"{folder} is an export of a student without a task, which gives vectors; encode with it: sd encode "
+                f"--student {folder} --input FILE"
+            )
+        labels = read_labels(folder) if record.kind == CLASSIFIER else ()
+        task = Task(**asdict(record.task), labels=labels)
+        classifier = open_export(folder, lambda model, tokenizer: cls(model, tokenizer, task, threads))
+        if classifier._encoder.dim != max(1, len(labels)):
+            raise UserError(
+                f"{folder / LABELS} names {len(labels)} classes, and the model has {classifier._encoder.dim}; make "
+                f"them again: sd export STUDENT --onnx --out {folder}"
+            )
+        return classifier
+
+    def outputs(self, columns: Sequence[Sequence[str]]) -> np.ndarray:
+        """Probabilities, float32[n, classes], or scores of a regression, float32[n, 1], of columns of n texts."""
+        return self._encoder.run(
+            [self._tokenizer.tokenize(column).cut(MAX_TOKENS) for column in columns], self._threads
+        )
