@@ -9,7 +9,7 @@ import click
 from sentence_distill.cli.engine import check_engine, open_engine
 from sentence_distill.cli.shards import next_command
 from sentence_distill.cli.signals import stopped_by_signals
-from sentence_distill.cli.values import layer_numbers, share
+from sentence_distill.cli.values import layer_numbers, pooling_names, share
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,15 +38,16 @@ if TYPE_CHECKING:
     "--teacher",
     default=None,
     metavar="NAME",
-    help="Folder or hub name of a transformer encoder, minilm or mpnet.  [default: bert-base-uncased, "
-    "or the packaged MiniLM where it can't be had]",
+    help="Folder or hub name of a transformer encoder, minilm or mpnet.  [default: minilm, which is all-MiniLM-L6-v2]",
 )
 @click.option(
     "--pooling",
-    type=click.Choice(["cls", "mean", "max", "pooler", "logits"]),
     default=None,
-    help="[default: logits of a teacher with a classification head, a sentence-transformers teacher's own, otherwise "
-    "cls]",
+    callback=pooling_names,
+    metavar="NAME[+NAME…]",
+    help="Pool the transformer's own states: cls, mean, max, mean_sqrt_len_tokens, weightedmean, lasttoken, pooler; or "
+    "take logits.  [default: all modules of a sentence-transformers teacher, logits of one with a classification head, "
+    "otherwise mean]",
 )
 @click.option(
     "--layers",
@@ -75,7 +76,10 @@ if TYPE_CHECKING:
 @click.option("--min-words", default=3, show_default=True, help="Reject shorter sentences.")
 @click.option("--max-words", default=100, show_default=True, help="Reject longer sentences.")
 @click.option(
-    "--max-tokens", default=128, show_default=True, type=click.IntRange(1), help="Reject sentences with more tokens."
+    "--max-tokens",
+    default=None,
+    type=click.IntRange(1),
+    help="Reject sentences with more tokens.  [default: 128, or what the teacher reads if that is less]",
 )
 @click.option(
     "--shard-rows",
@@ -188,16 +192,12 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
         with stopped_by_signals(stopped):
             _plan(corpus, config, folder, progress, jobs="-" not in corpora)
         return
-    if located.notice:
-        progress.log(f"note: {located.notice} ({located.reason})")
 
     from sentence_distill.pipeline.embed import EmbedRun, refuse_teachers_folder
 
     refuse_teachers_folder(folder, located)
     with open_engine(located, options, pairs) as engine:
-        run = EmbedRun(
-            corpus=corpus, engine=engine, out=folder, config=config, notice=located.notice, progress=progress
-        )
+        run = EmbedRun(corpus=corpus, engine=engine, out=folder, config=config, progress=progress)
         progress.log(str(run.teacher))
         with stopped_by_signals(stopped):
             if options["share"]:
@@ -208,6 +208,8 @@ def embed(corpora: tuple[str, ...], out: str, teacher: str | None, **options: An
                 )
             else:
                 _summary(out, run.run())
+        if run.teacher.note:
+            click.echo(f"note: {run.teacher.note}")
 
 
 def _config(options: dict[str, Any], pairs: bool) -> "EmbedConfig":
@@ -223,7 +225,8 @@ def _config(options: dict[str, Any], pairs: bool) -> "EmbedConfig":
         keep_text=not options["no_text"],
         compression=None if options["compression"] == "none" else options["compression"],
         dtype=options["dtype"] or "",
-        **{name: options[name] for name in ("shard_rows", "max_tokens", "token_budget")},
+        max_tokens=options["max_tokens"] or 0,
+        **{name: options[name] for name in ("shard_rows", "token_budget")},
     )
 
 

@@ -306,7 +306,7 @@ def test_ray_replaces_a_worker_that_is_killed_and_leaves_the_bytes_of_the_local_
     try:
         config = EmbedConfig(rules=SentenceRules(), shard_rows=20, dtype="float32")
         corpus = Corpus.open([str(corpus_file)])
-        run = EmbedRun(corpus=corpus, engine=engine, out=out, config=config, notice="", progress=Silent())
+        run = EmbedRun(corpus=corpus, engine=engine, out=out, config=config, progress=Silent())
         killer.start()
         run.run()
         killer.join()
