@@ -89,6 +89,16 @@ def logits_recipe(layers: Sequence[int], last: int) -> Recipe:
     return Recipe(LOGITS, (last,), normalize=False)
 
 
+def require_applied(folder: TeacherFolder, pooling: str | None) -> None:
+    """Refuse a folder's own modules if something of them is not applied here.
+
+    Raises:
+        UserError: naming the file and the field.
+    """
+    if pooling is None and folder.refused:
+        raise UserError(f"{folder.refused[0]}; {_WAY_OUT}")
+
+
 def make_recipe(folder: TeacherFolder, pooling: str | None, layers: Sequence[int], last: int) -> Recipe:
     """Combine what the user asked for with what a sentence-transformers folder brings.
 
@@ -99,13 +109,11 @@ def make_recipe(folder: TeacherFolder, pooling: str | None, layers: Sequence[int
         last: number of the last layer.
 
     Raises:
-        UserError: no such layer or pooling, or the folder asks for what is not applied here.
+        UserError: no such layer or pooling.
     """
     absolute = _absolute_layers(layers, last)
     if pooling is not None and (unknown := [name for name in pooling.split("+") if name not in POOLINGS]):
         raise UserError(f"--pooling {pooling}: {unknown[0]} is none of {', '.join(POOLINGS)}")
-    if pooling is None and folder.refused:
-        raise UserError(f"{folder.refused[0]}; {_WAY_OUT}")
     after, truncate_dim = folder.after, folder.truncate_dim
     normalize = Normalize() in after
     left_out: tuple[str, ...] = ()

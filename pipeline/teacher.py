@@ -28,6 +28,7 @@ from sentence_distill.pipeline.recipe import (
     logits_recipe,
     make_recipe,
     pool,
+    require_applied,
     wants_logits,
 )
 from sentence_distill.pipeline.teacher_folder import Dense, TeacherFolder, read_folder
@@ -147,6 +148,9 @@ class Teacher:
         """
         folder = read_folder(located.folder)
         head = wants_logits(folder, pooling)
+        if not head:
+            # Before anything large is loaded.
+            require_applied(folder, pooling)
         loaded = load_parts(located, folder, dtype, head=head)
         last = loaded.model.config.num_hidden_layers
         recipe = logits_recipe(layers, last) if head else make_recipe(folder, pooling, layers, last)

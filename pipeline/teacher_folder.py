@@ -155,6 +155,11 @@ def read_folder(folder: Path) -> TeacherFolder:
         )
     if not modules:
         return TeacherFolder(transformer=transformer, poolings=_plain_poolings(transformer))
+    if not any(_is_transformer(module) for module in modules):
+        raise UserError(
+            f"{folder / _MODULES}: {modules[0].kind} is no transformer, and a teacher begins with one; name another "
+            "with --teacher"
+        )
     settings_file, settings = _settings(transformer)
     model = _read(folder / _MODEL)
     kinds = [module.kind for module in modules]
@@ -224,8 +229,12 @@ def _modules(folder: Path) -> list[_Module]:
 
 
 def _transformer(folder: Path, modules: list[_Module]) -> Path:
-    of_modules = [module.folder for module in modules if module.kind.rpartition(".")[2] == "Transformer"]
-    return of_modules[0] if of_modules else folder
+    return next((module.folder for module in modules if _is_transformer(module)), folder)
+
+
+def _is_transformer(module: _Module) -> bool:
+    # One whose code comes with the model may still hold weights of a known kind, for a named pooling.
+    return module.kind.rpartition(".")[2] == "Transformer"
 
 
 def _plain_poolings(transformer: Path) -> tuple[str, ...]:

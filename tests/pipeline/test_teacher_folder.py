@@ -389,6 +389,7 @@ def test_weights_of_a_dense_module_come_from_a_whole_safetensors_file(teacher_fo
         ("sentence_bert_config.json", '{"max_seq_length": -1}', "can't be read.*-1"),
         ("sentence_bert_config.json", '{"max_seq_length": 2}', "max_seq_length"),
         ("modules.json", '[{"type": "sentence_transformers.models.Transformer", "path": "../other"}]', "out of the"),
+        ("modules.json", '[{"type": "sentence_transformers.models.BoW", "path": ""}]', "BoW is no transformer"),
     ],
 )
 def test_a_folder_that_can_not_be_read_is_one_line_that_says_where(folder, file, content, message):
