@@ -44,7 +44,6 @@ def embed_once(corpus: str, out: Path) -> dict[str, Any]:
         engine=engine,
         out=out,
         config=EmbedConfig(rules=SentenceRules()),
-        notice="",
         progress=Silent(),
     )
     totals = run.run()["totals"]

@@ -22,7 +22,7 @@ from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.hashing import sentence_id
 from sentence_distill.data.sentences import SentenceRules, split_sentences
 from sentence_distill.pipeline.ahead import slice_records
-from sentence_distill.pipeline.config import EmbedConfig
+from sentence_distill.pipeline.config import MAX_TOKENS, EmbedConfig
 from sentence_distill.pipeline.embed import CPU_TOKEN_BUDGET
 from sentence_distill.pipeline.engines import TeacherSpec
 from sentence_distill.pipeline.locate import locate_teacher
@@ -62,7 +62,7 @@ def stages(corpus: Corpus, plan: Plan, config: EmbedConfig, teacher: Teacher, jo
     started = time.perf_counter()
     vectors = teacher.embed(text.tokens, config.token_budget)
     teacher_s = time.perf_counter() - started
-    write = partial(commit_slice, config=config, out=job.out, names=["corpus"], fingerprint={}, notice="")
+    write = partial(commit_slice, config=config, out=job.out, names=["corpus"], fingerprint={})
     write_s, _ = timed(lambda: write(text, vectors))
     seconds = {
         "read lines": read_s,
@@ -99,13 +99,13 @@ def main() -> None:
     parser.add_argument("--teacher", default="minilm")
     parser.add_argument("--slices", type=int, default=4)
     options = parser.parse_args()
-    config = EmbedConfig(rules=SentenceRules(), token_budget=CPU_TOKEN_BUDGET, dtype="float16")
+    config = EmbedConfig(rules=SentenceRules(), max_tokens=MAX_TOKENS, token_budget=CPU_TOKEN_BUDGET, dtype="float16")
     corpus = Corpus.open([options.corpus])
     started = time.perf_counter()
     plan = make_plan(corpus, config.rules, config.shard_rows, {}, lambda count: None)
     plan_s = time.perf_counter() - started
     teacher = TeacherSpec(located=locate_teacher(options.teacher)).load("cpu")
-    job = Job(corpus, config, options.workdir / "stages-shards", {}, "")
+    job = Job(corpus, config, options.workdir / "stages-shards", {})
     job.out.mkdir(parents=True, exist_ok=True)
     rows = [{"stage": "plan (once, ahead of all)", "us_per_sentence": round(1e6 * plan_s / plan.rows, 1)}]
     rows += stages(corpus, plan, config, teacher, job)

@@ -10,7 +10,7 @@ from sentence_distill.cli.engine import check_engine, open_engine
 from sentence_distill.cli.options import input_format_option, text_column_option
 from sentence_distill.cli.shards import next_command
 from sentence_distill.cli.signals import stopped_by_signals
-from sentence_distill.cli.values import layer_numbers, share
+from sentence_distill.cli.values import layer_numbers, pooling_names, share
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import FORMATS
 
@@ -60,15 +60,16 @@ _KEPT_BY = {
     "--teacher",
     default=None,
     metavar="NAME",
-    help="Folder or hub name of a transformer encoder, minilm or mpnet.  [default: bert-base-uncased, "
-    "or the packaged MiniLM where it can't be had]",
+    help="Folder or hub name of a transformer encoder, minilm or mpnet.  [default: minilm, which is all-MiniLM-L6-v2]",
 )
 @click.option(
     "--pooling",
-    type=click.Choice(["cls", "mean", "max", "pooler", "logits"]),
     default=None,
-    help="[default: logits of a teacher with a classification head, a sentence-transformers teacher's own, otherwise "
-    "cls]",
+    callback=pooling_names,
+    metavar="NAME[+NAME…]",
+    help="Pool the transformer's own states: cls, mean, max, mean_sqrt_len_tokens, weightedmean, lasttoken, pooler; or "
+    "take logits.  [default: all modules of a sentence-transformers teacher, logits of one with a classification head, "
+    "otherwise mean]",
 )
 @click.option(
     "--layers",
@@ -87,7 +88,10 @@ _KEPT_BY = {
 @click.option("--min-words", default=3, show_default=True, help="Reject shorter sentences.")
 @click.option("--max-words", default=100, show_default=True, help="Reject longer sentences.")
 @click.option(
-    "--max-tokens", default=128, show_default=True, type=click.IntRange(1), help="Reject sentences with more tokens."
+    "--max-tokens",
+    default=None,
+    type=click.IntRange(1),
+    help="Reject sentences with more tokens.  [default: 128, or what the teacher reads if that is less]",
 )
 @click.option(
     "--shard-rows",
@@ -241,7 +245,7 @@ def _embed(
     refuse_teachers_folder(out, located)
     progress.log(f"loading teacher {located.name}")
     with open_engine(located, options, pairs) as engine:
-        run = EmbedRun(corpus=corpus, engine=engine, out=out, config=config, notice=located.notice, progress=progress)
+        run = EmbedRun(corpus=corpus, engine=engine, out=out, config=config, progress=progress)
         progress.log(str(run.teacher))
         if options["share"]:
             shards = run.run_share(*options["share"])
@@ -251,6 +255,9 @@ def _embed(
             )
         else:
             _summary(str(out), run.run())
+        if run.teacher.note:
+            # Said before the work too; here nobody overlooks it.
+            click.echo(f"note: {run.teacher.note}")
 
 
 def _config(options: dict[str, Any], pairs: bool) -> "EmbedConfig":
@@ -266,7 +273,8 @@ def _config(options: dict[str, Any], pairs: bool) -> "EmbedConfig":
         keep_text=not options["no_text"],
         compression=None if options["compression"] == "none" else options["compression"],
         dtype=options["dtype"] or "",
-        **{name: options[name] for name in ("shard_rows", "max_tokens", "token_budget")},
+        max_tokens=options["max_tokens"] or 0,
+        **{name: options[name] for name in ("shard_rows", "token_budget")},
     )
 
 

@@ -16,6 +16,16 @@ def layer_numbers(context: click.Context, parameter: click.Parameter, value: str
         raise click.BadParameter(f"{value!r} is no list of layer numbers such as -1 or 3,6") from None
 
 
+POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+
+def pooling_names(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Poolings of a teacher, as in mean+max; pooler and logits stand alone."""
+    if value is None or value in ("pooler", "logits") or set(value.split("+")) <= set(POOLINGS):
+        return value
+    raise click.BadParameter(f"{value!r} is none of {', '.join(POOLINGS)}, or several joined by +, pooler or logits")
+
+
 def share(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
     """One of so many shares, as in 3/64."""
     if value is None:

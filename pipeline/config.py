@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from sentence_distill.data.sentences import SentenceRules
 
+MAX_TOKENS = 128
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig:
@@ -13,8 +15,9 @@ class EmbedConfig:
     """What becomes a sentence."""
     shard_rows: int = 16_384
     """Sentences of a slice; a shard holds at most slightly more rows. A kill loses at most one shard's work."""
-    max_tokens: int = 128
-    """Sentences with more tokens, special tokens not counted, are rejected."""
+    max_tokens: int = 0
+    """Sentences with more tokens, special tokens not counted, are rejected; 0 lets the run take `MAX_TOKENS`, or what
+    the teacher reads if that is less."""
     token_budget: int = 0
     """Tokens of a teacher's batch; 0 lets the run take what suits the device."""
     dtype: str = ""

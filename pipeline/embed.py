@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Progress
-from sentence_distill.pipeline.config import EmbedConfig
+from sentence_distill.pipeline.config import MAX_TOKENS, EmbedConfig
 from sentence_distill.pipeline.engines import LocalEngine, TeacherSpec, pick_readers
 from sentence_distill.pipeline.files import is_local, made_folder, remove_temporaries, write_atomically
 from sentence_distill.pipeline.fingerprint import differing_fields, quick_fingerprint, text_fingerprint
@@ -173,7 +173,6 @@ class EmbedRun:
         engine: Engine,
         out: Path,
         config: EmbedConfig,
-        notice: str,
         progress: Progress,
     ) -> None:
         """Prepare a run.
@@ -183,7 +182,6 @@ class EmbedRun:
             engine: where, and with which teacher.
             out: folder of the shards, see `open_folder`; gone on with where a run stopped.
             config: options.
-            notice: why another teacher than the one asked for is used, or "".
             progress: where to report.
         """
         self.corpus = corpus
@@ -192,11 +190,15 @@ class EmbedRun:
         assert corpus.pairs == config.rules.pairs == ("separator" in self.teacher.fingerprint), "all know of pairs"
         if config.max_tokens > self.teacher.max_tokens:
             raise UserError(f"--max-tokens {config.max_tokens}: this teacher takes {self.teacher.max_tokens} at most")
+        if self.teacher.note:
+            progress.log(f"note: {self.teacher.note}")
+        max_tokens = config.max_tokens or min(MAX_TOKENS, self.teacher.max_tokens)
+        if max_tokens < (config.max_tokens or MAX_TOKENS):
+            progress.log(f"this teacher reads {max_tokens} tokens of a sentence; longer ones are rejected")
         self.out = out
         budget = config.token_budget or (CPU_TOKEN_BUDGET if self.teacher.device == "cpu" else GPU_TOKEN_BUDGET)
         dtype = config.dtype or ("float32" if self.teacher.fingerprint["pooling"] == LOGITS else "float16")
-        self.config = replace(config, token_budget=budget, dtype=dtype)
-        self.notice = notice
+        self.config = replace(config, max_tokens=max_tokens, token_budget=budget, dtype=dtype)
         self.progress = progress
 
     def run(self) -> dict[str, Any]:
@@ -287,7 +289,7 @@ class EmbedRun:
             return
         # Without its manifest the folder does not claim to be complete while a shard is made again.
         (self.out / MANIFEST).unlink(missing_ok=True)
-        job = Job(self.corpus, self.config, self.out, fingerprint, self.notice)
+        job = Job(self.corpus, self.config, self.out, fingerprint)
         total = sum(part.sentences - len(part.duplicates) for part in todo)
         with self.progress.task("embed", total, "sentences") as advance:
             self.engine.run(job, todo, self.progress, advance)
@@ -335,7 +337,6 @@ def embed_corpus(
         engine=LocalEngine(teacher, pick_readers([str(teacher.device)])),
         out=out,
         config=replace(config, rules=replace(config.rules, pairs=corpus.pairs)),
-        notice=located.notice,
         progress=progress,
     )
     return run.run()

@@ -1,55 +1,215 @@
 """Loading a teacher's weights and tokenizer: safetensors only, and every weight from its file."""
 
-from typing import Any
+import inspect
+import sys
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
+from tokenizers.normalizers import Lowercase, Sequence
 
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.locate import Located
+from sentence_distill.pipeline.teacher_folder import TeacherFolder
 
+# What libraries raise for a folder that they can't load, besides safetensors' own error.
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError)
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+# Of an encoder-decoder the encoder alone gives sentence vectors; sentence-transformers loads the same classes.
+_ENCODERS = {
+    "t5": "T5EncoderModel",
+    "mt5": "MT5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "longt5": "LongT5EncoderModel",
+}
+_UNREAD_ENCODERS = {
+    *("blenderbot", "blenderbot-small", "m2m_100", "marian", "moonshine", "pegasus", "pegasus_x", "prophetnet"),
+    *("switch_transformers", "t5gemma", "t5gemma2", "udop", "whisper"),
+}
+# A sentence may begin with any of these; where a prompt's tokens depend on it, no fixed ids stand for the prompt.
+_PROBES = (
+    *("a", "The ship", "zebras", "Éa", "2 of 3", "'tis", '"A"', "(b)", "-x", "#tag", "..."),
+    *("中文", "Мир", "😀 ok"),
+)
 
 
-def load_parts(located: Located, dtype: torch.dtype, *, head: bool = False) -> tuple[Any, TextTokenizer]:
-    """Model, with its classification head if asked, and tokenizer of a folder; every weight comes from its file."""
+@dataclass(frozen=True)
+class TokenTypes:
+    """Type ids that a tokenizer gives with a single sentence: before it, of it, and after it."""
+
+    prefix: list[int]
+    inner: int
+    suffix: list[int]
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """A transformer, and how a sentence becomes its input.
+
+    Args:
+        model: on the CPU.
+        tokenizer: adds no special tokens.
+        longest: tokens of an input at most, special tokens and prompt counted.
+        prefix: ids before a sentence: special tokens, then the prompt's.
+        special: how many of them are special tokens.
+        suffix: ids after it.
+        unpooled: ids at the beginning of an input that sentence-transformers leaves out of pooling.
+        types: token types that the model has to be given; None if it takes 0 by itself.
+    """
+
+    model: Any
+    tokenizer: TextTokenizer
+    longest: int
+    prefix: list[int]
+    special: int
+    suffix: list[int]
+    unpooled: int
+    types: TokenTypes | None
+
+
+def load_parts(located: Located, folder: TeacherFolder, dtype: torch.dtype, *, head: bool = False) -> LoadedTeacher:
+    """Load a teacher's model, with its classification head if asked, and its tokenizer.
+
+    Raises:
+        UserError: the folder lacks them, or they can't be loaded safely.
+    """
     from safetensors import SafetensorError
-    from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     require_vocabulary(located)
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # a checkpoint with a head that is left out is no cause for a warning
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model, report = (AutoModelForSequenceClassification if head else AutoModel).from_pretrained(
-            located.folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
+        config = AutoConfig.from_pretrained(folder.transformer, **folder.config_options, **local)
+        if config.model_type in _UNREAD_ENCODERS:
+            raise ValueError(f"its model_type {config.model_type} is an encoder-decoder that is not read here")
+        model, report = _model_class(config.model_type, head).from_pretrained(
+            folder.transformer, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
         )
-        tokenizer = AutoTokenizer.from_pretrained(located.folder, local_files_only=True, use_fast=True)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, SafetensorError) as error:
+    except (*LOADING_ERRORS, SafetensorError) as error:
         raise unusable(located, error) from error
+    tokenizer = load_tokenizer(located, folder)
     missing = sorted(report["missing_keys"])
     if [name for name in missing if head or not name.startswith("pooler.")]:
         raise unusable(located, ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} others"))
     if missing:
         # transformers would have made up random weights; without a pooler, asking for it is an error.
         model.pooler = None
-    if not tokenizer.is_fast:
-        raise UserError(f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it")
     loaded = TextTokenizer(tokenizer.backend_tokenizer.to_str())
     largest = max(loaded.vocabulary().values())
     if largest >= model.get_input_embeddings().num_embeddings:
         raise unusable(located, ValueError(f"its tokenizer has an id {largest} that its word embeddings lack"))
-    return model, loaded
+    prefix, suffix = special_tokens(loaded)
+    prompted, unpooled = _prompt_tokens(located, folder, loaded, set(tokenizer.all_special_ids))
+    return LoadedTeacher(
+        model=model,
+        tokenizer=loaded,
+        longest=_longest(folder, model, tokenizer),
+        prefix=prefix + prompted,
+        special=len(prefix),
+        suffix=suffix,
+        unpooled=unpooled,
+        types=_token_types(tokenizer, model, loaded, len(prefix)),
+    )
+
+
+def load_tokenizer(located: Located, folder: TeacherFolder) -> Any:
+    """Load transformers' tokenizer with the folder's options; it lowercases text if the folder says so.
+
+    Raises:
+        UserError: there is none, or none of the tokenizers library.
+    """
+    from transformers import AutoTokenizer
+
+    options = {**folder.tokenizer_options, "use_fast": True, "local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder.transformer, **options)
+    except LOADING_ERRORS as error:
+        raise unusable(located, error) from error
+    if not tokenizer.is_fast:
+        raise UserError(f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it")
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    several = isinstance(normalizer, Sequence)
+    steps: list[Any] = list(cast(Any, normalizer)) if several else [] if normalizer is None else [normalizer]
+    lowers = [step for step in steps if isinstance(step, Lowercase) or getattr(step, "lowercase", False) is True]
+    # sentence-transformers does it even if BERT's normalizer lowercases anyway, with the same ids.
+    if folder.lower_case and not lowers:
+        tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), *steps])
+    return tokenizer
+
+
+def _model_class(kind: str, head: bool) -> Any:
+    import transformers
+
+    if head:
+        return transformers.AutoModelForSequenceClassification
+    return getattr(transformers, _ENCODERS[kind]) if kind in _ENCODERS else transformers.AutoModel
+
+
+def _longest(folder: TeacherFolder, model: Any, tokenizer: Any) -> int:
+    """Tokens of an input at most: what sentence-transformers cuts to, and no more than the model has positions."""
+    told = folder.max_length or int(tokenizer.model_max_length)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None or positions < 1:
+        # XLNet's and T5's positions are relative, and have no end.
+        return min(told, sys.maxsize)
+    for module in model.modules():
+        # RoBERTa-like models start their positions behind the padding id.
+        padding = getattr(module, "padding_idx", None)
+        if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), torch.nn.Embedding):
+            positions -= padding + 1
+            break
+    return min(told, int(positions))
+
+
+def _prompt_tokens(
+    located: Located, folder: TeacherFolder, tokenizer: TextTokenizer, special_ids: set[int]
+) -> tuple[list[int], int]:
+    """The prompt's ids, and how many ids at the beginning of an input are not pooled.
+
+    Raises:
+        UserError: the prompt's ids depend on the sentence after it.
+    """
+    if not folder.prompt:
+        return [], 0
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.backend.encode(text, add_special_tokens=False).ids
+
+    whole, alone = ids(folder.prompt + _PROBES[0]), ids(_PROBES[0])
+    prompted = whole[: len(whole) - len(alone)]
+    if any(ids(folder.prompt + probe) != prompted + ids(probe) for probe in _PROBES):
+        raise UserError(
+            f"teacher {located.name!r}: its prompt {folder.prompt!r} is not tokenized apart from the sentence, "
+            "which is not supported; to embed without it, set default_prompt_name in config_sentence_transformers.json "
+            "to null"
+        )
+    if folder.pools_prompt:
+        return prompted, 0
+    # sentence-transformers counts the tokens of the prompt alone, but for a special one at its end.
+    counted = tokenizer.backend.encode(folder.prompt, add_special_tokens=True).ids
+    return prompted, len(counted) - (counted[-1] in special_ids)
+
+
+def _token_types(tokenizer: Any, model: Any, loaded: TextTokenizer, prefix: int) -> TokenTypes | None:
+    """The type ids that transformers' tokenizer gives, if the model would take others by itself."""
+    if "token_type_ids" not in tokenizer.model_input_names:
+        return None
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+        return None
+    types = loaded.backend.encode("a", add_special_tokens=True).type_ids
+    if getattr(model.config, "type_vocab_size", 0) and not any(types):
+        return None
+    inner = len(loaded.backend.encode("a", add_special_tokens=False).ids)
+    return TokenTypes(types[:prefix], types[prefix], types[prefix + inner :])
 
 
 def require_vocabulary(located: Located) -> None:
     """Refuse a folder without vocabulary: transformers makes up an empty one, to which every word is unknown."""
-    if not any((located.folder / name).exists() for name in _VOCABULARIES):
+    if not any((located.transformer / name).exists() for name in _VOCABULARIES):
         raise unusable(located, ValueError("it has no tokenizer.json and no vocabulary"))
 
 

@@ -144,7 +144,6 @@ def commit_slice(
     out: Path,
     names: list[str],
     fingerprint: dict[str, Any],
-    notice: str,
 ) -> None:
     """Write the shard of a prepared slice and its list of rejected sentences.
 
@@ -155,7 +154,6 @@ def commit_slice(
         out: folder of the shards.
         names: of the corpus files.
         fingerprint: of the run.
-        notice: of the run, see `EmbedRun`.
 
     Raises:
         UserError: more than a hundredth of the vectors are not finite.
@@ -186,6 +184,7 @@ def commit_slice(
             "counts": text.counts(),
             "rejected_xxh3_128": rejected,
             "fingerprint": fingerprint,
-            "notice": notice,
+            # Format 1 has it; up to version 0.1 it said that another teacher stood in.
+            "notice": "",
         },
     )

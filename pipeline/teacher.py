@@ -13,15 +13,27 @@ from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
-from sentence_distill.data.tokenization import TextTokenizer, Tokens
+from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.batches import exact_length_batches
 from sentence_distill.pipeline.cpu_kernels import use_cpu_kernels
 from sentence_distill.pipeline.launched import Launched
-from sentence_distill.pipeline.load import load_parts, special_tokens, unusable
+from sentence_distill.pipeline.load import LoadedTeacher, TokenTypes, load_parts, unusable
 from sentence_distill.pipeline.locate import Located
 from sentence_distill.pipeline.pairs import separator_tokens, tokenize_pairs
-from sentence_distill.pipeline.recipe import LOGITS, Recipe, logits_recipe, make_recipe, wants_logits
+from sentence_distill.pipeline.recipe import (
+    LOGITS,
+    POOLER,
+    AfterPooling,
+    Recipe,
+    logits_recipe,
+    make_recipe,
+    pool,
+    require_applied,
+    wants_logits,
+)
+from sentence_distill.pipeline.teacher_folder import Dense, TeacherFolder, read_folder
 
+READING = ("prompt", "unpooled_tokens", "modules", "token_types")
 _NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
 
@@ -33,10 +45,12 @@ class TeacherFacts:
         fingerprint: what decides the embeddings, as JSON values.
         dim: width of the embeddings of all layers together.
         vocabulary: rows of the word embeddings; some may belong to no token.
-        max_tokens: the most tokens of a sentence, special tokens not counted.
+        max_tokens: the most tokens of a sentence, special tokens and prompt not counted.
         tokenizer_json: the tokenizer; adds no special tokens.
         word_embeddings: safetensors file of "weight", float16[vocabulary, width].
         device: where it computes.
+        left_out: what its folder asks for and the user's own --pooling or --layers leaves out.
+        note: why it is a weak target, or "".
     """
 
     fingerprint: dict[str, Any]
@@ -46,13 +60,22 @@ class TeacherFacts:
     tokenizer_json: str
     word_embeddings: bytes
     device: str
+    left_out: tuple[str, ...] = ()
+    note: str = ""
 
     def __str__(self) -> str:
         found = self.fingerprint
-        return (
-            f"teacher {found['teacher']}, pooling {found['pooling']}, layers {','.join(map(str, found['layers']))}"
-            f"{', normalised' if found['normalize'] else ''}, {found['compute_dtype']} on {self.device}"
-        )
+        parts = [
+            f"teacher {found['teacher']}",
+            f"pooling {found['pooling']}",
+            f"layers {','.join(map(str, found['layers']))}",
+            *found.get("modules", []),
+            *(["normalized"] if found["normalize"] else []),
+            *([f"prompt {found['prompt']!r}"] if "prompt" in found else []),
+            f"{found['compute_dtype']} on {self.device}",
+        ]
+        left_out = f"; left out for --pooling or --layers: {'; '.join(self.left_out)}" if self.left_out else ""
+        return ", ".join(parts) + left_out
 
 
 class Teacher:
@@ -60,10 +83,13 @@ class Teacher:
 
     Attributes:
         name: as in manifests.
-        recipe: pooling, layers (counted from 0, ascending as given) and normalisation.
+        recipe: pooling, layers (counted from 0, in the order given) and what follows.
+        prefix: ids before a sentence: special tokens, then those of a prompt.
+        suffix: ids after it.
         separator: ids between the sides of a pair; none where it embeds single sentences.
         tokenizer: its tokenizer, which adds no special tokens.
         dim: width of the embeddings of all layers together.
+        max_tokens: the most tokens of a sentence, special tokens and prompt not counted.
         most_tokens: tokens of a batch that memory was found to hold.
     """
 
@@ -71,21 +97,26 @@ class Teacher:
         self,
         *,
         located: Located,
-        model: Any,
-        tokenizer: TextTokenizer,
+        folder: TeacherFolder,
+        loaded: LoadedTeacher,
         recipe: Recipe,
         device: torch.device,
         pairs: bool,
     ) -> None:
         self.name = located.name
         self._located = located
+        self._folder = folder
+        self._loaded = loaded
         self.recipe = recipe
         self.device = device
-        self.model = model
-        self.tokenizer = tokenizer
-        self.prefix, self.suffix = special_tokens(tokenizer)
-        self.separator = separator_tokens(tokenizer, self.prefix, self.suffix, self.name) if pairs else []
-        self.dtype = model.dtype
+        self.model = loaded.model.to(device).eval()
+        self._after = AfterPooling(recipe).to(device).eval()
+        self.tokenizer = loaded.tokenizer
+        self.prefix, self.suffix = loaded.prefix, loaded.suffix
+        special = self.prefix[: loaded.special]
+        self.separator = separator_tokens(self.tokenizer, special, self.suffix, self.name) if pairs else []
+        self.max_tokens = loaded.longest - len(self.prefix) - len(self.suffix)
+        self.dtype = self.model.dtype
         self.most_tokens = sys.maxsize
 
     @classmethod
@@ -103,25 +134,34 @@ class Teacher:
 
         Args:
             located: see `locate_teacher`.
-            pooling: one of `POOLINGS`, or `LOGITS` of a classification head; None takes the logits of a teacher that
-                has a head, a sentence-transformers folder's own pooling, otherwise "cls".
-            layers: hidden layers to pool.
+            pooling: one of `POOLINGS` or several joined by "+", which take the transformer's own states, or `LOGITS` of
+                a classification head. None takes all modules of a sentence-transformers folder, the logits of a teacher
+                that has a head, and otherwise what `SentenceTransformer` takes of a plain transformer, the mean.
+            layers: hidden layers to pool; others than the last are the transformer's own states.
             device: where to compute.
             dtype: compute type of the weights and activations.
             pairs: whether what it embeds are pairs of sentences, see `join_sides`.
 
         Raises:
-            UserError: the folder holds no encoder that can be loaded safely, has no such layer or pooling, or takes no
-                pairs.
+            UserError: the folder holds no encoder that can be loaded safely, asks for what is not applied here, has no
+                such layer or pooling, or takes no pairs.
         """
-        head = wants_logits(located.folder, pooling)
-        model, tokenizer = load_parts(located, dtype, head=head)
-        last = model.config.num_hidden_layers
-        recipe = logits_recipe(layers, last) if head else make_recipe(located.folder, pooling, layers, last)
-        if recipe.pooling not in ("pooler", LOGITS) and getattr(model, "pooler", None) is not None:
-            model.pooler = None
-        model = model.to(device).eval()
-        teacher = cls(located=located, model=model, tokenizer=tokenizer, recipe=recipe, device=device, pairs=pairs)
+        folder = read_folder(located.folder)
+        head = wants_logits(folder, pooling)
+        if not head:
+            # Before anything large is loaded.
+            require_applied(folder, pooling)
+        loaded = load_parts(located, folder, dtype, head=head)
+        last = loaded.model.config.num_hidden_layers
+        recipe = logits_recipe(layers, last) if head else make_recipe(folder, pooling, layers, last)
+        if recipe.pooling not in (POOLER, LOGITS) and getattr(loaded.model, "pooler", None) is not None:
+            loaded.model.pooler = None
+        teacher = cls(located=located, folder=folder, loaded=loaded, recipe=recipe, device=device, pairs=pairs)
+        if teacher.max_tokens < 1:
+            raise UserError(
+                f"teacher {located.name!r} reads {loaded.longest} tokens, which its special tokens and prompt take up; "
+                "raise max_seq_length in its configuration"
+            )
         if device.type == "cpu":
             use_cpu_kernels(teacher.model)
         try:
@@ -134,8 +174,12 @@ class Teacher:
 
     @property
     def layer_dim(self) -> int:
-        """Width of one layer's pooled vector; the number of logits where those are asked for."""
-        return int(self.model.config.num_labels if self.recipe.pooling == LOGITS else self.model.config.hidden_size)
+        """Width of one layer's pooled vector, or of what follows it; the number of logits if those are asked for."""
+        if self.recipe.pooling == LOGITS:
+            return int(self.model.config.num_labels)
+        width = int(self.model.config.hidden_size) * len(self.recipe.poolings)
+        widths = [width, *(step.outputs for step in self.recipe.after if isinstance(step, Dense))]
+        return min(widths[-1], self.recipe.truncate_dim or widths[-1])
 
     @property
     def dim(self) -> int:
@@ -148,13 +192,14 @@ class Teacher:
         return int(self.model.get_input_embeddings().num_embeddings)
 
     @property
-    def max_tokens(self) -> int:
-        """The most tokens of a sentence, special tokens not counted."""
-        positions = int(getattr(self.model.config, "max_position_embeddings", 512))
-        # RoBERTa-like models start their positions behind the padding id.
-        if self.model.config.model_type not in ("bert", "distilbert", "electra", "albert"):
-            positions -= 2
-        return positions - len(self.prefix) - len(self.suffix)
+    def note(self) -> str:
+        """Why its vectors are a weak target, or "" if nothing says so."""
+        if self._folder.pools or self.recipe.pooling == LOGITS:
+            return ""
+        return (
+            f"{self.name} does not seem to be trained for sentence vectors (it has no modules.json), and its "
+            f"{self.recipe.pooling} pooling is a weak target; --teacher minilm or mpnet is better"
+        )
 
     def tokenize(self, sentences: Sequence[str]) -> Tokens:
         """Token ids of each sentence, without special tokens, or of each pair, with those between its sides."""
@@ -234,30 +279,51 @@ class Teacher:
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         last = self.model.config.num_hidden_layers
         # No attention mask: exact-length batches have no padding, and attention takes its fastest path.
-        types = {"token_type_ids": _token_types(batch, len(self.prefix), self.separator)} if self._typed else {}
-        output = self.model(input_ids=batch, output_hidden_states=self.recipe.layers != (last,), **types)
+        types = self._token_types(batch)
+        typed = {} if types is None else {"token_type_ids": types}
+        output = self.model(input_ids=batch, output_hidden_states=self.recipe.layers != (last,), **typed)
         if self.recipe.pooling == LOGITS:
             return output.logits.float()  # type: ignore[no-any-return]
-        if self.recipe.pooling == "pooler":
+        if self.recipe.pooling == POOLER:
             pooled = [_pooler_output(output)]
-        elif self.recipe.layers == (last,):
-            pooled = [_pool(output.last_hidden_state, self.recipe.pooling)]
         else:
-            pooled = [_pool(output.hidden_states[layer], self.recipe.pooling) for layer in self.recipe.layers]
+            whole = self.recipe.layers == (last,)
+            states = [
+                output.last_hidden_state if whole else output.hidden_states[layer] for layer in self.recipe.layers
+            ]
+            pooled = [pool(of_layer, self.recipe.poolings, self._loaded.unpooled) for of_layer in states]
+        if self.recipe.modules():
+            return self._after(pooled[0])  # type: ignore[no-any-return]
         if self.recipe.normalize:
             pooled = [functional.normalize(vector, dim=-1) for vector in pooled]
         return torch.cat(pooled, dim=-1)
 
-    @property
-    def _typed(self) -> bool:
-        """Whether the model is told which tokens are of the second sentence; of a single one it takes type 0."""
-        return bool(self.separator) and getattr(self.model.config, "type_vocab_size", 0) > 1
+    def _token_types(self, batch: torch.Tensor) -> torch.Tensor | None:
+        """int64[b, length]: the type of each token; None if the model takes 0 for all by itself."""
+        types = self._loaded.types
+        if self.separator and (types is not None or getattr(self.model.config, "type_vocab_size", 0) > 1):
+            of_pair = _pair_types(batch, len(self.prefix), self.separator)
+            if types is not None and any(types.suffix):
+                of_pair[:, -len(types.suffix) :] = torch.tensor(types.suffix, device=batch.device).clamp(min=1)
+            return of_pair
+        return None if types is None else _sentence_types(batch, len(self.prefix), types)
 
     def tokenizer_json(self) -> str:
         """The tokenizer as tokenizer.json without post-processor: it adds no special tokens."""
         tokenizer = json.loads(self.tokenizer.to_str())
         tokenizer["post_processor"] = None
         return json.dumps(tokenizer, ensure_ascii=False, sort_keys=True)
+
+    def reading(self) -> dict[str, Any]:
+        """The fields of the fingerprint that not every teacher has, named in `READING`: how its folder is applied."""
+        fields: dict[str, Any] = {}
+        if self._folder.prompt:
+            fields |= {"prompt": self._folder.prompt, "unpooled_tokens": self._loaded.unpooled}
+        if modules := self.recipe.modules():
+            fields["modules"] = modules
+        if (types := self._loaded.types) is not None:
+            fields["token_types"] = [*types.prefix, types.inner, *types.suffix]
+        return fields
 
     def facts(self) -> TeacherFacts:
         """What a run has to know of it."""
@@ -274,6 +340,7 @@ class Teacher:
             "compute_dtype": str(self.dtype).removeprefix("torch."),
         }
         # Fields of these runs alone, so that those of all others stay what they were.
+        fingerprint |= self.reading()
         if self.separator:
             fingerprint["separator"] = self.separator
         if self.recipe.pooling == LOGITS:
@@ -287,16 +354,9 @@ class Teacher:
             tokenizer_json=self.tokenizer_json(),
             word_embeddings=save_safetensors({"weight": words}),
             device=str(self.device),
+            left_out=self.recipe.left_out,
+            note=self.note,
         )
-
-
-def _pool(states: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Pool [batch, length, width] hidden states to float32[batch, width]; special tokens take part."""
-    if pooling == "cls":
-        return states[:, 0].float()
-    if pooling == "mean":
-        return states.float().mean(dim=1)
-    return states.amax(dim=1).float()
 
 
 def _pooler_output(output: Any) -> torch.Tensor:
@@ -305,7 +365,15 @@ def _pooler_output(output: Any) -> torch.Tensor:
     return output.pooler_output.float()  # type: ignore[no-any-return]
 
 
-def _token_types(batch: torch.Tensor, prefix: int, separator: Sequence[int]) -> torch.Tensor:
+def _sentence_types(batch: torch.Tensor, prefix: int, types: TokenTypes) -> torch.Tensor:
+    """The type of each token of a batch of single sentences, which `prefix` tokens precede."""
+    before = [*types.prefix, *[types.inner] * (prefix - len(types.prefix))]
+    inner = batch.shape[1] - prefix - len(types.suffix)
+    row = torch.tensor([*before, *[types.inner] * inner, *types.suffix], device=batch.device)
+    return row.expand_as(batch)
+
+
+def _pair_types(batch: torch.Tensor, prefix: int, separator: Sequence[int]) -> torch.Tensor:
     """0 up to and with the first separator, 1 behind it.
 
     Args:

@@ -25,7 +25,6 @@ class Job:
     config: EmbedConfig
     out: Path
     fingerprint: dict[str, Any]
-    notice: str
 
 
 @dataclass
@@ -117,5 +116,4 @@ def _commit(
         out=job.out,
         names=[source.name for source in job.corpus.sources],
         fingerprint=job.fingerprint,
-        notice=job.notice,
     )

@@ -12,8 +12,14 @@ import torch
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, fast_in_bf16
 from sentence_distill.pipeline.locate import Located, locate_local
-from sentence_distill.pipeline.recipe import make_recipe
-from sentence_distill.student.evaluation.models import find_teacher, free_name, is_student, short_names
+from sentence_distill.pipeline.teacher_folder import Normalize, TeacherFolder, read_folder
+from sentence_distill.student.evaluation.models import (
+    find_teacher,
+    free_name,
+    is_student,
+    short_names,
+    teacher_pooling,
+)
 from sentence_distill.student.files import load_distillation
 
 _MINILM = "all-MiniLM-L6-v2"
@@ -29,7 +35,8 @@ class Contender:
         runner: what computes them: "sd", "SentenceTransformer", "ONNX Runtime", "model2vec" or "scikit-learn".
         precision: "fp32", "bf16" or "int8".
         folder: of the model; of one that has to be made first, where that will be.
-        teacher: pooling, layers and token budget, where it is a student's teacher; of several layers the last counts.
+        teacher: pooling (None: all modules of its folder), layers and token budget, if it is a student's teacher; of
+            several layers the last counts.
     """
 
     model: str
@@ -117,25 +124,37 @@ def _teacher(field: Field, name: str, student: Path, given: str | None, workdir:
         field.skipped[name] = str(error)
         return None
     recipe = {
-        "pooling": recorded["pooling"],
+        "pooling": teacher_pooling(distillation),
         "layers": recorded["layers"],
         "token_budget": distillation["corpus"]["fingerprint"]["token_budget"],
     }
     field.teacher = folder
     _add(field, name, folder, "sd", teacher=recipe)
     onnx = Contender(name, "ONNX Runtime", "int8", workdir / "onnx", recipe)
-    if other := _other_states(folder, recipe):
+    try:
+        asked = read_folder(folder)
+    except UserError as error:
+        field.skipped[f"{name} (SentenceTransformer)"] = field.skipped[onnx.name] = str(error)
+        return folder
+    if recipe["pooling"] is None:
+        _add(field, name, folder, "SentenceTransformer", teacher=recipe)
+        field.skipped[onnx.name] = "it does not apply the modules after the teacher's pooling"
+        return folder
+    if other := _other_states(asked, recipe):
         field.skipped[f"{name} (SentenceTransformer)"] = field.skipped[onnx.name] = other
         return folder
-    if other := _other_modules(folder, recipe["pooling"]):
+    if other := _other_modules(asked, recipe["pooling"]):
         field.skipped[f"{name} (SentenceTransformer)"] = other
     else:
         _add(field, name, folder, "SentenceTransformer", teacher=recipe)
-    _add_if_installed(field, onnx, ("onnx", "onnxruntime"), "pip install onnx onnxruntime")
+    if asked.prompt or asked.lower_case:
+        field.skipped[onnx.name] = "it does not put the teacher's prompt before text, or lowercase it"
+    else:
+        _add_if_installed(field, onnx, ("onnx", "onnxruntime"), "pip install onnx onnxruntime")
     return folder
 
 
-def _other_states(folder: Path, recipe: dict[str, Any]) -> str:
+def _other_states(asked: TeacherFolder, recipe: dict[str, Any]) -> str:
     """Why a library that pools the last layer does not give the vectors of the student's teacher; "" if it does."""
     from transformers import AutoConfig
 
@@ -143,20 +162,19 @@ def _other_states(folder: Path, recipe: dict[str, Any]) -> str:
     if pooling not in ("cls", "mean", "max"):
         return f"it does not compute the student's target, pooling {pooling}"
     try:
-        last = AutoConfig.from_pretrained(folder, local_files_only=True).num_hidden_layers
+        last = AutoConfig.from_pretrained(asked.transformer, local_files_only=True).num_hidden_layers
     except (OSError, ValueError, AttributeError):
         return "its config.json can't be read"
     return "" if layer == last else f"it computes layer {last}; the student's target is layer {layer}"
 
 
-def _other_modules(folder: Path, pooling: str) -> str:
+def _other_modules(asked: TeacherFolder, pooling: str) -> str:
     """Why a folder's modules.json makes other vectors of the last layer than `pooling` does; "" if it does not."""
-    if not (folder / "modules.json").exists():
+    if not asked.pools:
         return ""
-    try:
-        own = make_recipe(folder, None, layers=[-1], last=0).pooling
-    except UserError:
+    if asked.refused or asked.truncate_dim or asked.after not in ((), (Normalize(),)):
         return f"its modules.json does something else than the student's target, pooling {pooling}"
+    own = "+".join(asked.poolings)
     return "" if own == pooling else f"its modules.json pools by {own}; the student's target is pooling {pooling}"
 
 

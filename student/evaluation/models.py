@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
 from sentence_distill.pipeline.locate import Located, locate_local, locate_teacher
-from sentence_distill.pipeline.teacher import Teacher
+from sentence_distill.pipeline.teacher import READING, Teacher
 from sentence_distill.student.files import DISTILLATION, load_distillation
 from sentence_distill.student.folder import load_student
 from sentence_distill.student.hub import locate_student
@@ -148,12 +149,16 @@ def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> 
     Raises:
         UserError: as `find_teacher`, or it can't be loaded.
     """
-    recorded = distillation["teacher"]
     located = find_teacher(distillation, given)
     precision = pick_precision("auto", _CPU, TEACHER)
     teacher = Teacher.load(
-        located, pooling=recorded["pooling"], layers=recorded["layers"], device=_CPU, dtype=precision
+        located,
+        pooling=teacher_pooling(distillation),
+        layers=distillation["teacher"]["layers"],
+        device=_CPU,
+        dtype=precision,
     )
+    require_same_reading(teacher, distillation)
     encode = teacher_encode(teacher, distillation["corpus"]["fingerprint"]["token_budget"])
     return Model(
         name=name,
@@ -186,6 +191,31 @@ def find_teacher(distillation: dict[str, Any], given: str | None) -> Located:
     if located.weights_hashes() != recorded["teacher_weights"]:
         raise UserError(f"{located.name} has other weights than the student's teacher; name that one with --teacher")
     return located
+
+
+def teacher_pooling(distillation: dict[str, Any]) -> str | None:
+    """What `Teacher.load` has to be given as pooling to make a student's targets again.
+
+    None, its folder's own, if modules follow the pooling there that no other pooling would apply.
+    """
+    return None if "modules" in distillation["corpus"]["fingerprint"] else str(distillation["teacher"]["pooling"])
+
+
+def require_same_reading(teacher: Teacher, distillation: dict[str, Any]) -> None:
+    """Refuse a teacher whose folder asks for another prompt or other modules than when the student was distilled.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    trained = distillation["corpus"]["fingerprint"]
+    now = {"special_tokens": [teacher.prefix, teacher.suffix], **teacher.reading()}
+    fields = [field for field in READING if field in trained or field in now]
+    fields += ["special_tokens"] if "special_tokens" in trained else []
+    if differing := differing_fields(*({field: of.get(field) for field in fields} for of in (trained, now))):
+        raise UserError(
+            f"{teacher.name} is read otherwise than when the student was distilled: {'; '.join(differing)}; name the "
+            "folder as it was with --teacher, or distil again"
+        )
 
 
 def teacher_encode(teacher: Teacher, token_budget: int) -> Encode:

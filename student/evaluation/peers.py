@@ -13,6 +13,7 @@ from torch import nn
 
 from sentence_distill.data.errors import first_line
 from sentence_distill.data.progress import Progress
+from sentence_distill.pipeline.teacher_folder import transformer_folder
 from sentence_distill.student.evaluation.contenders import Contender, Field
 from sentence_distill.student.evaluation.models import parameters
 
@@ -29,7 +30,8 @@ def make_peers(field: Field, sentences: Sequence[str], progress: Progress) -> No
             if contender.runner == "scikit-learn":
                 make_tf_idf(sentences, contender.folder)
             elif field.teacher is not None:
-                (make_onnx if contender.runner == "ONNX Runtime" else make_static)(field.teacher, contender.folder)
+                transformer = transformer_folder(field.teacher)
+                (make_onnx if contender.runner == "ONNX Runtime" else make_static)(transformer, contender.folder)
         # Whatever a library of others raises, the measurement goes on without this one.
         except Exception as error:
             field.contenders.remove(contender)

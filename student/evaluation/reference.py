@@ -13,6 +13,7 @@ from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.manifest import require_manifest
 from sentence_distill.pipeline.shards import Shard, shard_texts
+from sentence_distill.pipeline.teacher import READING
 from sentence_distill.student.evaluation.buckets import rarest_counts
 from sentence_distill.student.training.stream import ShardStream
 
@@ -90,7 +91,7 @@ def require_teacher(shards: Path, fingerprint: dict[str, Any], distillation: dic
         UserError: naming what differs.
     """
     trained = distillation["corpus"]["fingerprint"]
-    old, new = ({field: of[field] for field in _SAME_TEACHER} for of in (trained, fingerprint))
+    old, new = ({field: of.get(field) for field in (*_SAME_TEACHER, *READING)} for of in (trained, fingerprint))
     if differing := differing_fields(old, new):
         raise UserError(f"{shards} holds vectors of another teacher: {'; '.join(differing)}; name others with --shards")
 

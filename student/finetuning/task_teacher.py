@@ -8,13 +8,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from sentence_distill.data.errors import UserError
 from sentence_distill.data.task import Task
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.files import system_errors
-from sentence_distill.pipeline.load import require_vocabulary, special_tokens, unusable
+from sentence_distill.pipeline.load import (
+    LOADING_ERRORS,
+    load_tokenizer,
+    require_vocabulary,
+    special_tokens,
+    unusable,
+)
 from sentence_distill.pipeline.locate import Located
 from sentence_distill.pipeline.pairs import separator_tokens
+from sentence_distill.pipeline.teacher_folder import read_folder
 from sentence_distill.student.finetuning.examples import ExampleTokens, Padded
 
 _MOST_TOKENS = 256
@@ -49,17 +55,18 @@ class TeacherClassifier(nn.Module):
             UserError: the folder holds no encoder that can be loaded safely.
         """
         from safetensors import SafetensorError
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
         from transformers.utils import logging
 
         require_vocabulary(located)
+        folder = read_folder(located.folder)
         logging.disable_progress_bar()
         logging.set_verbosity_error()  # the head is new, and no warning is needed to say so
         labels = dict(enumerate(task.labels or ("score",)))
         torch.manual_seed(seed)
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                located.folder,
+                folder.transformer,
                 dtype=torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
@@ -70,16 +77,15 @@ class TeacherClassifier(nn.Module):
                 label2id={name: number for number, name in labels.items()},
                 problem_type="regression" if task.regression else "single_label_classification",
                 output_loading_info=True,
+                **folder.config_options,
             )
-            tokenizer = AutoTokenizer.from_pretrained(located.folder, local_files_only=True, use_fast=True)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, SafetensorError) as error:
+        except (*LOADING_ERRORS, SafetensorError) as error:
             raise unusable(located, error) from error
+        tokenizer = load_tokenizer(located, folder)
         encoder = f"{model.base_model_prefix}."
         lacking = [name for name in report["missing_keys"] if name.startswith(encoder) and ".pooler." not in name]
         if lacking:
             raise unusable(located, ValueError(f"its weights lack {lacking[0]} and {len(lacking) - 1} others"))
-        if not tokenizer.is_fast:
-            raise UserError(f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it")
         return cls(model, tokenizer)
 
     def tokenize(self, texts: Sequence[Sequence[str]]) -> ExampleTokens:
@@ -90,7 +96,7 @@ class TeacherClassifier(nn.Module):
         """
         columns = [self._texts.tokenize(column) for column in texts]
         prefix, suffix = special_tokens(self._texts)
-        most = most_tokens(self.model.config) - len(prefix) - len(suffix)
+        most = min(most_tokens(self.model.config), self._tokenizer.model_max_length) - len(prefix) - len(suffix)
         if len(columns) == 1:
             tokens = columns[0].cut(most).wrapped(prefix, suffix)
             return ExampleTokens((tokens,), tokens.lengths)
@@ -147,12 +153,15 @@ def mask_token(folder: Path) -> str:
 
 def longest_text(folder: Path) -> int:
     """The most tokens of an example that a saved teacher embeds, special ones not counted."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
 
-    return most_tokens(AutoConfig.from_pretrained(folder, local_files_only=True)) - _SPECIAL_TOKENS
+    # What sd embed takes of a teacher ends where its tokenizer would cut.
+    cut = int(AutoTokenizer.from_pretrained(folder, local_files_only=True).model_max_length)
+    return min(most_tokens(AutoConfig.from_pretrained(folder, local_files_only=True)), cut) - _SPECIAL_TOKENS
 
 
 def most_tokens(config: Any) -> int:
     """The most tokens of an example, special ones counted, by a model's configuration."""
-    # RoBERTa-like models start their positions behind the padding id.
-    return min(_MOST_TOKENS, int(getattr(config, "max_position_embeddings", _MOST_TOKENS)) - 2)
+    # RoBERTa-like models start their positions behind the padding id; XLNet's and T5's have no end.
+    positions = int(getattr(config, "max_position_embeddings", None) or -1)
+    return min(_MOST_TOKENS, positions - 2) if positions > 0 else _MOST_TOKENS

@@ -45,9 +45,10 @@ def origin(files: StudentFiles) -> list[tuple[str, str]]:
     layers, width = ", ".join(map(str, teacher["layers"])), fingerprint["dim"] // len(fingerprint["layers"])
     share = record["training"].get("train_fraction", 1.0)
     part = f", of which a share of {share:g} was trained on" if share < 1 else ""
+    after = "".join(f", {module}" for module in fingerprint.get("modules", []))
     facts = [
         ("Teacher", teacher["teacher"]),
-        ("Its sentence vectors", f"pooling {teacher['pooling']}, layer {layers}, {width} wide"),
+        ("Its sentence vectors", f"pooling {teacher['pooling']}, layer {layers}{after}, {width} wide"),
         ("Teacher's weights", ", ".join(teacher["teacher_weights"])),
         ("Corpus", f"{record['corpus']['rows']:,} sentences of {_corpus(fingerprint)}{part}"),
         ("Student", _student(student)),
@@ -203,7 +204,9 @@ def _option(name: str, value: Any) -> Iterator[str]:
 
 def _embed_options(record: dict[str, Any]) -> list[str]:
     fingerprint = record["corpus"]["fingerprint"]
-    options = {name: fingerprint[name] for name in ("teacher", "pooling", "layers")}
+    # A folder's own modules are its default; no other pooling would apply them.
+    given = ("teacher", "layers") if "modules" in fingerprint else ("teacher", "pooling", "layers")
+    options = {name: fingerprint[name] for name in given}
     options |= {
         name: fingerprint[name] for name, default in _EMBED.items() if fingerprint.get(name, default) != default
     }

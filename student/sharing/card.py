@@ -253,6 +253,7 @@ def _origin(distillation: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"- Teacher: {_named(teacher['teacher'])}, pooling `{teacher['pooling']}`, layer {layers}"
+            f"{''.join(f', {module}' for module in fingerprint.get('modules', []))}"
             f"{', normalised' if teacher['normalize'] else ''}.",
             f"- Corpus: {corpus['rows']:,} sentences of {fingerprint.get('corpus_files', 1):,} file(s), {size}, "
             f"language `{fingerprint.get('language', 'unknown')}`"

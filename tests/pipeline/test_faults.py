@@ -219,7 +219,6 @@ def make_run(teacher_folder, corpus, out, shard_rows=200):
         engine=LocalEngine(spec.load("cpu"), readers=1),
         out=out,
         config=EmbedConfig(rules=SentenceRules(), shard_rows=shard_rows, dtype="float32"),
-        notice="",
         progress=Silent(),
     )
 

@@ -177,7 +177,7 @@ def test_a_merge_of_what_does_not_belong_together_is_refused(sd, shards, tmp_pat
 def test_a_worker_with_another_teacher_than_the_run_s_is_refused(teacher_folder, shards):
     fingerprint = load_manifest(shards)["fingerprint"]
     spec = TeacherSpec(located=Located(teacher_folder, teacher_folder.name), pooling="mean", precision="fp32")
-    job = Job(Corpus([]), EmbedConfig(rules=SentenceRules()), shards, fingerprint, "")
+    job = Job(Corpus([]), EmbedConfig(rules=SentenceRules()), shards, fingerprint)
     require_same_teacher(spec.load("cpu").facts(), job)
     other = replace(spec, precision="bf16")
     with pytest.raises(UserError, match=r"--precision \(float32 there, bfloat16 here\)"):
@@ -307,7 +307,7 @@ def test_ray_replaces_a_worker_that_is_killed_and_leaves_the_bytes_of_the_local_
     try:
         config = EmbedConfig(rules=SentenceRules(), shard_rows=20, dtype="float32")
         corpus = Corpus.open([str(corpus_file)])
-        run = EmbedRun(corpus=corpus, engine=engine, out=out, config=config, notice="", progress=Silent())
+        run = EmbedRun(corpus=corpus, engine=engine, out=out, config=config, progress=Silent())
         killer.start()
         run.run()
         killer.join()

@@ -111,6 +111,20 @@ def test_a_teacher_whose_modules_pool_in_another_way_takes_no_part_through_them(
     assert "pools by cls" in found.skipped["teacher (SentenceTransformer)"]
 
 
+def test_a_teacher_with_modules_after_its_pooling_runs_where_they_are_applied(
+    alone, student_folder, teacher_folder, tmp_path
+):
+    student = shutil.copytree(student_folder, tmp_path / "x")
+    record = json.loads((student / "distillation.json").read_text())
+    record["corpus"]["fingerprint"]["modules"] = ["Dense 32 to 16, Tanh"]
+    (student / "distillation.json").write_text(json.dumps(record))
+    found = gather([("x", find_model(str(student)))], str(teacher_folder), tmp_path)
+    of_teacher = [contender for contender in found.contenders if contender.model == "teacher"]
+    assert {contender.runner for contender in of_teacher} == {"sd", "SentenceTransformer"}
+    assert all(contender.teacher["pooling"] is None for contender in of_teacher)
+    assert "modules after the teacher's pooling" in found.skipped["teacher (ONNX Runtime, int8)"]
+
+
 def test_a_student_gives_the_same_vectors_through_both_runners(student_folder):
     sentences = make_sentences(40)
     own, through = (
