@@ -199,7 +199,7 @@ def embed(arguments: tuple[str, ...], corpora: tuple[str, ...], out: str, teache
     located = None if options["plan_only"] else locate_teacher(teacher)
     with stopped_by_signals("stopped before the corpus was copied; run the same command again to begin anew"):
         locations = _readable_twice(corpora, options["text_column"], folder, progress)
-    corpus = Corpus.open(locations, **of_corpus)
+    corpus = Corpus.open(locations, **of_corpus, log=progress.log)
     if len(paths) < len(corpora):
         _check(corpus, config, folder, alone=True)
 

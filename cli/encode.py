@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,7 +237,14 @@ def _open(inputs: tuple[str, ...], out: str, options: dict[str, Any]) -> "Corpus
         raise click.UsageError(f"--text-column {text_column}: one column; a pair is encoded in two runs, a side each")
     if "-" not in inputs:
         parts = None if out == "-" else parts_folder(Path(out))
-        corpus = Corpus.open(inputs, format=format_, text_column=text_column, keep_blank=True, leave_out=parts)
+        corpus = Corpus.open(
+            inputs,
+            format=format_,
+            text_column=text_column,
+            keep_blank=True,
+            leave_out=parts,
+            log=partial(click.echo, err=True),
+        )
         if any(source.is_file(Path(out)) for source in corpus.sources):
             raise UserError(f"--out {out} is among the input; name another file")
         corpus.check()

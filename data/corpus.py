@@ -1,6 +1,6 @@
 """A corpus: its sources, their formats, and one stream of records or rows over all of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -43,13 +43,14 @@ class Corpus:
         text_column: str = "text",
         leave_out: Path | None = None,
         keep_blank: bool = False,
+        log: Callable[[str], None] = lambda line: None,
     ) -> "Corpus":
         """Find the files of `locations` (see `find_sources`).
 
         Raises:
             UserError: there are none, or pairs are asked for and one has no columns.
         """
-        corpus = cls(find_sources(locations, leave_out), format, text_column, keep_blank)
+        corpus = cls(find_sources(locations, leave_out, log), format, text_column, keep_blank)
         for source in corpus.sources if corpus.pairs else ():
             if (kind := format or detect_format(source)) in LINE_FORMATS:
                 raise UserError(

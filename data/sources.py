@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, NoReturn
+from typing import IO, BinaryIO, NoReturn
 
 import fsspec
-from fsspec.core import url_to_fs
+from fsspec.core import OpenFile, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from sentence_distill.data.errors import UserError
@@ -74,7 +74,7 @@ class Source:
         if self.stream is not None:
             yield self.stream
             return
-        with opened(self._opened, self.compression) as stream:
+        with opened(self._file(), self.compression) as stream:
             yield stream
 
     @contextmanager
@@ -89,17 +89,19 @@ class Source:
         Raises:
             UserError: it can't be read to its end.
         """
-        with cut_short(self.name), opened(self._opened, None) as stream:
+        with cut_short(self.name), opened(self._file(), None) as stream:
             return stream_hash(stream)
 
-    def _opened(self) -> Any:
+    def _file(self) -> OpenFile:
         # Of a local file's name nothing is syntax: "::" would make a chain of it.
         if self.url.startswith(_LOCAL):
-            return open(self.url.removeprefix(_LOCAL), "rb")
-        return fsspec.open(self.url, "rb").open()
+            return OpenFile(LocalFileSystem(), self.url.removeprefix(_LOCAL))
+        return fsspec.open(self.url, "rb")
 
 
-def find_sources(locations: Sequence[str], leave_out: Path | None = None) -> list[Source]:
+def find_sources(
+    locations: Sequence[str], leave_out: Path | None = None, log: Callable[[str], None] = lambda line: None
+) -> list[Source]:
     """List the files of `locations`, in the order given and by name inside a folder or glob.
 
     Of a folder, hidden files, READMEs and licences are left out; so is all that is no data file where it holds tables
@@ -108,17 +110,18 @@ def find_sources(locations: Sequence[str], leave_out: Path | None = None) -> lis
     Args:
         locations: files, folders (searched to any depth), globs, and fsspec URLs.
         leave_out: a folder whose files are no corpus when a folder or glob is searched: the run's own output.
+        log: called with a line that names what else was left out of a folder.
 
     Raises:
         UserError: a location that is not there, can't be read, or holds no file.
     """
-    sources = [source for location in locations for source in _expand(location, leave_out)]
+    sources = [source for location in locations for source in _expand(location, leave_out, log)]
     if not sources:
         raise UserError("no corpus was given; name a file, a folder, a glob or a URL")
     return sources
 
 
-def _expand(location: str, leave_out: Path | None) -> list[Source]:
+def _expand(location: str, leave_out: Path | None, log: Callable[[str], None]) -> list[Source]:
     try:
         if os.path.isfile(location):
             local = os.path.abspath(location)
@@ -137,9 +140,8 @@ def _expand(location: str, leave_out: Path | None) -> list[Source]:
         # Names begin behind the folder, or behind the part of a glob that has no wildcard.
         root = path if fs.isdir(path) else _WILDCARD.split(path)[0].rsplit("/", 1)[0]
         matched = [path] if fs.isdir(path) else fs.glob(path) if _WILDCARD.search(path) else []
-        files = {file for match in matched for file in _files_at(fs, match)}
-        own = _files_in(fs, files, leave_out) if leave_out is not None else set()
-        found = [f for f in sorted(files - own) if not _hidden(f[len(root) :])]
+        files = {file for match in matched for file in _files_at(fs, match, leave_out, log)}
+        found = [f for f in sorted(files) if not _hidden(f[len(root) :])]
         if not found:
             raise UserError(f"corpus {location!r} is not there, or holds no file; check the path")
         return [source(file, file[len(root) :].lstrip("/")) for file in found]
@@ -149,22 +151,29 @@ def _expand(location: str, leave_out: Path | None) -> list[Source]:
         raise UserError(f"corpus {location!r} can't be opened: {all_said(error)}") from error
 
 
-def _files_at(fs: fsspec.AbstractFileSystem, place: str) -> set[str]:
+def _files_at(
+    fs: fsspec.AbstractFileSystem, place: str, leave_out: Path | None, log: Callable[[str], None]
+) -> set[str]:
     """Return the data files of a folder to any depth, or the file that `place` is; pipes and devices are none."""
-    if not isinstance(fs, LocalFileSystem):
-        return set(_data_files(fs.find(place))) if fs.isdir(place) else {place}
-    found = _data_files(_walk(place)) if os.path.isdir(place) else [place]
+    local = isinstance(fs, LocalFileSystem)
+    is_folder = os.path.isdir(place) if local else fs.isdir(place)
+    found = set(_walk(place) if local else fs.find(place)) if is_folder else {place}
+    if leave_out is not None:
+        # First of all: shards would make a folder of text one of tables.
+        found -= _files_in(fs, found, leave_out)
+    if is_folder:
+        found = set(_data_files(place, found, log))
     # To open a pipe may wait forever. A link to nothing stays, for an error when it is opened.
-    return {file for file in found if os.path.isfile(file) or not os.path.exists(file)}
+    return {file for file in found if not local or os.path.isfile(file) or not os.path.exists(file)}
 
 
-def _data_files(files: "Iterator[str] | list[str]") -> list[str]:
+def _data_files(place: str, found: Iterable[str], log: Callable[[str], None]) -> list[str]:
     """Leave out of a folder's files what describes the others.
 
     Raises:
         UserError: it is a dataset of several splits, or one in it is.
     """
-    files = list(files)
+    files = [file for file in found if not _hidden(file[len(place) :])]
     by_folder: dict[str, set[str]] = {}
     for file in files:
         folder, _, name = file.rpartition("/")
@@ -186,7 +195,10 @@ def _data_files(files: "Iterator[str] | list[str]") -> list[str]:
         if name not in _DESCRIPTIONS and not _ABOUT.fullmatch(name):
             kept.append(file)
     if any(_is_named(file, _TABLES) for file in kept):
-        return [file for file in kept if _is_named(file, (*_TABLES, *_TEXTS))]
+        kept = [file for file in kept if _is_named(file, (*_TABLES, *_TEXTS))]
+    if left := sorted(set(files) - set(kept)):
+        others = f" and {len(left) - 1:,} other files" if len(left) > 1 else ""
+        log(f"left out of {place}, since it is no data: {left[0][len(place) :].lstrip('/')}{others}")
     return kept
 
 

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from typing import IO, Any, BinaryIO
 
 import pyarrow as pa
+from fsspec.core import OpenFile
 
 from sentence_distill.data.errors import UserError, first_line
 
@@ -48,12 +49,13 @@ def compression_of(head: bytes) -> str | None:
 
 
 @contextmanager
-def opened(opener: Callable[[], Any], compression: str | None) -> Iterator[io.BufferedReader]:
+def opened(file: OpenFile, compression: str | None) -> Iterator[io.BufferedReader]:
     """Open a file, yield its decompressed content, and close it; see `decompressed`."""
-    with _named_errors():
-        file = opener()
+    # Held open by it: of a file in an archive the archive too.
     with closing(file):
-        yield decompressed(file, compression)
+        with _named_errors():
+            stream = file.open()
+        yield decompressed(stream, compression)
 
 
 def decompressed(file: Any, compression: str | None) -> io.BufferedReader:

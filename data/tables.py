@@ -213,6 +213,8 @@ class CsvTable:
         self._lines = _CountedLines(name, lines)
         first = self._lines.peek()
         self._delimiter = "\t" if kind == "tsv" else next((mark for mark in _DELIMITERS if mark in first), ",")
+        # A CSV that is parted by tabs quotes as others do.
+        self._quoting = quoting("\t" if kind == "tsv" else ",")
         self._header = next(self._parsed(self._lines), [])
         check_columns(name, self._header, columns, only)
 
@@ -242,7 +244,7 @@ class CsvTable:
 
     def _parsed(self, lines: "_CountedLines") -> Iterator[list[str]]:
         csv.field_size_limit(MAX_LINE_CHARACTERS)
-        reader = csv.reader(lines, delimiter=self._delimiter, quoting=quoting(self._delimiter), strict=True)
+        reader = csv.reader(lines, delimiter=self._delimiter, quoting=self._quoting, strict=True)
         while True:
             try:
                 # A blank line is no row.

@@ -1,6 +1,6 @@
 """A trained student: a tokenizer and an encoder, from text to vectors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from sentence_distill.student.batches import near_length_batches
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.files import MAX_TOKENS
 from sentence_distill.student.onnx_encoder import OnnxEncoder, open_onnx
-from sentence_distill.student.sklearn_transformer import SklearnTransformer
+from sentence_distill.student.sklearn_transformer import SklearnTransformer, as_texts
 from sentence_distill.student.workers import map_on_cores
 
 # A batch's states then fit into a core's cache.
@@ -75,24 +75,25 @@ class Student(SklearnTransformer):
         """Tokenize sentences, each cut behind `MAX_TOKENS`."""
         return self.tokenizer.tokenize(sentences).cut(MAX_TOKENS)
 
-    def encode(self, sentences: str | Sequence[str], precision: torch.dtype | None = None) -> np.ndarray:
+    def encode(self, sentences: str | Iterable[str], precision: torch.dtype | None = None) -> np.ndarray:
         """Embed sentences.
 
         A sentence's vector does not depend, but for rounding, on what it is encoded with; several threads may encode at
         once.
 
         Args:
-            sentences: n sentences, or one.
+            sentences: n sentences, as a list, an array or a column of a table; or one.
             precision: float32 or bfloat16 computes in PyTorch, bfloat16 under autocast; None is the backend's own.
 
         Returns:
             float32[n, dim] in the order given; of one `str` float32[dim].
 
         Raises:
-            UserError: PyTorch runs no LSTM in `precision` here.
+            UserError: something in it is no text, or PyTorch runs no LSTM in `precision` here.
         """
         if isinstance(sentences, str):
             return self.encode([sentences], precision)[0]
+        sentences = as_texts(sentences, "encode")
         device = next(self.encoder.parameters()).device
         if precision is not None:
             require_precision(precision, device, STUDENT)

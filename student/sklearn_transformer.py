@@ -21,6 +21,33 @@ if TYPE_CHECKING:
 _OUTPUTS = ("default", "pandas", "polars")
 
 
+def as_texts(texts: Iterable[str], method: str) -> list[str]:
+    """Return texts as a list, of whatever they were a list, an array or a column.
+
+    Args:
+        texts: n texts.
+        method: who was called with them, for messages.
+
+    Raises:
+        UserError: it is a table, or something in it is no text.
+    """
+    # Of a data frame and of a dict the names of the columns would be taken for texts.
+    if isinstance(texts, Mapping) or len(getattr(texts, "shape", (0,))) != 1:
+        raise UserError(
+            f"{method} takes one column of texts, and got a {type(texts).__name__} of another shape; name the "
+            'column, as in table["text"] (not [["text"]]), in a ColumnTransformer "text" (not ["text"])'
+        )
+    listed = list(texts)
+    for place, text in enumerate(listed):
+        if not isinstance(text, str):
+            pair = "; encode the sides of a pair each in a call of its own" if isinstance(text, tuple | list) else ""
+            raise UserError(
+                f"{method} takes texts, and number {place} is {type(text).__name__}{pair}; give a list of strings or "
+                "one column of a table, without missing values"
+            )
+    return listed
+
+
 class SklearnTransformer(ABC):
     """Texts to vectors in a Pipeline, a ColumnTransformer or a GridSearchCV.
 
@@ -60,20 +87,7 @@ class SklearnTransformer(ABC):
         """
         if isinstance(texts, str):
             raise UserError("transform takes several texts, and got one: put it into a list")
-        # Of a data frame and of a dict the names of the columns would be taken for texts.
-        if isinstance(texts, Mapping) or len(getattr(texts, "shape", (0,))) != 1:
-            raise UserError(
-                f"transform takes one column of texts, and got a {type(texts).__name__} of another shape; name the "
-                'column, as in table["text"] (not [["text"]]), in a ColumnTransformer "text" (not ["text"])'
-            )
-        listed = list(texts)
-        for place, text in enumerate(listed):
-            if not isinstance(text, str):
-                raise UserError(
-                    f"transform takes texts, and number {place} is {type(text).__name__}; give a list of strings or "
-                    "one column of a table, without missing values"
-                )
-        return self._as_output(self.encode(listed), texts)
+        return self._as_output(self.encode(as_texts(texts, "transform")), texts)
 
     def fit_transform(self, texts: Iterable[str], y: Any = None) -> "np.ndarray | pandas.DataFrame | polars.DataFrame":
         """Embed texts, see `transform`."""

@@ -111,6 +111,8 @@ class Classifier:
         """
         single = len(self.task.columns) == 1
         kind = str if single else (tuple, list)
-        if isinstance(texts, str) or not all(isinstance(text, kind) and (single or len(text) == 2) for text in texts):
+        # A column of a table need not have places that count from 0.
+        given = [] if isinstance(texts, str) else list(texts)
+        if isinstance(texts, str) or not all(isinstance(each, kind) and (single or len(each) == 2) for each in given):
             raise ValueError(f"{self.task.name} takes a list of {'texts' if single else 'pairs of texts'}")
-        return [[str(text) for text in texts]] if single else [[pair[side] for pair in texts] for side in range(2)]
+        return [[str(text) for text in given]] if single else [[pair[side] for pair in given] for side in range(2)]
