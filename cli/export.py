@@ -44,7 +44,9 @@ def export(
       sd export distilled --onnx
       sd export distilled --onnx --int8 --out small/
     """
-    from sentence_distill.student.encoding.export_folder import DEFAULT
+    from sentence_distill.pipeline.logits import require_vectors
+    from sentence_distill.student.encoding.export_folder import DEFAULT, require_replaceable
+    from sentence_distill.student.evaluation.texts import sentences_of_file
     from sentence_distill.student.files import load_distillation
     from sentence_distill.student.hub import locate_student
 
@@ -52,9 +54,15 @@ def export(
     load_distillation(folder)
     if out is None and folder != Path(student):
         raise click.UsageError(f"{student} is no folder of yours; name one for its export: --out FOLDER")
+    out = out or folder / DEFAULT
+    require_replaceable(out)
+    if shards:
+        require_vectors(shards)
+    if sentences:
+        sentences_of_file(sentences, 1)
     from sentence_distill.student.export.onnx_export import export_onnx
 
-    _print(export_onnx(folder, out or folder / DEFAULT, int8=int8, shards=shards, sentences=sentences))
+    _print(export_onnx(folder, out, int8=int8, shards=shards, sentences=sentences))
 
 
 def _print(exported: "Exported") -> None:

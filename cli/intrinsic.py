@@ -31,7 +31,8 @@ def evaluate_intrinsic(
     """Measure, print and write; a single student's card shows the figures too."""
     from sentence_distill.data.sts import load_sts
     from sentence_distill.student.evaluation.measure import measure_models
-    from sentence_distill.student.evaluation.models import find_model, is_student, open_model, short_names
+    from sentence_distill.student.evaluation.models import find_model, open_model, short_names
+    from sentence_distill.student.files import is_student
 
     pairs = load_sts(sts) if sts else None
     # All are looked for before the first is loaded.

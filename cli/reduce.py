@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sentence_distill.cli.out_file import new_folder, whole_or_none
+from sentence_distill.cli.run_folder import is_reduced
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.cli.values import counts
 from sentence_distill.data.errors import UserError
@@ -47,6 +48,7 @@ def _dims(context: click.Context, parameter: click.Parameter, value: str | None)
     default=None,
     help="Folder to write, with --dim or --float16.  [default: STUDENT-N, STUDENT-float16]",
 )
+@click.option("--overwrite", is_flag=True, help="Replace an earlier reduced student in --out.")
 @click.option(
     "--shards",
     type=click.Path(path_type=Path),
@@ -65,6 +67,7 @@ def reduce(
     dims: tuple[int, ...] | None,
     float16: bool,
     out: Path | None,
+    overwrite: bool,
     shards: Path | None,
     corpus: tuple[str, ...],
 ) -> None:
@@ -79,14 +82,19 @@ def reduce(
       sd reduce distilled --dim 64 --out distilled-64
       sd reduce distilled --float16
     """
+    from sentence_distill.pipeline.logits import require_vectors
+    from sentence_distill.student.files import load_distillation
     from sentence_distill.student.hub import locate_student
-    from sentence_distill.student.reduction.halve import copy_student, halve_weights
 
     _check(dim, dims, float16, out, shards, corpus)
     out = out or _default_out(student, str(dim or "float16"))
     if dim or float16:
-        click.get_current_context().with_resource(new_folder(out))
+        held = new_folder(out, overwrite, earlier=is_reduced, command="sd reduce")
+        click.get_current_context().with_resource(held)
+    if shards:
+        require_vectors(shards)
     folder = locate_student(student)
+    load_distillation(folder)
     if dim or not float16:
         _refuse_fine_tuned(student, folder)
     if not (dim or float16):
@@ -94,6 +102,8 @@ def reduce(
         # The last is that of the full width.
         click.echo(f"next: sd reduce {shlex.quote(str(student))} --dim {figures[-2]['dim']}")
         return
+    from sentence_distill.student.reduction.halve import copy_student, halve_weights
+
     with whole_or_none(out):
         if dim is None:
             copy_student(folder, out)
@@ -158,7 +168,7 @@ def _write_narrower(name: str, folder: Path, dim: int, out: Path, shards: Path |
 
 def _refuse_fine_tuned(name: str, folder: Path) -> None:
     """Its head reads other states than these vectors, and its record's scores are of that head."""
-    from sentence_distill.student.finetuning.task_folder import TASK
+    from sentence_distill.student.files import TASK
 
     if (folder / TASK).exists():
         raise UserError(

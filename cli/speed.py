@@ -79,10 +79,9 @@ def evaluate_speed(
 
 
 def _sentences(models: tuple[str, ...], shards: Path | None, file: Path | None) -> list[str]:
-    from sentence_distill.student.evaluation.models import is_student
     from sentence_distill.student.evaluation.reference import own_shards
     from sentence_distill.student.evaluation.texts import sentences_of_file, sentences_of_shards
-    from sentence_distill.student.files import load_distillation
+    from sentence_distill.student.files import is_student, load_distillation
 
     if file is not None:
         return sentences_of_file(file)

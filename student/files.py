@@ -15,6 +15,19 @@ from sentence_distill.student.config import StudentConfig
 
 DISTILLATION = "distillation.json"
 CARD = "README.md"
+TASK = "task.json"
+HEAD = "head.safetensors"
+STUDENT_FILES = (
+    "config_sentence_transformers.json",
+    "model.safetensors",
+    "modules.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "wordembedding_config.json",
+    HEAD,
+    TASK,
+)
+"""What loading reads of a student's own folder, beside those of its modules, where it is there."""
 MAX_TOKENS = 512
 """Tokens of a sentence that a student reads; the rest is cut, as sentence-transformers does."""
 _MODULES = ("WordEmbeddings", "LSTM", "Dense")
@@ -75,6 +88,11 @@ def _shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
             shapes |= {f"lstm.weight_ih{end}": (gates, width), f"lstm.weight_hh{end}": (gates, config.hidden)}
             shapes |= {f"lstm.bias_ih{end}": (gates,), f"lstm.bias_hh{end}": (gates,)}
     return shapes | {"projections.0.weight": (dim, config.pooled_dim), "projections.0.bias": (dim,)}
+
+
+def is_student(model: str) -> bool:
+    """Whether `model` is a folder that sd train-student made."""
+    return (Path(model) / DISTILLATION).exists()
 
 
 def load_distillation(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
 from sentence_distill.pipeline.locate import Located, locate_local, locate_teacher
 from sentence_distill.pipeline.teacher import Teacher
-from sentence_distill.student.files import DISTILLATION, load_distillation
+from sentence_distill.student.files import is_student, load_distillation
 from sentence_distill.student.folder import load_student
 from sentence_distill.student.hub import locate_student
 from sentence_distill.student.model import Student
@@ -51,11 +51,6 @@ class Model:
     megabytes: float
     student: Student | None = None
     distillation: dict[str, Any] | None = None
-
-
-def is_student(model: str) -> bool:
-    """Whether `model` is a folder that sd train-student made."""
-    return (Path(model) / DISTILLATION).exists()
 
 
 def short_names(models: Sequence[str]) -> list[str]:

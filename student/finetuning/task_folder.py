@@ -12,24 +12,11 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import GlueTask
 from sentence_distill.data.task import Task
 from sentence_distill.pipeline.files import write_atomically
-from sentence_distill.student.files import module_paths
+from sentence_distill.student.files import HEAD, STUDENT_FILES, TASK, module_paths
 from sentence_distill.student.finetuning.classifier import StudentClassifier
 from sentence_distill.student.finetuning.fit import Fitted
 from sentence_distill.student.folder import load_student, save_student
 
-TASK = "task.json"
-HEAD = "head.safetensors"
-STUDENT_FILES = (
-    "config_sentence_transformers.json",
-    "model.safetensors",
-    "modules.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "wordembedding_config.json",
-    HEAD,
-    TASK,
-)
-"""What loading reads of a student's own folder, beside those of its modules, where it is there."""
 _MODULE_FILES = ("*.json", "*.safetensors")
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from sentence_distill.data.glue_tasks import TASKS
 from sentence_distill.student.config import SIZES, TrainConfig
-from sentence_distill.student.files import DISTILLATION
+from sentence_distill.student.files import DISTILLATION, TASK
 from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER, FinetuneConfig
-from sentence_distill.student.finetuning.task_folder import TASK
 from sentence_distill.student.report.files import EVAL, GLUE, SPEED, StudentFiles
 from sentence_distill.student.report.measures import is_measured, measured_models
 from sentence_distill.student.report.tables import Cell, Column, Rows, Table

@@ -160,7 +160,7 @@ def test_the_sample_corpus_is_written_as_text(sd, tmp_path):
 def test_the_sample_corpus_replaces_a_file_only_when_asked_for(sd, tmp_path, capsys):
     (tmp_path / "wiki.txt").write_text("One's own corpus.")
     assert sd("sample", "--out", tmp_path / "wiki.txt") == 1
-    assert "wiki.txt is there already; name another file, or replace it with --overwrite" in capsys.readouterr().err
+    assert "wiki.txt is there already; name another file, or --overwrite replaces it" in capsys.readouterr().err
     assert (tmp_path / "wiki.txt").read_text() == "One's own corpus."
     assert sd("sample", "--out", tmp_path / "wiki.txt", "--overwrite") == 0
     assert len((tmp_path / "wiki.txt").read_text().splitlines()) > 9000
@@ -296,7 +296,10 @@ def test_a_folder_of_something_else_is_never_trained_into(sd, teacher_folder, sh
     (out / "eval.json").write_text("{}")
     before = contents(out)
     assert train(sd, shards, out, *([option] if option else [])) == 1
-    assert "my-bert holds config.json, which is of no run; name another folder with --out" in capsys.readouterr().err
+    assert (
+        "my-bert holds config.json, which sd train-student did not write; name another folder"
+        in capsys.readouterr().err
+    )
     assert contents(out) == before
 
 
@@ -309,8 +312,7 @@ def test_what_a_run_leaves_that_ended_before_its_first_checkpoint_is_trained_int
     # As --overwrite leaves a student when it is killed then.
     (out / "distillation.json").unlink()
     assert train(sd, shards, out, "--max-steps", "2") == 1
-    assert "which is of no run" in (error := capsys.readouterr().err)
-    assert "begin again with --overwrite" in error
+    assert "and a run that ended early; --overwrite replaces it" in capsys.readouterr().err
     assert train(sd, shards, out, "--max-steps", "2", "--overwrite") == 0
 
 

@@ -208,7 +208,7 @@ def test_a_damaged_file_of_figures_is_not_overwritten(sd, student_folder, glue_d
     out = tmp_path / "glue.json"
     out.write_text("{")
     assert sd("eval", "--glue", student_folder, "--glue-dir", glue_dir, "--json", out) == 1
-    assert "is damaged" in capsys.readouterr().err
+    assert f"{out} is there already" in capsys.readouterr().err
     assert out.read_text() == "{"
 
 
@@ -242,7 +242,7 @@ def test_the_three_commands_of_task_specific_distillation(
         (["finetune", "{teacher}", "--task", "RTE", "--logits", "x"], 2, "is what a student learns from"),
         (["finetune", "{student}", "--task", "RTE", "--logits", "{shards}"], 1, "holds sentence embeddings"),
         (["finetune", "{student}", "--task", "QQP"], 1, "no QQP/train.tsv"),
-        (["finetune", "{student}", "--task", "RTE", "--out", "{student}"], 1, "is not empty"),
+        (["finetune", "{student}", "--task", "RTE", "--out", "{student}"], 1, "which sd finetune did not write"),
         (["eval", "--glue", "{student}", "--submission", "x", "--rows", "all"], 2, "one row's predictions"),
         (["eval", "--glue", "{student}", "--rows", "best"], 2, "none of majority"),
         (["eval", "--glue", "{student}", "--train-fraction", "2"], 2, "at most 1"),

@@ -8,9 +8,10 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
 from sentence_distill import Classifier, Student
+from sentence_distill.data.labelled import read_labelled
 from sentence_distill.pipeline.lock import lock_folder
 from sentence_distill.pipeline.logits import Logits
-from sentence_distill.student.finetuning.own_task import load_own_task
+from sentence_distill.student.finetuning.own_task import make_own_task
 
 LEARNS = ("--epochs", "12", "--learning-rate", "5e-3", "--device", "cpu")
 PRICES = {"dog": 1000.5, "cat": 2000.0, "bird": 4000.0}
@@ -112,7 +113,7 @@ def test_scores_come_in_the_units_of_the_file(sd, student_folder, folder):
     ],
 )
 def test_scores_learned_from_a_teacher_of_any_unit_come_in_that_of_the_file(
-    sd, student_folder, tmp_path, monkeypatch, animals, unit
+    sd, student_folder, shards, tmp_path, monkeypatch, animals, unit
 ):
     rng = np.random.default_rng(0)
     rows = [{"text": _sentence(rng, animal), "label": PRICES[animal]} for animal in list(PRICES) * 40]
@@ -122,16 +123,18 @@ def test_scores_learned_from_a_teacher_of_any_unit_come_in_that_of_the_file(
     found = Logits(([_sentence(rng, animal) for animal in named],), scores, {"labels": ["score"]})
     monkeypatch.setattr("sentence_distill.student.finetuning.task_data.read_logits", lambda shards: found)
     out = tmp_path / "out"
-    assert sd("finetune", student_folder, "--train", train, "--logits", "logits", "--out", out, *LEARNS) == 0
+    assert sd("finetune", student_folder, "--train", train, "--logits", shards, "--out", out, *LEARNS) == 0
     predicted = Classifier.load(out).predict([_sentence(rng, animal) for animal in PRICES])
     np.testing.assert_allclose(predicted, list(PRICES.values()), atol=400)
 
 
-def test_a_teacher_whose_scores_say_nothing_of_the_labels_is_refused(sd, student_folder, tmp_path, monkeypatch, capsys):
+def test_a_teacher_whose_scores_say_nothing_of_the_labels_is_refused(
+    sd, student_folder, shards, tmp_path, monkeypatch, capsys
+):
     rng = np.random.default_rng(0)
     rows = [{"text": _sentence(rng, animal), "label": PRICES[animal]} for animal in list(PRICES) * 10]
     train, texts = _write(tmp_path / "prices.jsonl", rows), [row["text"] for row in rows]
-    command = ("finetune", student_folder, "--train", train, "--logits", "logits", "--out", tmp_path / "out", *LEARNS)
+    command = ("finetune", student_folder, "--train", train, "--logits", shards, "--out", tmp_path / "out", *LEARNS)
     for scores, message in ((lambda price: -price, "do not rise with the labels"), (lambda price: 3, "do not differ")):
         logits = np.array([[scores(row["label"])] for row in rows], dtype=np.float32)
         found = Logits((texts,), logits, {"labels": ["score"]})
@@ -147,10 +150,11 @@ def test_whole_numbers_are_classes_unless_they_are_called_scores(tmp_path):
     rows = [{"text": f"The cat saw {number} houses.", "label": number % 3} for number in range(30)]
     train = str(_write(tmp_path / "stars.jsonl", rows))
     given = {"columns": ("text",), "label": "label", "seed": 0}
-    classes = load_own_task("stars", train, None, **given)
+    table = read_labelled(train, ("text",), "label")
+    classes = make_own_task("stars", table, None, **given)
     assert classes.data.task.labels == ("0", "1", "2")
     assert len(classes.data.dev["dev"].targets) == 3
-    scores = load_own_task("stars", train, None, **given, regression=True)
+    scores = make_own_task("stars", table, None, **given, regression=True)
     assert scores.data.task.regression
     assert scores.data.train.targets.mean() == pytest.approx(0, abs=1e-6)
 
