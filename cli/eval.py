@@ -102,6 +102,8 @@ def evaluate(
 
     What can't be measured, because its data is not here, is listed with the reason.
     """
+    from sentence_distill.pipeline.logits import require_vectors
+
     kinds = [kind for kind, wanted in (("glue", glue), ("speed", speed), ("mteb", mteb)) if wanted]
     if len(kinds) > 1:
         raise click.UsageError(f"--{kinds[0]} and --{kinds[1]} are two runs; give one of them")
@@ -114,6 +116,8 @@ def evaluate(
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
     if not os.access(json_file.parent, os.W_OK):
         raise UserError(f"no file can be written to {json_file.parent}; name another place for the figures with --json")
+    if shards:
+        require_vectors(shards)
     check_free(json_file, overwrite, option="--json", own=partial(_holds_figures, kind))
     if fine_tuned:
         evaluate_glue(fine_tuned, glue_dir, json_file, teacher, options, overwrite=overwrite)

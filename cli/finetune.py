@@ -108,7 +108,7 @@ def finetune(
       sd finetune distilled --task SST-2 --glue-dir glue/
     """
     from sentence_distill.pipeline.manifest import require_manifest
-    from sentence_distill.student.files import is_student, load_distillation
+    from sentence_distill.student.files import is_student, is_unfinished, load_distillation
 
     _check_sources(train, task)
     name = task or _name(str(train))
@@ -116,7 +116,7 @@ def finetune(
     held = new_folder(out, overwrite, earlier=is_finetuned, command="sd finetune")
     click.get_current_context().with_resource(held)
     # What costs nothing is checked before the libraries that cost seconds.
-    if is_student(model):
+    if is_student(model) or is_unfinished(Path(model)):
         load_distillation(Path(model))
     if logits is not None:
         require_manifest(logits)

@@ -76,6 +76,6 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         # A missing permission, say: the reason and the place are the message.
-        hint = "; free some space, then run the same command again (sd train-student: with --resume)"
+        hint = "; free some space, then run the same command again"
         click.echo(f"error: {error}{hint if error.errno == errno.ENOSPC else ''}", err=True)
         sys.exit(1)

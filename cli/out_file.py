@@ -125,9 +125,9 @@ def made_folder(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # A folder with something in it stays.
-        with suppress(OSError):
-            for folder in made:
+        for folder in made:
+            # A folder with something in it stays.
+            with suppress(OSError):
                 folder.rmdir()
 
 

@@ -15,30 +15,38 @@ FINETUNED_TEACHER = "finetuning.json"
 """The record in a teacher's folder of what `sd finetune` wrote there."""
 
 
-def refuse_used(out: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder whose run or student was not meant, and one that holds something else.
+def resumes(out: Path, resume: bool, overwrite: bool) -> bool:
+    """Decide whether `sd train-student` resumes the run in a folder, or begins one.
+
+    Args:
+        out: the folder.
+        resume: insist on resuming.
+        overwrite: begin again, whatever run or student is there.
 
     Raises:
-        UserError: it is refused.
+        UserError: the folder holds a finished student or something else, or no run to resume.
     """
     stopped, finished = any((out / "checkpoints").glob("step-*.pt")), (out / "distillation.json").exists()
     if resume and overwrite:
-        raise click.UsageError("--resume goes on, --overwrite begins again: give one of them")
-    if stopped and not (resume or overwrite):
-        raise UserError(f"{out} holds a run that was stopped; go on with --resume, or begin again with --overwrite")
-    if finished and not stopped and not overwrite:
-        raise UserError(
-            f"{out} holds a finished student; measure it with sd eval, or train anew with --overwrite or another --out"
-        )
+        raise click.UsageError("--resume continues a run, --overwrite begins again: give one of them")
     if not (stopped or finished):
         _refuse_foreign(out, overwrite)
+    if overwrite:
+        return False
+    if finished and not stopped:
+        raise UserError(
+            f"{out} holds a finished student; measure it with sd eval, name another --out, or --overwrite replaces it"
+        )
+    if resume and not stopped:
+        raise UserError(f"there is no checkpoint in {out} to resume; leave --resume out to begin")
+    return stopped
 
 
 def _refuse_foreign(out: Path, overwrite: bool) -> None:
     """Refuse a folder that holds what no run left there; beside a run that had no checkpoint --overwrite lets it in."""
     from sentence_distill.pipeline.files import TEMPORARY
     from sentence_distill.pipeline.lock import LOCK_NAME
-    from sentence_distill.student.training.checkpoint import CHECKPOINTS
+    from sentence_distill.student.files import CHECKPOINTS
     from sentence_distill.student.training.curves import CURVES
     from sentence_distill.student.training.log import METRICS, TENSORBOARD
 
@@ -122,3 +130,11 @@ def remove_earlier(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
     if (out / DEFAULT / RECORD).exists():
         shutil.rmtree(out / DEFAULT)
+
+
+def remove_unused(out: Path) -> None:
+    """Remove the empty log of a run that ended before its first step, where nothing else is there."""
+    from sentence_distill.student.training.log import METRICS
+
+    if _names(out) == {METRICS} and not (out / METRICS).stat().st_size:
+        (out / METRICS).unlink()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sentence_distill.cli.config_file import config_option
-from sentence_distill.cli.run_folder import refuse_used, remove_earlier
+from sentence_distill.cli.out_file import made_folder
+from sentence_distill.cli.run_folder import remove_earlier, remove_unused, resumes
 from sentence_distill.cli.values import SEED, layer_numbers, seconds
 from sentence_distill.data.errors import UserError
 
@@ -176,8 +177,8 @@ DEFAULT_STUDENT = "distilled"
     "--keep-checkpoints", default=2, show_default=True, type=click.IntRange(1), help="How many stay while it trains."
 )
 @click.option("--tensorboard/--no-tensorboard", default=False, help="Write TensorBoard's events as well.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
-@click.option("--overwrite", is_flag=True, help="Begin again where --out holds a run or a student already.")
+@click.option("--resume", is_flag=True, help="Refuse to begin a new run if --out holds none to resume.")
+@click.option("--overwrite", is_flag=True, help="Begin again if --out holds a run or a student already.")
 def train_student(
     shards: Path,
     out: Path,
@@ -193,8 +194,8 @@ def train_student(
     """Train a BiLSTM student on the shards; the teacher is never loaded.
 
     Writes a sentence-transformers folder: SentenceTransformer("distilled") loads it without this package.
-    Each epoch is validated on held-out sentences, and the best weights are kept. Stop it when you like: with
-    --resume the same command goes on, to the bit on a CPU.
+    Each epoch is validated on held-out sentences, and the best weights are kept. Stop it when you like: the
+    same command resumes it, to the bit on a CPU.
 
     \b
       sd train-student --shards shards/ --size small --max-time 30m
@@ -218,10 +219,9 @@ def train_student(
         # A run that is stopped could not go on without it.
         raise UserError(f"{out} is the student to begin with, and stays as it is; give another --out")
     student = _student(shards, config, start, options)
-    refuse_used(out, resume, overwrite)
+    resuming = resumes(out, resume, overwrite)
     ranks = Ranks(device)
     dtype = pick_precision(precision, ranks.device, TRAINING)
-    out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         shards=shards,
         out=out,
@@ -236,9 +236,10 @@ def train_student(
     )
     with _stopping_on_signals(trainer):
         if ranks.main:
-            _train_and_write(trainer, shards, resume, tensorboard)
+            _train_and_write(trainer, shards, resuming, tensorboard)
         else:
-            _prepare(trainer, resume)
+            if resuming:
+                trainer.resume()
             trainer.run()
 
 
@@ -273,7 +274,7 @@ def _shape(start: "Start | None", options: dict[str, Any]) -> dict[str, Any]:
     return start.shape
 
 
-def _train_and_write(trainer: "Trainer", shards: Path, resume: bool, tensorboard: bool) -> None:
+def _train_and_write(trainer: "Trainer", shards: Path, resuming: bool, tensorboard: bool) -> None:
     from sentence_distill.pipeline.lock import lock_folder
     from sentence_distill.student.training.curves import draw_curves
     from sentence_distill.student.training.log import summary_writer
@@ -283,16 +284,21 @@ def _train_and_write(trainer: "Trainer", shards: Path, resume: bool, tensorboard
     if tensorboard:
         # Before an earlier run is removed for one that can't begin.
         summary_writer()
-    with lock_folder(out):
-        _prepare(trainer, resume)
-        progress.log(
-            f"student: {sum(p.numel() for p in trainer.encoder.parameters()):,} parameters; {trainer.steps:,} steps "
-            f"over {trainer.stream.train_rows:,} sentences, {len(trainer.held_out):,} held out; "
-            f"{trainer.ranks.size} process(es), on {trainer.ranks.device}"
-        )
-        trainer.run(tensorboard=tensorboard)
-        scores = write_trained(trainer, shards)
-        trainer.checkpoints.remove()
+    with made_folder(out), lock_folder(out):
+        try:
+            _prepare(trainer, resuming)
+            parameters = sum(weight.numel() for weight in trainer.encoder.parameters())
+            progress.log(
+                f"student: {parameters:,} parameters; {trainer.steps:,} steps "
+                f"over {trainer.stream.train_rows:,} sentences, {len(trainer.held_out):,} held out; "
+                f"{trainer.ranks.size} process(es), on {trainer.ranks.device}"
+            )
+            trainer.run(tensorboard=tensorboard)
+            scores = write_trained(trainer, shards)
+            trainer.checkpoints.remove()
+        except BaseException:
+            remove_unused(out)
+            raise
     try:
         curves = f"; curves: {draw_curves(out)}"
     except ImportError:
@@ -304,12 +310,12 @@ def _train_and_write(trainer: "Trainer", shards: Path, resume: bool, tensorboard
     )
 
 
-def _prepare(trainer: "Trainer", resume: bool) -> None:
-    if trainer.ranks.main:
-        trainer.checkpoints.remove_temporaries()
-    if resume:
+def _prepare(trainer: "Trainer", resuming: bool) -> None:
+    trainer.checkpoints.remove_temporaries()
+    if resuming:
         trainer.resume()
-    elif trainer.ranks.main:
+        trainer.progress.log(f"resuming from step {trainer.state.step:,}")
+    else:
         trainer.checkpoints.remove()
         remove_earlier(trainer.out)
 

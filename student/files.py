@@ -15,6 +15,7 @@ from sentence_distill.student.config import StudentConfig
 
 DISTILLATION = "distillation.json"
 CARD = "README.md"
+CHECKPOINTS = "checkpoints"
 TASK = "task.json"
 HEAD = "head.safetensors"
 STUDENT_FILES = (
@@ -95,6 +96,11 @@ def is_student(model: str) -> bool:
     return (Path(model) / DISTILLATION).exists()
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder holds a training that was stopped."""
+    return (folder / CHECKPOINTS).is_dir() and not (folder / DISTILLATION).exists()
+
+
 def load_distillation(folder: Path) -> dict[str, Any]:
     """Read how the student in `folder` was made.
 
@@ -107,6 +113,11 @@ def load_distillation(folder: Path) -> dict[str, Any]:
             raise ValueError(f"no {', '.join(sorted(missing))}")
         return record  # type: ignore[no-any-return]
     except (FileNotFoundError, NotADirectoryError):
+        if is_unfinished(folder):
+            raise UserError(
+                f"{folder} is not finished: sd train-student --resume --out {folder} trains it to the end, with the "
+                "options that it was begun with"
+            ) from None
         raise UserError(f"{folder} holds no student; train one: sd train-student --out {folder}") from None
     except (ValueError, AttributeError) as error:
         raise UserError(f"{folder / DISTILLATION} is damaged ({error}); train the student again") from error

@@ -16,7 +16,7 @@ from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
 from sentence_distill.pipeline.locate import Located, locate_local, locate_teacher
 from sentence_distill.pipeline.teacher import Teacher
-from sentence_distill.student.files import is_student, load_distillation
+from sentence_distill.student.files import is_student, is_unfinished, load_distillation
 from sentence_distill.student.folder import load_student
 from sentence_distill.student.hub import locate_student
 from sentence_distill.student.model import Student
@@ -73,7 +73,7 @@ def find_model(model: str) -> Located:
     Raises:
         UserError: there is none.
     """
-    if is_student(model):
+    if is_student(model) or is_unfinished(Path(model)):
         load_distillation(Path(model))
         return Located(Path(model), model)
     if packaged := packaged_student(model):

@@ -166,7 +166,9 @@ def test_the_sample_corpus_replaces_a_file_only_when_asked_for(sd, tmp_path, cap
     assert len((tmp_path / "wiki.txt").read_text().splitlines()) > 9000
 
 
-def test_a_training_that_is_interrupted_goes_on_with_resume(sd, shards, tmp_path, capsys):
+@pytest.fixture
+def stopped(shards, tmp_path):
+    """A training that was stopped by Ctrl-C: its command, its folder, and what it said last."""
     import signal
 
     out = tmp_path / "student"
@@ -178,13 +180,66 @@ def test_a_training_that_is_interrupted_goes_on_with_resume(sd, shards, tmp_path
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
     assert process.returncode == 1
-    assert "--resume goes on" in error
-    assert sd(*arguments) == 1
-    assert "--resume" in capsys.readouterr().err
-    assert sd(*arguments, "--resume") == 0
+    return arguments, out, error
+
+
+def test_a_training_that_is_interrupted_is_resumed_by_the_same_command(sd, stopped, capsys):
+    arguments, out, error = stopped
+    assert "the same command resumes from there" in error.splitlines()[-1]
+    step = int(max(out.glob("checkpoints/step-*.pt")).stem.removeprefix("step-"))
+    assert sd(*arguments) == 0
+    assert f"resuming from step {step:,}\n" in capsys.readouterr().err
     assert (out / "distillation.json").exists()
     # What it took to go on is of no use in a finished student's folder.
     assert not (out / "checkpoints").exists()
+
+
+def test_a_stopped_training_is_not_resumed_with_other_options_and_is_no_student(sd, stopped, tmp_path, capsys):
+    arguments, out, _ = stopped
+    before = contents(out)
+    assert sd(*arguments, "--batch-size", "4", "--patience", "3") == 1
+    assert capsys.readouterr().err.endswith(
+        f"error: {out} holds a stopped run with other options: --batch-size was 2, not 4; --patience was given, not 3; "
+        "give those of that run to resume it, or --overwrite begins again\n"
+    )
+    (tmp_path / "train.csv").write_text("text,label\n")
+    for command in (
+        *(["eval", out], ["eval", "--glue", out], ["report", out], ["export", out, "--onnx"], ["reduce", out]),
+        ["finetune", out, "--train", tmp_path / "train.csv", "--out", tmp_path / "tuned"],
+        ["encode", "--student", out, "--input", tmp_path / "train.csv", "--out", tmp_path / "vectors.npy"],
+    ):
+        assert sd(*command) == 1
+        error = capsys.readouterr().err
+        assert f"error: {out} is not finished: sd train-student --resume --out {out}" in error
+    assert not (tmp_path / "tuned").exists()
+    assert contents(out) == before
+    assert sd(*arguments, "--batch-size", "64", "--max-steps", "2", "--overwrite") == 0
+    assert json.loads((out / "distillation.json").read_text())["training"]["batch_size"] == 64
+
+
+def test_a_run_that_can_not_begin_leaves_no_folder(sd, shards, student_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "few.csv").write_text("text,label\nThe cat.,1\nThe dog.,0\n")
+    for arguments in (
+        ("train-student", "--shards", "none", "--out", "a/b"),
+        ("train-student", "--shards", shards, "--out", "a/b", "--resume"),
+        ("train-student", "--shards", shards, "--out", "a/b", "--device", "cuda:99"),
+        ("train-student", "--shards", shards, "--out", "a/b", "--held-out", "1e-9"),
+        ("train-student", "--shards", shards, "--out", "a/b", "--embedding-dim", "500"),
+        ("train-student", "--shards", shards, "--out", "a/b", "--target-layers", "9"),
+        ("train-student", "--shards", shards, "--out", "a/b", "--learning-rate", "1e30", "--size", "tiny"),
+        ("finetune", student_folder, "--train", "few.csv", "--out", "a/b"),
+        ("finetune", student_folder, "--train", "few.csv", "--text-column", "none", "--out", "a/b"),
+        ("finetune", student_folder, "--train", "few.csv", "--logits", "none", "--out", "a/b"),
+        ("reduce", student_folder, "--dim", "8", "--shards", "none", "--out", "a/b"),
+        ("reduce", student_folder, "--dim", "8", "--corpus", "few.csv", "--out", "a/b"),
+        ("export", student_folder, "--onnx", "--shards", "none", "--out", "a/b"),
+        ("report", student_folder, "--shards", "none", "--out", "page.html"),
+        ("eval", student_folder, "--shards", "none", "--json", "figures.json"),
+    ):
+        assert sd(*arguments) == 1, arguments
+        assert "error: " in capsys.readouterr().err.splitlines()[-1]
+        assert [path.name for path in tmp_path.iterdir()] == ["few.csv"], arguments
 
 
 def train(sd, shards, out, *options):
@@ -269,6 +324,7 @@ def test_beginning_again_leaves_nothing_of_the_old_student(sd, shards, tmp_path,
     assert train(sd, shards, out, "--max-steps", "3", "--resume") == 1
     assert "holds a finished student" in capsys.readouterr().err
     assert train(sd, shards, out, "--resume", "--overwrite") == 2
+    assert "give one of them" in capsys.readouterr().err
     assert train(sd, shards, out, "--max-steps", "4", "--overwrite") == 0
     assert not any(file.exists() for file in left)
     assert json.loads((out / "distillation.json").read_text())["training"]["max_steps"] == 4

@@ -36,7 +36,8 @@ def test_a_report_takes_the_place_of_a_report_and_of_nothing_else(sd, student, t
     page = tmp_path / "page.html"
     for title in ("first", "second"):
         assert sd("report", student, "--out", page, "--title", title) == 0
-    assert "<title>second</title>" in (html := page.read_text())
+    html = page.read_text()
+    assert "<title>second</title>" in html
     # One of a version that did not sign its pages.
     page.write_text(html.replace('<meta name="generator" content="sentence-distill report">\n', ""))
     assert sd("report", student, "--out", page) == 0
