@@ -124,9 +124,9 @@ def evaluate(
     elif speed:
         evaluate_speed(models, shards, _sts_file(sts, glue_dir), teacher, json_file, options)
     elif mteb:
-        evaluate_mteb(models, mteb, json_file)
+        evaluate_mteb(models, mteb, json_file, overwrite=overwrite)
     else:
-        evaluate_intrinsic(models, shards, _sts_file(sts, glue_dir), teacher, json_file)
+        evaluate_intrinsic(models, shards, _sts_file(sts, glue_dir), teacher, json_file, overwrite=overwrite)
     click.echo(f"figures: {json_file}")
     if kind == "eval" and (students := _own_students(models)):
         click.echo(f"next: sd eval --glue {shlex.quote(students[0])}")

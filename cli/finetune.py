@@ -118,7 +118,7 @@ def finetune(
     # What costs nothing is checked before the libraries that cost seconds.
     if is_student(model) or is_unfinished(Path(model)):
         load_distillation(Path(model))
-    if logits is not None:
+    if logits is not None and (is_student(model) or not Path(model).is_dir()):
         require_manifest(logits)
     tables = None if task else _tables(str(train), options)
 
@@ -258,7 +258,7 @@ def _teacher(located: "Located", data: "TaskData", out: Path, fitter: "Fitter", 
 def _student(
     folder: Path, data: "TaskData", own: "OwnTask | None", logits: Path | None, out: Path, fitter: "Fitter", seed: int
 ) -> "Fitted[Any]":
-    from sentence_distill.student.files import load_distillation
+    from sentence_distill.student.files import load_distillation, moved_record
     from sentence_distill.student.finetuning.glue_rows import new_classifier
     from sentence_distill.student.finetuning.scale import match_labels, standardised
     from sentence_distill.student.finetuning.task_data import from_logits
@@ -276,5 +276,5 @@ def _student(
     if own is not None:
         own.restore_scale(fitted.model)
     with whole_or_none(out):
-        save_classifier(out, fitted, data.task, distillation)
+        save_classifier(out, fitted, data.task, moved_record(distillation, folder, out))
     return fitted

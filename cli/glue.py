@@ -215,7 +215,7 @@ def _prepare(
     maker = RowMaker(
         student=student,
         fitter=fitter,
-        words=cache(lambda: initial_words(distillation)),
+        words=cache(lambda: initial_words(distillation, folder)),
         teacher=teacher,
         teacher_encode=cache(lambda: open_teacher(distillation, given, "teacher").encode),
     )

@@ -124,7 +124,7 @@ def _compare(
         The student, its record, its directions, whether the sentences are of its own corpus, and each width's figures.
     """
     from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.student.files import load_distillation
+    from sentence_distill.student.files import find_shards, load_distillation
     from sentence_distill.student.folder import load_student
     from sentence_distill.student.model import encode_tokens
     from sentence_distill.student.reduction.reduce import (
@@ -142,9 +142,9 @@ def _compare(
             f"{name} has only {full.dim} dimensions; name the widths to compare with --dims 2,4 for example"
         )
     require_narrower(wanted, full.dim)
-    if not (shards or corpus or Path(distillation["shards"]).exists()):
+    if not (shards or corpus or find_shards(distillation, folder).exists()):
         raise UserError(f"the shards of {name} are not here; name text with --corpus, or shards with --shards")
-    sample = sample_corpus(corpus, full) if corpus else sample_shards(shards, distillation)
+    sample = sample_corpus(corpus, full) if corpus else sample_shards(shards, distillation, folder)
     with ConsoleProgress().task("encode", len(sample.fit), "sentences") as advance:
         directions = find_directions(full, sample.fit, advance)
     figures = compare_dims(
@@ -155,12 +155,14 @@ def _compare(
 
 
 def _write_narrower(name: str, folder: Path, dim: int, out: Path, shards: Path | None, corpus: tuple[str, ...]) -> None:
+    from sentence_distill.student.files import find_shards, moved_record
     from sentence_distill.student.reduction.reduce import reduce_student, save_reduced
 
     full, distillation, directions, own, figures = _compare(name, folder, (dim,), shards, corpus)
-    source = ", ".join(corpus) or str(shards or distillation["shards"])
+    source = ", ".join(corpus) or str(shards or find_shards(distillation, folder).name)
+    record = moved_record(distillation, folder, out)
     reduced = reduce_student(full, directions, dim)
-    save_reduced(out, reduced, distillation, source=source, directions=directions, figures=figures[0], own=own)
+    save_reduced(out, reduced, record, source=source, directions=directions, figures=figures[0], own=own)
     if shards and not own:
         click.echo(f"{shards} is not what the student was trained on: the card shows none of these figures")
     click.echo(f"{dim} dimensions instead of {full.dim}")

@@ -1,6 +1,7 @@
 """What a student's folder holds: its record, its modules, and its weights as arrays. Nothing here imports PyTorch."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,39 @@ def load_distillation(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds no student; train one: sd train-student --out {folder}") from None
     except (ValueError, AttributeError) as error:
         raise UserError(f"{folder / DISTILLATION} is damaged ({error}); train the student again") from error
+
+
+def shards_place(shards: Path, folder: Path) -> str:
+    """Where shards lie, for a student's record: relative to the student's folder, so that it holds wherever `sd` runs.
+
+    The record goes to hubs: of the user's machine it says no more than the way from one folder to the other.
+    """
+    place = os.path.relpath(shards.resolve(), folder.resolve())
+    return place if place.startswith("..") else f"./{place}"
+
+
+def find_shards(distillation: dict[str, Any], folder: Path) -> Path:
+    """The place of the shards that a student was trained on; they need not be there any more.
+
+    Args:
+        distillation: of the student.
+        folder: of the student. Earlier records are relative to the working directory of the training, or absolute.
+    """
+    recorded = distillation["shards"]
+    beside = folder / recorded
+    shown = Path(os.path.normpath(beside))
+    if beside.is_dir():
+        # Behind a link the shorter path may be another folder.
+        return shown if shown.is_dir() and shown.samefile(beside) else beside
+    return shown if recorded.startswith(".") and not Path(recorded).is_dir() else Path(recorded)
+
+
+def moved_record(distillation: dict[str, Any], folder: Path, target: Path) -> dict[str, Any]:
+    """A student's record as it stands in another folder: the way to the shards is another from there."""
+    shards = find_shards(distillation, folder)
+    if not (shards.is_dir() or distillation["shards"].startswith(".")):
+        return distillation
+    return {**distillation, "shards": shards_place(shards, target)}
 
 
 def module_paths(folder: Path) -> dict[str, Path]:

@@ -36,11 +36,13 @@ class Measured:
         models: figures by model and measure.
         skipped: what could not be measured, with the reason.
         teachers: which column is a student's teacher; it is skipped where that is not here.
+        reference: which sentences held-out figures are over; None if there are none.
     """
 
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     teachers: dict[str, str] = field(default_factory=dict)
+    reference: dict[str, Any] | None = None
 
 
 def measure_models(
@@ -58,7 +60,7 @@ def measure_models(
     columns = [*models, *_teachers(models, teacher_name, measured)]
     for model in columns:
         size = {"parameters": model.parameters, "megabytes": model.megabytes}
-        measured.models[model.name] = {"size": size}
+        measured.models[model.name] = {"size": size, "weights": model.weights}
     try:
         shards = shards or _own_shards(models)
         _measure_fidelity(models, shards, measured)
@@ -97,8 +99,8 @@ def _teachers(models: Sequence[Model], given: str | None, measured: Measured) ->
 def _own_shards(models: Sequence[Model]) -> Path:
     """Those that the first student was trained on."""
     for model in models:
-        if model.distillation:
-            return own_shards(model.distillation)
+        if model.distillation and model.folder:
+            return own_shards(model.distillation, model.folder)
     raise UserError("no student that names its shards; name some with --shards")
 
 
@@ -124,6 +126,7 @@ def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured)
             continue
         try:
             measured.models[model.name]["held_out"] = held_out_fidelity(model, reference)
+            measured.reference = {"corpus": reference.fingerprint["corpus_content"], "held_out": share}
         except UserError as error:
             measured.skipped[f"held-out fidelity of {model.name}"] = str(error)
 

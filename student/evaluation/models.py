@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.data.hashing import file_hash
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
 from sentence_distill.pipeline.locate import Located, locate_local, locate_teacher
 from sentence_distill.pipeline.teacher import Teacher
@@ -39,7 +40,9 @@ class Model:
         timed_as: what that computes, as "int8 in ONNX Runtime".
         parameters: number of its weights.
         megabytes: on disk, of what loading it needs.
-        student: the student, where it is one.
+        weights: hashes of its files of weights.
+        folder: of the student, where it is one.
+        student: the student.
         distillation: how that was made.
     """
 
@@ -49,6 +52,8 @@ class Model:
     timed_as: str
     parameters: int
     megabytes: float
+    weights: list[str]
+    folder: Path | None = None
     student: Student | None = None
     distillation: dict[str, Any] | None = None
 
@@ -110,6 +115,7 @@ def open_model(located: Located, name: str) -> Model:
         timed_as=_in_torch(precision),
         parameters=parameters(located.folder),
         megabytes=megabytes(located.folder),
+        weights=weights_hashes(located.folder),
     )
 
 
@@ -127,6 +133,8 @@ def open_student(folder: Path, name: str) -> Model:
         timed_as="int8 in ONNX Runtime" if student.backend == "onnx" else _in_torch(torch.float32),
         parameters=parameters(folder),
         megabytes=megabytes(folder),
+        weights=weights_hashes(folder),
+        folder=folder,
         student=student,
         distillation=load_distillation(folder),
     )
@@ -157,6 +165,7 @@ def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> 
         timed_as=_in_torch(precision),
         parameters=parameters(located.folder),
         megabytes=megabytes(located.folder),
+        weights=weights_hashes(located.folder),
     )
 
 
@@ -250,6 +259,11 @@ def _weights(file: Path) -> int:
         raise UserError(
             f"{file} holds no weights ({error}); if it is a pointer of Git LFS, fetch the file: git lfs pull"
         ) from error
+
+
+def weights_hashes(folder: Path) -> list[str]:
+    """Hashes of the files of weights that loading a model's folder reads."""
+    return [file_hash(file) for file in sorted(_files(folder)) if file.suffix == ".safetensors"]
 
 
 def megabytes(folder: Path) -> float:

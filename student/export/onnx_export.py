@@ -62,7 +62,7 @@ def export_onnx(
     student, distillation = load_student(source), load_distillation(source)
     with replacing_export(out) as folder:
         write_onnx(student, folder, int8=int8)
-        measured, skipped = _measure(student, folder, distillation, shards, sentences)
+        measured, skipped = _measure(student, folder, distillation, source, shards, sentences)
         record = _record(student, int8, distillation, module_weights(source)) | measured
         write_atomically(folder / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
     return Exported(out, record, skipped)
@@ -87,14 +87,19 @@ def _tokenizer(tokenizer: TextTokenizer) -> Tokenizer:
 
 
 def _measure(
-    student: Student, folder: Path, distillation: dict[str, Any], shards: Path | None, file: Path | None
+    student: Student,
+    folder: Path,
+    distillation: dict[str, Any],
+    source: Path,
+    shards: Path | None,
+    file: Path | None,
 ) -> tuple[dict[str, Any], str]:
     """Figures of an export beside its student in PyTorch, or why there are none."""
     if file:
         sentences, origin = sentences_of_file(file, _MEASURED_SENTENCES), file.name
     else:
         try:
-            sentences, origin = _held_out(distillation, shards), "held-out sentences of the shards"
+            sentences, origin = _held_out(distillation, source, shards), "held-out sentences of the shards"
         except UserError as error:
             # Shards that the user named must be there, others be the student's own.
             if shards:
@@ -113,9 +118,9 @@ def _measure(
     }, ""
 
 
-def _held_out(distillation: dict[str, Any], shards: Path | None) -> list[str]:
+def _held_out(distillation: dict[str, Any], source: Path, shards: Path | None) -> list[str]:
     recorded, training = distillation["corpus"]["fingerprint"], distillation["training"]
-    folder = shards or own_shards(distillation)
+    folder = shards or own_shards(distillation, source)
     stream = ShardStream(folder, held_out=training["held_out"], train_fraction=training.get("train_fraction", 1.0))
     if stream.fingerprint["tokenizer"] != recorded["tokenizer"]:
         raise UserError(f"{folder} holds tokens of another tokenizer than the student's")

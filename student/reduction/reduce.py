@@ -146,6 +146,7 @@ def save_reduced(
     record = {
         "full_dim": distillation["student"]["target_dims"][-1],
         "sentences": source,
+        "own": own,
         "rows": directions.rows,
         **figures,
     }

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sentence_distill.student.fidelity import SCORES
+from sentence_distill.student.files import shards_place
 from sentence_distill.student.folder import save_student
 from sentence_distill.student.training.train import Trainer
 
@@ -22,7 +23,7 @@ def write_trained(trainer: Trainer, shards: Path) -> dict[str, float]:
         {
             "teacher": teacher,
             "corpus": {"rows": trainer.stream.manifest["totals"]["rows"], "fingerprint": fingerprint},
-            "shards": str(shards),
+            "shards": shards_place(shards, trainer.out),
             "training": asdict(trainer.config),
             **({"start": {"student": start.name, "weights": start.weights}} if start else {}),
             "history": trainer.history,

@@ -365,7 +365,7 @@ def test_a_folder_without_an_encoder_s_weights_is_no_teacher(sd, teacher_folder,
 
 def test_word_embeddings_of_another_teacher_are_refused(student_folder):
     record = load_distillation(student_folder)
-    assert initial_words(record).shape[0] == record["student"]["vocabulary"]
+    assert initial_words(record, student_folder).shape[0] == record["student"]["vocabulary"]
     record["teacher"]["teacher_weights"] = ["another"]
     with pytest.raises(UserError, match="words of another teacher"):
-        initial_words(record)
+        initial_words(record, student_folder)

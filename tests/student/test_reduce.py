@@ -22,7 +22,7 @@ def student(student_folder):
 
 @pytest.fixture(scope="module")
 def sample(student_folder, shards):
-    return sample_shards(shards, load_distillation(student_folder))
+    return sample_shards(shards, load_distillation(student_folder), student_folder)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_more_dimensions_keep_more_and_all_of_them_everything(student, sample, d
 
 
 def test_what_is_measured_with_has_not_shaped_the_reduction(student, student_folder, shards, corpus_file):
-    from_shards = sample_shards(shards, load_distillation(student_folder))
+    from_shards = sample_shards(shards, load_distillation(student_folder), student_folder)
     from_corpus = sample_corpus([str(corpus_file)], student)
     for sample in (from_shards, from_corpus):
         known = {tuple(ids) for ids in sample.fit}
