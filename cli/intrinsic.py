@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sentence_distill.student.evaluation.measure import Measured
 
 _SCORES = {
+    "rows": ("held-out sentences", "{:,}"),
     "cosine": ("cosine to the teacher, held out", "{:.4f}"),
     "mean_vector_cosine": ("  the same of one constant vector", "{:.4f}"),
     "mse": ("MSE, held out", "{:.3g}"),
@@ -114,6 +115,8 @@ def _print(measured: "Measured") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from sentence_distill.student.evaluation.retrieval import too_few
+
     models = list(measured.models.values())
     table = Table("measure", *measured.models, box=None, header_style="bold")
     for column in table.columns[1:]:
@@ -137,6 +140,9 @@ def _print(measured: "Measured") -> None:
     Console().print(table)
     if timed := [f"{name}: {model['timed_as']}" for name, model in measured.models.items() if "timed_as" in model]:
         click.echo(f"timed on the CPU; {', '.join(timed)}")
+    # The same sentences are held out for all models.
+    for reason in dict.fromkeys(filter(None, (too_few(scores.get("rows")) for scores in held_out))):
+        click.echo(f"recall@10: {reason}")
     for what, why in measured.skipped.items():
         click.echo(f"not measured: {what}: {why}")
 

@@ -210,6 +210,8 @@ def _print(figures: list[dict[str, Any]], rows: int, full_dim: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from sentence_distill.student.evaluation.retrieval import too_few
+
     shown = {name: title for name, title in _COLUMNS.items() if name in figures[0]}
     table = Table("dimensions", *shown.values(), box=None, header_style="bold")
     for column in table.columns:
@@ -218,5 +220,7 @@ def _print(figures: list[dict[str, Any]], rows: int, full_dim: int) -> None:
         table.add_row(str(found["dim"]), *(f"{found[name]:.4f}" for name in shown))
     click.echo(f"Against the full {full_dim} dimensions, over {rows:,} sentences that the reduction never saw:")
     Console().print(table)
+    if "recall_at_10" not in shown:
+        click.echo(f"recall@10: {too_few(rows)}")
     if rows < _FEW_ROWS:
         click.echo(f"warning: {rows} sentences measure little; name more text with --corpus", err=True)

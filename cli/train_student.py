@@ -137,10 +137,10 @@ DEFAULT_STUDENT = "distilled"
 )
 @click.option(
     "--held-out",
-    default=0.01,
-    show_default=True,
+    default=None,
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of the sentences never trained on.",
+    help="Share of the sentences never trained on.  [default: 0.01, but at least 500 sentences, or a tenth of a small "
+    "corpus]",
 )
 @click.option(
     "--train-fraction",
@@ -304,7 +304,8 @@ def _train_and_write(trainer: "Trainer", shards: Path, resuming: bool, tensorboa
     except ImportError:
         curves = "; curves are drawn where matplotlib is installed"
     click.echo(
-        f"{out}: student with held-out cosine {scores['cosine']:.4f}, rank agreement {scores['rank_agreement']:.4f}\n"
+        f"{out}: student with held-out cosine {scores['cosine']:.4f}, rank agreement {scores['rank_agreement']:.4f} "
+        f"(over {scores['rows']:,} held-out sentences)\n"
         f"log: {out / 'metrics.jsonl'}{curves}\n"
         f"next: sd eval --student {shlex.quote(str(out))}, sd eval --glue --student {shlex.quote(str(out))}"
     )

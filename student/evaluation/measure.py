@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
-from sentence_distill.student.config import TrainConfig
+from sentence_distill.pipeline.logits import require_vectors
+from sentence_distill.student.config import default_held_out
 from sentence_distill.student.evaluation.buckets import by_frequency, by_length
 from sentence_distill.student.evaluation.models import Encode, Model, free_name, open_teacher
 from sentence_distill.student.evaluation.reference import Reference, is_own, own_shards
@@ -110,7 +111,8 @@ def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured)
     Which rows are held out is decided by the sentence alone, so those of the smallest share are held out for all.
     """
     records = [model.distillation for model in models if model.distillation]
-    share = min((record["training"]["held_out"] for record in records), default=TrainConfig.held_out)
+    shares = [record["training"]["held_out"] for record in records]
+    share = min(shares) if shares else default_held_out(require_vectors(shards)["totals"]["rows"])
     read = cache(partial(Reference.read, shards, share))
     for number, model in enumerate(models):
         record = model.distillation or next(iter(records), None)
@@ -152,7 +154,7 @@ def held_out_fidelity(model: Model, reference: Reference) -> dict[str, Any]:
     targets = public_targets(reference.targets, reference.dim, normalize=encoder.config.normalize)
     if vectors.shape[1] != targets.shape[1]:
         # Of a reduced student: between vectors of two widths there is no cosine.
-        return {**_across_widths(vectors, targets), "rows": len(vectors), **origin}
+        return {**_across_widths(vectors, targets), **origin}
     cosines = functional.cosine_similarity(vectors, targets).numpy()
     return {
         **fidelity(vectors, targets),
@@ -166,7 +168,8 @@ def held_out_fidelity(model: Model, reference: Reference) -> dict[str, Any]:
 
 
 def _across_widths(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-    return {"rank_agreement": paired_rank_agreement(vectors, targets), **recall_figures(vectors, targets)}
+    agreement = paired_rank_agreement(vectors, targets)
+    return {"rank_agreement": agreement, **recall_figures(vectors, targets), "rows": len(vectors)}
 
 
 def _measure_speed(columns: Sequence[Model], shards: Path, measured: Measured) -> None:

@@ -80,7 +80,9 @@ def history_table(files: StudentFiles) -> Table | None:
         for entry in history
     ]
     heads = [Column("step"), *(Column(name.replace("_", " ")) for name in names)]
-    return Table("Validations on held-out sentences", heads, [Rows("", rows)])
+    held_out = files.distillation["metrics"].get("held_out", {}).get("rows")
+    over = f"{held_out:,} held-out sentences" if held_out else "held-out sentences"
+    return Table(f"Validations on {over}", heads, [Rows("", rows)])
 
 
 def commands(files: StudentFiles) -> list[str]:

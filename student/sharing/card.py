@@ -94,16 +94,20 @@ def _results(metrics: dict[str, Any], glue_task: str | None) -> Iterator["EvalRe
     """
     from huggingface_hub import EvalResult
 
+    from sentence_distill.student.evaluation.retrieval import too_few
+
+    held_out = metrics.get("held_out", {})
+    count = f"{held_out['rows']:,} " if "rows" in held_out else ""
     for key, metric in _HELD_OUT.items():
-        if key in metrics.get("held_out", {}):
+        if key in held_out and not (key.startswith("recall") and too_few(held_out.get("rows"))):
             yield EvalResult(
                 task_type="knowledge-distillation",
                 task_name="Knowledge distillation",
                 dataset_type="unknown",
-                dataset_name="Sentences of the corpus that were held out",
+                dataset_name=f"{count}sentences of the corpus that were held out".capitalize(),
                 metric_type=key,
                 metric_name=metric,
-                metric_value=metrics["held_out"][key],
+                metric_value=held_out[key],
             )
     if "student" in metrics.get("sts_spearman", {}):
         yield EvalResult(

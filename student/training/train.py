@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.progress import Advance, Progress
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.allocator import keep_freed_memory
+from sentence_distill.pipeline.logits import require_vectors
 from sentence_distill.pipeline.manifest import TOKENIZER, WORD_EMBEDDINGS
-from sentence_distill.student.config import StudentConfig, TrainConfig
+from sentence_distill.student.config import StudentConfig, TrainConfig, default_held_out
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.fidelity import SCORES
 from sentence_distill.student.model import Student
@@ -72,6 +73,9 @@ class Trainer:
         Raises:
             UserError: nothing is left to train on, or the shards do not fit the start.
         """
+        if config.held_out is None:
+            config = replace(config, held_out=default_held_out(require_vectors(shards)["totals"]["rows"]))
+        assert config.held_out is not None
         self.config = config
         self.out = out
         self.ranks = ranks

@@ -10,9 +10,9 @@ from sentence_distill.student.training.train import Trainer
 
 
 def write_trained(trainer: Trainer, shards: Path) -> dict[str, float]:
-    """Write the best student of a run into its folder; return its held-out scores."""
+    """Write the best student of a run into its folder; return its held-out scores and over how many rows they are."""
     student, best = trainer.best_student()
-    scores = {name: best[name] for name in SCORES}
+    scores = {**{name: best[name] for name in SCORES}, "rows": len(trainer.held_out)}
     fingerprint = trainer.stream.fingerprint
     teacher = {name: fingerprint[name] for name in ("teacher", "teacher_weights", "pooling", "normalize")}
     teacher["layers"] = list(trainer.config.target_layers or fingerprint["layers"])

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from sentence_distill.student.config import default_held_out
 from tests.conftest import contents, wait_for
 
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "polars", "numpy", "scipy", "sklearn", "rich")
@@ -297,6 +298,19 @@ def test_a_size_is_a_shape_that_single_options_change(sd, shards, tmp_path):
     assert sd(*command, "--max-steps", "2", "--held-out", "0.1") == 0
     student = json.loads((out / "distillation.json").read_text())["student"]
     assert (student["embedding_dim"], student["hidden"], student["layers"]) == (64, 8, 1)
+
+
+def test_what_is_held_out_by_default_is_enough_to_measure_on(sd, shards, tmp_path, capsys):
+    assert [default_held_out(rows) for rows in (100, 5_000, 20_000, 50_000, 3_000_000)] == [0.1, 0.1, 0.025, 0.01, 0.01]
+    small = ("--embedding-dim", "8", "--hidden", "8", "--max-steps", "2")
+    assert sd("train-student", "--shards", shards, "--out", tmp_path / "student", *small) == 0
+    record = json.loads((tmp_path / "student" / "distillation.json").read_text())
+    assert record["training"]["held_out"] == 0.1
+    rows = record["metrics"]["held_out"]["rows"]
+    assert 60 < rows < 120
+    assert f"(over {rows} held-out sentences)" in capsys.readouterr().out
+    assert sd("train-student", "--shards", shards, "--out", tmp_path / "other", *small, "--held-out", "0.03") == 0
+    assert json.loads((tmp_path / "other" / "distillation.json").read_text())["training"]["held_out"] == 0.03
 
 
 def test_a_layer_that_the_shards_lack_is_named(sd, shards, tmp_path, capsys):

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -18,6 +19,7 @@ from sentence_distill.student.evaluation.models import (
 )
 from sentence_distill.student.evaluation.reference import Reference
 from sentence_distill.student.evaluation.retrieval import recall_figures
+from sentence_distill.student.fidelity import rank_agreement
 from sentence_distill.student.files import load_distillation
 from sentence_distill.student.sharing.card import model_card
 from sentence_distill.student.training.stream import ShardStream
@@ -31,6 +33,7 @@ def neighbours(vectors: torch.Tensor, row: int, k: int) -> set[int]:
 
 def test_recall_counts_the_neighbours_that_both_find(monkeypatch):
     monkeypatch.setattr("sentence_distill.student.evaluation.retrieval._CHUNK_ROWS", 7)
+    monkeypatch.setattr("sentence_distill.student.evaluation.retrieval.FEWEST_ROWS", 50)
     monkeypatch.setattr("sentence_distill.student.evaluation.retrieval.CANDIDATES", 20)
     generator = torch.Generator().manual_seed(0)
     targets = torch.randn(50, 8, generator=generator)
@@ -44,9 +47,45 @@ def test_recall_counts_the_neighbours_that_both_find(monkeypatch):
     assert list(recall_figures(targets, targets).values()) == [1, 1]
 
 
-def test_few_rows_have_as_many_neighbours_as_there_are():
-    targets = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    assert recall_figures(-targets, targets) == {"recall_at_10": 1, "recall_at_10_among_100": 1}
+def test_few_rows_have_no_recall_and_three_are_the_fewest_that_have_ranks():
+    targets = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    assert recall_figures(targets, targets) == {"recall_at_10": 1, "recall_at_10_among_100": 1}
+    assert recall_figures(targets[:199], targets[:199]) == {}
+    assert rank_agreement(targets[:3], targets[:3]) == pytest.approx(1)
+    assert rank_agreement(torch.ones(5, 3), targets[:5]) == 0, "a student that says the same of all has no ranks"
+    for rows in (1, 2):
+        with pytest.raises(ValueError, match="no ranks"):
+            rank_agreement(targets[:rows], targets[:rows])
+
+
+@pytest.fixture
+def few_are_enough(monkeypatch):
+    """Let recall be measured over the few held-out sentences of the small corpus."""
+    monkeypatch.setattr("sentence_distill.student.evaluation.retrieval.FEWEST_ROWS", 3)
+
+
+def test_recall_over_few_held_out_sentences_is_not_measured_and_that_is_said(
+    sd, student_folder, teacher_folder, shards, tmp_path, capsys
+):
+    folder = shutil.copytree(student_folder, tmp_path / "student", ignore=shutil.ignore_patterns("eval.json"))
+    rows = load_distillation(folder)["metrics"]["held_out"]["rows"]
+    reason = f"not measured ({rows} held-out sentences; 200 are needed)"
+    shown = run(sd, capsys, folder, "--shards", shards, "--json", tmp_path / "eval.json")
+    assert reason in shown
+    assert f"recall@10: {reason}" in shown
+    assert re.search(rf"held-out sentences +{rows} ", shown)
+    held_out = json.loads((tmp_path / "eval.json").read_text())["held_out"]
+    assert not any("recall" in name for name in held_out)
+    assert reason in (folder / "README.md").read_text(encoding="utf-8")
+    assert sd("report", folder, "--out", tmp_path / "page.html", "--shards", shards) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert reason in page
+    assert f"over {rows} sentences" in page
+    assert "nearest neighbours found" not in page
+    assert sd("reduce", folder, "--shards", shards) == 0
+    assert f"recall@10: {reason}" in capsys.readouterr().out
+    assert sd("reduce", folder, "--shards", shards, "--dim", "8", "--out", tmp_path / "narrow") == 0
+    assert set(load_distillation(tmp_path / "narrow")["metrics"]["held_out"]) == {"rank_agreement", "rows"}
 
 
 def test_every_row_falls_into_one_length():
@@ -127,10 +166,12 @@ def test_what_is_no_model_is_an_error_of_one_line(tmp_path):
 def test_a_card_shows_figures_and_leaves_tables_out(student_folder):
     distillation = load_distillation(student_folder)
     parts = [{"least": 1, "most": 8, "rows": 3, "cosine": 0.9}]
-    metrics = {"held_out": {"cosine": 0.87654, "by_length": parts, "recall_at_10": 0.54321}}
+    metrics = {"held_out": {"cosine": 0.87654, "by_length": parts, "recall_at_10": 0.54321, "rows": 4321}}
     card = model_card({**distillation, "metrics": metrics})
     assert "| cosine to the teacher, held out | 0.8765 |" in card
     assert "nearest neighbours, held out | 0.5432 |" in card
+    assert "| held-out sentences | 4,321 |" in card
+    assert "4,321 sentences of the corpus that were held out" in card
     assert "least" not in card
 
 
@@ -143,7 +184,7 @@ def run(sd, capsys, *arguments):
     return capsys.readouterr().out
 
 
-def test_one_student_is_measured_in_its_folder(sd, student_folder, capsys):
+def test_one_student_is_measured_in_its_folder(sd, student_folder, few_are_enough, capsys):
     shown = run(sd, capsys, student_folder)
     assert "recall of the teacher's 10 neighbours" in shown
     assert "cosine by length: 9-16 tokens" in shown
@@ -207,7 +248,7 @@ def test_a_student_that_can_only_be_read_is_measured_all_the_same(sd, student_fo
         assert f"no file can be written to {student}; name another place" in capsys.readouterr().err
 
 
-def test_models_stand_side_by_side_in_one_file(sd, student_folder, teacher_folder, tmp_path, capsys):
+def test_models_stand_side_by_side_in_one_file(sd, student_folder, teacher_folder, few_are_enough, tmp_path, capsys):
     other = shutil.copytree(student_folder, tmp_path / "other")
     json_file = tmp_path / "all.json"
     models = (student_folder, other, teacher_folder)
@@ -220,7 +261,7 @@ def test_models_stand_side_by_side_in_one_file(sd, student_folder, teacher_folde
     mine, copy, general, teacher = figures["models"].values()
     assert mine["held_out"] == copy["held_out"]
     # The teacher through sentence-transformers, pooled as it was: it agrees with its own vectors.
-    assert set(general["held_out"]) == {"rank_agreement", "recall_at_10", "recall_at_10_among_100"}
+    assert set(general["held_out"]) == {"rank_agreement", "recall_at_10", "recall_at_10_among_100", "rows"}
     assert general["held_out"]["recall_at_10"] > 0.99
     assert all(model["sentences_per_second"] > 0 for model in figures["models"].values())
     assert teacher["size"]["parameters"] > 0
@@ -272,7 +313,7 @@ def test_shards_need_only_the_layers_that_a_student_approximates(
     for place in (wide, shards):
         run(sd, capsys, folder, "--shards", place)
         measured = json.loads((folder / "eval.json").read_text())["held_out"]
-        figures.append([measured[name] for name in ("cosine", "rank_agreement", "recall_at_10", "rows")])
+        figures.append([measured[name] for name in ("cosine", "rank_agreement", "mse", "rows")])
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
     assert sd("reduce", folder, "--shards", shards) == 0
     assert sd("train-student", "--shards", wide, "--out", tmp_path / "both", *options) == 0
