@@ -127,7 +127,7 @@ def finetune(
     from sentence_distill.student.evaluation.models import find_model
     from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER
     from sentence_distill.student.finetuning.fit import Fitter
-    from sentence_distill.student.finetuning.glue import describe_scores
+    from sentence_distill.student.finetuning.glue import describe_dev
 
     located = find_model(model)
     of_student = is_student(str(located.folder))
@@ -151,8 +151,10 @@ def finetune(
         else _teacher(located, data, out, fitter, seed)
     )
     kind = "student" if of_student else "teacher"
+    fitter.progress.log(fitted.outcome.ended)
+    counts = {dev: len(part.targets) for dev, part in data.dev.items()}
     click.echo(
-        f"{out}: {kind} fine-tuned on {name}, {describe_scores(fitted.outcome.scores)} "
+        f"{out}: {kind} fine-tuned on {name}, {describe_dev(fitted.outcome.scores, counts)} "
         f"(best at step {fitted.outcome.step:,})"
     )
     following = f"sd predict {shlex.quote(str(out))} --input FILE --out predictions.jsonl"
@@ -245,6 +247,7 @@ def _teacher(located: "Located", data: "TaskData", out: Path, fitter: "Fitter", 
     from sentence_distill.student.finetuning.task_teacher import TeacherClassifier
 
     start = partial(TeacherClassifier.load, located, data.task, seed)
+    fitter.progress.log(f"fine-tuning: {fitter.config.describe(len(data.train.targets))}")
     fitted = fitter.fit(start, data, seed=seed, label="finetune")
     record = {"task": data.task.name, "learning_rate": fitted.learning_rate, **asdict(fitted.outcome)}
     with whole_or_none(out):
@@ -270,11 +273,12 @@ def _student(
     of_scores = train is not None and data.task.regression
     if train is not None and of_scores:
         train = standardised(train)
+    fitter.progress.log(f"fine-tuning: {fitter.config.describe(len((train or data.train).targets))}")
     fitted = fitter.fit(lambda: new_classifier(student, data, seed), data, train=train, seed=seed, label="finetune")
     if of_scores:
         match_labels(fitted.model, data.train, fitter.device, fitter.precision)
     if own is not None:
         own.restore_scale(fitted.model)
     with whole_or_none(out):
-        save_classifier(out, fitted, data.task, moved_record(distillation, folder, out))
+        save_classifier(out, fitted, data, moved_record(distillation, folder, out))
     return fitted

@@ -179,7 +179,7 @@ def _prepare(
     options: dict[str, Any],
     progress: "Progress",
 ) -> "tuple[RowMaker, dict[str, Any]]":
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
     from sentence_distill.data.hashing import file_hash
     from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
@@ -197,6 +197,7 @@ def _prepare(
     of_teacher = replace(
         TEACHER,
         epochs=options["teacher_epochs"] or TEACHER.epochs,
+        least_steps=0 if options["teacher_epochs"] else TEACHER.least_steps,
         learning_rates=options["teacher_rates"] or TEACHER.learning_rates,
     )
     fitter = Fitter(
@@ -223,8 +224,8 @@ def _prepare(
         "source": "nyu-mll/glue" if glue_dir is None else "a folder of TSV files",
         "student": [file_hash(file) for file in module_weights(folder)],
         "computed": f"{str(fitter.precision).removeprefix('torch.')} on {device.type}",
-        "finetuning": {**asdict(config), "loop": LOOP, "synthetic": options["synthetic"]},
-        "teacher_finetuning": asdict(of_teacher),
+        "finetuning": {**config.identity(), "loop": LOOP, "synthetic": options["synthetic"]},
+        "teacher_finetuning": of_teacher.identity(),
     }
     return maker, identity
 

@@ -259,6 +259,8 @@ def _glue_options(glue: dict[str, Any]) -> list[str]:
 def _changed(recorded: dict[str, Any], default: FinetuneConfig, names: dict[str, str]) -> dict[str, Any]:
     """Options whose recorded value is not the default."""
     values = json.loads(json.dumps(asdict(default)))
-    return {
-        option: recorded[name] for name, option in names.items() if recorded.get(name, values[name]) != values[name]
-    }
+    changed = {name for name in names if recorded.get(name, values[name]) != values[name]}
+    if "epochs" in names and "least_steps" in recorded:
+        # Asked for, though it may be the default's number.
+        changed.add("epochs")
+    return {option: recorded[name] for name, option in names.items() if name in changed}

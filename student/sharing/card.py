@@ -192,7 +192,7 @@ def _scores(distillation: dict[str, Any], glue: dict[str, Any], speed: dict[str,
             yield _parts(title, parts)
     if fine_tuned := _task_scores(metrics):
         yield "After fine-tuning on the task, with its head, on the examples that picked the best step:"
-        yield _task_table(fine_tuned)
+        yield _task_table(fine_tuned, distillation.get("dev_examples") or {})
     with files.using(GLUE):
         table = glue_table(glue, {})
     if table:
@@ -243,8 +243,13 @@ def _task_scores(metrics: dict[str, Any]) -> list[tuple[str, str, str, float]]:
     ]
 
 
-def _task_table(scores: Sequence[tuple[str, str, str, float]]) -> str:
-    rows = [f"| {task}, {split} | {metric} | {value:.4f} |" for task, split, metric, value in scores]
+def _task_table(scores: Sequence[tuple[str, str, str, float]], counts: dict[str, int]) -> str:
+    from sentence_distill.student.metrics import shown_score
+
+    rows = [
+        f"| {task}, {split} | {metric} | {shown_score(metric, value, counts.get(split))} |"
+        for task, split, metric, value in scores
+    ]
     return "\n".join(["| task | metric | value |", "| --- | --- | ---: |", *rows])
 
 

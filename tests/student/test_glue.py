@@ -51,7 +51,7 @@ def glue_dir(tmp_path):
     return tmp_path
 
 
-LEARNS = ("--epochs", "12", "--learning-rate", "5e-3")
+LEARNS = ("--learning-rate", "5e-3")
 
 
 def glue(sd, student_folder, glue_dir, out, *options):
@@ -163,7 +163,7 @@ def test_a_run_that_was_stopped_makes_only_what_is_missing(sd, student_folder, g
 
 
 def test_the_best_learning_rate_of_the_first_seed_serves_all(sd, student_folder, glue_dir, tmp_path):
-    options = ("--tasks", "sst-2", "--epochs", "12", "--learning-rate", "1e-9,5e-3", "--seeds", "2")
+    options = ("--tasks", "sst-2", "--learning-rate", "1e-9,5e-3", "--seeds", "2")
     figures = glue(sd, student_folder, glue_dir, tmp_path / "glue.json", *options)
     assert [result["learning_rate"] for result in figures["rows"]["distilled"]["SST-2"]] == [0.005, 0.005]
 
