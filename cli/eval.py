@@ -14,6 +14,7 @@ from sentence_distill.cli.glue import evaluate_glue, glue_options
 from sentence_distill.cli.intrinsic import evaluate_intrinsic
 from sentence_distill.cli.mteb_tasks import evaluate_mteb
 from sentence_distill.cli.out_file import check_free, holds_keys
+from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.speed import evaluate_speed, speed_options
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
@@ -37,6 +38,13 @@ _FIGURES: dict[str, tuple[set[str], ...]] = {
     "glue": ({"source", "rows"},),
     "speed": ({"contenders", "threads"},),
     "mteb": ({"environment", "models", "skipped"},),
+}
+# What a signal leaves of each run.
+_KEPT = {
+    "eval": "stopped; nothing was written",
+    "speed": "stopped; nothing was written",
+    "glue": "stopped; the figures so far are in {}, and the same command makes the rest",
+    "mteb": "stopped; the scores so far are in {}",
 }
 _RUNS = {"eval": "sd eval alone", "speed": "--speed", "glue": "--glue", "mteb": "--mteb"}
 
@@ -119,17 +127,28 @@ def evaluate(
     if shards:
         require_vectors(shards)
     check_free(json_file, overwrite, option="--json", own=partial(_holds_figures, kind))
-    if fine_tuned:
-        evaluate_glue(fine_tuned, glue_dir, json_file, teacher, options, overwrite=overwrite)
-    elif speed:
-        evaluate_speed(models, shards, _sts_file(sts, glue_dir), teacher, json_file, options)
-    elif mteb:
-        evaluate_mteb(models, mteb, json_file, overwrite=overwrite)
-    else:
-        evaluate_intrinsic(models, shards, _sts_file(sts, glue_dir), teacher, json_file, overwrite=overwrite)
+    with stopped_by_signals(_KEPT[kind].format(json_file)):
+        if fine_tuned:
+            evaluate_glue(fine_tuned, glue_dir, json_file, teacher, options, overwrite=overwrite)
+        elif speed:
+            evaluate_speed(models, shards, _sts_file(sts, glue_dir), teacher, json_file, options)
+        elif mteb:
+            evaluate_mteb(models, mteb, json_file, overwrite=overwrite)
+        else:
+            evaluate_intrinsic(models, shards, _sts_file(sts, glue_dir), teacher, json_file, overwrite=overwrite)
     click.echo(f"figures: {json_file}")
     if kind == "eval" and (students := _own_students(models)):
-        click.echo(f"next: sd eval --glue {shlex.quote(students[0])}")
+        click.echo(f"next: {_next(students[0])}")
+
+
+def _next(student: str) -> str:
+    """What a student is for."""
+    from sentence_distill.student.files import TASK
+
+    name = shlex.quote(student)
+    if (Path(student) / TASK).exists():
+        return f"sd predict {name} --input FILE --out predictions.jsonl, sd report {name}"
+    return f"sd encode --student {name} --input FILE --out vectors.parquet, sd export {name} --onnx, sd report {name}"
 
 
 def _holds_figures(kind: str, path: Path) -> bool:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     default=None,
     help="Text file to measure with, one sentence a line.  [default: held-out ones of the shards]",
 )
+@stopped_by_signals("stopped; nothing was written")
 def export(
     student: str,
     out: Path | None,

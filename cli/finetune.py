@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from sentence_distill.cli.finetuning import finetune_config, finetuning_options
 from sentence_distill.cli.out_file import new_folder, whole_or_none
 from sentence_distill.cli.run_folder import FINETUNED_TEACHER, is_finetuned
+from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.values import SEED
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import TASKS
@@ -85,6 +86,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_options
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of head, dropout, order and what is held out.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@stopped_by_signals("stopped; nothing was written")
 def finetune(
     model: str,
     train: str | None,

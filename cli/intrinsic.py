@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sentence_distill.cli.console import write_json
+from sentence_distill.cli.console import ConsoleProgress, write_json
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,8 +52,11 @@ def evaluate_intrinsic(
     located = [find_model(model) for model in models]
     alone = len(models) == 1 and is_student(models[0])
     names = ["student"] if alone else short_names(models)
-    opened = [open_model(found, name) for name, found in zip(names, located, strict=True)]
-    measured = measure_models(opened, shards=shards, pairs=pairs, teacher_name=teacher)
+    progress, opened = ConsoleProgress(), []
+    for model, name, found in zip(models, names, located, strict=True):
+        progress.log(f"loading {f'student {model}' if alone else model} …")
+        opened.append(open_model(found, name))
+    measured = measure_models(opened, shards=shards, pairs=pairs, teacher_name=teacher, progress=progress)
     if is_nothing(measured.models):
         reasons = "; ".join(f"{what}: {why}" for what, why in measured.skipped.items())
         raise UserError(f"nothing could be measured, and nothing was written ({reasons})")

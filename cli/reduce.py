@@ -8,6 +8,7 @@ import click
 
 from sentence_distill.cli.out_file import new_folder, whole_or_none
 from sentence_distill.cli.run_folder import is_reduced
+from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.cli.values import counts
 from sentence_distill.data.errors import UserError
@@ -61,6 +62,7 @@ def _dims(context: click.Context, parameter: click.Parameter, value: str | None)
     metavar="FILE",
     help="Text to reduce by instead of shards, in any form that sd embed takes; may be repeated.",
 )
+@stopped_by_signals("stopped; nothing was written")
 def reduce(
     student: str,
     dim: int | None,

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from sentence_distill.cli.out_file import check_free, check_parent
+from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 
 # What a report of this version holds in its head, and one of a version before that line came.
@@ -52,6 +53,7 @@ def _notes(context: click.Context, parameter: click.Parameter, values: tuple[str
     metavar="TASK=TEXT",
     help="Footnote at every figure of a GLUE task, where its data is not the official one say; may be repeated.",
 )
+@stopped_by_signals("stopped; nothing was written")
 def report(
     student: Path, out: Path, shards: Path | None, overwrite: bool, title: str | None, notes: dict[str, str]
 ) -> None:

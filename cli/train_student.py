@@ -1,5 +1,6 @@
 """`sd train-student`: stage two."""
 
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import click
 from sentence_distill.cli.config_file import config_option
 from sentence_distill.cli.out_file import made_folder
 from sentence_distill.cli.run_folder import remove_earlier, remove_unused, resumes
+from sentence_distill.cli.signals import end_at_once_next
 from sentence_distill.cli.values import SEED, layer_numbers, seconds
 from sentence_distill.data.errors import UserError
 
@@ -303,11 +305,12 @@ def _train_and_write(trainer: "Trainer", shards: Path, resuming: bool, tensorboa
         curves = f"; curves: {draw_curves(out)}"
     except ImportError:
         curves = "; curves are drawn where matplotlib is installed"
+    name = shlex.quote(str(out))
     click.echo(
         f"{out}: student with held-out cosine {scores['cosine']:.4f}, rank agreement {scores['rank_agreement']:.4f} "
         f"(over {scores['rows']:,} held-out sentences)\n"
         f"log: {out / 'metrics.jsonl'}{curves}\n"
-        f"next: sd eval --student {shlex.quote(str(out))}, sd eval --glue --student {shlex.quote(str(out))}"
+        f"next: sd eval {name}, sd encode --student {name} --input FILE --out vectors.parquet, sd export {name} --onnx"
     )
 
 
@@ -328,7 +331,10 @@ def _stopping_on_signals(trainer: "Trainer") -> Iterator[None]:
 
     def stop(number: int, frame: object) -> None:
         trainer.stop_requested = True
-        signal.signal(number, signal.SIG_DFL)
+        end_at_once_next()
+        if trainer.ranks.main:
+            # Not by print: the signal may have come while something is printed.
+            os.write(2, b"stopping: the step under way and a checkpoint are finished first; again to end at once\n")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -340,4 +346,5 @@ def _stopping_on_signals(trainer: "Trainer") -> Iterator[None]:
         raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == stop or handler == signal.SIG_IGN:
+                signal.signal(number, handler)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
+from sentence_distill.data.progress import Advance, Progress
 from sentence_distill.pipeline.logits import require_vectors
 from sentence_distill.student.config import default_held_out
 from sentence_distill.student.evaluation.buckets import by_frequency, by_length
@@ -47,7 +48,12 @@ class Measured:
 
 
 def measure_models(
-    models: Sequence[Model], *, shards: Path | None, pairs: Examples | None, teacher_name: str | None
+    models: Sequence[Model],
+    *,
+    shards: Path | None,
+    pairs: Examples | None,
+    teacher_name: str | None,
+    progress: Progress,
 ) -> Measured:
     """Measure all that can be measured here, on the same sentences for all models.
 
@@ -56,27 +62,29 @@ def measure_models(
         shards: for held-out rows and sentences to time; None takes those that the first student was trained on.
         pairs: sentence pairs with human scores, for STS.
         teacher_name: where the teacher is, see `open_teacher`.
+        progress: where to report.
     """
     measured = Measured()
-    columns = [*models, *_teachers(models, teacher_name, measured)]
+    columns = [*models, *_teachers(models, teacher_name, measured, progress)]
     for model in columns:
         size = {"parameters": model.parameters, "megabytes": model.megabytes}
         measured.models[model.name] = {"size": size, "weights": model.weights}
     try:
         shards = shards or _own_shards(models)
-        _measure_fidelity(models, shards, measured)
-        _measure_speed(columns, shards, measured)
+        _measure_fidelity(models, shards, measured, progress)
+        _measure_speed(columns, shards, measured, progress)
     except UserError as error:
         measured.skipped["held-out fidelity and speed"] = str(error)
     if pairs is None or len(pairs.labels) < 2:
         measured.skipped["STS-B"] = "no pairs; name them with --sts dev.tsv or --glue-dir DIR"
     else:
         for model in columns:
+            progress.log(f"STS-B of {model.name}: {len(pairs.labels):,} pairs")
             measured.models[model.name]["sts_spearman"] = sts_spearman(model.encode, pairs)
     return measured
 
 
-def _teachers(models: Sequence[Model], given: str | None, measured: Measured) -> list[Model]:
+def _teachers(models: Sequence[Model], given: str | None, measured: Measured, progress: Progress) -> list[Model]:
     """The students' teachers, each once; the first is the "teacher"."""
     teachers: list[Model] = []
     known: list[tuple[dict[str, Any], str]] = []
@@ -89,6 +97,7 @@ def _teachers(models: Sequence[Model], given: str | None, measured: Measured) ->
             name = f"teacher of {model.name}" if known else "teacher"
             name = free_name(name, [other.name for other in models])
             known.append((recorded, name))
+            progress.log(f"loading {name} {recorded['teacher']} …")
             try:
                 teachers.append(open_teacher(model.distillation, given, name))
             except UserError as error:
@@ -105,7 +114,7 @@ def _own_shards(models: Sequence[Model]) -> Path:
     raise UserError("no student that names its shards; name some with --shards")
 
 
-def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured) -> None:
+def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured, progress: Progress) -> None:
     """Fidelity of each model on rows that no student was trained on.
 
     Which rows are held out is decided by the sentence alone, so those of the smallest share are held out for all.
@@ -126,6 +135,7 @@ def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured)
                 raise
             measured.skipped[f"held-out fidelity of {model.name}"] = str(error)
             continue
+        progress.log(f"held-out fidelity of {model.name}: {len(reference.tokens):,} sentences")
         try:
             measured.models[model.name]["held_out"] = held_out_fidelity(model, reference)
             measured.reference = {"corpus": reference.fingerprint["corpus_content"], "held_out": share}
@@ -172,13 +182,16 @@ def _across_widths(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, fl
     return {"rank_agreement": agreement, **recall_figures(vectors, targets), "rows": len(vectors)}
 
 
-def _measure_speed(columns: Sequence[Model], shards: Path, measured: Measured) -> None:
+def _measure_speed(columns: Sequence[Model], shards: Path, measured: Measured, progress: Progress) -> None:
     try:
         sentences = sentences_of_shards(shards, TIMED_SENTENCES)
     except UserError as error:
         measured.skipped["speed"] = str(error)
         return
-    for name, rate in speed({model.name: model.timed for model in columns}, sentences).items():
+    total = _REPEATS * len(columns) * len(sentences)
+    with progress.task("speed", total, "sentences") as advance:
+        rates = speed({model.name: model.timed for model in columns}, sentences, advance)
+    for name, rate in rates.items():
         measured.models[name]["sentences_per_second"] = rate
     for model in columns:
         measured.models[model.name]["timed_as"] = model.timed_as
@@ -191,7 +204,9 @@ def sts_spearman(encode: Encode, examples: Examples) -> float:
     return task_metrics(("spearman",), np.array(examples.labels), cosines)["spearman"]
 
 
-def speed(encoders: dict[str, Encode], sentences: Sequence[str]) -> dict[str, float]:
+def speed(
+    encoders: dict[str, Encode], sentences: Sequence[str], advance: Advance = lambda count, note="": None
+) -> dict[str, float]:
     """Sentences a second of each encoder, tokenising included: the median of three rounds.
 
     In each round the encoders take turns, so that a slow minute of the machine meets them all.
@@ -204,4 +219,5 @@ def speed(encoders: dict[str, Encode], sentences: Sequence[str]) -> dict[str, fl
             started = time.perf_counter()
             encode(sentences)
             rates[name].append(len(sentences) / (time.perf_counter() - started))
+            advance(len(sentences), name)
     return {name: statistics.median(values) for name, values in rates.items()}

@@ -270,7 +270,10 @@ def test_models_stand_side_by_side_in_one_file(sd, student_folder, teacher_folde
 
 def test_what_to_do_next_names_a_student(sd, student_folder, teacher_folder, shards, tmp_path, capsys):
     shown = run(sd, capsys, teacher_folder, student_folder, "--json", tmp_path / "both.json")
-    assert shown.splitlines()[-1] == f"next: sd eval --glue {student_folder}"
+    assert shown.splitlines()[-1] == (
+        f"next: sd encode --student {student_folder} --input FILE --out vectors.parquet, "
+        f"sd export {student_folder} --onnx, sd report {student_folder}"
+    )
     # --student is the same as one MODEL, which need be no student.
     shown = run(sd, capsys, "--student", teacher_folder, "--json", tmp_path / "one.json", "--shards", shards)
     assert shown.splitlines()[-1] == f"figures: {tmp_path / 'one.json'}"
@@ -335,3 +338,21 @@ def test_modules_in_a_models_own_folder_count_once(student_folder, tmp_path):
     assert '"path": ""' in written
     (folder / "modules.json").write_text(written.replace('"path": ""', '"path": "."'))
     assert megabytes(folder) == pytest.approx(size + 1e-6)
+
+
+def test_what_is_loaded_and_measured_is_said_while_it_is(sd, student_folder, teacher_folder, shards, tmp_path, capsys):
+    (tmp_path / "dev.tsv").write_text(
+        "sentence1\tsentence2\tscore\nThe cat.\tThe dog.\t1\nThe cat.\tThe cat.\t5\nA ship.\tThe cat.\t0\n"
+    )
+    options = ("--teacher", teacher_folder, "--shards", shards, "--sts", tmp_path / "dev.tsv")
+    assert sd("eval", student_folder, *options, "--json", tmp_path / "eval.json") == 0
+    said = capsys.readouterr().err.splitlines()
+    rows = load_distillation(student_folder)["metrics"]["held_out"]["rows"]
+    assert [line.split(", ")[0] for line in said] == [
+        f"loading student {student_folder} …",
+        f"loading teacher {teacher_folder.name} …",
+        f"held-out fidelity of student: {rows} sentences",
+        "speed: 5,400 of 5,400 sentences",
+        "STS-B of student: 3 pairs",
+        "STS-B of teacher: 3 pairs",
+    ]
