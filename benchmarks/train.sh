@@ -2,6 +2,5 @@
 train() {
     folder=$1 && shift
     test ! -f "$folder/distillation.json" || return 0
-    resume=$(ls "$folder"/checkpoints/step-*.pt > /dev/null 2>&1 && echo --resume || true)
-    sd train-student --out "$folder" $resume "$@"
+    sd train-student --out "$folder" "$@"
 }

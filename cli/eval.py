@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from click.core import ParameterSource
 from sentence_distill.cli.glue import evaluate_glue, glue_options
 from sentence_distill.cli.intrinsic import evaluate_intrinsic
 from sentence_distill.cli.mteb_tasks import evaluate_mteb
+from sentence_distill.cli.out_file import check_free, holds_keys
+from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.speed import evaluate_speed, speed_options
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
@@ -28,6 +31,20 @@ _READ_BY = {
     **dict.fromkeys(("teacher", "glue_dir"), ("eval", "speed", "glue")),
     **dict.fromkeys(_names(glue_options), ("glue",)),
     **dict.fromkeys(_names(speed_options), ("speed",)),
+}
+# The keys by which each run knows its own earlier file of figures.
+_FIGURES: dict[str, tuple[set[str], ...]] = {
+    "eval": ({"size", "skipped"}, {"models", "skipped"}),
+    "glue": ({"source", "rows"},),
+    "speed": ({"contenders", "threads"},),
+    "mteb": ({"environment", "models", "skipped"},),
+}
+# What a signal leaves of each run.
+_KEPT = {
+    "eval": "stopped; nothing was written",
+    "speed": "stopped; nothing was written",
+    "glue": "stopped; the figures so far are in {}, and the same command makes the rest",
+    "mteb": "stopped; the scores so far are in {}",
 }
 _RUNS = {"eval": "sd eval alone", "speed": "--speed", "glue": "--glue", "mteb": "--mteb"}
 
@@ -71,6 +88,7 @@ _RUNS = {"eval": "sd eval alone", "speed": "--speed", "glue": "--glue", "mteb": 
     default=None,
     help="Where the figures go.  [default: eval, glue, speed or mteb.json in the first student's folder]",
 )
+@click.option("--overwrite", is_flag=True, help="Replace --json, whatever it holds; earlier figures are not kept.")
 def evaluate(
     models: tuple[str, ...],
     student: str | None,
@@ -82,6 +100,7 @@ def evaluate(
     speed: bool,
     mteb: str | None,
     json_file: Path | None,
+    overwrite: bool,
     **options: Any,
 ) -> None:
     """Measure models: fidelity, STS-B, size and speed; with --glue a student's fine-tuned scores, with --speed costs.
@@ -91,6 +110,8 @@ def evaluate(
 
     What can't be measured, because its data is not here, is listed with the reason.
     """
+    from sentence_distill.pipeline.logits import require_vectors
+
     kinds = [kind for kind, wanted in (("glue", glue), ("speed", speed), ("mteb", mteb)) if wanted]
     if len(kinds) > 1:
         raise click.UsageError(f"--{kinds[0]} and --{kinds[1]} are two runs; give one of them")
@@ -103,17 +124,36 @@ def evaluate(
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
     if not os.access(json_file.parent, os.W_OK):
         raise UserError(f"no file can be written to {json_file.parent}; name another place for the figures with --json")
-    if fine_tuned:
-        evaluate_glue(fine_tuned, glue_dir, json_file, teacher, options)
-    elif speed:
-        evaluate_speed(models, shards, _sts_file(sts, glue_dir), teacher, json_file, options)
-    elif mteb:
-        evaluate_mteb(models, mteb, json_file)
-    else:
-        evaluate_intrinsic(models, shards, _sts_file(sts, glue_dir), teacher, json_file)
+    if shards:
+        require_vectors(shards)
+    check_free(json_file, overwrite, option="--json", own=partial(_holds_figures, kind))
+    with stopped_by_signals(_KEPT[kind].format(json_file)):
+        if fine_tuned:
+            evaluate_glue(fine_tuned, glue_dir, json_file, teacher, options, overwrite=overwrite)
+        elif speed:
+            evaluate_speed(models, shards, _sts_file(sts, glue_dir), teacher, json_file, options)
+        elif mteb:
+            evaluate_mteb(models, mteb, json_file, overwrite=overwrite)
+        else:
+            evaluate_intrinsic(models, shards, _sts_file(sts, glue_dir), teacher, json_file, overwrite=overwrite)
     click.echo(f"figures: {json_file}")
     if kind == "eval" and (students := _own_students(models)):
-        click.echo(f"next: sd eval --glue {shlex.quote(students[0])}")
+        click.echo(f"next: {_next(students[0])}")
+
+
+def _next(student: str) -> str:
+    """What a student is for."""
+    from sentence_distill.student.files import TASK
+
+    name = shlex.quote(student)
+    if (Path(student) / TASK).exists():
+        return f"sd predict {name} --input FILE --out predictions.jsonl, sd report {name}"
+    return f"sd encode --student {name} --input FILE --out vectors.parquet, sd export {name} --onnx, sd report {name}"
+
+
+def _holds_figures(kind: str, path: Path) -> bool:
+    # Those of MTEB have the keys of sd eval alone, and one more.
+    return holds_keys(path, *_FIGURES[kind]) and (kind == "mteb" or not holds_keys(path, *_FIGURES["mteb"]))
 
 
 def _refuse_unread(context: click.Context, kind: str) -> None:
@@ -159,17 +199,17 @@ def _require_student(folder: str) -> Path:
 
 def _own_students(models: tuple[str, ...]) -> list[str]:
     """Those that are folders of the user's: not packaged ones, nor those of the hub."""
-    from sentence_distill.student.evaluation.models import is_student
+    from sentence_distill.student.files import is_student
 
     return [model for model in models if is_student(model)]
 
 
 def _default_json(models: tuple[str, ...], name: str) -> Path:
     """In the first student's folder; that there is none shows before anything is loaded or measured."""
-    from sentence_distill.student.evaluation.models import find_model
-
     if students := _own_students(models):
         return Path(students[0]) / name
+    from sentence_distill.student.evaluation.models import find_model
+
     for model in models:
         find_model(model)
     if packaged := [model for model in models if _is_packaged(model)]:

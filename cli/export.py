@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     default=None,
     help="Text file to measure with, one sentence a line.  [default: held-out ones of the shards]",
 )
+@stopped_by_signals("stopped; nothing was written")
 def export(
     student: str,
     out: Path | None,
@@ -46,16 +48,24 @@ def export(
       sd export distilled --onnx --int8 --out small/
       sd export finetuned/reviews --onnx --int8
     """
-    from sentence_distill.student.encoding.export_folder import DEFAULT
+    from sentence_distill.pipeline.logits import require_vectors
+    from sentence_distill.student.encoding.export_folder import DEFAULT, require_replaceable
+    from sentence_distill.student.evaluation.texts import sentences_of_file
     from sentence_distill.student.hub import locate_student
 
     folder = locate_student(student)
     _require_student(folder, student)
     if out is None and folder != Path(student):
         raise click.UsageError(f"{student} is no folder of yours; name one for its export: --out FOLDER")
+    out = out or folder / DEFAULT
+    require_replaceable(out)
+    if shards:
+        require_vectors(shards)
+    if sentences:
+        sentences_of_file(sentences, 1)
     from sentence_distill.student.export.onnx_export import export_onnx
 
-    _print(export_onnx(folder, out or folder / DEFAULT, int8=int8, shards=shards, sentences=sentences))
+    _print(export_onnx(folder, out, int8=int8, shards=shards, sentences=sentences))
 
 
 def _require_student(folder: Path, name: str) -> None:

@@ -11,11 +11,14 @@ from click.core import ParameterSource
 
 from sentence_distill.cli.finetuning import finetune_config, finetuning_options
 from sentence_distill.cli.out_file import new_folder, whole_or_none
+from sentence_distill.cli.run_folder import FINETUNED_TEACHER, is_finetuned
+from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.values import SEED
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import TASKS
 
 if TYPE_CHECKING:
+    from sentence_distill.data.labelled import LabelledTable
     from sentence_distill.data.progress import Progress
     from sentence_distill.pipeline.locate import Located
     from sentence_distill.student.finetuning.fit import Fitted, Fitter
@@ -79,15 +82,18 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Of a student: shards of a fine-tuned teacher's logits to learn from, in place of the labels.",
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=None, help="[default: finetuned/TASK]")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier fine-tuned model in --out.")
 @_options
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of head, dropout, order and what is held out.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@stopped_by_signals("stopped; nothing was written")
 def finetune(
     model: str,
     train: str | None,
     task: str | None,
     logits: Path | None,
     out: Path | None,
+    overwrite: bool,
     seed: int,
     device: str,
     **options: Any,
@@ -103,17 +109,28 @@ def finetune(
       sd finetune distilled --train pairs.jsonl --text-column question1,question2 --label-column same
       sd finetune distilled --task SST-2 --glue-dir glue/
     """
-    from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
-    from sentence_distill.student.evaluation.models import find_model, is_student
-    from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER
-    from sentence_distill.student.finetuning.fit import Fitter
-    from sentence_distill.student.finetuning.glue import describe_scores
+    from sentence_distill.pipeline.manifest import require_manifest
+    from sentence_distill.student.files import is_student, is_unfinished, load_distillation
 
     _check_sources(train, task)
     name = task or _name(str(train))
     out = out or Path("finetuned") / name
-    click.get_current_context().with_resource(new_folder(out))
+    held = new_folder(out, overwrite, earlier=is_finetuned, command="sd finetune")
+    click.get_current_context().with_resource(held)
+    # What costs nothing is checked before the libraries that cost seconds.
+    if is_student(model) or is_unfinished(Path(model)):
+        load_distillation(Path(model))
+    if logits is not None and (is_student(model) or not Path(model).is_dir()):
+        require_manifest(logits)
+    tables = None if task else _tables(str(train), options)
+
+    from sentence_distill.cli.console import ConsoleProgress
+    from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
+    from sentence_distill.student.evaluation.models import find_model
+    from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER
+    from sentence_distill.student.finetuning.fit import Fitter
+    from sentence_distill.student.finetuning.glue import describe_dev
+
     located = find_model(model)
     of_student = is_student(str(located.folder))
     if logits is not None and not of_student:
@@ -125,10 +142,10 @@ def finetune(
         precision=pick_precision("auto", where, FINETUNING),
         progress=ConsoleProgress(),
     )
-    if task is not None:
-        data, own = _glue(task, options["glue_dir"]), None
+    if tables is None:
+        data, own = _glue(str(task), options["glue_dir"]), None
     else:
-        own = _own(name, str(train), options, seed, fitter.progress)
+        own = _own(name, tables, options, seed, fitter.progress)
         data = own.data
     fitted = (
         _student(located.folder, data, own, logits, out, fitter, seed)
@@ -136,8 +153,10 @@ def finetune(
         else _teacher(located, data, out, fitter, seed)
     )
     kind = "student" if of_student else "teacher"
+    fitter.progress.log(fitted.outcome.ended)
+    counts = {dev: len(part.targets) for dev, part in data.dev.items()}
     click.echo(
-        f"{out}: {kind} fine-tuned on {name}, {describe_scores(fitted.outcome.scores)} "
+        f"{out}: {kind} fine-tuned on {name}, {describe_dev(fitted.outcome.scores, counts)} "
         f"(best at step {fitted.outcome.step:,})"
     )
     following = f"sd predict {shlex.quote(str(out))} --input FILE --out predictions.jsonl"
@@ -171,14 +190,29 @@ def _glue(task: str, folder: Path | None) -> "TaskData":
         raise UserError(f"--glue-dir {folder}: {error}") from None
 
 
-def _own(name: str, train: str, options: dict[str, Any], seed: int, progress: "Progress") -> "OwnTask":
+def _tables(train: str, options: dict[str, Any]) -> "tuple[LabelledTable, LabelledTable | None]":
+    """Read --train and --dev."""
     from sentence_distill.data.corpus import text_columns
-    from sentence_distill.student.finetuning.own_task import load_own_task
+    from sentence_distill.data.labelled import read_labelled
 
-    own = load_own_task(
+    columns = text_columns(options["text_column"], "--text-column")
+    table = read_labelled(train, columns, options["label_column"])
+    return table, read_labelled(options["dev"], columns, options["label_column"]) if options["dev"] else None
+
+
+def _own(
+    name: str,
+    tables: "tuple[LabelledTable, LabelledTable | None]",
+    options: dict[str, Any],
+    seed: int,
+    progress: "Progress",
+) -> "OwnTask":
+    from sentence_distill.data.corpus import text_columns
+    from sentence_distill.student.finetuning.own_task import make_own_task
+
+    own = make_own_task(
         name,
-        train,
-        options["dev"],
+        *tables,
         columns=text_columns(options["text_column"], "--text-column"),
         label=options["label_column"],
         regression=options["regression"],
@@ -187,7 +221,9 @@ def _own(name: str, train: str, options: dict[str, Any], seed: int, progress: "P
     progress.log(f"{name}: {own.describe()}")
     if options["dev"] is None:
         held_out = len(own.data.dev["dev"].targets)
-        progress.log(f"held out of {train}: {held_out:,} examples, which pick the best step; --dev names others")
+        progress.log(
+            f"held out of {tables[0].name}: {held_out:,} examples, which pick the best step; --dev names others"
+        )
     return own
 
 
@@ -206,21 +242,28 @@ def _next_of_teacher(out: Path, task: str | None, train: str | None, options: di
 
 
 def _teacher(located: "Located", data: "TaskData", out: Path, fitter: "Fitter", seed: int) -> "Fitted[Any]":
+    from dataclasses import asdict
     from functools import partial
 
+    from sentence_distill.cli.console import write_json
     from sentence_distill.student.finetuning.task_teacher import TeacherClassifier
 
     start = partial(TeacherClassifier.load, located, data.task, seed)
+    fitter.progress.log(f"fine-tuning: {fitter.config.describe(len(data.train.targets))}")
     fitted = fitter.fit(start, data, seed=seed, label="finetune")
+    record = {"task": data.task.name, "learning_rate": fitted.learning_rate, **asdict(fitted.outcome)}
     with whole_or_none(out):
+        before = {path.name for path in out.iterdir()}
         fitted.model.save(out)
+        files = sorted({path.name for path in out.iterdir()} - before)
+        write_json(out / FINETUNED_TEACHER, {**record, "files": files})
     return fitted
 
 
 def _student(
     folder: Path, data: "TaskData", own: "OwnTask | None", logits: Path | None, out: Path, fitter: "Fitter", seed: int
 ) -> "Fitted[Any]":
-    from sentence_distill.student.files import load_distillation
+    from sentence_distill.student.files import load_distillation, moved_record
     from sentence_distill.student.finetuning.glue_rows import new_classifier
     from sentence_distill.student.finetuning.scale import match_labels, standardised
     from sentence_distill.student.finetuning.task_data import from_logits
@@ -232,11 +275,12 @@ def _student(
     of_scores = train is not None and data.task.regression
     if train is not None and of_scores:
         train = standardised(train)
+    fitter.progress.log(f"fine-tuning: {fitter.config.describe(len((train or data.train).targets))}")
     fitted = fitter.fit(lambda: new_classifier(student, data, seed), data, train=train, seed=seed, label="finetune")
     if of_scores:
         match_labels(fitted.model, data.train, fitter.device, fitter.precision)
     if own is not None:
         own.restore_scale(fitted.model)
     with whole_or_none(out):
-        save_classifier(out, fitted, data.task, distillation)
+        save_classifier(out, fitted, data, moved_record(distillation, folder, out))
     return fitted

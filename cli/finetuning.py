@@ -18,7 +18,8 @@ def finetuning_options(*, epochs: str, max_steps: str, learning_rate: str) -> tu
             "--epochs",
             default=None,
             type=click.IntRange(1),
-            help=f"Fine-tuning: most passes; the best step on dev counts.  [default: {epochs}]",
+            help="Fine-tuning: most passes over the examples; the best step on dev counts.  "
+            f"[default: {epochs}, but at least 200 steps]",
         ),
         click.option(
             "--finetune-steps",
@@ -50,4 +51,7 @@ def finetune_config(options: dict[str, Any], default: "FinetuneConfig") -> "Fine
     from dataclasses import replace
 
     names = ("epochs", "max_steps", "learning_rates", "encoder_rate")
-    return replace(default, **{name: options[name] for name in names if options[name] is not None})
+    given = {name: options[name] for name in names if options[name] is not None}
+    config = replace(default, **given)
+    # Who says how many epochs wants no more of them.
+    return replace(config, least_steps=0) if "epochs" in given else config

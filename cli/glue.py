@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from sentence_distill.cli.finetuning import finetune_config, finetuning_options
+from sentence_distill.cli.out_file import refuse_other
 from sentence_distill.cli.values import SEED, fractions, numbers
 from sentence_distill.data.glue_tasks import TASKS, set_name
 
@@ -110,7 +111,13 @@ def glue_options(command: _Command) -> _Command:
 
 
 def evaluate_glue(
-    folder: Path, glue_dir: Path | None, json_file: Path, teacher: str | None, options: dict[str, Any]
+    folder: Path,
+    glue_dir: Path | None,
+    json_file: Path,
+    teacher: str | None,
+    options: dict[str, Any],
+    *,
+    overwrite: bool,
 ) -> None:
     """Fine-tune and score a student on each task; the figures so far are written after each model.
 
@@ -120,21 +127,26 @@ def evaluate_glue(
         json_file: where the figures go.
         teacher: see `open_teacher`.
         options: of `glue_options`.
+        overwrite: begin the file anew, whatever it holds.
     """
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.glue import open_glue
     from sentence_distill.pipeline.lock import lock_folder
     from sentence_distill.student.finetuning.glue import GlueRun, describe
+    from sentence_distill.student.finetuning.results import Results
 
     rows = _rows(options)
     if options["submission"] and len(rows) != 1:
         raise click.UsageError(f"--submission holds one row's predictions, not those of {', '.join(rows)}")
     if options["submission"] and options["shares"] != (1.0,):
         raise click.UsageError("--submission is of models of all training examples; leave --train-fraction out")
+    if options["submission"]:
+        _check_submission(options["submission"])
     source, progress = open_glue(glue_dir), ConsoleProgress()
     # Two runs over one file would lose each other's figures.
     with lock_folder(json_file.parent, name=f".lock-{json_file.name}"):
-        maker, results = _prepare(folder, teacher, glue_dir, json_file, options, progress)
+        maker, identity = _prepare(folder, teacher, glue_dir, json_file, options, progress)
+        results = Results(json_file, identity, fresh=overwrite)
         run = GlueRun(
             source=source,
             maker=maker,
@@ -166,8 +178,8 @@ def _prepare(
     json_file: Path,
     options: dict[str, Any],
     progress: "Progress",
-) -> "tuple[RowMaker, Results]":
-    from dataclasses import asdict, replace
+) -> "tuple[RowMaker, dict[str, Any]]":
+    from dataclasses import replace
 
     from sentence_distill.data.hashing import file_hash
     from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
@@ -176,7 +188,6 @@ def _prepare(
     from sentence_distill.student.finetuning.finetune import LOOP, STUDENT, TEACHER
     from sentence_distill.student.finetuning.fit import Fitter
     from sentence_distill.student.finetuning.glue_rows import RowMaker
-    from sentence_distill.student.finetuning.results import Results
     from sentence_distill.student.finetuning.task_distillation import TaskTeacher
     from sentence_distill.student.folder import load_student
     from sentence_distill.student.training.init import initial_words
@@ -186,6 +197,7 @@ def _prepare(
     of_teacher = replace(
         TEACHER,
         epochs=options["teacher_epochs"] or TEACHER.epochs,
+        least_steps=0 if options["teacher_epochs"] else TEACHER.least_steps,
         learning_rates=options["teacher_rates"] or TEACHER.learning_rates,
     )
     fitter = Fitter(
@@ -204,7 +216,7 @@ def _prepare(
     maker = RowMaker(
         student=student,
         fitter=fitter,
-        words=cache(lambda: initial_words(distillation)),
+        words=cache(lambda: initial_words(distillation, folder)),
         teacher=teacher,
         teacher_encode=cache(lambda: open_teacher(distillation, given, "teacher").encode),
     )
@@ -212,10 +224,18 @@ def _prepare(
         "source": "nyu-mll/glue" if glue_dir is None else "a folder of TSV files",
         "student": [file_hash(file) for file in module_weights(folder)],
         "computed": f"{str(fitter.precision).removeprefix('torch.')} on {device.type}",
-        "finetuning": {**asdict(config), "loop": LOOP, "synthetic": options["synthetic"]},
-        "teacher_finetuning": asdict(of_teacher),
+        "finetuning": {**config.identity(), "loop": LOOP, "synthetic": options["synthetic"]},
+        "teacher_finetuning": of_teacher.identity(),
     }
-    return maker, Results(json_file, identity)
+    return maker, identity
+
+
+def _check_submission(folder: Path) -> None:
+    """Refuse a folder that holds something else than a submission."""
+    from sentence_distill.student.finetuning.submission import PARTS, ZIP_NAME
+
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    refuse_other(folder, names - {ZIP_NAME, *(f"{name}.tsv" for name in PARTS)}, "sd eval --submission")
 
 
 def _submit(predictions: "Predictions", folder: Path) -> None:

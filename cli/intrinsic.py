@@ -1,17 +1,20 @@
 """`sd eval` without --glue: fidelity, STS-B, size and speed of models side by side."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sentence_distill.cli.console import write_json
+from sentence_distill.cli.console import ConsoleProgress, write_json
+from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_distill.pipeline.locate import Located
     from sentence_distill.student.evaluation.measure import Measured
 
 _SCORES = {
+    "rows": ("held-out sentences", "{:,}"),
     "cosine": ("cosine to the teacher, held out", "{:.4f}"),
     "mean_vector_cosine": ("  the same of one constant vector", "{:.4f}"),
     "mse": ("MSE, held out", "{:.3g}"),
@@ -19,6 +22,7 @@ _SCORES = {
     "recall_at_10": ("recall of the teacher's 10 neighbours", "{:.4f}"),
     "recall_at_10_among_100": ("  the same among the model's first 100", "{:.4f}"),
 }
+_RECORDED = ("size", "teacher_size", "held_out", "sentences_per_second", "timed_as", "sts_spearman")
 _PARTS = {
     "by_length": ("cosine by length: {} tokens", "{:.4f}"),
     "by_frequency": ("cosine by rarest token: seen {} times", "{:.4f}"),
@@ -26,35 +30,64 @@ _PARTS = {
 
 
 def evaluate_intrinsic(
-    models: tuple[str, ...], shards: Path | None, sts: Path | None, teacher: str | None, json_file: Path
+    models: tuple[str, ...],
+    shards: Path | None,
+    sts: Path | None,
+    teacher: str | None,
+    json_file: Path,
+    *,
+    overwrite: bool,
 ) -> None:
     """Measure, print and write; a single student's card shows the figures too."""
     from sentence_distill.data.sts import load_sts
-    from sentence_distill.student.evaluation.measure import measure_models
-    from sentence_distill.student.evaluation.models import find_model, is_student, open_model, short_names
+    from sentence_distill.student.files import is_student
 
+    # All that is cheap to miss is missed before the first model is loaded.
     pairs = load_sts(sts) if sts else None
-    # All are looked for before the first is loaded.
+
+    from sentence_distill.student.evaluation.figures import is_nothing, merge
+    from sentence_distill.student.evaluation.measure import measure_models
+    from sentence_distill.student.evaluation.models import find_model, open_model, short_names
+
     located = [find_model(model) for model in models]
     alone = len(models) == 1 and is_student(models[0])
     names = ["student"] if alone else short_names(models)
-    opened = [open_model(found, name) for name, found in zip(names, located, strict=True)]
-    measured = measure_models(opened, shards=shards, pairs=pairs, teacher_name=teacher)
-    if alone:
-        figures = _of_one(measured)
-        recorded = {**figures}
-        if other := figures.get("held_out", {}).get("other_corpus"):
-            # The card says how it does on sentences of its own corpus.
-            del recorded["held_out"]
-            click.echo(f"held-out sentences of {other}, not what the student was trained on: its card keeps its own")
-    else:
-        columns = [model.name for model in opened]
-        figures = {**_own(json_file.parent, located, columns, measured), "models": measured.models}
-    write_json(json_file, {**figures, "skipped": measured.skipped})
+    progress, opened = ConsoleProgress(), []
+    for model, name, found in zip(models, names, located, strict=True):
+        progress.log(f"loading {f'student {model}' if alone else model} …")
+        opened.append(open_model(found, name))
+    measured = measure_models(opened, shards=shards, pairs=pairs, teacher_name=teacher, progress=progress)
+    if is_nothing(measured.models):
+        reasons = "; ".join(f"{what}: {why}" for what, why in measured.skipped.items())
+        raise UserError(f"nothing could be measured, and nothing was written ({reasons})")
+    columns = [model.name for model in opened]
+    roles = {} if alone else _own(json_file.parent, located, columns, measured)
+    old = {} if overwrite or not json_file.exists() else json.loads(json_file.read_text(encoding="utf-8"))
+    in_folder = [found for found in located if found.folder.resolve() == json_file.resolve().parent]
+    figures = merge(
+        old,
+        measured.models,
+        skipped=measured.skipped,
+        roles=roles,
+        alone=alone,
+        reference=measured.reference,
+        trusted=bool(in_folder),
+    )
+    write_json(json_file, figures)
     _print(measured)
     # Last: a student that others share may be one to read only, and its figures are worth having all the same.
     if alone:
-        _record(Path(models[0]), recorded)
+        _record(Path(models[0]), _of_student(figures))
+
+
+def _of_student(figures: dict[str, Any]) -> dict[str, Any]:
+    """What a student's record and card show of the figures over it."""
+    recorded = {name: figures[name] for name in _RECORDED if name in figures}
+    if other := figures.get("held_out", {}).get("other_corpus"):
+        # The card says how it does on sentences of its own corpus.
+        del recorded["held_out"]
+        click.echo(f"held-out sentences of {other}, not what the student was trained on: its card keeps its own")
+    return recorded
 
 
 def _record(folder: Path, figures: dict[str, Any]) -> None:
@@ -81,23 +114,11 @@ def _own(folder: Path, located: list["Located"], columns: list[str], measured: "
     return {}
 
 
-def _of_one(measured: "Measured") -> dict[str, Any]:
-    """Figures of a student and its teacher, by measure."""
-    student, teacher = measured.models["student"], measured.models.get("teacher")
-    figures: dict[str, Any] = {"size": student["size"]}
-    if teacher:
-        figures["teacher_size"] = teacher["size"]
-    if "held_out" in student:
-        figures["held_out"] = student["held_out"]
-    for measure in ("sentences_per_second", "timed_as", "sts_spearman"):
-        if values := {name: model[measure] for name, model in measured.models.items() if measure in model}:
-            figures[measure] = values
-    return figures
-
-
 def _print(measured: "Measured") -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from sentence_distill.student.evaluation.retrieval import too_few
 
     models = list(measured.models.values())
     table = Table("measure", *measured.models, box=None, header_style="bold")
@@ -122,6 +143,9 @@ def _print(measured: "Measured") -> None:
     Console().print(table)
     if timed := [f"{name}: {model['timed_as']}" for name, model in measured.models.items() if "timed_as" in model]:
         click.echo(f"timed on the CPU; {', '.join(timed)}")
+    # The same sentences are held out for all models.
+    for reason in dict.fromkeys(filter(None, (too_few(scores.get("rows")) for scores in held_out))):
+        click.echo(f"recall@10: {reason}")
     for what, why in measured.skipped.items():
         click.echo(f"not measured: {what}: {why}")
 

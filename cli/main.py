@@ -19,6 +19,7 @@ from sentence_distill.cli.reduce import reduce
 from sentence_distill.cli.report import report
 from sentence_distill.cli.sample import sample
 from sentence_distill.cli.shards import shards
+from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.train_student import train_student
 from sentence_distill.data.errors import UserError
 
@@ -61,7 +62,9 @@ def main() -> None:
     # Rust's tokenizers warn at each fork otherwise; nothing here forks after they were used.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        sd()
+        # Commands that keep something say so; this is for all others, and for the time before they begin.
+        with stopped_by_signals("stopped before the end"):
+            sys.exit(_run())
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
@@ -76,6 +79,19 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         # A missing permission, say: the reason and the place are the message.
-        hint = "; free some space, then run the same command again (sd train-student: with --resume)"
+        hint = "; free some space, then run the same command again"
         click.echo(f"error: {error}{hint if error.errno == errno.ENOSPC else ''}", err=True)
         sys.exit(1)
+
+
+def _run() -> int:
+    """Run `sd`; its exit code."""
+    try:
+        # A function's own result is None, and that of --help a code.
+        return sd.main(standalone_mode=False) or 0
+    except click.Abort:
+        # What click makes of an interrupt, to print no more than "Aborted!".
+        raise KeyboardInterrupt from None
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code

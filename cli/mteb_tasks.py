@@ -1,5 +1,6 @@
 """`sd eval --mteb`: models on tasks of MTEB."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,19 @@ from sentence_distill.cli.console import write_json
 from sentence_distill.data.errors import UserError
 
 
-def evaluate_mteb(models: tuple[str, ...], names: str, json_file: Path) -> None:
-    """Score each model on each task; the figures so far are written after each, and a task without data is listed."""
+def evaluate_mteb(models: tuple[str, ...], names: str, json_file: Path, *, overwrite: bool) -> None:
+    """Score each model on each task; the figures so far are written after each, and a task without data is listed.
+
+    Scores of other tasks, and of other models, stay in the file, unless a model has other weights now.
+    """
     from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.student.environment import PACKAGES, environment
-    from sentence_distill.student.evaluation.models import find_model, load_sentence_transformer, short_names
+    from sentence_distill.student.evaluation.models import (
+        find_model,
+        load_sentence_transformer,
+        short_names,
+        weights_hashes,
+    )
     from sentence_distill.student.evaluation.mteb_tasks import find_tasks, load_task, run_task
 
     tasks = find_tasks([name.strip() for name in names.split(",")])
@@ -22,7 +31,11 @@ def evaluate_mteb(models: tuple[str, ...], names: str, json_file: Path) -> None:
     opened = dict(zip(columns, map(load_sentence_transformer, located), strict=True))
     progress = ConsoleProgress()
     figures: dict[str, Any] = {"environment": environment((*PACKAGES, "mteb")), "models": {}, "skipped": {}}
+    figures["weights"] = {column: weights_hashes(found.folder) for column, found in zip(columns, located, strict=True)}
     figures["models"] = {column: {} for column in columns}
+    if json_file.exists() and not overwrite:
+        _keep(json.loads(json_file.read_text(encoding="utf-8")), figures)
+    measured = 0
     for task in tasks:
         name = task.metadata.name
         try:
@@ -37,12 +50,21 @@ def evaluate_mteb(models: tuple[str, ...], names: str, json_file: Path) -> None:
                 figures["skipped"][f"{name}, {column}"] = str(error)
                 continue
             figures["models"][column][name] = result
+            measured += 1
             progress.log(f"{column}: {name}: {result['metric']} {result['score']:.4f}")
             write_json(json_file, figures)
-    if not any(figures["models"].values()):
+    if not measured:
         raise UserError("; ".join(figures["skipped"].values()))
     write_json(json_file, figures)
     _print(figures)
+
+
+def _keep(old: dict[str, Any], figures: dict[str, Any]) -> None:
+    """Take over the scores of a file, but for models that have other weights now or then named none."""
+    for column, scores in old["models"].items():
+        weights = old.get("weights", {}).get(column)
+        if weights is not None and figures["weights"].setdefault(column, weights) == weights:
+            figures["models"].setdefault(column, {}).update(scores)
 
 
 def _print(figures: dict[str, Any]) -> None:

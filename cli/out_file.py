@@ -1,7 +1,15 @@
-"""The file or folder that `--out` names, before anything is done for it, and where that fails."""
+"""The file or folder that a command writes: what may be replaced, and what stays.
 
+The rule for every command: an output that is there already is refused, and `--overwrite` replaces it. A command's own
+earlier output is replaced without it where the command makes that anew each time, a report for one. A folder that holds
+something which the command did not write is never replaced.
+"""
+
+import json
+import os
+import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,56 +31,132 @@ def check_out_file(out: Path, sources: "Sequence[Source]", overwrite: bool) -> N
     Raises:
         UserError: it is refused.
     """
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    check_parent(out)
     if any(source.is_file(out) for source in sources):
         raise UserError(f"--out {out} is the input itself; name another file")
     check_free(out, overwrite)
 
 
-def check_free(out: Path, overwrite: bool) -> None:
+def check_parent(out: Path, option: str = "--out") -> None:
+    """Refuse a file in a folder that is not there.
+
+    Raises:
+        UserError: it is refused.
+    """
+    if not out.resolve().parent.is_dir():
+        raise UserError(f"{option} {out}: there is no folder {out.parent}")
+
+
+def check_free(
+    out: Path, overwrite: bool, *, option: str = "--out", own: Callable[[Path], bool] = lambda out: False
+) -> None:
     """Refuse a folder, and a file that is there already if it may not be replaced.
+
+    Args:
+        out: the file.
+        overwrite: whether any file may be replaced.
+        option: what names the file.
+        own: tells an earlier output of the same command, which may be replaced.
 
     Raises:
         UserError: it is refused.
     """
     if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file in it")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} is there already; name another file, or replace it with --overwrite")
+        raise UserError(f"{option} {out} is a folder; name a file in it")
+    if out.exists() and not overwrite and not own(out):
+        raise UserError(f"{out} is there already; name another file, or --overwrite replaces it")
+
+
+def holds_keys(path: Path, *kinds: Collection[str]) -> bool:
+    """Whether a file is a JSON object with all keys of one of the kinds."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and any(content.keys() >= set(kind) for kind in kinds)
+
+
+def refuse_other(out: Path, names: Collection[str], command: str) -> None:
+    """Refuse a folder because of what it holds.
+
+    Args:
+        out: the folder.
+        names: what the command did not write; nothing is refused where there is none.
+        command: as in "sd finetune".
+
+    Raises:
+        UserError: naming the first.
+    """
+    if names:
+        raise UserError(f"{out} holds {min(names)}, which {command} did not write; name another folder with --out")
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[None]:
+def new_folder(
+    out: Path, overwrite: bool = False, *, earlier: Callable[[Path], bool] = lambda out: False, command: str = ""
+) -> Iterator[None]:
     """Hold a folder that is empty or not there, before the work for it: that it can be written shows now.
+
+    Args:
+        out: the folder.
+        overwrite: let a folder in that holds an earlier output of the same command.
+        earlier: tells that; it raises the UserError that names what is something else.
+        command: as in "sd finetune", for messages.
 
     Raises:
         UserError: it holds something already, or another run is about to write it.
     """
     from sentence_distill.pipeline.lock import LOCK_NAME, lock_folder
 
+    with made_folder(out), lock_folder(out):
+        if names := {path.name for path in out.iterdir()} - {LOCK_NAME}:
+            if not earlier(out):
+                refuse_other(out, names, command or "this command")
+            if not overwrite:
+                raise UserError(f"{out} is there already; name another folder with --out, or --overwrite replaces it")
+        yield
+
+
+@contextmanager
+def made_folder(out: Path) -> Iterator[None]:
+    """Make a folder, and remove it again if nothing was written into it."""
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with lock_folder(out):
-            if any(path.name != LOCK_NAME for path in out.iterdir()):
-                raise UserError(f"{out} is not empty; name another folder with --out")
-            yield
+        yield
     finally:
-        # Of what failed nothing is left; a folder with something in it stays.
-        with suppress(OSError):
-            for folder in made:
+        for folder in made:
+            # A folder with something in it stays.
+            with suppress(OSError):
                 folder.rmdir()
 
 
 @contextmanager
 def whole_or_none(folder: Path) -> Iterator[None]:
-    """Remove a folder that was empty or not there where writing it fails.
+    """Write a folder anew: if that fails, it holds what it held before.
 
-    Half of what was asked for is none of it, and the same command should find its folder free.
+    Half of what was asked for is none of it, and the same command should find its folder as it was.
     """
+    from sentence_distill.pipeline.files import TEMPORARY
+    from sentence_distill.pipeline.lock import LOCK_NAME
+
+    before = [path for path in folder.iterdir() if path.name != LOCK_NAME] if folder.exists() else []
+    aside = folder.with_name(f".{folder.name}.old.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+    if before:
+        aside.mkdir()
+        for path in before:
+            path.rename(aside / path.name)
     try:
         yield
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        if before:
+            for path in folder.iterdir():
+                if path.name != LOCK_NAME:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in aside.iterdir():
+                path.rename(folder / path.name)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

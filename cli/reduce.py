@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sentence_distill.cli.out_file import new_folder, whole_or_none
+from sentence_distill.cli.run_folder import is_reduced
+from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.cli.values import counts
 from sentence_distill.data.errors import UserError
@@ -47,6 +49,7 @@ def _dims(context: click.Context, parameter: click.Parameter, value: str | None)
     default=None,
     help="Folder to write, with --dim or --float16.  [default: STUDENT-N, STUDENT-float16]",
 )
+@click.option("--overwrite", is_flag=True, help="Replace an earlier reduced student in --out.")
 @click.option(
     "--shards",
     type=click.Path(path_type=Path),
@@ -59,12 +62,14 @@ def _dims(context: click.Context, parameter: click.Parameter, value: str | None)
     metavar="FILE",
     help="Text to reduce by instead of shards, in any form that sd embed takes; may be repeated.",
 )
+@stopped_by_signals("stopped; nothing was written")
 def reduce(
     student: str,
     dim: int | None,
     dims: tuple[int, ...] | None,
     float16: bool,
     out: Path | None,
+    overwrite: bool,
     shards: Path | None,
     corpus: tuple[str, ...],
 ) -> None:
@@ -79,14 +84,19 @@ def reduce(
       sd reduce distilled --dim 64 --out distilled-64
       sd reduce distilled --float16
     """
+    from sentence_distill.pipeline.logits import require_vectors
+    from sentence_distill.student.files import load_distillation
     from sentence_distill.student.hub import locate_student
-    from sentence_distill.student.reduction.halve import copy_student, halve_weights
 
     _check(dim, dims, float16, out, shards, corpus)
     out = out or _default_out(student, str(dim or "float16"))
     if dim or float16:
-        click.get_current_context().with_resource(new_folder(out))
+        held = new_folder(out, overwrite, earlier=is_reduced, command="sd reduce")
+        click.get_current_context().with_resource(held)
+    if shards:
+        require_vectors(shards)
     folder = locate_student(student)
+    load_distillation(folder)
     if dim or not float16:
         _refuse_fine_tuned(student, folder)
     if not (dim or float16):
@@ -94,6 +104,8 @@ def reduce(
         # The last is that of the full width.
         click.echo(f"next: sd reduce {shlex.quote(str(student))} --dim {figures[-2]['dim']}")
         return
+    from sentence_distill.student.reduction.halve import copy_student, halve_weights
+
     with whole_or_none(out):
         if dim is None:
             copy_student(folder, out)
@@ -114,7 +126,7 @@ def _compare(
         The student, its record, its directions, whether the sentences are of its own corpus, and each width's figures.
     """
     from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.student.files import load_distillation
+    from sentence_distill.student.files import find_shards, load_distillation
     from sentence_distill.student.folder import load_student
     from sentence_distill.student.model import encode_tokens
     from sentence_distill.student.reduction.reduce import (
@@ -132,9 +144,9 @@ def _compare(
             f"{name} has only {full.dim} dimensions; name the widths to compare with --dims 2,4 for example"
         )
     require_narrower(wanted, full.dim)
-    if not (shards or corpus or Path(distillation["shards"]).exists()):
+    if not (shards or corpus or find_shards(distillation, folder).exists()):
         raise UserError(f"the shards of {name} are not here; name text with --corpus, or shards with --shards")
-    sample = sample_corpus(corpus, full) if corpus else sample_shards(shards, distillation)
+    sample = sample_corpus(corpus, full) if corpus else sample_shards(shards, distillation, folder)
     with ConsoleProgress().task("encode", len(sample.fit), "sentences") as advance:
         directions = find_directions(full, sample.fit, advance)
     figures = compare_dims(
@@ -145,12 +157,14 @@ def _compare(
 
 
 def _write_narrower(name: str, folder: Path, dim: int, out: Path, shards: Path | None, corpus: tuple[str, ...]) -> None:
+    from sentence_distill.student.files import find_shards, moved_record
     from sentence_distill.student.reduction.reduce import reduce_student, save_reduced
 
     full, distillation, directions, own, figures = _compare(name, folder, (dim,), shards, corpus)
-    source = ", ".join(corpus) or str(shards or distillation["shards"])
+    source = ", ".join(corpus) or str(shards or find_shards(distillation, folder).name)
+    record = moved_record(distillation, folder, out)
     reduced = reduce_student(full, directions, dim)
-    save_reduced(out, reduced, distillation, source=source, directions=directions, figures=figures[0], own=own)
+    save_reduced(out, reduced, record, source=source, directions=directions, figures=figures[0], own=own)
     if shards and not own:
         click.echo(f"{shards} is not what the student was trained on: the card shows none of these figures")
     click.echo(f"{dim} dimensions instead of {full.dim}")
@@ -158,7 +172,7 @@ def _write_narrower(name: str, folder: Path, dim: int, out: Path, shards: Path |
 
 def _refuse_fine_tuned(name: str, folder: Path) -> None:
     """Its head reads other states than these vectors, and its record's scores are of that head."""
-    from sentence_distill.student.finetuning.task_folder import TASK
+    from sentence_distill.student.files import TASK
 
     if (folder / TASK).exists():
         raise UserError(
@@ -198,6 +212,8 @@ def _print(figures: list[dict[str, Any]], rows: int, full_dim: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from sentence_distill.student.evaluation.retrieval import too_few
+
     shown = {name: title for name, title in _COLUMNS.items() if name in figures[0]}
     table = Table("dimensions", *shown.values(), box=None, header_style="bold")
     for column in table.columns:
@@ -206,5 +222,7 @@ def _print(figures: list[dict[str, Any]], rows: int, full_dim: int) -> None:
         table.add_row(str(found["dim"]), *(f"{found[name]:.4f}" for name in shown))
     click.echo(f"Against the full {full_dim} dimensions, over {rows:,} sentences that the reduction never saw:")
     Console().print(table)
+    if "recall_at_10" not in shown:
+        click.echo(f"recall@10: {too_few(rows)}")
     if rows < _FEW_ROWS:
         click.echo(f"warning: {rows} sentences measure little; name more text with --corpus", err=True)

@@ -4,8 +4,15 @@ from pathlib import Path
 
 import click
 
+from sentence_distill.cli.out_file import check_free, check_parent
+from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
-from sentence_distill.data.errors import UserError
+
+# What a report of this version holds in its head, and one of a version before that line came.
+_MARKS = (
+    ('<meta name="generator" content="sentence-distill report">',),
+    ("content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:\">", "data:,"),
+)
 
 
 def _notes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -36,6 +43,7 @@ def _notes(context: click.Context, parameter: click.Parameter, values: tuple[str
     default=None,
     help="For nearest neighbours of held-out sentences.  [default: those that the student was trained on]",
 )
+@click.option("--overwrite", is_flag=True, help="Replace --out even if it is not a report.")
 @click.option("--title", default=None, help="Of the page.  [default: names the teacher]")
 @click.option(
     "--note",
@@ -45,7 +53,10 @@ def _notes(context: click.Context, parameter: click.Parameter, values: tuple[str
     metavar="TASK=TEXT",
     help="Footnote at every figure of a GLUE task, where its data is not the official one say; may be repeated.",
 )
-def report(student: Path, out: Path, shards: Path | None, title: str | None, notes: dict[str, str]) -> None:
+@stopped_by_signals("stopped; nothing was written")
+def report(
+    student: Path, out: Path, shards: Path | None, overwrite: bool, title: str | None, notes: dict[str, str]
+) -> None:
     """Write one page of HTML about a student, from what training and sd eval left in its folder.
 
     The page holds everything itself and fetches nothing. What was not measured yet is named in it with the
@@ -55,13 +66,16 @@ def report(student: Path, out: Path, shards: Path | None, title: str | None, not
       sd report distilled --out report.html
       sd report distilled --note 'QQP=another split than the official one'
     """
+    from sentence_distill.pipeline.logits import require_vectors
     from sentence_distill.student.files import load_distillation
     from sentence_distill.student.packaged import require_own_folder
 
     require_own_folder(student)
     load_distillation(student)
-    if not out.resolve().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    check_parent(out)
+    check_free(out, overwrite, own=_is_report)
+    if shards:
+        require_vectors(shards)
     from sentence_distill.student.report.page import write_report
 
     missing = write_report(student, out, shards=shards, title=title, notes=notes)
@@ -69,3 +83,8 @@ def report(student: Path, out: Path, shards: Path | None, title: str | None, not
         if reason:
             click.echo(f"{section}: {reason}")
     click.echo(f"report: {out}")
+
+
+def _is_report(path: Path) -> bool:
+    head = path.read_bytes()[:1000].decode(errors="replace")
+    return any(all(mark in head for mark in marks) for marks in _MARKS)

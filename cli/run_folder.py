@@ -1,58 +1,140 @@
-"""The folder that `sd train-student` writes: what may be there before, and what goes."""
+"""The folders that `sd train-student`, `sd finetune` and `sd reduce` write: what may be there before, and what goes."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import click
 
+from sentence_distill.cli.out_file import refuse_other
 from sentence_distill.data.errors import UserError
 
+FIGURES = ("eval.json", "glue.json", "speed.json", "mteb.json")
+FINETUNED_TEACHER = "finetuning.json"
+"""The record in a teacher's folder of what `sd finetune` wrote there."""
 
-def refuse_used(out: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder whose run or student was not meant, and one that holds something else.
+
+def resumes(out: Path, resume: bool, overwrite: bool) -> bool:
+    """Decide whether `sd train-student` resumes the run in a folder, or begins one.
+
+    Args:
+        out: the folder.
+        resume: insist on resuming.
+        overwrite: begin again, whatever run or student is there.
 
     Raises:
-        UserError: it is refused.
+        UserError: the folder holds a finished student or something else, or no run to resume.
     """
     stopped, finished = any((out / "checkpoints").glob("step-*.pt")), (out / "distillation.json").exists()
     if resume and overwrite:
-        raise click.UsageError("--resume goes on, --overwrite begins again: give one of them")
-    if stopped and not (resume or overwrite):
-        raise UserError(f"{out} holds a run that was stopped; go on with --resume, or begin again with --overwrite")
-    if finished and not stopped and not overwrite:
-        raise UserError(
-            f"{out} holds a finished student; measure it with sd eval, or train anew with --overwrite or another --out"
-        )
+        raise click.UsageError("--resume continues a run, --overwrite begins again: give one of them")
     if not (stopped or finished):
         _refuse_foreign(out, overwrite)
+    if overwrite:
+        return False
+    if finished and not stopped:
+        raise UserError(
+            f"{out} holds a finished student; measure it with sd eval, name another --out, or --overwrite replaces it"
+        )
+    if resume and not stopped:
+        raise UserError(f"there is no checkpoint in {out} to resume; leave --resume out to begin")
+    return stopped
 
 
 def _refuse_foreign(out: Path, overwrite: bool) -> None:
     """Refuse a folder that holds what no run left there; beside a run that had no checkpoint --overwrite lets it in."""
     from sentence_distill.pipeline.files import TEMPORARY
     from sentence_distill.pipeline.lock import LOCK_NAME
-    from sentence_distill.student.training.checkpoint import CHECKPOINTS
+    from sentence_distill.student.files import CHECKPOINTS
     from sentence_distill.student.training.curves import CURVES
     from sentence_distill.student.training.log import METRICS, TENSORBOARD
 
     names = {path.name for path in out.iterdir()} if out.exists() else set()
     begun = METRICS in names
     of_run = {METRICS, TENSORBOARD, CHECKPOINTS, LOCK_NAME, *CURVES}
-    other = sorted(name for name in names - of_run if not name.endswith(TEMPORARY))
-    if other and not (begun and overwrite):
-        again = ", or begin again with --overwrite" if begun else ""
-        raise UserError(f"{out} holds {other[0]}, which is of no run; name another folder with --out{again}")
+    other = {name for name in names - of_run if not name.endswith(TEMPORARY)}
+    if other and begun and not overwrite:
+        raise UserError(f"{out} holds {min(other)} and a run that ended early; --overwrite replaces it")
+    if not begun:
+        refuse_other(out, other, "sd train-student")
+
+
+def is_finetuned(out: Path) -> bool:
+    """Whether a folder holds a student or a teacher that `sd finetune` finished.
+
+    Raises:
+        UserError: it holds one, and something else.
+    """
+    if (out / FINETUNED_TEACHER).exists():
+        record = _read(out / FINETUNED_TEACHER)
+        refuse_other(out, _names(out) - {FINETUNED_TEACHER, *record.get("files", [])}, "sd finetune")
+        return bool(record)
+    record = _read(out / "distillation.json")
+    # A copy in float16 is of sd reduce.
+    if not (out / "task.json").exists() or record.get("weights") != "float32":
+        return False
+    _refuse_beside_student(out, "sd finetune")
+    return True
+
+
+def is_reduced(out: Path) -> bool:
+    """Whether a folder holds a student that `sd reduce` finished.
+
+    Raises:
+        UserError: it holds one, and something else.
+    """
+    record = _read(out / "distillation.json")
+    narrower = "reduction" in record and not (out / "task.json").exists()
+    if not (narrower or record.get("weights") == "float16"):
+        return False
+    _refuse_beside_student(out, "sd reduce")
+    return True
+
+
+def _refuse_beside_student(out: Path, command: str) -> None:
+    """Refuse what neither belongs to a student nor was made of it."""
+    from sentence_distill.student.encoding.export_folder import DEFAULT, RECORD
+    from sentence_distill.student.files import CARD, DISTILLATION, STUDENT_FILES, module_paths
+
+    modules = {path.relative_to(out).parts[0] for path in module_paths(out).values() if path != out}
+    known = {CARD, DISTILLATION, *STUDENT_FILES, *modules, *FIGURES, "glue"}
+    known |= {DEFAULT} if (out / DEFAULT / RECORD).exists() else set()
+    refuse_other(out, _names(out) - known, command)
+
+
+def _names(out: Path) -> set[str]:
+    from sentence_distill.pipeline.lock import LOCK_NAME
+
+    return {path.name for path in out.iterdir()} - {LOCK_NAME}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON; nothing where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def remove_earlier(out: Path) -> None:
     """Remove the record of an earlier run's student, and what was made and measured of it; its weights are replaced."""
     from sentence_distill.student.encoding.export_folder import DEFAULT, RECORD
-    from sentence_distill.student.finetuning.task_folder import HEAD, TASK
+    from sentence_distill.student.files import HEAD, TASK
     from sentence_distill.student.training.log import METRICS
 
     # A kill below leaves files of the earlier student, in what is a run's folder from here on.
     (out / METRICS).touch()
-    for name in ("distillation.json", TASK, HEAD, "eval.json", "glue.json", "speed.json", "mteb.json"):
+    for name in ("distillation.json", TASK, HEAD, *FIGURES):
         (out / name).unlink(missing_ok=True)
     if (out / DEFAULT / RECORD).exists():
         shutil.rmtree(out / DEFAULT)
+
+
+def remove_unused(out: Path) -> None:
+    """Remove the empty log of a run that ended before its first step, where nothing else is there."""
+    from sentence_distill.student.training.log import METRICS
+
+    if _names(out) == {METRICS} and not (out / METRICS).stat().st_size:
+        (out / METRICS).unlink()

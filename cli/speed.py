@@ -74,21 +74,24 @@ def evaluate_speed(
         config=config,
         progress=ConsoleProgress(),
     )
+    if not figures["contenders"]:
+        reasons = "; ".join(f"{what}: {why}" for what, why in figures["skipped"].items())
+        raise UserError(f"nothing could be timed, and nothing was written ({reasons})")
+    # Not merged with what was there: only what took turns in one race can be compared.
     write_json(json_file, figures)
     _print(figures)
 
 
 def _sentences(models: tuple[str, ...], shards: Path | None, file: Path | None) -> list[str]:
-    from sentence_distill.student.evaluation.models import is_student
     from sentence_distill.student.evaluation.reference import own_shards
     from sentence_distill.student.evaluation.texts import sentences_of_file, sentences_of_shards
-    from sentence_distill.student.files import load_distillation
+    from sentence_distill.student.files import is_student, load_distillation
 
     if file is not None:
         return sentences_of_file(file)
     students = [model for model in models if is_student(model)]
     if shards is None and students:
-        shards = own_shards(load_distillation(Path(students[0])))
+        shards = own_shards(load_distillation(Path(students[0])), Path(students[0]))
     if shards is None:
         raise UserError("which sentences to encode? name some with --shards, or a text file with --sentences")
     return sentences_of_shards(shards)

@@ -1,5 +1,6 @@
 """`sd train-student`: stage two."""
 
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sentence_distill.cli.config_file import config_option
-from sentence_distill.cli.run_folder import refuse_used, remove_earlier
+from sentence_distill.cli.out_file import made_folder
+from sentence_distill.cli.run_folder import remove_earlier, remove_unused, resumes
+from sentence_distill.cli.signals import end_at_once_next
 from sentence_distill.cli.values import SEED, layer_numbers, seconds
 from sentence_distill.data.errors import UserError
 
@@ -136,10 +139,10 @@ DEFAULT_STUDENT = "distilled"
 )
 @click.option(
     "--held-out",
-    default=0.01,
-    show_default=True,
+    default=None,
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of the sentences never trained on.",
+    help="Share of the sentences never trained on.  [default: 0.01, but at least 500 sentences, or a tenth of a small "
+    "corpus]",
 )
 @click.option(
     "--train-fraction",
@@ -176,8 +179,8 @@ DEFAULT_STUDENT = "distilled"
     "--keep-checkpoints", default=2, show_default=True, type=click.IntRange(1), help="How many stay while it trains."
 )
 @click.option("--tensorboard/--no-tensorboard", default=False, help="Write TensorBoard's events as well.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
-@click.option("--overwrite", is_flag=True, help="Begin again where --out holds a run or a student already.")
+@click.option("--resume", is_flag=True, help="Refuse to begin a new run if --out holds none to resume.")
+@click.option("--overwrite", is_flag=True, help="Begin again if --out holds a run or a student already.")
 def train_student(
     shards: Path,
     out: Path,
@@ -193,8 +196,8 @@ def train_student(
     """Train a BiLSTM student on the shards; the teacher is never loaded.
 
     Writes a sentence-transformers folder: SentenceTransformer("distilled") loads it without this package.
-    Each epoch is validated on held-out sentences, and the best weights are kept. Stop it when you like: with
-    --resume the same command goes on, to the bit on a CPU.
+    Each epoch is validated on held-out sentences, and the best weights are kept. Stop it when you like: the
+    same command resumes it, to the bit on a CPU.
 
     \b
       sd train-student --shards shards/ --size small --max-time 30m
@@ -218,10 +221,9 @@ def train_student(
         # A run that is stopped could not go on without it.
         raise UserError(f"{out} is the student to begin with, and stays as it is; give another --out")
     student = _student(shards, config, start, options)
-    refuse_used(out, resume, overwrite)
+    resuming = resumes(out, resume, overwrite)
     ranks = Ranks(device)
     dtype = pick_precision(precision, ranks.device, TRAINING)
-    out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         shards=shards,
         out=out,
@@ -236,9 +238,10 @@ def train_student(
     )
     with _stopping_on_signals(trainer):
         if ranks.main:
-            _train_and_write(trainer, shards, resume, tensorboard)
+            _train_and_write(trainer, shards, resuming, tensorboard)
         else:
-            _prepare(trainer, resume)
+            if resuming:
+                trainer.resume()
             trainer.run()
 
 
@@ -273,7 +276,7 @@ def _shape(start: "Start | None", options: dict[str, Any]) -> dict[str, Any]:
     return start.shape
 
 
-def _train_and_write(trainer: "Trainer", shards: Path, resume: bool, tensorboard: bool) -> None:
+def _train_and_write(trainer: "Trainer", shards: Path, resuming: bool, tensorboard: bool) -> None:
     from sentence_distill.pipeline.lock import lock_folder
     from sentence_distill.student.training.curves import draw_curves
     from sentence_distill.student.training.log import summary_writer
@@ -283,33 +286,40 @@ def _train_and_write(trainer: "Trainer", shards: Path, resume: bool, tensorboard
     if tensorboard:
         # Before an earlier run is removed for one that can't begin.
         summary_writer()
-    with lock_folder(out):
-        _prepare(trainer, resume)
-        progress.log(
-            f"student: {sum(p.numel() for p in trainer.encoder.parameters()):,} parameters; {trainer.steps:,} steps "
-            f"over {trainer.stream.train_rows:,} sentences, {len(trainer.held_out):,} held out; "
-            f"{trainer.ranks.size} process(es), on {trainer.ranks.device}"
-        )
-        trainer.run(tensorboard=tensorboard)
-        scores = write_trained(trainer, shards)
-        trainer.checkpoints.remove()
+    with made_folder(out), lock_folder(out):
+        try:
+            _prepare(trainer, resuming)
+            parameters = sum(weight.numel() for weight in trainer.encoder.parameters())
+            progress.log(
+                f"student: {parameters:,} parameters; {trainer.steps:,} steps "
+                f"over {trainer.stream.train_rows:,} sentences, {len(trainer.held_out):,} held out; "
+                f"{trainer.ranks.size} process(es), on {trainer.ranks.device}"
+            )
+            trainer.run(tensorboard=tensorboard)
+            scores = write_trained(trainer, shards)
+            trainer.checkpoints.remove()
+        except BaseException:
+            remove_unused(out)
+            raise
     try:
         curves = f"; curves: {draw_curves(out)}"
     except ImportError:
         curves = "; curves are drawn where matplotlib is installed"
+    name = shlex.quote(str(out))
     click.echo(
-        f"{out}: student with held-out cosine {scores['cosine']:.4f}, rank agreement {scores['rank_agreement']:.4f}\n"
+        f"{out}: student with held-out cosine {scores['cosine']:.4f}, rank agreement {scores['rank_agreement']:.4f} "
+        f"(over {scores['rows']:,} held-out sentences)\n"
         f"log: {out / 'metrics.jsonl'}{curves}\n"
-        f"next: sd eval --student {shlex.quote(str(out))}, sd eval --glue --student {shlex.quote(str(out))}"
+        f"next: sd eval {name}, sd encode --student {name} --input FILE --out vectors.parquet, sd export {name} --onnx"
     )
 
 
-def _prepare(trainer: "Trainer", resume: bool) -> None:
-    if trainer.ranks.main:
-        trainer.checkpoints.remove_temporaries()
-    if resume:
+def _prepare(trainer: "Trainer", resuming: bool) -> None:
+    trainer.checkpoints.remove_temporaries()
+    if resuming:
         trainer.resume()
-    elif trainer.ranks.main:
+        trainer.progress.log(f"resuming from step {trainer.state.step:,}")
+    else:
         trainer.checkpoints.remove()
         remove_earlier(trainer.out)
 
@@ -321,7 +331,10 @@ def _stopping_on_signals(trainer: "Trainer") -> Iterator[None]:
 
     def stop(number: int, frame: object) -> None:
         trainer.stop_requested = True
-        signal.signal(number, signal.SIG_DFL)
+        end_at_once_next()
+        if trainer.ranks.main:
+            # Not by print: the signal may have come while something is printed.
+            os.write(2, b"stopping: the step under way and a checkpoint are finished first; again to end at once\n")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -333,4 +346,5 @@ def _stopping_on_signals(trainer: "Trainer") -> Iterator[None]:
         raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == stop or handler == signal.SIG_IGN:
+                signal.signal(number, handler)

@@ -89,8 +89,8 @@ class TrainConfig:
     init: str = "pca"
     """Initial weights: random but for the word embeddings, which "pca" reduces from the teacher's, and "random" draws
     too; or the name of a student, whose weights they are."""
-    held_out: float = 0.01
-    """Share of the rows, chosen by sentence id, that is never trained on."""
+    held_out: float | None = None
+    """Share of the rows, chosen by sentence id, that is never trained on; None is `default_held_out`."""
     train_fraction: float = 1.0
     """Share of the other rows that is trained on, chosen by sentence id, so that a larger share holds a smaller one."""
     validate_every: int | None = None
@@ -108,12 +108,17 @@ class TrainConfig:
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"--{name.replace('_', '-')} must be a finite number, not {value}")
-        if not 0 < self.held_out < 1:
+        if self.held_out is not None and not 0 < self.held_out < 1:
             raise UserError(f"--held-out {self.held_out} must lie between 0 and 1, both excluded")
         if not 0 < self.train_fraction <= 1:
             raise UserError(f"--train-fraction {self.train_fraction} must lie between 0, excluded, and 1")
         if not any((self.cosine, self.mse, self.relational)):
             raise UserError("all weights of the loss are 0; raise --cosine, --mse or --relational")
+
+
+def default_held_out(rows: int) -> float:
+    """The share of a corpus that is held out if none is given: 1%, but at least 500 rows, or a tenth of few."""
+    return max(0.01, min(0.1, 500 / max(1, rows)))
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -44,8 +44,19 @@ def paired_rank_agreement(vectors: torch.Tensor, targets: torch.Tensor) -> float
 
 
 def rank_agreement(vectors: torch.Tensor, targets: torch.Tensor) -> float:
-    """Spearman correlation of the pairwise cosines in float32[n, dim] `vectors` with those in `targets`."""
-    return float(spearmanr(_pair_cosines(vectors), _pair_cosines(targets)).statistic)
+    """Spearman correlation of the pairwise cosines in float32[n, dim] `vectors` with those in `targets`.
+
+    Of equal cosines there are no ranks: 0 where those of either are all the same.
+
+    Raises:
+        ValueError: fewer than three rows, which have a single pair at most.
+    """
+    if len(vectors) < 3:
+        raise ValueError(f"{len(vectors)} rows have no ranks to compare")
+    mine, theirs = _pair_cosines(vectors), _pair_cosines(targets)
+    if np.ptp(mine) == 0 or np.ptp(theirs) == 0:
+        return 0.0
+    return float(spearmanr(mine, theirs).statistic)
 
 
 def _pair_cosines(vectors: torch.Tensor) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What a student's folder holds: its record, its modules, and its weights as arrays. Nothing here imports PyTorch."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,20 @@ from sentence_distill.student.config import StudentConfig
 
 DISTILLATION = "distillation.json"
 CARD = "README.md"
+CHECKPOINTS = "checkpoints"
+TASK = "task.json"
+HEAD = "head.safetensors"
+STUDENT_FILES = (
+    "config_sentence_transformers.json",
+    "model.safetensors",
+    "modules.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "wordembedding_config.json",
+    HEAD,
+    TASK,
+)
+"""What loading reads of a student's own folder, beside those of its modules, where it is there."""
 MAX_TOKENS = 512
 """Tokens of a sentence that a student reads; the rest is cut, as sentence-transformers does."""
 _MODULES = ("WordEmbeddings", "LSTM", "Dense")
@@ -77,6 +92,16 @@ def _shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {"projections.0.weight": (dim, config.pooled_dim), "projections.0.bias": (dim,)}
 
 
+def is_student(model: str) -> bool:
+    """Whether `model` is a folder that sd train-student made."""
+    return (Path(model) / DISTILLATION).exists()
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder holds a training that was stopped."""
+    return (folder / CHECKPOINTS).is_dir() and not (folder / DISTILLATION).exists()
+
+
 def load_distillation(folder: Path) -> dict[str, Any]:
     """Read how the student in `folder` was made.
 
@@ -89,9 +114,47 @@ def load_distillation(folder: Path) -> dict[str, Any]:
             raise ValueError(f"no {', '.join(sorted(missing))}")
         return record  # type: ignore[no-any-return]
     except (FileNotFoundError, NotADirectoryError):
+        if is_unfinished(folder):
+            raise UserError(
+                f"{folder} is not finished: sd train-student --resume --out {folder} trains it to the end, with the "
+                "options that it was begun with"
+            ) from None
         raise UserError(f"{folder} holds no student; train one: sd train-student --out {folder}") from None
     except (ValueError, AttributeError) as error:
         raise UserError(f"{folder / DISTILLATION} is damaged ({error}); train the student again") from error
+
+
+def shards_place(shards: Path, folder: Path) -> str:
+    """Where shards lie, for a student's record: relative to the student's folder, so that it holds wherever `sd` runs.
+
+    The record goes to hubs: of the user's machine it says no more than the way from one folder to the other.
+    """
+    place = os.path.relpath(shards.resolve(), folder.resolve())
+    return place if place.startswith("..") else f"./{place}"
+
+
+def find_shards(distillation: dict[str, Any], folder: Path) -> Path:
+    """The place of the shards that a student was trained on; they need not be there any more.
+
+    Args:
+        distillation: of the student.
+        folder: of the student. Earlier records are relative to the working directory of the training, or absolute.
+    """
+    recorded = distillation["shards"]
+    beside = folder / recorded
+    shown = Path(os.path.normpath(beside))
+    if beside.is_dir():
+        # Behind a link the shorter path may be another folder.
+        return shown if shown.is_dir() and shown.samefile(beside) else beside
+    return shown if recorded.startswith(".") and not Path(recorded).is_dir() else Path(recorded)
+
+
+def moved_record(distillation: dict[str, Any], folder: Path, target: Path) -> dict[str, Any]:
+    """A student's record as it stands in another folder: the way to the shards is another from there."""
+    shards = find_shards(distillation, folder)
+    if not (shards.is_dir() or distillation["shards"].startswith(".")):
+        return distillation
+    return {**distillation, "shards": shards_place(shards, target)}
 
 
 def module_paths(folder: Path) -> dict[str, Path]:

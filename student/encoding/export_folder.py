@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def require_replaceable(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     if names and (RECORD not in names or names - _FILES):
         other = min(names - _FILES, default=min(names))
-        raise UserError(f"--out {folder} holds {other}, which is of no export; name another folder")
+        raise UserError(f"{folder} holds {other}, which sd export did not write; name another folder with --out")
 
 
 @contextmanager
@@ -171,6 +171,7 @@ def replacing_export(folder: Path) -> Iterator[Path]:
     """
     require_replaceable(folder)
     folder = folder.resolve()
+    made = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     suffix = f".{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}"
     new, old = (folder.with_name(f".{folder.name}.{name}{suffix}") for name in ("new", "old"))
@@ -190,6 +191,10 @@ def replacing_export(folder: Path) -> Iterator[Path]:
     finally:
         for path in (new, old):
             shutil.rmtree(path, ignore_errors=True)
+        # Of an export that failed no empty folder stays.
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -13,14 +13,8 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, fast_in_bf16
 from sentence_distill.pipeline.locate import Located, locate_local
 from sentence_distill.pipeline.teacher_folder import Normalize, TeacherFolder, read_folder
-from sentence_distill.student.evaluation.models import (
-    find_teacher,
-    free_name,
-    is_student,
-    short_names,
-    teacher_pooling,
-)
-from sentence_distill.student.files import load_distillation
+from sentence_distill.student.evaluation.models import find_teacher, free_name, short_names, teacher_pooling
+from sentence_distill.student.files import is_student, load_distillation
 
 _MINILM = "all-MiniLM-L6-v2"
 _STATIC_HINT = "pip install 'model2vec[distill]'"

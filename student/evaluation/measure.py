@@ -14,7 +14,9 @@ from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
-from sentence_distill.student.config import TrainConfig
+from sentence_distill.data.progress import Advance, Progress
+from sentence_distill.pipeline.logits import require_vectors
+from sentence_distill.student.config import default_held_out
 from sentence_distill.student.evaluation.buckets import by_frequency, by_length
 from sentence_distill.student.evaluation.models import Encode, Model, free_name, open_teacher
 from sentence_distill.student.evaluation.reference import Reference, is_own, own_shards
@@ -36,15 +38,22 @@ class Measured:
         models: figures by model and measure.
         skipped: what could not be measured, with the reason.
         teachers: which column is a student's teacher; it is skipped where that is not here.
+        reference: which sentences held-out figures are over; None if there are none.
     """
 
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     teachers: dict[str, str] = field(default_factory=dict)
+    reference: dict[str, Any] | None = None
 
 
 def measure_models(
-    models: Sequence[Model], *, shards: Path | None, pairs: Examples | None, teacher_name: str | None
+    models: Sequence[Model],
+    *,
+    shards: Path | None,
+    pairs: Examples | None,
+    teacher_name: str | None,
+    progress: Progress,
 ) -> Measured:
     """Measure all that can be measured here, on the same sentences for all models.
 
@@ -53,27 +62,29 @@ def measure_models(
         shards: for held-out rows and sentences to time; None takes those that the first student was trained on.
         pairs: sentence pairs with human scores, for STS.
         teacher_name: where the teacher is, see `open_teacher`.
+        progress: where to report.
     """
     measured = Measured()
-    columns = [*models, *_teachers(models, teacher_name, measured)]
+    columns = [*models, *_teachers(models, teacher_name, measured, progress)]
     for model in columns:
         size = {"parameters": model.parameters, "megabytes": model.megabytes}
-        measured.models[model.name] = {"size": size}
+        measured.models[model.name] = {"size": size, "weights": model.weights}
     try:
         shards = shards or _own_shards(models)
-        _measure_fidelity(models, shards, measured)
-        _measure_speed(columns, shards, measured)
+        _measure_fidelity(models, shards, measured, progress)
+        _measure_speed(columns, shards, measured, progress)
     except UserError as error:
         measured.skipped["held-out fidelity and speed"] = str(error)
     if pairs is None or len(pairs.labels) < 2:
         measured.skipped["STS-B"] = "no pairs; name them with --sts dev.tsv or --glue-dir DIR"
     else:
         for model in columns:
+            progress.log(f"STS-B of {model.name}: {len(pairs.labels):,} pairs")
             measured.models[model.name]["sts_spearman"] = sts_spearman(model.encode, pairs)
     return measured
 
 
-def _teachers(models: Sequence[Model], given: str | None, measured: Measured) -> list[Model]:
+def _teachers(models: Sequence[Model], given: str | None, measured: Measured, progress: Progress) -> list[Model]:
     """The students' teachers, each once; the first is the "teacher"."""
     teachers: list[Model] = []
     known: list[tuple[dict[str, Any], str]] = []
@@ -86,6 +97,7 @@ def _teachers(models: Sequence[Model], given: str | None, measured: Measured) ->
             name = f"teacher of {model.name}" if known else "teacher"
             name = free_name(name, [other.name for other in models])
             known.append((recorded, name))
+            progress.log(f"loading {name} {recorded['teacher']} …")
             try:
                 teachers.append(open_teacher(model.distillation, given, name))
             except UserError as error:
@@ -97,18 +109,19 @@ def _teachers(models: Sequence[Model], given: str | None, measured: Measured) ->
 def _own_shards(models: Sequence[Model]) -> Path:
     """Those that the first student was trained on."""
     for model in models:
-        if model.distillation:
-            return own_shards(model.distillation)
+        if model.distillation and model.folder:
+            return own_shards(model.distillation, model.folder)
     raise UserError("no student that names its shards; name some with --shards")
 
 
-def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured) -> None:
+def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured, progress: Progress) -> None:
     """Fidelity of each model on rows that no student was trained on.
 
     Which rows are held out is decided by the sentence alone, so those of the smallest share are held out for all.
     """
     records = [model.distillation for model in models if model.distillation]
-    share = min((record["training"]["held_out"] for record in records), default=TrainConfig.held_out)
+    shares = [record["training"]["held_out"] for record in records]
+    share = min(shares) if shares else default_held_out(require_vectors(shards)["totals"]["rows"])
     read = cache(partial(Reference.read, shards, share))
     for number, model in enumerate(models):
         record = model.distillation or next(iter(records), None)
@@ -122,8 +135,10 @@ def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured)
                 raise
             measured.skipped[f"held-out fidelity of {model.name}"] = str(error)
             continue
+        progress.log(f"held-out fidelity of {model.name}: {len(reference.tokens):,} sentences")
         try:
             measured.models[model.name]["held_out"] = held_out_fidelity(model, reference)
+            measured.reference = {"corpus": reference.fingerprint["corpus_content"], "held_out": share}
         except UserError as error:
             measured.skipped[f"held-out fidelity of {model.name}"] = str(error)
 
@@ -149,7 +164,7 @@ def held_out_fidelity(model: Model, reference: Reference) -> dict[str, Any]:
     targets = public_targets(reference.targets, reference.dim, normalize=encoder.config.normalize)
     if vectors.shape[1] != targets.shape[1]:
         # Of a reduced student: between vectors of two widths there is no cosine.
-        return {**_across_widths(vectors, targets), "rows": len(vectors), **origin}
+        return {**_across_widths(vectors, targets), **origin}
     cosines = functional.cosine_similarity(vectors, targets).numpy()
     return {
         **fidelity(vectors, targets),
@@ -163,16 +178,20 @@ def held_out_fidelity(model: Model, reference: Reference) -> dict[str, Any]:
 
 
 def _across_widths(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-    return {"rank_agreement": paired_rank_agreement(vectors, targets), **recall_figures(vectors, targets)}
+    agreement = paired_rank_agreement(vectors, targets)
+    return {"rank_agreement": agreement, **recall_figures(vectors, targets), "rows": len(vectors)}
 
 
-def _measure_speed(columns: Sequence[Model], shards: Path, measured: Measured) -> None:
+def _measure_speed(columns: Sequence[Model], shards: Path, measured: Measured, progress: Progress) -> None:
     try:
         sentences = sentences_of_shards(shards, TIMED_SENTENCES)
     except UserError as error:
         measured.skipped["speed"] = str(error)
         return
-    for name, rate in speed({model.name: model.timed for model in columns}, sentences).items():
+    total = _REPEATS * len(columns) * len(sentences)
+    with progress.task("speed", total, "sentences") as advance:
+        rates = speed({model.name: model.timed for model in columns}, sentences, advance)
+    for name, rate in rates.items():
         measured.models[name]["sentences_per_second"] = rate
     for model in columns:
         measured.models[model.name]["timed_as"] = model.timed_as
@@ -185,7 +204,9 @@ def sts_spearman(encode: Encode, examples: Examples) -> float:
     return task_metrics(("spearman",), np.array(examples.labels), cosines)["spearman"]
 
 
-def speed(encoders: dict[str, Encode], sentences: Sequence[str]) -> dict[str, float]:
+def speed(
+    encoders: dict[str, Encode], sentences: Sequence[str], advance: Advance = lambda count, note="": None
+) -> dict[str, float]:
     """Sentences a second of each encoder, tokenising included: the median of three rounds.
 
     In each round the encoders take turns, so that a slow minute of the machine meets them all.
@@ -198,4 +219,5 @@ def speed(encoders: dict[str, Encode], sentences: Sequence[str]) -> dict[str, fl
             started = time.perf_counter()
             encode(sentences)
             rates[name].append(len(sentences) / (time.perf_counter() - started))
+            advance(len(sentences), name)
     return {name: statistics.median(values) for name, values in rates.items()}

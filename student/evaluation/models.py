@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.data.hashing import file_hash
 from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
 from sentence_distill.pipeline.locate import Located, locate_local, locate_teacher
 from sentence_distill.pipeline.teacher import READING, Teacher
-from sentence_distill.student.files import DISTILLATION, load_distillation
+from sentence_distill.student.files import is_student, is_unfinished, load_distillation
 from sentence_distill.student.folder import load_student
 from sentence_distill.student.hub import locate_student
 from sentence_distill.student.model import Student
@@ -40,7 +41,9 @@ class Model:
         timed_as: what that computes, as "int8 in ONNX Runtime".
         parameters: number of its weights.
         megabytes: on disk, of what loading it needs.
-        student: the student, where it is one.
+        weights: hashes of its files of weights.
+        folder: of the student, where it is one.
+        student: the student.
         distillation: how that was made.
     """
 
@@ -50,13 +53,10 @@ class Model:
     timed_as: str
     parameters: int
     megabytes: float
+    weights: list[str]
+    folder: Path | None = None
     student: Student | None = None
     distillation: dict[str, Any] | None = None
-
-
-def is_student(model: str) -> bool:
-    """Whether `model` is a folder that sd train-student made."""
-    return (Path(model) / DISTILLATION).exists()
 
 
 def short_names(models: Sequence[str]) -> list[str]:
@@ -79,7 +79,7 @@ def find_model(model: str) -> Located:
     Raises:
         UserError: there is none.
     """
-    if is_student(model):
+    if is_student(model) or is_unfinished(Path(model)):
         load_distillation(Path(model))
         return Located(Path(model), model)
     if packaged := packaged_student(model):
@@ -116,6 +116,7 @@ def open_model(located: Located, name: str) -> Model:
         timed_as=_in_torch(precision),
         parameters=parameters(located.folder),
         megabytes=megabytes(located.folder),
+        weights=weights_hashes(located.folder),
     )
 
 
@@ -133,6 +134,8 @@ def open_student(folder: Path, name: str) -> Model:
         timed_as="int8 in ONNX Runtime" if student.backend == "onnx" else _in_torch(torch.float32),
         parameters=parameters(folder),
         megabytes=megabytes(folder),
+        weights=weights_hashes(folder),
+        folder=folder,
         student=student,
         distillation=load_distillation(folder),
     )
@@ -167,6 +170,7 @@ def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> 
         timed_as=_in_torch(precision),
         parameters=parameters(located.folder),
         megabytes=megabytes(located.folder),
+        weights=weights_hashes(located.folder),
     )
 
 
@@ -285,6 +289,11 @@ def _weights(file: Path) -> int:
         raise UserError(
             f"{file} holds no weights ({error}); if it is a pointer of Git LFS, fetch the file: git lfs pull"
         ) from error
+
+
+def weights_hashes(folder: Path) -> list[str]:
+    """Hashes of the files of weights that loading a model's folder reads."""
+    return [file_hash(file) for file in sorted(_files(folder)) if file.suffix == ".safetensors"]
 
 
 def megabytes(folder: Path) -> float:

@@ -15,6 +15,7 @@ from sentence_distill.pipeline.manifest import require_manifest
 from sentence_distill.pipeline.shards import Shard, shard_texts
 from sentence_distill.pipeline.teacher import READING
 from sentence_distill.student.evaluation.buckets import rarest_counts
+from sentence_distill.student.files import find_shards
 from sentence_distill.student.training.stream import ShardStream
 
 # Layers are not among them: reading those that a student approximates says which are missing.
@@ -115,13 +116,15 @@ def require_own(shards: Path, fingerprint: dict[str, Any], distillation: dict[st
         )
 
 
-def own_shards(distillation: dict[str, Any]) -> Path:
-    """The folder of shards that a student was trained on.
+def own_shards(distillation: dict[str, Any], folder: Path) -> Path:
+    """The folder of shards that the student in `folder` was trained on.
 
     Raises:
         UserError: it is no longer there, or something else is there now.
     """
-    shards = Path(distillation["shards"])
+    shards = find_shards(distillation, folder)
+    if not shards.is_dir():
+        raise UserError(f"no folder {shards}, where the student's shards were; name them with --shards")
     require_own(shards, require_manifest(shards)["fingerprint"], distillation)
     return shards
 

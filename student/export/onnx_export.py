@@ -33,9 +33,9 @@ from sentence_distill.student.evaluation.reference import held_out_texts, own_sh
 from sentence_distill.student.evaluation.texts import sentences_of_file
 from sentence_distill.student.export.onnx_measure import agreement, latencies
 from sentence_distill.student.export.readme import readme
-from sentence_distill.student.files import MAX_TOKENS, load_distillation, module_weights
+from sentence_distill.student.files import HEAD, MAX_TOKENS, load_distillation, module_weights
 from sentence_distill.student.finetuning.onnx_classifier import OnnxClassifier
-from sentence_distill.student.finetuning.task_folder import HEAD, is_classifier, load_classifier
+from sentence_distill.student.finetuning.task_folder import is_classifier, load_classifier
 from sentence_distill.student.finetuning.torch_classifier import TorchClassifier
 from sentence_distill.student.folder import load_student
 from sentence_distill.student.model import Student
@@ -69,11 +69,13 @@ class _Source:
     """A student to export.
 
     Args:
+        folder: where it lies.
         student: the student itself.
         classifier: the classifier that it was fine-tuned to, or None.
         weights: files of all their weights.
     """
 
+    folder: Path
     student: Student
     classifier: TorchClassifier | None
     weights: Sequence[Path]
@@ -81,9 +83,9 @@ class _Source:
     @classmethod
     def load(cls, folder: Path) -> "_Source":
         if not is_classifier(folder):
-            return cls(load_student(folder), None, module_weights(folder))
+            return cls(folder, load_student(folder), None, module_weights(folder))
         model, task = load_classifier(folder)
-        return cls(model.student, TorchClassifier(model, task), [*module_weights(folder), folder / HEAD])
+        return cls(folder, model.student, TorchClassifier(model, task), [*module_weights(folder), folder / HEAD])
 
     @property
     def task(self) -> Task | None:
@@ -198,7 +200,7 @@ def _measured(
         sentences, origin = sentences_of_file(file, _MEASURED_SENTENCES), file.name
     else:
         try:
-            sentences, origin = _held_out(distillation, shards), "held-out sentences of the shards"
+            sentences, origin = _held_out(distillation, source.folder, shards), "held-out sentences of the shards"
         except UserError as error:
             # Shards that the user named must be there, others be the student's own.
             if shards:
@@ -225,9 +227,9 @@ def _runners(source: _Source, folder: Path) -> tuple[Encode, Encode]:
     return lambda sentences: exported.outputs([sentences]), lambda sentences: classifier.outputs([sentences])
 
 
-def _held_out(distillation: dict[str, Any], shards: Path | None) -> list[str]:
+def _held_out(distillation: dict[str, Any], student: Path, shards: Path | None) -> list[str]:
     recorded, training = distillation["corpus"]["fingerprint"], distillation["training"]
-    folder = shards or own_shards(distillation)
+    folder = shards or own_shards(distillation, student)
     stream = ShardStream(folder, held_out=training["held_out"], train_fraction=training.get("train_fraction", 1.0))
     if stream.fingerprint["tokenizer"] != recorded["tokenizer"]:
         raise UserError(f"{folder} holds tokens of another tokenizer than the student's")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +18,8 @@ from sentence_distill.student.metrics import task_metrics
 LOOP = 2
 # Steps between two scorings on dev: an epoch, but of a large task several and of a few examples many epochs.
 _FEWEST_BETWEEN, _MOST_BETWEEN = 20, 500
-# However few examples there are, a model has this many steps to learn them.
-_FEWEST_STEPS = 200
+LEAST_STEPS = 200
+"""However few examples there are, a model has this many steps to learn them, unless epochs are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,9 @@ class FinetuneConfig:
     """How a model is fine-tuned; the same for every task and every row of a table."""
 
     epochs: int = 6
-    """Most passes over the training examples, but 200 steps where they are few."""
+    """Most passes over the training examples."""
+    least_steps: int = LEAST_STEPS
+    """Steps that few examples get, in more passes than `epochs`; 0 for a number of epochs that was asked for."""
     max_steps: int = 2000
     """Most steps, but at least one epoch: large tasks get fewer passes."""
     batch_size: int = 64
@@ -49,7 +51,24 @@ class FinetuneConfig:
     def steps(self, examples: int) -> int:
         """Most steps over so many examples."""
         per_epoch = -(-examples // self.batch_size)
-        return max(per_epoch, min(self.max_steps, max(self.epochs * per_epoch, _FEWEST_STEPS)))
+        return max(per_epoch, min(self.max_steps, max(self.epochs * per_epoch, self.least_steps)))
+
+    def describe(self, examples: int) -> str:
+        """Say how long fine-tuning over so many examples is, and why."""
+        steps, per_epoch = self.steps(examples), -(-examples // self.batch_size)
+        passes = f"{steps / per_epoch:.3g} epochs of {examples:,} examples"
+        if steps > self.epochs * per_epoch:
+            why = f": at least {self.least_steps} steps; --epochs N sets another length"
+        else:
+            why = f" of {self.epochs}: --finetune-steps ends it there" if steps < self.epochs * per_epoch else ""
+        return f"at most {steps:,} steps, {passes}{why}"
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on; an option that came later is left out at its default, as results from before do."""
+        fields = asdict(self)
+        if self.least_steps == LEAST_STEPS:
+            del fields["least_steps"]
+        return fields
 
 
 STUDENT = FinetuneConfig()
@@ -90,12 +109,13 @@ class Labelled:
 class Outcome:
     """What fine-tuning came to: the scores of each dev set at the best step; the model holds that step's weights.
 
-    Step 0 and no scores: it diverged before it was scored once.
+    Step 0 and no scores: it diverged before it was scored once. `ended` says when fine-tuning ended, and why.
     """
 
     scores: dict[str, dict[str, float]]
     step: int
     seconds: float
+    ended: str = ""
 
 
 def finetune(
@@ -140,7 +160,7 @@ def finetune(
     between = min(max(-(-len(tokens) // config.batch_size), _FEWEST_BETWEEN), _MOST_BETWEEN)
     patience = max(config.patience, steps // (3 * between))
     optimizer = _Optimizer(model, learning_rate, config, steps)
-    best = _Best()
+    best, ended = _Best(), ""
     for step, rows in enumerate(_endless(tokens, config.batch_size, np.random.default_rng(seed)), start=1):
         model.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
@@ -153,14 +173,21 @@ def finetune(
         predictions = {name: predict(model, part, classes, device, precision) for name, part in tokenized.items()}
         # What is no number is no score, and neither are the weights that gave it.
         if not all(np.isfinite(values).all() for values in predictions.values()):
+            ended = f"diverged before step {step:,} of {steps:,}"
             break
         scores = {name: task_metrics(metrics, dev[name].targets, values) for name, values in predictions.items()}
         best.offer(scores, step, model)
-        if step == steps or best.worse == patience:
+        if step == steps:
+            epochs = steps / -(-len(tokens) // config.batch_size)
+            ended = f"ran all {epochs:.3g} epoch{'s' if epochs != 1 else ''}, {steps:,} steps"
+            break
+        if best.worse == patience:
+            evaluations = f"{patience} evaluation{'s' if patience != 1 else ''}"
+            ended = f"stopped early at step {step:,} of {steps:,}: no better on dev in {evaluations}"
             break
     if best.step:
         model.load_state_dict(best.state)
-    return Outcome(scores=best.scores, step=best.step, seconds=time.monotonic() - started)
+    return Outcome(scores=best.scores, step=best.step, seconds=time.monotonic() - started, ended=ended)
 
 
 @dataclass

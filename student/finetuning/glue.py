@@ -13,6 +13,7 @@ from sentence_distill.student.finetuning.glue_rows import ROWS, WITHOUT_SEED, Ma
 from sentence_distill.student.finetuning.results import Result, Results
 from sentence_distill.student.finetuning.submission import PARTS
 from sentence_distill.student.finetuning.task_data import TaskData
+from sentence_distill.student.metrics import shown_score
 
 # The tasks whose models predict the test splits of a part of the submission; AX has none of its own.
 _MODEL_OF = {"AX": "MNLI"}
@@ -129,3 +130,12 @@ def describe_scores(scores: dict[str, dict[str, float]]) -> str:
         f"{dev} " + ", ".join(f"{metric} {100 * value:.1f}" for metric, value in metrics.items())
         for dev, metrics in scores.items()
     )
+
+
+def describe_dev(scores: dict[str, dict[str, float]], counts: dict[str, int]) -> str:
+    """The metrics of each dev set, of so many examples."""
+    parts = []
+    for dev, metrics in scores.items():
+        shown = (f"{metric} {shown_score(metric, value, counts[dev])}" for metric, value in metrics.items())
+        parts.append(f"{dev} {', '.join(shown)}")
+    return "; ".join(parts)

@@ -7,7 +7,7 @@ import numpy as np
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples
-from sentence_distill.data.labelled import examples_of, hold_out, make_task, read_labelled
+from sentence_distill.data.labelled import LabelledTable, examples_of, hold_out, make_task
 from sentence_distill.student.finetuning.classifier import StudentClassifier
 from sentence_distill.student.finetuning.finetune import Labelled
 from sentence_distill.student.finetuning.scale import rescale
@@ -45,42 +45,41 @@ class OwnTask:
         return f"{len(data.task.labels)} classes, {sizes} (training: {', '.join(commonest)}{others})"
 
 
-def load_own_task(
+def make_own_task(
     name: str,
-    train: str,
-    dev: str | None,
+    train: LabelledTable,
+    dev: LabelledTable | None,
     *,
     columns: tuple[str, ...],
     label: str,
     regression: bool | None = None,
     seed: int,
 ) -> OwnTask:
-    """Read a task.
+    """Make a task of tables.
 
     Args:
         name: of it.
-        train: the file of training examples, see `read_labelled`.
-        dev: the file of those that pick the best step; None holds out a tenth of the training examples.
-        columns: the one or two columns of texts.
+        train: training examples.
+        dev: those that pick the best step; None holds out a tenth of the training examples.
+        columns: the one or two columns of texts, see `read_labelled`.
         label: the column of labels.
         regression: whether labels are scores; None decides with `is_score`.
         seed: draws what is held out.
 
     Raises:
-        UserError: a file or a row can't be used; it says which.
+        UserError: a row can't be used; it says which.
     """
-    table = read_labelled(train, columns, label)
-    task = make_task(name, table, columns, label, regression)
+    task = make_task(name, train, columns, label, regression)
     if dev is None:
-        parts = hold_out(task, examples_of(task, table), seed)
+        parts = hold_out(task, examples_of(task, train), seed)
     else:
-        parts = examples_of(task, table), examples_of(task, read_labelled(dev, columns, label))
+        parts = examples_of(task, train), examples_of(task, dev)
     mean, deviation = 0.0, 1.0
     if task.regression:
         mean, deviation = float(np.mean(parts[0].labels)), float(np.std(parts[0].labels))
         if not np.isfinite(deviation) or deviation == 0:
             raise UserError(
-                f"{train}: its training scores do not differ, or are too large; nothing can be learned of them"
+                f"{train.name}: its training scores do not differ, or are too large; nothing can be learned of them"
             )
     train_part, dev_part = (_standardised(part, mean, deviation) for part in parts)
     return OwnTask(TaskData(task, train_part, {"dev": dev_part}, ""), mean, deviation)

@@ -44,12 +44,13 @@ class Results:
         skipped: what could not be done, with the reason.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, path: Path, identity: dict[str, Any], *, fresh: bool = False) -> None:
         """Go on with a file.
 
         Args:
             path: of the file.
             identity: what its figures depend on beside row, task, seed and fraction.
+            fresh: replace the file instead, with the first figure.
 
         Raises:
             UserError: the file is damaged, or holds figures of another identity.
@@ -60,6 +61,8 @@ class Results:
         self.skipped: dict[str, str] = {}
         # Of all days and machines that added a figure, so that none passes for the last one's.
         self._environments: list[dict[str, Any]] = []
+        if fresh:
+            return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             self._require_same({name: found.get(name) for name in self.identity})
@@ -71,14 +74,16 @@ class Results:
         except FileNotFoundError:
             pass
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error}); remove it, or write elsewhere with --json") from error
+            raise UserError(
+                f"{path} is damaged ({error}); write elsewhere with --json, or --overwrite replaces it"
+            ) from error
 
     def _require_same(self, found: dict[str, Any]) -> None:
         old, new = _flat(found), _flat(self.identity)
         if differing := differing_fields(old, new):
             raise UserError(
                 f"{self.path} holds figures of another run, which differs in {'; '.join(differing)}; write these "
-                "elsewhere with --json, or remove that file"
+                "elsewhere with --json, or --overwrite replaces it"
             )
 
     def find(self, row: str, task: str, seed: int, fraction: float, data: str) -> Result | None:

@@ -126,7 +126,7 @@ class TaskTeacher:
             "teacher": self.located.name,
             "weights": self.located.weights_hashes(),
             "seed": seed,
-            "finetuning": {**asdict(self.fitter.config), "loop": LOOP},
+            "finetuning": {**self.fitter.config.identity(), "loop": LOOP},
             "computed": f"{self.fitter.precision} on {self.fitter.device.type}",
             "data": data.hash,
         }

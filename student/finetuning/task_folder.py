@@ -12,41 +12,32 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import GlueTask
 from sentence_distill.data.task import Task
 from sentence_distill.pipeline.files import write_atomically
-from sentence_distill.student.files import module_paths
+from sentence_distill.student.files import HEAD, STUDENT_FILES, TASK, module_paths
 from sentence_distill.student.finetuning.classifier import StudentClassifier
 from sentence_distill.student.finetuning.fit import Fitted
+from sentence_distill.student.finetuning.task_data import TaskData
 from sentence_distill.student.folder import load_student, save_student
 
-TASK = "task.json"
-HEAD = "head.safetensors"
-STUDENT_FILES = (
-    "config_sentence_transformers.json",
-    "model.safetensors",
-    "modules.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "wordembedding_config.json",
-    HEAD,
-    TASK,
-)
-"""What loading reads of a student's own folder, beside those of its modules, where it is there."""
 _MODULE_FILES = ("*.json", "*.safetensors")
 
 
-def save_classifier(folder: Path, fitted: Fitted[StudentClassifier], task: Task, distillation: dict[str, Any]) -> None:
+def save_classifier(
+    folder: Path, fitted: Fitted[StudentClassifier], data: TaskData, distillation: dict[str, Any]
+) -> None:
     """Write a fine-tuned student.
 
     Args:
         folder: where to; made where it is missing.
         fitted: the student with its head, and its scores.
-        task: what it was fine-tuned on.
+        data: what it was fine-tuned on.
         distillation: of the student that it was made of.
     """
-    scores = fitted.outcome.scores
+    task, scores = data.task, fitted.outcome.scores
+    counts = {dev: len(part.targets) for dev, part in data.dev.items()}
     # Fidelity was measured before the encoder moved.
     glue_task = task.hub if isinstance(task, GlueTask) else None
     # Nor is what was made of a user's examples under the licence of what it was made of.
-    changed = {"metrics": {task.name: scores}, "glue_task": glue_task, "licence": None}
+    changed = {"metrics": {task.name: scores}, "dev_examples": counts, "glue_task": glue_task, "licence": None}
     head = {name: value.cpu().contiguous() for name, value in fitted.model.head.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / HEAD, save(head))
@@ -57,6 +48,7 @@ def save_classifier(folder: Path, fitted: Fitted[StudentClassifier], task: Task,
         "labels": task.labels,
         "metrics": task.metrics,
         "learning_rate": fitted.learning_rate,
+        "dev_examples": counts,
         **asdict(fitted.outcome),
     }
     write_atomically(folder / TASK, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())

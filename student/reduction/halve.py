@@ -1,5 +1,6 @@
 """A student's weights in half the bytes."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.files import write_atomically
 from sentence_distill.student.evaluation.models import megabytes
-from sentence_distill.student.files import DISTILLATION, load_distillation
+from sentence_distill.student.files import DISTILLATION, load_distillation, moved_record
 from sentence_distill.student.finetuning.task_folder import student_files
 from sentence_distill.student.folder import load_student, update_distillation
 
@@ -21,9 +22,11 @@ def copy_student(source: Path, folder: Path) -> None:
         UserError: there is no student that can be read in `source`.
     """
     load_student(source)
-    for name, file in {**student_files(source), DISTILLATION: source / DISTILLATION}.items():
+    for name, file in student_files(source).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / name)
+    record = moved_record(load_distillation(source), source, folder)
+    write_atomically(folder / DISTILLATION, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def halve_weights(folder: Path) -> None:

@@ -101,19 +101,20 @@ def compare_dims(
 
     Returns:
         For each: "dim"; "kept", the share of the squared length of the vectors, each brought to length 1, that is left;
-        "rank_agreement" and "recall_at_10" against the full vectors, and, where the teacher's are there,
-        "teacher_rank_agreement" and "teacher_recall_at_10" against those.
+        "rank_agreement" and, unless they are too few for it, "recall_at_10" against the full vectors; if the teacher's
+        are there, "teacher_rank_agreement" and "teacher_recall_at_10" against those; "measured_rows".
     """
     found = []
     unit = functional.normalize(vectors, dim=1)
     for dim in dims:
         narrow = directions.project(vectors, dim) if dim < vectors.shape[1] else vectors
         kept = float(directions.project(unit, dim).square().sum() / unit.square().sum())
-        figures: dict[str, Any] = {"dim": dim, "kept": kept}
+        figures: dict[str, Any] = {"dim": dim, "kept": kept, "measured_rows": len(vectors)}
         for prefix, reference in (("", vectors), ("teacher_", teacher)):
             if reference is not None:
                 figures[f"{prefix}rank_agreement"] = paired_rank_agreement(narrow, reference)
-                figures[f"{prefix}recall_at_10"] = recall_figures(narrow, reference)["recall_at_10"]
+                if "recall_at_10" in (recall := recall_figures(narrow, reference)):
+                    figures[f"{prefix}recall_at_10"] = recall["recall_at_10"]
         found.append(figures)
     return found
 
@@ -142,10 +143,11 @@ def save_reduced(
     # What was measured of the full vectors does not hold of these; against the teacher's this much is known. The record
     # and the card speak of the student's own corpus.
     known = {name.removeprefix("teacher_"): value for name, value in figures.items() if name.startswith("teacher_")}
-    metrics = {"held_out": known} if known and own else {}
+    metrics = {"held_out": {**known, "rows": figures["measured_rows"]}} if known and own else {}
     record = {
         "full_dim": distillation["student"]["target_dims"][-1],
         "sentences": source,
+        "own": own,
         "rows": directions.rows,
         **figures,
     }

@@ -43,17 +43,18 @@ class Sample:
     own: bool
 
 
-def sample_shards(shards: Path | None, distillation: dict[str, Any]) -> Sample:
+def sample_shards(shards: Path | None, distillation: dict[str, Any], student: Path) -> Sample:
     """At most 20,000 rows to train on, spread evenly over a student's shards, and at most 5,000 held-out ones.
 
     Args:
         shards: a complete folder of shards of the student's teacher; None is the one that it was trained on.
         distillation: of the student.
+        student: its folder.
 
     Raises:
         UserError: the shards are not there, damaged, or of another teacher, or hold out too few rows.
     """
-    folder = shards or own_shards(distillation)
+    folder = shards or own_shards(distillation, student)
     held_out, layers = distillation["training"]["held_out"], distillation["teacher"]["layers"]
     stream = ShardStream(folder, held_out=held_out, layers=layers)
     require_teacher(folder, stream.fingerprint, distillation)

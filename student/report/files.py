@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.student.files import DISTILLATION, load_distillation
-from sentence_distill.student.finetuning.task_folder import TASK
+from sentence_distill.student.files import DISTILLATION, TASK, load_distillation
 from sentence_distill.student.training.log import METRICS, read_metrics
 
 EVAL, GLUE, SPEED = "eval.json", "glue.json", "speed.json"

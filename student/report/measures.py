@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sentence_distill.student.evaluation.models import free_name
+from sentence_distill.student.evaluation.retrieval import too_few
 from sentence_distill.student.report.charts import Chart, Series, draw
 from sentence_distill.student.report.files import EVAL, GLUE, StudentFiles
 from sentence_distill.student.report.glue import headline
@@ -19,6 +20,7 @@ _CURVES = (
     ("train", "wait_share", "Share of the time spent waiting for data"),
 )
 _MOST_POINTS = 300
+_RECALL = ("recall_at_10", "recall_at_10_among_100")
 _SCORES = {
     "cosine": "cosine to the teacher, held out",
     "mean_vector_cosine": "the same of one constant vector",
@@ -112,15 +114,18 @@ def _measured_cards(files: StudentFiles) -> list[Card]:
     models = measured_models(files)
     student, teacher = models["student"], models.get(files.evaluation.get("teacher", "teacher"), {})
     fidelity, found = student.get("held_out", {}), []
+    over = f"over {fidelity['rows']:,} sentences" if "rows" in fidelity else ""
     if "cosine" in fidelity:
         floor = fidelity.get("mean_vector_cosine")
         beside = "" if floor is None else f"one constant vector: {floor:.3f}"
-        found.append(Card(f"{fidelity['cosine']:.3f}", "cosine to the teacher, held out", beside))
+        found.append(Card(f"{fidelity['cosine']:.3f}", "cosine to the teacher, held out", _joined(beside, over)))
     if "rank_agreement" in fidelity:
-        found.append(Card(f"{fidelity['rank_agreement']:.3f}", "rank agreement of similarities", "teacher: 1"))
-    if "recall_at_10" in fidelity:
-        recall = f"{100 * fidelity['recall_at_10']:.0f}%"
-        found.append(Card(recall, "of the teacher's 10 nearest neighbours found", "teacher: 100%"))
+        agreement = f"{fidelity['rank_agreement']:.3f}"
+        found.append(Card(agreement, "rank agreement of similarities", _joined("teacher: 1", over)))
+    recall = _score(fidelity, "recall_at_10")
+    if recall is not None and not isinstance(recall, str):
+        name = "of the teacher's 10 nearest neighbours found"
+        found.append(Card(f"{100 * recall:.0f}%", name, _joined("teacher: 100%", over)))
     for key, form, name in (
         ("sts_spearman", ".3f", "STS-B, Spearman, no fine-tuning"),
         ("sentences_per_second", ",.0f", "sentences a second"),
@@ -131,6 +136,10 @@ def _measured_cards(files: StudentFiles) -> list[Card]:
                 beside += f", {student[key] / teacher[key]:.1f} times as many"
             found.append(Card(f"{student[key]:{form}}", name, beside))
     return found
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
 
 
 def curve_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
@@ -148,7 +157,7 @@ def fidelity_table(models: Mapping[str, dict[str, Any]]) -> Table:
     """All single figures, a column a model."""
     held_out = {name: model.get("held_out", {}) for name, model in models.items()}
     sizes = {name: model.get("size", {}) for name, model in models.items()}
-    lines = [(title, ".4g", [scores.get(key) for scores in held_out.values()]) for key, title in _SCORES.items()]
+    lines = [(title, ".4g", [_score(scores, key) for scores in held_out.values()]) for key, title in _SCORES.items()]
     lines += [
         ("held-out sentences", ",.0f", [scores.get("rows") for scores in held_out.values()]),
         ("STS-B, Spearman, no fine-tuning", ".4f", [model.get("sts_spearman") for model in models.values()]),
@@ -157,12 +166,25 @@ def fidelity_table(models: Mapping[str, dict[str, Any]]) -> Table:
         ("size on disk, MB", ",.1f", [size.get("megabytes") for size in sizes.values()]),
     ]
     rows = [
-        [Cell(title), *(EMPTY if value is None else number(value, form) for value in values)]
+        [Cell(title), *(_cell(value, form) for value in values)]
         for title, form, values in lines
         if any(value is not None for value in values)
     ]
     heads = [Column("measure", numeric=False), *(Column(name) for name in models)]
     return Table("Fidelity, speed and size", heads, [Rows("", rows)])
+
+
+def _score(held_out: Mapping[str, Any], key: str) -> float | str | None:
+    """A held-out score, or why there is none."""
+    if key == "recall_at_10" and (reason := too_few(held_out.get("rows"))):
+        return reason
+    return None if key in _RECALL and too_few(held_out.get("rows")) else held_out.get(key)
+
+
+def _cell(value: float | str | None, form: str) -> Cell:
+    if value is None:
+        return EMPTY
+    return Cell(value) if isinstance(value, str) else number(value, form)
 
 
 def bucket_charts(models: Mapping[str, dict[str, Any]]) -> list[Chart]:

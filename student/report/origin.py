@@ -8,9 +8,8 @@ from typing import Any
 
 from sentence_distill.data.glue_tasks import TASKS
 from sentence_distill.student.config import SIZES, TrainConfig
-from sentence_distill.student.files import DISTILLATION
+from sentence_distill.student.files import DISTILLATION, TASK, find_shards
 from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER, FinetuneConfig
-from sentence_distill.student.finetuning.task_folder import TASK
 from sentence_distill.student.report.files import EVAL, GLUE, SPEED, StudentFiles
 from sentence_distill.student.report.measures import is_measured, measured_models
 from sentence_distill.student.report.tables import Cell, Column, Rows, Table
@@ -82,7 +81,9 @@ def history_table(files: StudentFiles) -> Table | None:
         for entry in history
     ]
     heads = [Column("step"), *(Column(name.replace("_", " ")) for name in names)]
-    return Table("Validations on held-out sentences", heads, [Rows("", rows)])
+    held_out = files.distillation["metrics"].get("held_out", {}).get("rows")
+    over = f"{held_out:,} held-out sentences" if held_out else "held-out sentences"
+    return Table(f"Validations on {over}", heads, [Rows("", rows)])
 
 
 def commands(files: StudentFiles) -> list[str]:
@@ -96,7 +97,7 @@ def commands(files: StudentFiles) -> list[str]:
     """
     record, folder = files.distillation, shlex.quote(str(files.folder))
     with files.using(DISTILLATION):
-        embed = ["sd embed --corpus CORPUS", *_embed_options(record), "--out", shlex.quote(record["shards"])]
+        embed = ["sd embed --corpus CORPUS", *_embed_options(record), "--out", shlex.quote(_shards(files))]
         lines = [" ".join(embed), *_student_commands(files, folder)]
     if is_measured(files):
         lines.append(f"sd eval --student {folder}")
@@ -111,7 +112,7 @@ def commands(files: StudentFiles) -> list[str]:
 def _student_commands(files: StudentFiles, folder: str) -> Iterator[str]:
     """Training, and what was made of the student after it; the last command writes `folder`."""
     record = files.distillation
-    train = ["--shards", shlex.quote(record["shards"]), *_train_options(record)]
+    train = ["--shards", shlex.quote(_shards(files)), *_train_options(record)]
     steps = [("STUDENT", "sd train-student", train)]
     if reduction := record.get("reduction"):
         steps.append(("REDUCED", "sd reduce", _reduce_options(reduction, record["shards"])))
@@ -127,13 +128,17 @@ def _student_commands(files: StudentFiles, folder: str) -> Iterator[str]:
         source = [out]
 
 
+def _shards(files: StudentFiles) -> str:
+    return str(find_shards(files.distillation, files.folder))
+
+
 def _reduce_options(reduction: dict[str, Any], shards: str) -> list[str]:
     words = ["--dim", str(reduction["dim"])]
     sentences = reduction["sentences"]
     # Only shards hold vectors of the teacher to compare with.
     if "teacher_rank_agreement" not in reduction:
         return words + [word for location in sentences.split(", ") for word in ("--corpus", shlex.quote(location))]
-    return words + ([] if sentences == shards else ["--shards", shlex.quote(sentences)])
+    return words + ([] if reduction.get("own", sentences == shards) else ["--shards", shlex.quote(sentences)])
 
 
 def _finetune_options(task: dict[str, Any], glue_task: str | None) -> list[str]:
@@ -257,6 +262,8 @@ def _glue_options(glue: dict[str, Any]) -> list[str]:
 def _changed(recorded: dict[str, Any], default: FinetuneConfig, names: dict[str, str]) -> dict[str, Any]:
     """Options whose recorded value is not the default."""
     values = json.loads(json.dumps(asdict(default)))
-    return {
-        option: recorded[name] for name, option in names.items() if recorded.get(name, values[name]) != values[name]
-    }
+    changed = {name for name in names if recorded.get(name, values[name]) != values[name]}
+    if "epochs" in names and "least_steps" in recorded:
+        # Asked for, though it may be the default's number.
+        changed.add("epochs")
+    return {option: recorded[name] for name, option in names.items() if name in changed}

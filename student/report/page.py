@@ -151,7 +151,7 @@ def render(context: Mapping[str, Any]) -> str:
 def _examples(files: StudentFiles, shards: Path | None) -> tuple[list[Example], str]:
     """Neighbours, or why there are none."""
     try:
-        reference = read_reference(shards or own_shards(files.distillation), files.distillation)
+        reference = read_reference(shards or own_shards(files.distillation, files.folder), files.distillation)
     except UserError as error:
         return [], f"{error}; sd report {files.folder} --shards FOLDER names others"
     return nearest_examples(load_student(files.folder), reference), ""

@@ -94,16 +94,20 @@ def _results(metrics: dict[str, Any], glue_task: str | None) -> Iterator["EvalRe
     """
     from huggingface_hub import EvalResult
 
+    from sentence_distill.student.evaluation.retrieval import too_few
+
+    held_out = metrics.get("held_out", {})
+    count = f"{held_out['rows']:,} " if "rows" in held_out else ""
     for key, metric in _HELD_OUT.items():
-        if key in metrics.get("held_out", {}):
+        if key in held_out and not (key.startswith("recall") and too_few(held_out.get("rows"))):
             yield EvalResult(
                 task_type="knowledge-distillation",
                 task_name="Knowledge distillation",
                 dataset_type="unknown",
-                dataset_name="Sentences of the corpus that were held out",
+                dataset_name=f"{count}sentences of the corpus that were held out".capitalize(),
                 metric_type=key,
                 metric_name=metric,
-                metric_value=metrics["held_out"][key],
+                metric_value=held_out[key],
             )
     if "student" in metrics.get("sts_spearman", {}):
         yield EvalResult(
@@ -188,7 +192,7 @@ def _scores(distillation: dict[str, Any], glue: dict[str, Any], speed: dict[str,
             yield _parts(title, parts)
     if fine_tuned := _task_scores(metrics):
         yield "After fine-tuning on the task, with its head, on the examples that picked the best step:"
-        yield _task_table(fine_tuned)
+        yield _task_table(fine_tuned, distillation.get("dev_examples") or {})
     with files.using(GLUE):
         table = glue_table(glue, {})
     if table:
@@ -239,8 +243,13 @@ def _task_scores(metrics: dict[str, Any]) -> list[tuple[str, str, str, float]]:
     ]
 
 
-def _task_table(scores: Sequence[tuple[str, str, str, float]]) -> str:
-    rows = [f"| {task}, {split} | {metric} | {value:.4f} |" for task, split, metric, value in scores]
+def _task_table(scores: Sequence[tuple[str, str, str, float]], counts: dict[str, int]) -> str:
+    from sentence_distill.student.metrics import shown_score
+
+    rows = [
+        f"| {task}, {split} | {metric} | {shown_score(metric, value, counts.get(split))} |"
+        for task, split, metric, value in scores
+    ]
     return "\n".join(["| task | metric | value |", "| --- | --- | ---: |", *rows])
 
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub
-from sentence_distill.student.files import CARD, DISTILLATION
-from sentence_distill.student.finetuning.task_folder import STUDENT_FILES, student_files
+from sentence_distill.student.files import CARD, DISTILLATION, STUDENT_FILES
+from sentence_distill.student.finetuning.task_folder import student_files
 from sentence_distill.student.folder import load_student
 from sentence_distill.student.hub import REFUSED, is_repository
 from sentence_distill.student.report.files import StudentFiles

@@ -9,8 +9,8 @@ import torch
 
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.pipeline.files import TEMPORARY, replacing
+from sentence_distill.student.files import CHECKPOINTS
 
-CHECKPOINTS = "checkpoints"
 _BEST = "best.pt"
 
 
@@ -126,6 +126,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # a file of random bytes makes PyTorch raise nearly anything
         raise UserError(
-            f"checkpoint {path} is damaged ({first_line(error)}); remove it to go on from the one before, or begin "
-            "again with --overwrite"
+            f"checkpoint {path} is damaged ({first_line(error)}); remove it to resume from the one before, or "
+            "--overwrite begins again"
         ) from error

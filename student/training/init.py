@@ -10,6 +10,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.logits import require_vectors
 from sentence_distill.pipeline.manifest import WORD_EMBEDDINGS
 from sentence_distill.student.config import INITS
+from sentence_distill.student.files import find_shards
 
 # Standard deviation of the initial embeddings, whichever way they are made: the LSTM's gates stay in their
 # linear range.
@@ -47,11 +48,12 @@ def initial_embeddings(kind: str, teacher: torch.Tensor, dim: int, generator: to
     return (reduced * (SCALE / reduced.std())).float()
 
 
-def initial_words(distillation: dict[str, Any]) -> torch.Tensor:
+def initial_words(distillation: dict[str, Any], folder: Path) -> torch.Tensor:
     """The teacher's word embeddings, reduced to a student's width: what its training begins with by default.
 
     Args:
         distillation: of the student, whose shards hold them.
+        folder: of the student.
 
     Returns:
         float32[vocabulary, embedding_dim].
@@ -59,7 +61,7 @@ def initial_words(distillation: dict[str, Any]) -> torch.Tensor:
     Raises:
         UserError: the shards are not there, are now another teacher's, or its embeddings are narrower.
     """
-    shards = Path(distillation["shards"])
+    shards = find_shards(distillation, folder)
     if require_vectors(shards)["fingerprint"]["teacher_weights"] != distillation["teacher"]["teacher_weights"]:
         raise UserError(f"{shards} holds the words of another teacher than the student's")
     words, dim = load_file(shards / WORD_EMBEDDINGS)["weight"].float(), distillation["student"]["embedding_dim"]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.progress import Advance, Progress
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.allocator import keep_freed_memory
-from sentence_distill.pipeline.fingerprint import differing_fields
+from sentence_distill.pipeline.logits import require_vectors
 from sentence_distill.pipeline.manifest import TOKENIZER, WORD_EMBEDDINGS
-from sentence_distill.student.config import StudentConfig, TrainConfig
+from sentence_distill.student.config import StudentConfig, TrainConfig, default_held_out
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.fidelity import SCORES
 from sentence_distill.student.model import Student
@@ -73,6 +73,9 @@ class Trainer:
         Raises:
             UserError: nothing is left to train on, or the shards do not fit the start.
         """
+        if config.held_out is None:
+            config = replace(config, held_out=default_held_out(require_vectors(shards)["totals"]["rows"]))
+        assert config.held_out is not None
         self.config = config
         self.out = out
         self.ranks = ranks
@@ -161,7 +164,7 @@ class Trainer:
             return "no step was done yet"
         self._write_checkpoint()
         self.checkpoints.wait()
-        return f"stopped at step {self.state.step:,}, the same command with --resume goes on from there"
+        return f"stopped at step {self.state.step:,}; the same command resumes from there"
 
     def best_student(self) -> tuple[Student, dict[str, float]]:
         """The student of the best validation and its entry of the history; for the main process, which wrote it."""
@@ -277,8 +280,7 @@ class Trainer:
             self.save()
             self.checkpoints.wait()
             raise UserError(
-                f"stopped at step {self.state.step:,} of {self.steps:,}; "
-                "the same command with --resume goes on from there"
+                f"stopped at step {self.state.step:,} of {self.steps:,}; the same command resumes from there"
             )
         if time.monotonic() - self._saved >= self._checkpoint_every:
             self.save()
@@ -359,20 +361,52 @@ class Trainer:
         """Go on from the newest checkpoint.
 
         Raises:
-            UserError: there is none, or it is of another run; the fields that differ are named.
+            UserError: there is none, or it is of another run; the options that differ are named.
         """
         checkpoint = self.checkpoints.newest()
         if missing := {"identity", "state", "history", "model", "optimizers"} - checkpoint.keys():
             raise UserError(f"the checkpoint in {self.out} is of another version ({missing}); --overwrite begins again")
         # An option that came later is at its default in a run from before.
         identity = {**asdict(TrainConfig()), **checkpoint["identity"]}
-        if differing := differing_fields(identity, self.identity()):
+        if differing := _differing_options(identity, self.identity()):
             raise UserError(
-                f"the checkpoint in {self.out} is of another run, which differs in {'; '.join(differing)}; "
-                "give that run's options, or begin again with --overwrite"
+                f"{self.out} holds a stopped run with other options: {'; '.join(differing)}; give those of that run to "
+                "resume it, or --overwrite begins again"
             )
         self.encoder.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizers"])
         self.state = State(**checkpoint["state"])
         self.history = checkpoint["history"]
         self._loss.fill_(self.state.loss)
+
+
+# What follows from the shards and from other options.
+_DERIVED = ("student vocabulary", "student target_dims", "student normalize")
+
+
+def _differing_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The options in which two runs differ, as a user gives them; see `Trainer.identity`."""
+    fields = [field for field in sorted(old.keys() | new.keys()) if old.get(field) != new.get(field)]
+    options, shards = [], []
+    for field in fields:
+        if field.startswith("shards' "):
+            name = field.removeprefix("shards' ")
+            shards.append(next((part for part in ("corpus", "teacher") if name.startswith(part)), name))
+        elif field == "weights of init":
+            options.append("--init names a student with other weights")
+        elif field not in _DERIVED:
+            option = field.removeprefix("student ").replace("_", "-")
+            options.append(f"--{option} was {_shown(old.get(field))}, not {_shown(new.get(field))}")
+    if shards:
+        different = ", ".join(dict.fromkeys(shards)).replace("_", " ")
+        options.append(f"--shards are not the same: another {different}")
+    return options or [field.removeprefix("student ") for field in fields]
+
+
+def _shown(value: Any) -> str:
+    """An option's value as it is given."""
+    if value is None:
+        return "given"
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return {"torch.float32": "fp32", "torch.bfloat16": "bf16"}.get(str(value), str(value))

@@ -104,7 +104,7 @@ def test_a_file_that_is_there_is_replaced_only_when_asked_for_and_the_text_itsel
     text.write_text("The cat ran.\n")
     (tmp_path / "out.jsonl").write_text("kept")
     assert sd("augment", "--text", text, "--out", tmp_path / "out.jsonl") == 1
-    assert "out.jsonl is there already; name another file, or replace it with --overwrite" in capsys.readouterr().err
+    assert "out.jsonl is there already; name another file, or --overwrite replaces it" in capsys.readouterr().err
     assert (tmp_path / "out.jsonl").read_text() == "kept"
     assert sd("augment", "--text", text, "--out", text, "--overwrite") == 1
     assert "text.txt is the input itself" in capsys.readouterr().err

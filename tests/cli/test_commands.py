@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from sentence_distill.student.config import default_held_out
 from tests.conftest import contents, wait_for
 
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "polars", "numpy", "scipy", "sklearn", "rich")
@@ -134,11 +135,12 @@ def test_eval_measures_what_it_can_and_lists_the_rest(sd, student_folder, teache
     assert set(figures["sentences_per_second"]) == set(figures["sts_spearman"]) == {"student", "teacher"}
     assert figures["size"]["parameters"] > 0
     assert figures["skipped"] == {}
-    assert sd("eval", "--student", student_folder, "--shards", tmp_path / "none") == 0
+    capsys.readouterr()
+    assert sd("eval", "--student", student_folder, "--json", tmp_path / "other.json") == 0
     shown = capsys.readouterr().out
     assert "not measured: teacher" in shown
-    assert "not measured: held-out fidelity and speed" in shown
     assert "not measured: STS-B" in shown
+    assert set(json.loads((tmp_path / "other.json").read_text())["skipped"]) == {"teacher", "STS-B"}
 
 
 def test_eval_refuses_the_vectors_of_another_teacher(sd, student_folder, teacher_folder, corpus_file, tmp_path, capsys):
@@ -160,13 +162,15 @@ def test_the_sample_corpus_is_written_as_text(sd, tmp_path):
 def test_the_sample_corpus_replaces_a_file_only_when_asked_for(sd, tmp_path, capsys):
     (tmp_path / "wiki.txt").write_text("One's own corpus.")
     assert sd("sample", "--out", tmp_path / "wiki.txt") == 1
-    assert "wiki.txt is there already; name another file, or replace it with --overwrite" in capsys.readouterr().err
+    assert "wiki.txt is there already; name another file, or --overwrite replaces it" in capsys.readouterr().err
     assert (tmp_path / "wiki.txt").read_text() == "One's own corpus."
     assert sd("sample", "--out", tmp_path / "wiki.txt", "--overwrite") == 0
     assert len((tmp_path / "wiki.txt").read_text().splitlines()) > 9000
 
 
-def test_a_training_that_is_interrupted_goes_on_with_resume(sd, shards, tmp_path, capsys):
+@pytest.fixture
+def stopped(shards, tmp_path):
+    """A training that was stopped by Ctrl-C: its command, its folder, and what it said last."""
     import signal
 
     out = tmp_path / "student"
@@ -178,13 +182,66 @@ def test_a_training_that_is_interrupted_goes_on_with_resume(sd, shards, tmp_path
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
     assert process.returncode == 1
-    assert "--resume goes on" in error
-    assert sd(*arguments) == 1
-    assert "--resume" in capsys.readouterr().err
-    assert sd(*arguments, "--resume") == 0
+    return arguments, out, error
+
+
+def test_a_training_that_is_interrupted_is_resumed_by_the_same_command(sd, stopped, capsys):
+    arguments, out, error = stopped
+    assert "the same command resumes from there" in error.splitlines()[-1]
+    step = int(max(out.glob("checkpoints/step-*.pt")).stem.removeprefix("step-"))
+    assert sd(*arguments) == 0
+    assert f"resuming from step {step:,}\n" in capsys.readouterr().err
     assert (out / "distillation.json").exists()
     # What it took to go on is of no use in a finished student's folder.
     assert not (out / "checkpoints").exists()
+
+
+def test_a_stopped_training_is_not_resumed_with_other_options_and_is_no_student(sd, stopped, tmp_path, capsys):
+    arguments, out, _ = stopped
+    before = contents(out)
+    assert sd(*arguments, "--batch-size", "4", "--patience", "3") == 1
+    assert capsys.readouterr().err.endswith(
+        f"error: {out} holds a stopped run with other options: --batch-size was 2, not 4; --patience was given, not 3; "
+        "give those of that run to resume it, or --overwrite begins again\n"
+    )
+    (tmp_path / "train.csv").write_text("text,label\n")
+    for command in (
+        *(["eval", out], ["eval", "--glue", out], ["report", out], ["export", out, "--onnx"], ["reduce", out]),
+        ["finetune", out, "--train", tmp_path / "train.csv", "--out", tmp_path / "tuned"],
+        ["encode", "--student", out, "--input", tmp_path / "train.csv", "--out", tmp_path / "vectors.npy"],
+    ):
+        assert sd(*command) == 1
+        error = capsys.readouterr().err
+        assert f"error: {out} is not finished: sd train-student --resume --out {out}" in error
+    assert not (tmp_path / "tuned").exists()
+    assert contents(out) == before
+    assert sd(*arguments, "--batch-size", "64", "--max-steps", "2", "--overwrite") == 0
+    assert json.loads((out / "distillation.json").read_text())["training"]["batch_size"] == 64
+
+
+def test_a_run_that_can_not_begin_leaves_no_folder(sd, shards, student_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "few.csv").write_text("text,label\nThe cat.,1\nThe dog.,0\n")
+    for arguments in (
+        ("train-student", "--shards", "none", "--out", "a/b"),
+        ("train-student", "--shards", shards, "--out", "a/b", "--resume"),
+        ("train-student", "--shards", shards, "--out", "a/b", "--device", "cuda:99"),
+        ("train-student", "--shards", shards, "--out", "a/b", "--held-out", "1e-9"),
+        ("train-student", "--shards", shards, "--out", "a/b", "--embedding-dim", "500"),
+        ("train-student", "--shards", shards, "--out", "a/b", "--target-layers", "9"),
+        ("train-student", "--shards", shards, "--out", "a/b", "--learning-rate", "1e30", "--size", "tiny"),
+        ("finetune", student_folder, "--train", "few.csv", "--out", "a/b"),
+        ("finetune", student_folder, "--train", "few.csv", "--text-column", "none", "--out", "a/b"),
+        ("finetune", student_folder, "--train", "few.csv", "--logits", "none", "--out", "a/b"),
+        ("reduce", student_folder, "--dim", "8", "--shards", "none", "--out", "a/b"),
+        ("reduce", student_folder, "--dim", "8", "--corpus", "few.csv", "--out", "a/b"),
+        ("export", student_folder, "--onnx", "--shards", "none", "--out", "a/b"),
+        ("report", student_folder, "--shards", "none", "--out", "page.html"),
+        ("eval", student_folder, "--shards", "none", "--json", "figures.json"),
+    ):
+        assert sd(*arguments) == 1, arguments
+        assert "error: " in capsys.readouterr().err.splitlines()[-1]
+        assert [path.name for path in tmp_path.iterdir()] == ["few.csv"], arguments
 
 
 def train(sd, shards, out, *options):
@@ -243,6 +300,19 @@ def test_a_size_is_a_shape_that_single_options_change(sd, shards, tmp_path):
     assert (student["embedding_dim"], student["hidden"], student["layers"]) == (64, 8, 1)
 
 
+def test_what_is_held_out_by_default_is_enough_to_measure_on(sd, shards, tmp_path, capsys):
+    assert [default_held_out(rows) for rows in (100, 5_000, 20_000, 50_000, 3_000_000)] == [0.1, 0.1, 0.025, 0.01, 0.01]
+    small = ("--embedding-dim", "8", "--hidden", "8", "--max-steps", "2")
+    assert sd("train-student", "--shards", shards, "--out", tmp_path / "student", *small) == 0
+    record = json.loads((tmp_path / "student" / "distillation.json").read_text())
+    assert record["training"]["held_out"] == 0.1
+    rows = record["metrics"]["held_out"]["rows"]
+    assert 60 < rows < 120
+    assert f"(over {rows} held-out sentences)" in capsys.readouterr().out
+    assert sd("train-student", "--shards", shards, "--out", tmp_path / "other", *small, "--held-out", "0.03") == 0
+    assert json.loads((tmp_path / "other" / "distillation.json").read_text())["training"]["held_out"] == 0.03
+
+
 def test_a_layer_that_the_shards_lack_is_named(sd, shards, tmp_path, capsys):
     assert train(sd, shards, tmp_path / "student", "--target-layers", "1") == 1
     assert "the shards hold layers 2 of the teacher, not 1" in capsys.readouterr().err
@@ -269,6 +339,7 @@ def test_beginning_again_leaves_nothing_of_the_old_student(sd, shards, tmp_path,
     assert train(sd, shards, out, "--max-steps", "3", "--resume") == 1
     assert "holds a finished student" in capsys.readouterr().err
     assert train(sd, shards, out, "--resume", "--overwrite") == 2
+    assert "give one of them" in capsys.readouterr().err
     assert train(sd, shards, out, "--max-steps", "4", "--overwrite") == 0
     assert not any(file.exists() for file in left)
     assert json.loads((out / "distillation.json").read_text())["training"]["max_steps"] == 4
@@ -296,7 +367,10 @@ def test_a_folder_of_something_else_is_never_trained_into(sd, teacher_folder, sh
     (out / "eval.json").write_text("{}")
     before = contents(out)
     assert train(sd, shards, out, *([option] if option else [])) == 1
-    assert "my-bert holds config.json, which is of no run; name another folder with --out" in capsys.readouterr().err
+    assert (
+        "my-bert holds config.json, which sd train-student did not write; name another folder"
+        in capsys.readouterr().err
+    )
     assert contents(out) == before
 
 
@@ -309,8 +383,7 @@ def test_what_a_run_leaves_that_ended_before_its_first_checkpoint_is_trained_int
     # As --overwrite leaves a student when it is killed then.
     (out / "distillation.json").unlink()
     assert train(sd, shards, out, "--max-steps", "2") == 1
-    assert "which is of no run" in (error := capsys.readouterr().err)
-    assert "begin again with --overwrite" in error
+    assert "and a run that ended early; --overwrite replaces it" in capsys.readouterr().err
     assert train(sd, shards, out, "--max-steps", "2", "--overwrite") == 0
 
 

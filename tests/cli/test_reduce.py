@@ -131,14 +131,14 @@ def test_other_shards_under_the_recorded_name_are_not_taken(
         (["{student}", "--dim", "8", "--dims", "4"], 2, "give one of them"),
         (["{student}", "--out", "x"], 2, "--out goes with --dim or --float16"),
         (["{student}", "--float16", "--dims", "8"], 2, "writes the student as it is"),
-        (["{student}", "--float16", "--out", "{student}"], 1, "is not empty"),
+        (["{student}", "--float16", "--out", "{student}"], 1, "which sd reduce did not write"),
         (["no-such", "--float16"], 1, "holds no student"),
         (["{student}", "--dim", "8", "--shards", "no-such"], 1, "no-such"),
         (["{student}", "--dim", "8", "--corpus", "no-such.txt"], 1, "no-such.txt"),
         (["{student}", "--dim", "8", "--corpus", "short.txt"], 1, "too few to reduce by"),
         (["{student}", "--corpus", "few.txt"], 1, "24 sentences to reduce by are too few"),
         (["{student}", "--shards", "x", "--corpus", "y"], 2, "give one of them"),
-        (["{student}", "--dim", "8", "--out", "{student}"], 1, "is not empty"),
+        (["{student}", "--dim", "8", "--out", "{student}"], 1, "which sd reduce did not write"),
     ],
 )
 def test_mistakes_end_in_one_line(sd, student_folder, tmp_path, monkeypatch, capsys, arguments, code, message):

@@ -16,7 +16,7 @@ EVALUATED = {
         "rank_agreement": 0.8,
         "recall_at_10": 0.54,
         "mean_vector_cosine": 0.2,
-        "rows": 100,
+        "rows": 1000,
         "by_length": [
             {"least": 1, "most": 8, "rows": 60, "cosine": 0.91},
             {"least": 9, "most": None, "rows": 40, "cosine": 0.88},

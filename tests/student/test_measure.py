@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -18,6 +19,7 @@ from sentence_distill.student.evaluation.models import (
 )
 from sentence_distill.student.evaluation.reference import Reference
 from sentence_distill.student.evaluation.retrieval import recall_figures
+from sentence_distill.student.fidelity import rank_agreement
 from sentence_distill.student.files import load_distillation
 from sentence_distill.student.sharing.card import model_card
 from sentence_distill.student.training.stream import ShardStream
@@ -31,6 +33,7 @@ def neighbours(vectors: torch.Tensor, row: int, k: int) -> set[int]:
 
 def test_recall_counts_the_neighbours_that_both_find(monkeypatch):
     monkeypatch.setattr("sentence_distill.student.evaluation.retrieval._CHUNK_ROWS", 7)
+    monkeypatch.setattr("sentence_distill.student.evaluation.retrieval.FEWEST_ROWS", 50)
     monkeypatch.setattr("sentence_distill.student.evaluation.retrieval.CANDIDATES", 20)
     generator = torch.Generator().manual_seed(0)
     targets = torch.randn(50, 8, generator=generator)
@@ -44,9 +47,45 @@ def test_recall_counts_the_neighbours_that_both_find(monkeypatch):
     assert list(recall_figures(targets, targets).values()) == [1, 1]
 
 
-def test_few_rows_have_as_many_neighbours_as_there_are():
-    targets = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    assert recall_figures(-targets, targets) == {"recall_at_10": 1, "recall_at_10_among_100": 1}
+def test_few_rows_have_no_recall_and_three_are_the_fewest_that_have_ranks():
+    targets = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    assert recall_figures(targets, targets) == {"recall_at_10": 1, "recall_at_10_among_100": 1}
+    assert recall_figures(targets[:199], targets[:199]) == {}
+    assert rank_agreement(targets[:3], targets[:3]) == pytest.approx(1)
+    assert rank_agreement(torch.ones(5, 3), targets[:5]) == 0, "a student that says the same of all has no ranks"
+    for rows in (1, 2):
+        with pytest.raises(ValueError, match="no ranks"):
+            rank_agreement(targets[:rows], targets[:rows])
+
+
+@pytest.fixture
+def few_are_enough(monkeypatch):
+    """Let recall be measured over the few held-out sentences of the small corpus."""
+    monkeypatch.setattr("sentence_distill.student.evaluation.retrieval.FEWEST_ROWS", 3)
+
+
+def test_recall_over_few_held_out_sentences_is_not_measured_and_that_is_said(
+    sd, student_folder, teacher_folder, shards, tmp_path, capsys
+):
+    folder = shutil.copytree(student_folder, tmp_path / "student", ignore=shutil.ignore_patterns("eval.json"))
+    rows = load_distillation(folder)["metrics"]["held_out"]["rows"]
+    reason = f"not measured ({rows} held-out sentences; 200 are needed)"
+    shown = run(sd, capsys, folder, "--shards", shards, "--json", tmp_path / "eval.json")
+    assert reason in shown
+    assert f"recall@10: {reason}" in shown
+    assert re.search(rf"held-out sentences +{rows} ", shown)
+    held_out = json.loads((tmp_path / "eval.json").read_text())["held_out"]
+    assert not any("recall" in name for name in held_out)
+    assert reason in (folder / "README.md").read_text(encoding="utf-8")
+    assert sd("report", folder, "--out", tmp_path / "page.html", "--shards", shards) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert reason in page
+    assert f"over {rows} sentences" in page
+    assert "nearest neighbours found" not in page
+    assert sd("reduce", folder, "--shards", shards) == 0
+    assert f"recall@10: {reason}" in capsys.readouterr().out
+    assert sd("reduce", folder, "--shards", shards, "--dim", "8", "--out", tmp_path / "narrow") == 0
+    assert set(load_distillation(tmp_path / "narrow")["metrics"]["held_out"]) == {"rank_agreement", "rows"}
 
 
 def test_every_row_falls_into_one_length():
@@ -127,10 +166,12 @@ def test_what_is_no_model_is_an_error_of_one_line(tmp_path):
 def test_a_card_shows_figures_and_leaves_tables_out(student_folder):
     distillation = load_distillation(student_folder)
     parts = [{"least": 1, "most": 8, "rows": 3, "cosine": 0.9}]
-    metrics = {"held_out": {"cosine": 0.87654, "by_length": parts, "recall_at_10": 0.54321}}
+    metrics = {"held_out": {"cosine": 0.87654, "by_length": parts, "recall_at_10": 0.54321, "rows": 4321}}
     card = model_card({**distillation, "metrics": metrics})
     assert "| cosine to the teacher, held out | 0.8765 |" in card
     assert "nearest neighbours, held out | 0.5432 |" in card
+    assert "| held-out sentences | 4,321 |" in card
+    assert "4,321 sentences of the corpus that were held out" in card
     assert "least" not in card
 
 
@@ -143,7 +184,7 @@ def run(sd, capsys, *arguments):
     return capsys.readouterr().out
 
 
-def test_one_student_is_measured_in_its_folder(sd, student_folder, capsys):
+def test_one_student_is_measured_in_its_folder(sd, student_folder, few_are_enough, capsys):
     shown = run(sd, capsys, student_folder)
     assert "recall of the teacher's 10 neighbours" in shown
     assert "cosine by length: 9-16 tokens" in shown
@@ -157,21 +198,21 @@ def test_one_student_is_measured_in_its_folder(sd, student_folder, capsys):
     assert load_distillation(student_folder)["metrics"]["held_out"] == held_out
 
 
-def test_another_corpus_is_measured_but_is_not_what_the_card_says(sd, student_folder, tmp_path, capsys):
+def test_another_corpus_is_measured_but_is_not_what_the_card_says(sd, student_folder, shards, tmp_path, capsys):
     student = shutil.copytree(student_folder, tmp_path / "student")
     record = load_distillation(student)
     own = {"cosine": 0.9}
     record["metrics"]["held_out"] = own
     record["corpus"]["fingerprint"]["corpus_content"] = "another"
     (student / "distillation.json").write_text(json.dumps(record))
-    run(sd, capsys, student)
-    figures = json.loads((student / "eval.json").read_text())
-    assert "held_out" not in figures, "a folder of the recorded name holds something else"
-    assert "is not what the student was trained on: corpus files" in figures["skipped"]["held-out fidelity and speed"]
-    shown = run(sd, capsys, student, "--shards", record["shards"])
+    (student / "eval.json").unlink(missing_ok=True)
+    assert sd("eval", student) == 1
+    assert "is not what the student was trained on: corpus files" in capsys.readouterr().err
+    assert not (student / "eval.json").exists(), "a folder of the recorded name holds something else"
+    shown = run(sd, capsys, student, "--shards", shards)
     assert "not what the student was trained on" in shown
     held_out = json.loads((student / "eval.json").read_text())["held_out"]
-    assert held_out["other_corpus"] == record["shards"]
+    assert held_out["other_corpus"] == str(shards)
     assert "by_frequency" not in held_out
     assert load_distillation(student)["metrics"]["held_out"] == own
 
@@ -207,7 +248,7 @@ def test_a_student_that_can_only_be_read_is_measured_all_the_same(sd, student_fo
         assert f"no file can be written to {student}; name another place" in capsys.readouterr().err
 
 
-def test_models_stand_side_by_side_in_one_file(sd, student_folder, teacher_folder, tmp_path, capsys):
+def test_models_stand_side_by_side_in_one_file(sd, student_folder, teacher_folder, few_are_enough, tmp_path, capsys):
     other = shutil.copytree(student_folder, tmp_path / "other")
     json_file = tmp_path / "all.json"
     models = (student_folder, other, teacher_folder)
@@ -220,18 +261,21 @@ def test_models_stand_side_by_side_in_one_file(sd, student_folder, teacher_folde
     mine, copy, general, teacher = figures["models"].values()
     assert mine["held_out"] == copy["held_out"]
     # The teacher through sentence-transformers, pooled as it was: it agrees with its own vectors.
-    assert set(general["held_out"]) == {"rank_agreement", "recall_at_10", "recall_at_10_among_100"}
+    assert set(general["held_out"]) == {"rank_agreement", "recall_at_10", "recall_at_10_among_100", "rows"}
     assert general["held_out"]["recall_at_10"] > 0.99
     assert all(model["sentences_per_second"] > 0 for model in figures["models"].values())
     assert teacher["size"]["parameters"] > 0
     assert "rank agreement" in shown
 
 
-def test_what_to_do_next_names_a_student_that_can_be_fine_tuned(sd, student_folder, teacher_folder, tmp_path, capsys):
+def test_what_to_do_next_names_a_student(sd, student_folder, teacher_folder, shards, tmp_path, capsys):
     shown = run(sd, capsys, teacher_folder, student_folder, "--json", tmp_path / "both.json")
-    assert shown.splitlines()[-1] == f"next: sd eval --glue {student_folder}"
+    assert shown.splitlines()[-1] == (
+        f"next: sd encode --student {student_folder} --input FILE --out vectors.parquet, "
+        f"sd export {student_folder} --onnx, sd report {student_folder}"
+    )
     # --student is the same as one MODEL, which need be no student.
-    shown = run(sd, capsys, "--student", teacher_folder, "--json", tmp_path / "one.json")
+    shown = run(sd, capsys, "--student", teacher_folder, "--json", tmp_path / "one.json", "--shards", shards)
     assert shown.splitlines()[-1] == f"figures: {tmp_path / 'one.json'}"
 
 
@@ -272,7 +316,7 @@ def test_shards_need_only_the_layers_that_a_student_approximates(
     for place in (wide, shards):
         run(sd, capsys, folder, "--shards", place)
         measured = json.loads((folder / "eval.json").read_text())["held_out"]
-        figures.append([measured[name] for name in ("cosine", "rank_agreement", "recall_at_10", "rows")])
+        figures.append([measured[name] for name in ("cosine", "rank_agreement", "mse", "rows")])
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
     assert sd("reduce", folder, "--shards", shards) == 0
     assert sd("train-student", "--shards", wide, "--out", tmp_path / "both", *options) == 0
@@ -294,3 +338,21 @@ def test_modules_in_a_models_own_folder_count_once(student_folder, tmp_path):
     assert '"path": ""' in written
     (folder / "modules.json").write_text(written.replace('"path": ""', '"path": "."'))
     assert megabytes(folder) == pytest.approx(size + 1e-6)
+
+
+def test_what_is_loaded_and_measured_is_said_while_it_is(sd, student_folder, teacher_folder, shards, tmp_path, capsys):
+    (tmp_path / "dev.tsv").write_text(
+        "sentence1\tsentence2\tscore\nThe cat.\tThe dog.\t1\nThe cat.\tThe cat.\t5\nA ship.\tThe cat.\t0\n"
+    )
+    options = ("--teacher", teacher_folder, "--shards", shards, "--sts", tmp_path / "dev.tsv")
+    assert sd("eval", student_folder, *options, "--json", tmp_path / "eval.json") == 0
+    said = capsys.readouterr().err.splitlines()
+    rows = load_distillation(student_folder)["metrics"]["held_out"]["rows"]
+    assert [line.split(", ")[0] for line in said] == [
+        f"loading student {student_folder} …",
+        f"loading teacher {teacher_folder.name} …",
+        f"held-out fidelity of student: {rows} sentences",
+        "speed: 5,400 of 5,400 sentences",
+        "STS-B of student: 3 pairs",
+        "STS-B of teacher: 3 pairs",
+    ]

@@ -8,6 +8,7 @@ mteb = pytest.importorskip("mteb")
 from datasets import Dataset, DatasetDict
 from mteb.abstasks import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
+from safetensors.numpy import load_file, save_file
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.student.evaluation.mteb_tasks import find_tasks
@@ -46,6 +47,27 @@ def test_tasks_of_mteb_are_scored_and_what_has_no_data_is_listed(sd, student_fol
     assert "STS12" not in scores
     assert "can't be had" in figures["skipped"]["STS12"]
     assert "not measured: STS12" in shown
+
+
+def test_scores_of_other_tasks_and_models_stay_while_the_weights_do(sd, student_folder, monkeypatch, tmp_path):
+    again = LocalSTS()
+    again.metadata = LocalSTS.metadata.model_copy(update={"name": "Again"})
+    out = tmp_path / "mteb.json"
+    models = [shutil.copytree(student_folder, tmp_path / name) for name in ("one", "two")]
+    for model, task in ((models[0], LocalSTS()), (models[1], LocalSTS()), (models[0], again)):
+        monkeypatch.setattr(
+            "sentence_distill.student.evaluation.mteb_tasks.find_tasks", lambda names, task=task: [task]
+        )
+        assert sd("eval", model, "--mteb", "x", "--json", out) == 0
+    figures = json.loads(out.read_text())["models"]
+    assert {name: list(scores) for name, scores in figures.items()} == {
+        "one": ["LocalSTS", "Again"],
+        "two": ["LocalSTS"],
+    }
+    weights = load_file(models[0] / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, models[0] / "model.safetensors")
+    assert sd("eval", models[0], "--mteb", "x", "--json", out) == 0
+    assert list(json.loads(out.read_text())["models"]["one"]) == ["Again"], "the other score is of other weights"
 
 
 class Incompatible(LocalSTS):

@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +10,13 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
 from sentence_distill import Classifier, Student
+from sentence_distill.data.labelled import read_labelled
 from sentence_distill.pipeline.lock import lock_folder
 from sentence_distill.pipeline.logits import Logits
-from sentence_distill.student.finetuning.own_task import load_own_task
+from sentence_distill.student.finetuning.finetune import STUDENT
+from sentence_distill.student.finetuning.own_task import make_own_task
 
-LEARNS = ("--epochs", "12", "--learning-rate", "5e-3", "--device", "cpu")
+LEARNS = ("--learning-rate", "5e-3", "--device", "cpu")
 PRICES = {"dog": 1000.5, "cat": 2000.0, "bird": 4000.0}
 
 
@@ -112,7 +116,7 @@ def test_scores_come_in_the_units_of_the_file(sd, student_folder, folder):
     ],
 )
 def test_scores_learned_from_a_teacher_of_any_unit_come_in_that_of_the_file(
-    sd, student_folder, tmp_path, monkeypatch, animals, unit
+    sd, student_folder, shards, tmp_path, monkeypatch, animals, unit
 ):
     rng = np.random.default_rng(0)
     rows = [{"text": _sentence(rng, animal), "label": PRICES[animal]} for animal in list(PRICES) * 40]
@@ -122,16 +126,18 @@ def test_scores_learned_from_a_teacher_of_any_unit_come_in_that_of_the_file(
     found = Logits(([_sentence(rng, animal) for animal in named],), scores, {"labels": ["score"]})
     monkeypatch.setattr("sentence_distill.student.finetuning.task_data.read_logits", lambda shards: found)
     out = tmp_path / "out"
-    assert sd("finetune", student_folder, "--train", train, "--logits", "logits", "--out", out, *LEARNS) == 0
+    assert sd("finetune", student_folder, "--train", train, "--logits", shards, "--out", out, *LEARNS) == 0
     predicted = Classifier.load(out).predict([_sentence(rng, animal) for animal in PRICES])
     np.testing.assert_allclose(predicted, list(PRICES.values()), atol=400)
 
 
-def test_a_teacher_whose_scores_say_nothing_of_the_labels_is_refused(sd, student_folder, tmp_path, monkeypatch, capsys):
+def test_a_teacher_whose_scores_say_nothing_of_the_labels_is_refused(
+    sd, student_folder, shards, tmp_path, monkeypatch, capsys
+):
     rng = np.random.default_rng(0)
     rows = [{"text": _sentence(rng, animal), "label": PRICES[animal]} for animal in list(PRICES) * 10]
     train, texts = _write(tmp_path / "prices.jsonl", rows), [row["text"] for row in rows]
-    command = ("finetune", student_folder, "--train", train, "--logits", "logits", "--out", tmp_path / "out", *LEARNS)
+    command = ("finetune", student_folder, "--train", train, "--logits", shards, "--out", tmp_path / "out", *LEARNS)
     for scores, message in ((lambda price: -price, "do not rise with the labels"), (lambda price: 3, "do not differ")):
         logits = np.array([[scores(row["label"])] for row in rows], dtype=np.float32)
         found = Logits((texts,), logits, {"labels": ["score"]})
@@ -147,10 +153,11 @@ def test_whole_numbers_are_classes_unless_they_are_called_scores(tmp_path):
     rows = [{"text": f"The cat saw {number} houses.", "label": number % 3} for number in range(30)]
     train = str(_write(tmp_path / "stars.jsonl", rows))
     given = {"columns": ("text",), "label": "label", "seed": 0}
-    classes = load_own_task("stars", train, None, **given)
+    table = read_labelled(train, ("text",), "label")
+    classes = make_own_task("stars", table, None, **given)
     assert classes.data.task.labels == ("0", "1", "2")
     assert len(classes.data.dev["dev"].targets) == 3
-    scores = load_own_task("stars", train, None, **given, regression=True)
+    scores = make_own_task("stars", table, None, **given, regression=True)
     assert scores.data.task.regression
     assert scores.data.train.targets.mean() == pytest.approx(0, abs=1e-6)
 
@@ -161,12 +168,12 @@ def test_a_teacher_learns_one_s_own_task_and_a_student_its_logits(
     train = animals.parent / "animals.jsonl"
     columns = ("--text-column", "line", "--label-column", "animal", "--device", "cpu")
     teacher, logits, out = tmp_path / "teacher", tmp_path / "logits", tmp_path / "student"
-    learns = ("--learning-rate", "2e-3", "--epochs", "30")
+    learns = ("--learning-rate", "2e-3", "--epochs", "35")
     assert sd("finetune", teacher_folder, "--train", train, *columns, "--out", teacher, *learns) == 0
     embed = ("embed", "--corpus", train, "--text-column", "line", "--no-split", "--min-words", "1")
     assert sd(*embed, "--teacher", teacher, "--out", logits) == 0
     assert (
-        sd("finetune", student_folder, "--train", train, *columns, "--logits", logits, "--out", out, *LEARNS[:4]) == 0
+        sd("finetune", student_folder, "--train", train, *columns, "--logits", logits, "--out", out, *LEARNS[:2]) == 0
     )
     assert Classifier.load(out).predict(["The old cat saw the red house."]) == ["cat"]
 
@@ -217,3 +224,33 @@ def test_a_full_disk_leaves_no_half_of_a_fine_tuned_model(
     assert "free some space, then run the same command again" in error
     assert not out.exists()
     assert not any(whole)
+
+
+def test_as_many_epochs_run_as_were_asked_for_and_how_it_ended_is_said(sd, student_folder, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rows = [{"text": _sentence(rng, animal), "label": animal} for animal in ("dog", "cat", "bird") * 50]
+    train, dev = _write(tmp_path / "animals.jsonl", rows[:135]), _write(tmp_path / "dev.jsonl", rows[135:])
+    command = ("finetune", student_folder, "--train", train, "--dev", dev, *LEARNS)
+    assert sd(*command, "--epochs", "2", "--out", tmp_path / "two") == 0
+    shown = capsys.readouterr()
+    assert "fine-tuning: at most 6 steps, 2 epochs of 135 examples\n" in shown.err
+    assert "ran all 2 epochs, 6 steps\n" in shown.err
+    assert re.search(r"dev accuracy \d\.\d{4} \(\d+/15\), macro_f1 \d\.\d{4} \(best at step 6\)", shown.out)
+    record = json.loads((tmp_path / "two" / "task.json").read_text())
+    assert (record["step"], record["dev_examples"], record["ended"]) == (6, {"dev": 15}, "ran all 2 epochs, 6 steps")
+    assert "/15) |" in (tmp_path / "two" / "README.md").read_text(encoding="utf-8")
+    assert sd(*command, "--out", tmp_path / "default") == 0
+    said = capsys.readouterr().err
+    assert "at most 200 steps, 66.7 epochs of 135 examples: at least 200 steps; --epochs N sets another" in said
+    assert re.search(r"\nstopped early at step \d+ of 200: no better on dev in 3 evaluations\n", said)
+
+
+def test_the_length_of_fine_tuning_says_what_limits_it():
+    assert STUDENT.describe(6400) == "at most 600 steps, 6 epochs of 6,400 examples"
+    assert STUDENT.describe(64_000).startswith(
+        "at most 2,000 steps, 2 epochs of 64,000 examples of 6: --finetune-steps"
+    )
+    assert replace(STUDENT, epochs=2, least_steps=0).steps(135) == 6
+    # Figures of GLUE that were made with the default are still those of the default.
+    assert "least_steps" not in STUDENT.identity()
+    assert replace(STUDENT, least_steps=0).identity()["least_steps"] == 0

@@ -93,9 +93,9 @@ def test_a_process_that_dies_or_is_told_to_stop_ends_the_run_with_a_checkpoint_t
     assert not list(out.glob("*.json"))
 
     # The same batches on another number of processes: the curve goes on behind the checkpoint's step.
-    resumed = subprocess.Popen([sys.executable, "-m", *longer, "--resume"], stderr=subprocess.PIPE, text=True)
+    resumed = subprocess.Popen([sys.executable, "-m", *longer], stderr=subprocess.PIPE, text=True)
     wait_for(lambda: curve(out)[-1][1] > step + 100 or resumed.poll() is not None)
     resumed.send_signal(signal.SIGINT)
     _, error = resumed.communicate()
-    assert "--resume goes on" in error
+    assert "resumes from there" in error
     assert [at for kind, at, *_ in curve(out) if kind == "train"] == list(range(50, curve(out)[-1][1] + 1, 50))

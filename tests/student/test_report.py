@@ -51,9 +51,17 @@ def test_what_was_not_measured_is_named_with_its_command(sd, student, capsys):
 
 def test_shards_that_are_gone_are_said_to_be_gone(sd, student, shards, tmp_path):
     assert "found by both" in page(sd, student, "--shards", shards)
-    html = page(sd, student, "--shards", tmp_path / "gone")
+    record = json.loads((student / "distillation.json").read_text())
+    (student / "distillation.json").write_text(json.dumps(record | {"shards": str(tmp_path / "gone")}))
+    html = page(sd, student)
     assert f"No folder {tmp_path / 'gone'}" in html
     assert "found by both" not in html
+
+
+def test_shards_that_are_named_must_be_there(sd, student, tmp_path, capsys):
+    assert sd("report", student, "--out", tmp_path / "page.html", "--shards", tmp_path / "gone") == 1
+    assert f"no folder {tmp_path / 'gone'}" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_text_of_others_cannot_become_markup(sd, student, monkeypatch):

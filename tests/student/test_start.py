@@ -151,4 +151,4 @@ def test_a_run_is_not_resumed_where_its_start_has_become_another(train, student_
     file = next(start.glob("*Dense/model.safetensors"))
     save_file({name: value + 1 for name, value in load_file(file).items()}, file)
     assert train(start, *options, "--resume")[0] == 1
-    assert "is of another run, which differs in weights of init" in capsys.readouterr().err
+    assert "other options: --init names a student with other weights; give those" in capsys.readouterr().err

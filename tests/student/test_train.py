@@ -51,7 +51,7 @@ def run_until(trainer, steps):
         return result
 
     trainer._step = counted
-    with pytest.raises(UserError, match=rf"stopped at step {steps}.*--resume"):
+    with pytest.raises(UserError, match=rf"stopped at step {steps} .*resumes from there"):
         trainer.run()
 
 
@@ -91,7 +91,7 @@ def test_a_run_stopped_twice_ends_with_the_weights_of_one_that_was_not(shards, t
 
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(shards, tmp_path):
     save(make(shards, tmp_path))
-    with pytest.raises(UserError, match=r"batch_size \(16 -> 32\)"):
+    with pytest.raises(UserError, match="--batch-size was 16, not 32;"):
         make(shards, tmp_path, batch_size=32).resume()
 
 
@@ -102,7 +102,7 @@ def test_a_checkpoint_from_before_an_option_came_is_gone_on_with(shards, tmp_pat
     monkeypatch.setattr(trainer, "identity", lambda: identity)
     save(trainer)
     make(shards, tmp_path).resume()
-    with pytest.raises(UserError, match=r"train_fraction \(1.0 -> 0.5\)"):
+    with pytest.raises(UserError, match=r"--train-fraction was 1\.0, not 0\.5;"):
         make(shards, tmp_path, train_fraction=0.5).resume()
 
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_other_shards_is_refused(sd, shards, teacher_folder, cor
     embed = ("embed", "--corpus", corpus_file, "--teacher", teacher_folder, "--out", tmp_path / "shards")
     assert sd(*embed, "--pooling", "cls", "--shard-rows", "200", "--dtype", "float32", "--precision", "fp32") == 0
     save(make(shards, tmp_path))
-    with pytest.raises(UserError, match=r"shards' pooling \(mean -> cls\)"):
+    with pytest.raises(UserError, match="--shards are not the same: another pooling;"):
         make(tmp_path / "shards", tmp_path).resume()
 
 
@@ -312,7 +312,7 @@ def test_a_shard_that_vanishes_during_training_is_named_and_the_run_goes_on_when
     resumed = make(folder, tmp_path / "student", epochs=2, validate_every=5)
     resumed.resume()
     lost.rename(tmp_path / "away")
-    with pytest.raises(UserError, match=r"shard-00002\.arrow can no longer be read.*--resume"):
+    with pytest.raises(UserError, match=r"shard-00002\.arrow can no longer be read.*resumes from there"):
         resumed.run()
     (tmp_path / "away").rename(lost)
     resumed = make(folder, tmp_path / "student", epochs=2, validate_every=5)
@@ -348,7 +348,7 @@ def test_a_run_that_lost_a_process_at_its_last_validation_makes_it_up(shards, tm
         raise LostRankError("another process of the run is gone")
 
     trainer.held_out.scores = lost
-    with pytest.raises(UserError, match=r"stopped at step 20.*--resume"):
+    with pytest.raises(UserError, match=r"stopped at step 20.*resumes from there"):
         trainer.run()
     resumed = make(shards, tmp_path / "student", max_steps=20)
     resumed.resume()

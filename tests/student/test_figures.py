@@ -1,0 +1,162 @@
+"""What `sd eval` finds from anywhere, and what of its figures stays."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sentence_distill.student.evaluation.figures import merge
+from sentence_distill.student.files import find_shards, load_distillation
+from tests.conftest import contents
+
+PAIRS = "sentence1\tsentence2\tscore\n" + "".join(
+    f"The red cat {verb}.\tThe old {animal} ran.\t{score}\n"
+    for verb, animal, score in (("ran", "cat", 4), ("saw", "dog", 2), ("built", "road", 1))
+)
+
+
+@pytest.fixture
+def home(student_folder, shards, tmp_path):
+    """A student next to its shards, not measured yet; the folder that holds both."""
+    unmeasured = shutil.ignore_patterns("eval.json", "glue.json", "speed.json", "mteb.json", "glue")
+    student = shutil.copytree(student_folder, tmp_path / "distilled", ignore=unmeasured)
+    shutil.copytree(shards, tmp_path / "shards")
+    record(student, "../shards")
+    (tmp_path / "dev.tsv").write_text(PAIRS)
+    return tmp_path
+
+
+def record(student, shards):
+    content = json.loads((student / "distillation.json").read_text())
+    (student / "distillation.json").write_text(json.dumps({**content, "shards": shards}))
+
+
+def figures(student):
+    return json.loads((student / "eval.json").read_text())
+
+
+def test_a_student_says_where_its_shards_are_without_a_word_of_the_machine(sd, home, monkeypatch):
+    monkeypatch.chdir(home)
+    options = ("--embedding-dim", "8", "--hidden", "8", "--max-steps", "2", "--held-out", "0.1")
+    assert sd("train-student", "--shards", "shards", "--out", "students/new", *options) == 0
+    assert load_distillation(home / "students" / "new")["shards"] == "../../shards"
+    assert sd("train-student", "--shards", home / "shards", "--out", "shards-student", *options) == 0
+    assert load_distillation(home / "shards-student")["shards"] == "../shards"
+    # What is made of it elsewhere finds them, too.
+    assert sd("reduce", "shards-student", "--float16", "--out", "deep/down/half") == 0
+    assert load_distillation(home / "deep" / "down" / "half")["shards"] == "../../../shards"
+    assert sd("reduce", "deep/down/half", "--dim", "8", "--out", "narrow") == 0
+    assert load_distillation(home / "narrow")["shards"] == "../shards"
+
+
+@pytest.mark.parametrize("place", ["../shards", "shards", "{home}/shards"])
+def test_shards_are_found_from_any_working_directory(sd, home, monkeypatch, place):
+    """As recorded now: relative to the student; and before: relative to the working directory, or absolute."""
+    record(home / "distilled", place.format(home=home))
+    elsewhere = home / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(home if place == "shards" else elsewhere)
+    student = os.path.relpath(home / "distilled")
+    assert find_shards(load_distillation(home / "distilled"), home / "distilled").samefile(home / "shards")
+    assert sd("eval", student) == 0
+    assert figures(home / "distilled")["held_out"]["rows"] > 50
+    assert sd("report", student, "--out", "page.html") == 0
+    html = Path("page.html").read_text()
+    assert "found by both" in html
+    assert f"--shards {os.path.relpath(home / 'shards') if place[0] != '{' else home / 'shards'} " in html
+
+
+def test_a_link_to_a_student_leads_to_its_shards(home, monkeypatch):
+    (home / "far").mkdir()
+    (home / "far" / "link").symlink_to(home / "distilled")
+    monkeypatch.chdir(home / "far")
+    assert find_shards(load_distillation(home / "far" / "link"), home / "far" / "link").samefile(home / "shards")
+
+
+def test_nothing_measured_leaves_the_figures_and_is_no_success(sd, home, capsys):
+    assert sd("eval", home / "distilled") == 0
+    shutil.move(home / "shards", home / "moved")
+    before = contents(home / "distilled")
+    capsys.readouterr()
+    assert sd("eval", home / "distilled") == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: nothing could be measured, and nothing was written (")
+    assert f"no folder {home / 'shards'}, where the student's shards were; name them with --shards" in line
+    assert contents(home / "distilled") == before
+
+
+def test_a_run_adds_its_figures_to_those_that_were_measured_before(sd, home, teacher_folder, capsys):
+    student = home / "distilled"
+    assert sd("eval", student, "--teacher", teacher_folder) == 0
+    first = figures(student)
+    assert set(first["skipped"]) == {"STS-B"}
+    shutil.move(home / "shards", home / "moved")
+    assert sd("eval", student, "--sts", home / "dev.tsv") == 0
+    both = figures(student)
+    assert both["held_out"] == first["held_out"]
+    assert both["sentences_per_second"] == first["sentences_per_second"]
+    assert set(both["sts_spearman"]) == {"student"}
+    assert both["teacher_size"] == first["teacher_size"]
+    assert both["skipped"] == {}, "all of it is known, though not all from one run"
+    metrics = load_distillation(student)["metrics"]
+    assert (metrics["held_out"], metrics["sts_spearman"]) == (both["held_out"], both["sts_spearman"])
+    # Beside another model: what is known of the student and its teacher stays.
+    other = shutil.copytree(student, home / "other", ignore=shutil.ignore_patterns("eval.json"))
+    assert sd("eval", student, other, "--sts", home / "dev.tsv", "--json", student / "eval.json") == 0
+    several = figures(student)
+    assert several["student"] == "distilled"
+    assert several["models"]["distilled"]["held_out"] == first["held_out"]
+    assert several["models"]["teacher"]["sentences_per_second"] == first["sentences_per_second"]["teacher"]
+    # And the other way round.
+    assert sd("eval", student, "--sts", home / "dev.tsv") == 0
+    again = figures(student)
+    assert again["models"].keys() == several["models"].keys()
+    assert again["models"]["distilled"]["held_out"] == first["held_out"]
+    assert sd("eval", student, "--sts", home / "dev.tsv", "--overwrite") == 0
+    assert "held_out" not in figures(student)
+
+
+def test_figures_of_a_student_with_other_weights_are_not_kept(sd, home, shards, student_folder):
+    out = home / "figures.json"
+    assert sd("eval", home / "distilled", "--json", out) == 0
+    options = ("--embedding-dim", "8", "--hidden", "8", "--max-steps", "2", "--held-out", "0.1")
+    assert sd("train-student", "--shards", shards, "--out", home / "new", *options) == 0
+    assert sd("eval", home / "new", "--sts", home / "dev.tsv", "--shards", shards, "--json", out) == 0
+    shutil.move(home / "shards", home / "moved")
+    assert sd("eval", home / "distilled", "--sts", home / "dev.tsv", "--json", out) == 0
+    found = json.loads(out.read_text())
+    assert "held_out" not in found, "those are of the student before"
+    assert "sentences_per_second" not in found
+
+
+def test_held_out_figures_over_other_sentences_do_not_stay_beside_new_ones():
+    def model(weights, **measures):
+        return {"size": {}, "weights": [weights], **measures}
+
+    models = {"a": model("1", held_out={"cosine": 0.5}), "b": model("2", held_out={"cosine": 0.6}, sts_spearman=0.7)}
+    old = {"models": models, "reference": {"corpus": "x", "held_out": 0.1}, "skipped": {}}
+    new = {"a": model("1", held_out={"cosine": 0.8})}
+    given = {"skipped": {}, "roles": {}, "alone": False, "trusted": False}
+    for share, stays in ((0.1, True), (0.2, False)):
+        found = merge(old, new, reference={"corpus": "x", "held_out": share}, **given)["models"]
+        assert found["a"]["held_out"] == {"cosine": 0.8}
+        assert ("held_out" in found["b"]) == stays
+        assert found["b"]["sts_spearman"] == 0.7
+
+
+def test_figures_of_an_earlier_version_in_the_student_s_own_folder_stay(sd, home):
+    student = home / "distilled"
+    earlier = {
+        "size": {"parameters": 1, "megabytes": 1.0},
+        "skipped": {"STS-B": "no pairs"},
+        "held_out": {"cosine": 0.5},
+    }
+    (student / "eval.json").write_text(json.dumps(earlier))
+    shutil.move(home / "shards", home / "moved")
+    assert sd("eval", student, "--sts", home / "dev.tsv") == 0
+    found = figures(student)
+    assert found["held_out"] == {"cosine": 0.5}
+    assert found["size"]["parameters"] > 1
+    assert "STS-B" not in found["skipped"]
