@@ -163,14 +163,16 @@ def test_a_newer_student_under_the_same_name_is_fetched(hub, sd, student_folder)
         Student.load("me/small")
 
 
-def test_sd_finetune_and_sd_eval_take_a_name_on_the_hub_for_the_student_that_it_is(hub, sd, student_folder, tmp_path):
+def test_sd_finetune_and_sd_eval_take_a_name_on_the_hub_for_the_student_that_it_is(
+    hub, sd, student_folder, shards, tmp_path
+):
     assert sd("push", student_folder, "me/small") == 0
     rows = [f"{sentence},{number % 2}" for number, sentence in enumerate(make_sentences(40))]
     (tmp_path / "own.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
     out = tmp_path / "tuned"
     assert sd("finetune", "me/small", "--train", tmp_path / "own.csv", "--epochs", "1", "--out", out) == 0
     assert (out / "head.safetensors").exists()
-    assert sd("eval", "me/small", "--json", tmp_path / "eval.json") == 0
+    assert sd("eval", "me/small", "--shards", shards, "--json", tmp_path / "eval.json") == 0
     # Only a student has a teacher, which is not here.
     assert "teacher" in json.loads((tmp_path / "eval.json").read_text())["skipped"]
 
