@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--mask", default="[MASK]", show_default=True, help="The teacher's mask token.")
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of the augmentation.")
 @click.option(
+    "-o",
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,

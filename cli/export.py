@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("student", default=DEFAULT_STUDENT)
 @click.option("--onnx", is_flag=True, required=True, expose_value=False, help="As an ONNX file, the one format so far.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder to write.  [default: STUDENT/onnx]")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=None, help="Folder to write.  [default: STUDENT/onnx]"
+)
 @click.option("--int8", is_flag=True, help="Store and multiply 8-bit numbers: faster, and a quarter of the size.")
 @click.option(
     "--shards",

@@ -81,7 +81,9 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     default=None,
     help="Of a student: shards of a fine-tuned teacher's logits to learn from, in place of the labels.",
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=None, help="[default: finetuned/TASK]")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), default=None, help="[default: finetuned/TASK]"
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier fine-tuned model in --out.")
 @_options
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of head, dropout, order and what is held out.")

@@ -44,6 +44,7 @@ def _dims(context: click.Context, parameter: click.Parameter, value: str | None)
 )
 @click.option("--float16", is_flag=True, help="Store the weights in half the bytes, with --dim or alone.")
 @click.option(
+    "-o",
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=None,

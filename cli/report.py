@@ -31,6 +31,7 @@ def _notes(context: click.Context, parameter: click.Parameter, values: tuple[str
 @click.command()
 @click.argument("student", type=click.Path(path_type=Path), default=DEFAULT_STUDENT)
 @click.option(
+    "-o",
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     default="report.html",

@@ -10,6 +10,7 @@ from sentence_distill.cli.out_file import check_out_file
 
 @click.command()
 @click.option(
+    "-o",
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     default="wiki.txt",

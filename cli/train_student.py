@@ -34,6 +34,7 @@ DEFAULT_STUDENT = "distilled"
     help="Folder that sd embed made.",
 )
 @click.option(
+    "-o",
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=DEFAULT_STUDENT,

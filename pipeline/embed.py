@@ -24,10 +24,10 @@ from sentence_distill.pipeline.manifest import (
     close_folder,
 )
 from sentence_distill.pipeline.plan import Plan, Slice, make_plan
-from sentence_distill.pipeline.recipe import LOGITS
 from sentence_distill.pipeline.rejected import REJECTED, listed
 from sentence_distill.pipeline.shards import read_sidecar, shard_name, shard_problem, sidecar_path
 from sentence_distill.pipeline.teacher import TeacherFacts
+from sentence_distill.pipeline.teacher_folder import LOGITS
 from sentence_distill.pipeline.work import Job
 
 # No larger batch was faster on a CPU; a GPU needs more to be filled (not measured).

@@ -83,15 +83,21 @@ _TEACHER = {
     "special_tokens": "the teacher's special tokens",
     "vocabulary": "the teacher's vocabulary",
 }
+_NAMED_AS_OPTIONS = (
+    *("language", "min_words", "max_words", "max_tokens", "layers", "shard_rows", "token_budget", "dtype", "pooling"),
+    *("compression", "text_column", "input_format", "columns", "precision"),
+)
 _OPTIONS = {
+    **{name: f"--{name.replace('_', '-')}" for name in _NAMED_AS_OPTIONS},
     "format": "--input-format",
     "text_field": "--text-column",
     "splitter": "the sentence splitter",
     "compute_dtype": "--precision",
-    "compression": "--compression",
     "keep_text": "text kept (--no-text)",
     "normalize": "vectors of length 1",
 }
+# Of these a value would tell nobody anything.
+_UNSHOWN = {"input": "the input files", "student": "the student's weights"}
 # These follow from the others.
 _DERIVED = ("plan", "dim", "separator", "labels")
 
@@ -108,8 +114,9 @@ def differing_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             said.append(_difference(kind[found], old.get(found), new.get(found)) if named else kind[found])
     for field in fields:
         if field not in _CORPUS and field not in _TEACHER and field not in _DERIVED:
-            name = _OPTIONS.get(field, f"--{field.replace('_', '-')}")
-            said.append(_difference(name, old.get(field), new.get(field)))
+            name = _OPTIONS.get(field, field.replace("_", " "))
+            shown = _difference(name, old.get(field), new.get(field))
+            said.append(_UNSHOWN.get(field, shown))
     return said or [_difference(field, old.get(field), new.get(field)) for field in sorted(fields)]
 
 

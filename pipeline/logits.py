@@ -9,8 +9,8 @@ import numpy as np
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import PAIR_SEPARATOR
 from sentence_distill.pipeline.manifest import require_manifest, require_shard
-from sentence_distill.pipeline.recipe import LOGITS
 from sentence_distill.pipeline.shards import Shard, shard_texts
+from sentence_distill.pipeline.teacher_folder import LOGITS
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
-from sentence_distill.pipeline.teacher_folder import SENTENCE_POOLINGS, Dense, Normalize, TeacherFolder
+from sentence_distill.pipeline.teacher_folder import LOGITS, SENTENCE_POOLINGS, Dense, Normalize, TeacherFolder
 
 POOLER = "pooler"
-LOGITS = "logits"
 POOLINGS = (*SENTENCE_POOLINGS, POOLER)
 _WAY_OUT = "--pooling mean takes the transformer's own states"
 _WEIGHTS = "model.safetensors"

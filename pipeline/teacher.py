@@ -21,7 +21,6 @@ from sentence_distill.pipeline.load import LoadedTeacher, TokenTypes, load_parts
 from sentence_distill.pipeline.locate import Located
 from sentence_distill.pipeline.pairs import separator_tokens, tokenize_pairs
 from sentence_distill.pipeline.recipe import (
-    LOGITS,
     POOLER,
     AfterPooling,
     Recipe,
@@ -31,7 +30,7 @@ from sentence_distill.pipeline.recipe import (
     require_applied,
     wants_logits,
 )
-from sentence_distill.pipeline.teacher_folder import Dense, TeacherFolder, read_folder
+from sentence_distill.pipeline.teacher_folder import LOGITS, Dense, TeacherFolder, read_folder
 
 READING = ("prompt", "unpooled_tokens", "modules", "token_types")
 _NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}

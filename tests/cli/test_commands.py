@@ -196,7 +196,9 @@ def test_a_training_that_is_interrupted_is_resumed_by_the_same_command(sd, stopp
     assert not (out / "checkpoints").exists()
 
 
-def test_a_stopped_training_is_not_resumed_with_other_options_and_is_no_student(sd, stopped, tmp_path, capsys):
+def test_a_stopped_training_is_not_resumed_with_other_options_and_is_no_student(
+    sd, stopped, corpus_file, tmp_path, capsys
+):
     arguments, out, _ = stopped
     before = contents(out)
     assert sd(*arguments, "--batch-size", "4", "--patience", "3") == 1
@@ -208,7 +210,7 @@ def test_a_stopped_training_is_not_resumed_with_other_options_and_is_no_student(
     for command in (
         *(["eval", out], ["eval", "--glue", out], ["report", out], ["export", out, "--onnx"], ["reduce", out]),
         ["finetune", out, "--train", tmp_path / "train.csv", "--out", tmp_path / "tuned"],
-        ["encode", "--student", out, "--input", tmp_path / "train.csv", "--out", tmp_path / "vectors.npy"],
+        ["encode", "--student", out, "--input", corpus_file, "--out", tmp_path / "vectors.npy"],
     ):
         assert sd(*command) == 1
         error = capsys.readouterr().err

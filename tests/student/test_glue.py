@@ -148,7 +148,7 @@ def test_a_run_that_was_stopped_makes_only_what_is_missing(sd, student_folder, g
     # Figures of other options are neither mixed in nor lost.
     before = out.read_bytes()
     assert sd("eval", "--glue", student_folder, "--glue-dir", glue_dir, "--json", out, "--epochs", "3") == 1
-    assert "finetuning epochs (2 -> 3)" in capsys.readouterr().err
+    assert "finetuning epochs (2 there, 3 here)" in capsys.readouterr().err
     assert out.read_bytes() == before
     # Nor are those of an earlier version's loop, which gave other weights with the same options.
     out.write_bytes(before.replace(b'"loop": 2', b'"loop": 1'))
