@@ -100,7 +100,7 @@ class Corpus:
 
     def _named(self) -> str:
         first = self.sources[0].name
-        return first if len(self.sources) == 1 else f"{first} and {len(self.sources) - 1} other files"
+        return first if len(self.sources) == 1 else f"{first} and {len(self.sources) - 1} more"
 
     def records(self, start: Position = Position()) -> Iterator[Record]:  # noqa: B008 (frozen)
         """Yield the records from `start` on, in an order that never changes.

@@ -104,7 +104,7 @@ def find_sources(
 ) -> list[Source]:
     """List the files of `locations`, in the order given and by name inside a folder or glob.
 
-    Of a folder, hidden files, READMEs and licences are left out; so is all that is no data file where it holds tables
+    Of a folder, hidden files, READMEs and licenses are left out; so is all that is no data file where it holds tables
     (Parquet, Arrow, JSON, CSV or TSV), as a clone of a dataset does.
 
     Args:
@@ -197,7 +197,7 @@ def _data_files(place: str, found: Iterable[str], log: Callable[[str], None]) ->
     if any(_is_named(file, _TABLES) for file in kept):
         kept = [file for file in kept if _is_named(file, (*_TABLES, *_TEXTS))]
     if left := sorted(set(files) - set(kept)):
-        others = f" and {len(left) - 1:,} other files" if len(left) > 1 else ""
+        others = f" and {len(left) - 1:,} more" if len(left) > 1 else ""
         log(f"left out of {place}, since it is no data: {left[0][len(place) :].lstrip('/')}{others}")
     return kept
 

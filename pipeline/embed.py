@@ -122,7 +122,7 @@ def _made_from(out: Path, corpus: Corpus) -> str:
 
 
 def _few(names: Sequence[str], files: int) -> str:
-    return names[0] if files == 1 else f"{names[0]} and {files - 1:,} other files"
+    return names[0] if files == 1 else f"{names[0]} and {files - 1:,} more"
 
 
 def refuse_other_corpus(corpus: Corpus, config: EmbedConfig, out: Path) -> None:

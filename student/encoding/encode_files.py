@@ -122,8 +122,14 @@ class FileEncoder:
         parts = parts_folder(out)
         parts.mkdir(parents=True, exist_ok=True)
         with lock_folder(parts):
-            self._check_run(parts, overwrite)
-            done, number = self._encode_parts(parts)
+            try:
+                self._check_run(parts, overwrite)
+                done, number = self._encode_parts(parts)
+            except BaseException:
+                if not _sidecar(_part(parts, 0)).exists():
+                    # There is nothing to resume.
+                    shutil.rmtree(parts, ignore_errors=True)
+                raise
             if done.rows and sum(done.without_text.values()) == done.rows:
                 shutil.rmtree(parts)
                 raise UserError(f"none of the {done.rows:,} rows has text ({done.describe()}); nothing was written")

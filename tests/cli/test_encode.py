@@ -297,6 +297,7 @@ def test_a_first_try_that_failed_does_not_stand_in_the_way(encode, tmp_path, exp
     (tmp_path / "in.jsonl").write_text(objects, encoding="utf-8")
     arguments = ("--input", tmp_path / "in.jsonl", "--out", tmp_path / "v.npy")
     assert encode(*arguments) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
     assert encode(*arguments, "--text-field", "body") == 0
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-6)
 

@@ -269,7 +269,7 @@ def test_a_clone_of_a_dataset_is_its_data_files_and_it_says_what_was_left_out(tm
     said = []
     corpus = Corpus.open([str(tmp_path)], log=said.append)
     assert [source.name for source in corpus.sources] == ["data/more.txt", "data/train-00000.parquet"]
-    assert said == [f"left out of {tmp_path}, since it is no data: LICENSE and 4 other files"]
+    assert said == [f"left out of {tmp_path}, since it is no data: LICENSE and 4 more"]
 
 
 def test_shards_inside_a_folder_of_text_make_it_no_folder_of_tables(tmp_path):

@@ -153,7 +153,7 @@ def test_a_run_that_was_stopped_makes_only_what_is_missing(sd, student_folder, g
     # Nor are those of an earlier version's loop, which gave other weights with the same options.
     out.write_bytes(before.replace(b'"loop": 2', b'"loop": 1'))
     assert sd("eval", "--glue", student_folder, "--glue-dir", glue_dir, "--json", out, *options) == 1
-    assert "finetuning loop (1 -> 2)" in capsys.readouterr().err
+    assert "finetuning loop (1 there, 2 here)" in capsys.readouterr().err
     out.write_bytes(before)
     # Other examples are another figure, with which those of before have no common mean.
     with (glue_dir / "SST-2" / "dev.tsv").open("a") as file:
