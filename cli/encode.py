@@ -113,7 +113,7 @@ def encode(arguments: tuple[str, ...], inputs: tuple[str, ...], student: str | N
       zcat titles.gz | sd encode - --no-text > vectors.jsonl
     """
     from sentence_distill.cli.console import ConsoleProgress, drop_standard_output
-    from sentence_distill.student.encoding.encode_files import EncodeConfig, FileEncoder
+    from sentence_distill.student.encoding.encode_files import EncodeConfig, FileEncoder, parts_folder
 
     format_ = _format(out, options["format_"])
     columns = _columns(options)
@@ -135,7 +135,13 @@ def encode(arguments: tuple[str, ...], inputs: tuple[str, ...], student: str | N
             drop_standard_output()
             raise
         return
-    with stopped_by_signals(f"stopped; {out}.parts holds what is encoded: run the same command again to resume"):
+
+    def stopped() -> str:
+        if not parts_folder(Path(out)).exists():
+            return "stopped before the first part was encoded; nothing was written"
+        return f"stopped; {out}.parts holds what is encoded: run the same command again to resume"
+
+    with stopped_by_signals(stopped):
         done = encoder.write(Path(out), overwrite=options["overwrite"])
     _summary(done)
     click.echo(

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sentence_distill.data.errors import UserError
@@ -11,8 +11,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stopped_by_signals(message: str) -> Iterator[None]:
+def stopped_by_signals(message: str | Callable[[], str]) -> Iterator[None]:
     """Let both signals interrupt the block, and end it with `message`; a second one ends the process at once.
+
+    Args:
+        message: one line, or what makes it when the block has ended.
 
     Raises:
         UserError: a signal came.
@@ -25,6 +28,8 @@ def stopped_by_signals(message: str) -> Iterator[None]:
             # A forked child ends as it would without this handler.
             os.kill(os.getpid(), number)
             return
+        # Said at once: what is under way, a batch or a library's call, may take seconds to end.
+        os.write(2, b"stopping; another signal ends it at once\n")
         raise KeyboardInterrupt
 
     # One that is ignored, as a shell does for what it runs in the background, stays ignored.
@@ -33,7 +38,7 @@ def stopped_by_signals(message: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise UserError(message) from None
+        raise UserError(message if isinstance(message, str) else message()) from None
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) == stop:

@@ -72,6 +72,7 @@ def test_a_second_signal_ends_a_command_at_once_and_without_a_traceback(tmp_path
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     assert process.stderr.readline() == "AT WORK\n"
     process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "stopping; another signal ends it at once\n"
     assert process.stderr.readline() == "CLEANING\n"
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
