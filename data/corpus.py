@@ -116,20 +116,26 @@ class Corpus:
         source, start, columns = self.sources[index], start or Position(index), self.columns
         with cut_short(source.name):
             kind = self.format or detect_format(source)
-            if kind == "text":
-                yield from read_text(source, start, blank=self.keep_blank)
-            elif kind == "wikiextractor":
-                yield from read_wikiextractor(source, start)
+            if kind in LINE_FORMATS:
+                yield from self._paragraphs(source, kind, start)
             else:
                 # An article is known by its columns.
                 only = _ARTICLE if columns == ("text",) else columns
+                article = set(_ARTICLE) if only == _ARTICLE else None
                 for row in read_table(source, kind, start, columns, only):
-                    if only == _ARTICLE and row.cells.keys() >= set(only) and isinstance(row.cells["text"], str):
+                    if article and row.cells.keys() >= article and isinstance(row.cells["text"], str):
                         yield article_record(
                             row.position, row.cells["text"], row.cells["title"], escaped="revid" in row.cells
                         )
                     else:
                         yield row.record(columns)
+
+    def _paragraphs(self, source: Source, kind: str, start: Position) -> Iterator[Record]:
+        """Yield the records of a file without columns."""
+        if kind == "wikiextractor":
+            yield from read_wikiextractor(source, start)
+        else:
+            yield from read_text(source, start, blank=self.keep_blank)
 
     def rows(self, start: Position = Position()) -> Iterator[Row]:  # noqa: B008 (frozen)
         """Yield the rows from `start` on with all their columns; a line of text is a row of one column.
@@ -147,9 +153,10 @@ class Corpus:
             if kind not in LINE_FORMATS:
                 yield from read_table(source, kind, start, self.columns)
                 return
-            for record in self.file_records(index, start):
+            column = self.columns[0]
+            for record in self._paragraphs(source, kind, start):
                 where = f"{source.name}, line {record.position.record + 1}"
-                cells = {} if record.text is None else {self.columns[0]: record.text.rstrip("\r\n")}
+                cells = {} if record.text is None else {column: record.text.rstrip("\r\n")}
                 yield Row(where, cells, None, record.position, record.reason, record.excerpt)
 
 

@@ -2,9 +2,10 @@
 
 import csv
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any, BinaryIO, Literal
+from typing import IO, Any, Literal
 
 import pyarrow as pa
 import pyarrow.ipc
@@ -29,7 +30,9 @@ _NAMES_CHARACTERS = 1000
 _CHUNK_CHARACTERS = 1 << 16
 # What separates the cells of files that are called CSV; the first that a header holds.
 _DELIMITERS = (",", ";", "\t", "|")
-_WHITE = " \t\r\n"
+# What stands in front of the first object of a JSON array, and between two.
+_BEFORE = re.compile(r"[\ufeff \t\r\n\[]*")
+_BETWEEN = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
 
 
 def read_table(
@@ -117,51 +120,42 @@ def json_row(name: str, line: Record) -> Row:
 def _json_array(source: Source, start: Position, columns: Sequence[str]) -> Iterator[Row]:
     """Yield the objects of a JSON array, one at a time, so that the whole of it is never in memory."""
     decoder = json.JSONDecoder()
-    number, offset = start.record, start.offset
-    with source.open() as stream:
-        chunks = _chunks(source, stream, offset)
-        buffer = next(chunks, "")
+    number, offset, buffer, place = start.record, start.offset, "", 0
+    with (
+        source.open() as stream,
+        text_from(source.name, stream, offset, seekable=source.compression is None) as text,
+    ):
         while True:
-            # Between two objects: white space and a comma, or in front of the first one the bracket.
-            skipped = len(buffer) - len(buffer.lstrip(_WHITE if number else f"\ufeff{_WHITE}["))
-            if number and buffer[skipped : skipped + 1] == ",":
-                skipped += 1 + len(buffer[skipped + 1 :]) - len(buffer[skipped + 1 :].lstrip(_WHITE))
-            offset += skipped
-            buffer = buffer[skipped:]
-            if buffer.startswith("]"):
+            between = (_BETWEEN if number else _BEFORE).match(buffer, place)
+            assert between is not None, "both match nothing too"
+            offset += byte_size(between[0])
+            place = between.end()
+            if buffer.startswith("]", place):
                 return
             try:
-                value, end = decoder.raw_decode(buffer)
-            except ValueError as error:
-                more = next(chunks, "") if len(buffer) <= MAX_LINE_CHARACTERS else ""
+                value, end = decoder.raw_decode(buffer, place)
+            except (ValueError, RecursionError) as error:
+                # As much again as is there, so that a long object is parsed few times.
+                waiting = len(buffer) - place
+                more = text.read(max(waiting, _CHUNK_CHARACTERS)) if waiting <= MAX_LINE_CHARACTERS else ""
                 if not more:
                     raise UserError(
                         f"{source.name}, object {number + 1}, which begins at byte {offset + 1:,}, is not JSON, or the "
                         f"array is cut short there ({error.args[0].partition(':')[0]}); correct it"
                     ) from None
-                buffer += more
+                buffer, place = buffer[place:] + more, 0
                 continue
+            found, place = buffer[place:end], end
             position, where = Position(start.file, number, offset), f"{source.name}, object {number + 1}"
-            offset += byte_size(buffer[:end])
-            excerpt, buffer = buffer[:end], buffer[end:]
+            offset += byte_size(found)
             number += 1
             if not isinstance(value, dict):
-                yield Row(
-                    where, {}, position=position, reason="not a JSON object", excerpt=excerpt[:EXCERPT_CHARACTERS]
-                )
+                excerpt = found[:EXCERPT_CHARACTERS]
+                yield Row(where, {}, position=position, reason="not a JSON object", excerpt=excerpt)
                 continue
             if number == 1:
                 check_columns(f"{where}: its first object", list(value), columns)
             yield Row(where, value, position=position)
-
-
-def _chunks(source: Source, stream: BinaryIO, offset: int) -> Iterator[str]:
-    """Yield the text of a stream in pieces, each longer than the last, so that a long object is parsed few times."""
-    size = _CHUNK_CHARACTERS
-    with text_from(source.name, stream, offset, seekable=source.compression is None) as text:
-        while chunk := text.read(size):
-            yield chunk
-            size = min(2 * size, MAX_LINE_CHARACTERS)
 
 
 def quoting(delimiter: str) -> Literal[0, 3]:

@@ -228,12 +228,12 @@ class FileEncoder:
     def _read(self, rows: Iterator[Row], size: int) -> _Window:
         window: list[Row] = []
         records: list[Record] = []
-        characters = 0
+        characters, columns = 0, self._corpus.columns
         while len(window) < size and characters < WINDOW_CHARACTERS and not self._stopped:
             if (row := next(rows, None)) is None:
                 break
             window.append(row)
-            records.append(row.record(self._corpus.columns))
+            records.append(row.record(columns))
             characters += len(records[-1].text or "")
         return _Window(window, records, self._encoder.tokenize([record.text or "" for record in records]))
 
