@@ -192,15 +192,18 @@ def embed(arguments: tuple[str, ...], corpora: tuple[str, ...], out: str, teache
     pairs = len(text_columns(options["text_column"])) == 2
     config = _config(options, pairs)
     of_corpus = {"format": options["input_format"], "text_column": options["text_column"], "leave_out": folder}
+    of_corpus["log"] = progress.log
     # Cheap mistakes first: a wrong path, column or folder shows before any weights are loaded.
     paths = [corpus for corpus in corpora if corpus != "-" and not corpus.startswith(HUB_PREFIX)]
+    copied = len(paths) < len(corpora)
     if paths:
-        _check(Corpus.open(paths, **of_corpus), config, folder, alone=len(paths) == len(corpora))
+        corpus = Corpus.open(paths, **of_corpus)
+        _check(corpus, config, folder, alone=not copied)
     located = None if options["plan_only"] else locate_teacher(teacher)
-    with stopped_by_signals("stopped before the corpus was copied; run the same command again to begin anew"):
-        locations = _readable_twice(corpora, options["text_column"], folder, progress)
-    corpus = Corpus.open(locations, **of_corpus, log=progress.log)
-    if len(paths) < len(corpora):
+    if copied:
+        with stopped_by_signals("stopped before the corpus was copied; run the same command again to begin anew"):
+            locations = _readable_twice(corpora, options["text_column"], folder, progress)
+        corpus = Corpus.open(locations, **of_corpus)
         _check(corpus, config, folder, alone=True)
 
     # What is embedded when the signal comes is still written; the slice in hand is dropped.

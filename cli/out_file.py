@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +106,7 @@ def new_folder(
     Raises:
         UserError: it holds something already, or another run is about to write it.
     """
+    from sentence_distill.pipeline.files import made_folder
     from sentence_distill.pipeline.lock import LOCK_NAME, lock_folder
 
     with made_folder(out), lock_folder(out):
@@ -115,20 +116,6 @@ def new_folder(
             if not overwrite:
                 raise UserError(f"{out} is there already; name another folder with --out, or --overwrite replaces it")
         yield
-
-
-@contextmanager
-def made_folder(out: Path) -> Iterator[None]:
-    """Make a folder, and remove it again if nothing was written into it."""
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        for folder in made:
-            # A folder with something in it stays.
-            with suppress(OSError):
-                folder.rmdir()
 
 
 @contextmanager

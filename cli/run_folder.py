@@ -10,7 +10,6 @@ import click
 from sentence_distill.cli.out_file import refuse_other
 from sentence_distill.data.errors import UserError
 
-FIGURES = ("eval.json", "glue.json", "speed.json", "mteb.json")
 FINETUNED_TEACHER = "finetuning.json"
 """The record in a teacher's folder of what `sd finetune` wrote there."""
 
@@ -95,7 +94,7 @@ def is_reduced(out: Path) -> bool:
 def _refuse_beside_student(out: Path, command: str) -> None:
     """Refuse what neither belongs to a student nor was made of it."""
     from sentence_distill.student.encoding.export_folder import DEFAULT, RECORD
-    from sentence_distill.student.files import CARD, DISTILLATION, STUDENT_FILES, module_paths
+    from sentence_distill.student.files import CARD, DISTILLATION, FIGURES, STUDENT_FILES, module_paths
 
     modules = {path.relative_to(out).parts[0] for path in module_paths(out).values() if path != out}
     known = {CARD, DISTILLATION, *STUDENT_FILES, *modules, *FIGURES, "glue"}
@@ -121,7 +120,7 @@ def _read(path: Path) -> dict[str, Any]:
 def remove_earlier(out: Path) -> None:
     """Remove the record of an earlier run's student, and what was made and measured of it; its weights are replaced."""
     from sentence_distill.student.encoding.export_folder import DEFAULT, RECORD
-    from sentence_distill.student.files import HEAD, TASK
+    from sentence_distill.student.files import FIGURES, HEAD, TASK
     from sentence_distill.student.training.log import METRICS
 
     # A kill below leaves files of the earlier student, in what is a run's folder from here on.

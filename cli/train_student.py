@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sentence_distill.cli.config_file import config_option
-from sentence_distill.cli.out_file import made_folder
 from sentence_distill.cli.run_folder import remove_earlier, remove_unused, resumes
 from sentence_distill.cli.signals import end_at_once_next
 from sentence_distill.cli.values import SEED, layer_numbers, seconds
@@ -278,6 +277,7 @@ def _shape(start: "Start | None", options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train_and_write(trainer: "Trainer", shards: Path, resuming: bool, tensorboard: bool) -> None:
+    from sentence_distill.pipeline.files import made_folder
     from sentence_distill.pipeline.lock import lock_folder
     from sentence_distill.student.training.curves import draw_curves
     from sentence_distill.student.training.log import summary_writer

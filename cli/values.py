@@ -4,6 +4,8 @@ import re
 
 import click
 
+from sentence_distill.pipeline.teacher_folder import SENTENCE_POOLINGS
+
 SEED = click.IntRange(0, 2**31 - 1)
 """A seed. scikit-learn's end at 2**32 - 1, and sd eval --glue counts on from the first."""
 
@@ -16,14 +18,13 @@ def layer_numbers(context: click.Context, parameter: click.Parameter, value: str
         raise click.BadParameter(f"{value!r} is no list of layer numbers such as -1 or 3,6") from None
 
 
-POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-
-
 def pooling_names(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """Poolings of a teacher, as in mean+max; pooler and logits stand alone."""
-    if value is None or value in ("pooler", "logits") or set(value.split("+")) <= set(POOLINGS):
+    if value is None or value in ("pooler", "logits") or set(value.split("+")) <= set(SENTENCE_POOLINGS):
         return value
-    raise click.BadParameter(f"{value!r} is none of {', '.join(POOLINGS)}, or several joined by +, pooler or logits")
+    raise click.BadParameter(
+        f"{value!r} is none of {', '.join(SENTENCE_POOLINGS)}, or several joined by +, pooler or logits"
+    )
 
 
 def share(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:

@@ -61,7 +61,7 @@ def is_local(path: Path) -> bool:
 
 @contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make a local folder, if it is not there; when the block fails, no empty one is left of it."""
+    """Make a local folder if it is not there, and remove it again if nothing was written into it."""
     if not is_local(folder):
         yield
         return
@@ -69,11 +69,11 @@ def made_folder(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
-    except BaseException:
+    finally:
+        # A folder with something in it stays.
         with suppress(OSError):
             for parent in made:
                 parent.rmdir()
-        raise
 
 
 @contextmanager
@@ -147,6 +147,11 @@ def remove_temporaries(folder: Path) -> None:
     # Of jobs of --slice: none is alive while another holds the folder for itself.
     for path in folder.glob(".lock-*-of-*"):
         path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON for people to read, without the checksum of `dump_json`; see `replacing`."""
+    write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def dump_json(value: dict[str, Any]) -> bytes:

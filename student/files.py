@@ -19,6 +19,8 @@ CARD = "README.md"
 CHECKPOINTS = "checkpoints"
 TASK = "task.json"
 HEAD = "head.safetensors"
+FIGURES = ("eval.json", "glue.json", "speed.json", "mteb.json")
+"""What sd eval measured of a student, in its folder."""
 STUDENT_FILES = (
     "config_sentence_transformers.json",
     "model.safetensors",

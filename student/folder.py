@@ -1,6 +1,5 @@
 """A student on disk: a sentence-transformers folder that loads without this package."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sentence_distill.pipeline.files import system_errors, write_atomically
+from sentence_distill.pipeline.files import system_errors, write_atomically, write_json
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.files import (
     CARD,
@@ -89,6 +88,6 @@ def update_distillation(folder: Path, **fields: Any) -> bool:
 
 
 def _write_record(folder: Path, distillation: dict[str, Any], *, with_card: bool = True) -> None:
-    write_atomically(folder / DISTILLATION, (json.dumps(distillation, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(folder / DISTILLATION, distillation)
     if with_card:
         write_atomically(folder / CARD, model_card(distillation).encode())

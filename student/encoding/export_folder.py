@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sentence_distill.data.errors import UserError, first_line
-from sentence_distill.pipeline.files import TEMPORARY, write_atomically
+from sentence_distill.pipeline.files import TEMPORARY, write_json
 from sentence_distill.student.onnx_encoder import OUTPUT, inputs_of_column
 
 MODEL = "model.onnx"
@@ -120,11 +120,6 @@ class ExportRecord:
 def is_export(folder: Path) -> bool:
     """Return whether `sd export` made a folder."""
     return (folder / RECORD).exists()
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a file of an export as JSON."""
-    write_atomically(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_labels(folder: Path) -> tuple[str, ...]:

@@ -37,8 +37,8 @@ def open_export(folder: Path, opener: Callable[[bytes, TextTokenizer], _Opened])
         raise UserError(f"the export in {folder} is damaged ({first_line(error)}); make it again: {command}") from error
 
 
-class OnnxStudent:
-    """A `TextEncoder`."""
+class OnnxTexts:
+    """A graph and its tokenizer, which read texts."""
 
     def __init__(self, model: bytes, tokenizer: TextTokenizer, threads: int = 0) -> None:
         """Open a graph.
@@ -54,6 +54,18 @@ class OnnxStudent:
         self._encoder = OnnxEncoder(model)
         self._tokenizer = tokenizer
         self._threads = threads or cores()
+
+    def tokenize(self, sentences: Sequence[str]) -> Tokens:
+        """Tokenize sentences, each cut behind `MAX_TOKENS`."""
+        return self._tokenizer.tokenize(sentences).cut(MAX_TOKENS)
+
+
+class OnnxStudent(OnnxTexts):
+    """A `TextEncoder`."""
+
+    def __init__(self, model: bytes, tokenizer: TextTokenizer, threads: int = 0) -> None:
+        """Open a graph; see `OnnxTexts`."""
+        super().__init__(model, tokenizer, threads)
         self._hash = bytes_hash(model)
 
     @classmethod
@@ -92,10 +104,6 @@ class OnnxStudent:
     def encode(self, sentences: Sequence[str]) -> np.ndarray:
         """Embed sentences: float32[n, dim], in the order given."""
         return self.vectors(self.tokenize(sentences))
-
-    def tokenize(self, sentences: Sequence[str]) -> Tokens:
-        """Tokenize sentences, each cut behind `MAX_TOKENS`."""
-        return self._tokenizer.tokenize(sentences).cut(MAX_TOKENS)
 
     def vectors(self, tokens: Tokens) -> np.ndarray:
         """float32[n, dim] of n tokenized sentences."""

@@ -18,7 +18,7 @@ from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
 from sentence_distill.pipeline.locate import Located, locate_local, locate_teacher
 from sentence_distill.pipeline.teacher import READING, Teacher
-from sentence_distill.student.files import is_student, is_unfinished, load_distillation
+from sentence_distill.student.files import FIGURES, is_student, is_unfinished, load_distillation
 from sentence_distill.student.folder import load_student
 from sentence_distill.student.hub import locate_student
 from sentence_distill.student.model import Student
@@ -27,7 +27,6 @@ from sentence_distill.student.packaged import packaged_student
 Encode = Callable[[Sequence[str]], np.ndarray]
 _CPU = torch.device("cpu")
 _LOADED = (".json", ".safetensors", ".txt", ".model", ".onnx")
-_FIGURES = ("eval.json", "glue.json", "speed.json", "mteb.json")
 
 
 @dataclass(frozen=True)
@@ -314,5 +313,5 @@ def _files(folder: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}); save or fetch the model again") from error
     files = [file for path in paths if path.is_dir() for file in path.iterdir()]
-    files += [file for file in folder.iterdir() if file.suffix in _LOADED and file.name not in _FIGURES]
+    files += [file for file in folder.iterdir() if file.suffix in _LOADED and file.name not in FIGURES]
     return [file for file in files if file.is_file()]

@@ -13,7 +13,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.task import Task
 from sentence_distill.data.tokenization import TextTokenizer
-from sentence_distill.pipeline.files import write_atomically
+from sentence_distill.pipeline.files import write_atomically, write_json
 from sentence_distill.student.encoding.export_folder import (
     CLASSIFIER,
     LABELS,
@@ -24,7 +24,6 @@ from sentence_distill.student.encoding.export_folder import (
     ExportedTask,
     ExportRecord,
     replacing_export,
-    write_json,
 )
 from sentence_distill.student.encoding.onnx_student import OnnxStudent, open_export
 from sentence_distill.student.environment import versions

@@ -9,14 +9,11 @@ import numpy as np
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.task import Task
 from sentence_distill.data.tokenization import TextTokenizer
-from sentence_distill.pipeline.children import cores
 from sentence_distill.student.encoding.export_folder import CLASSIFIER, LABELS, ExportRecord, read_labels
-from sentence_distill.student.encoding.onnx_student import open_export
-from sentence_distill.student.files import MAX_TOKENS
-from sentence_distill.student.onnx_encoder import OnnxEncoder
+from sentence_distill.student.encoding.onnx_student import OnnxTexts, open_export
 
 
-class OnnxClassifier:
+class OnnxClassifier(OnnxTexts):
     """A `Predictor`.
 
     Attributes:
@@ -24,20 +21,8 @@ class OnnxClassifier:
     """
 
     def __init__(self, model: bytes, tokenizer: TextTokenizer, task: Task, threads: int = 0) -> None:
-        """Open a graph.
-
-        Args:
-            model: the serialized graph of `onnx_graph.build_graph` with a head.
-            tokenizer: of its vocabulary.
-            task: its columns and classes.
-            threads: how many batches are computed side by side, each by one thread; 0 is one a core.
-
-        Raises:
-            ValueError: ONNX Runtime can't run it.
-        """
-        self._encoder = OnnxEncoder(model)
-        self._tokenizer = tokenizer
-        self._threads = threads or cores()
+        """Open a graph with a head, of a task; see `OnnxTexts`."""
+        super().__init__(model, tokenizer, threads)
         self.task = task
 
     @classmethod
@@ -65,6 +50,4 @@ class OnnxClassifier:
 
     def outputs(self, columns: Sequence[Sequence[str]]) -> np.ndarray:
         """Probabilities, float32[n, classes], or scores of a regression, float32[n, 1], of columns of n texts."""
-        return self._encoder.run(
-            [self._tokenizer.tokenize(column).cut(MAX_TOKENS) for column in columns], self._threads
-        )
+        return self._encoder.run([self.tokenize(column) for column in columns], self._threads)

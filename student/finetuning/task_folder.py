@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue_tasks import GlueTask
 from sentence_distill.data.task import Task
-from sentence_distill.pipeline.files import write_atomically
+from sentence_distill.pipeline.files import write_atomically, write_json
 from sentence_distill.student.files import HEAD, STUDENT_FILES, TASK, module_paths
 from sentence_distill.student.finetuning.classifier import StudentClassifier
 from sentence_distill.student.finetuning.fit import Fitted
@@ -51,7 +51,7 @@ def save_classifier(
         "dev_examples": counts,
         **asdict(fitted.outcome),
     }
-    write_atomically(folder / TASK, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(folder / TASK, record)
     # Last, so that no student without its head passes for a finished one.
     save_student(folder, fitted.model.student, {**distillation, **changed})
 

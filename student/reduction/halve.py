@@ -1,6 +1,5 @@
 """A student's weights in half the bytes."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.pipeline.files import write_atomically
+from sentence_distill.pipeline.files import write_atomically, write_json
 from sentence_distill.student.evaluation.models import megabytes
 from sentence_distill.student.files import DISTILLATION, load_distillation, moved_record
 from sentence_distill.student.finetuning.task_folder import student_files
@@ -26,7 +25,7 @@ def copy_student(source: Path, folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / name)
     record = moved_record(load_distillation(source), source, folder)
-    write_atomically(folder / DISTILLATION, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(folder / DISTILLATION, record)
 
 
 def halve_weights(folder: Path) -> None:
