@@ -70,9 +70,9 @@ def made_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # A folder with something in it stays.
-        with suppress(OSError):
-            for parent in made:
+        for parent in made:
+            # A folder with something in it stays; one that the block removed is no reason to keep the others.
+            with suppress(OSError):
                 parent.rmdir()
 
 

@@ -236,7 +236,7 @@ def test_a_student_that_can_only_be_read_is_measured_all_the_same(sd, student_fo
         raise PermissionError(13, "Permission denied", str(path))
 
     student = shutil.copytree(student_folder, tmp_path / "student", ignore=shutil.ignore_patterns("eval.json"))
-    monkeypatch.setattr("sentence_distill.student.folder.write_atomically", refused)
+    monkeypatch.setattr("sentence_distill.student.folder.write_json", refused)
     shown = run(sd, capsys, student, "--json", tmp_path / "mine.json")
     assert f"{student} can't be written (Permission denied): its record and card stay" in shown
     assert "sentences/s" in shown
