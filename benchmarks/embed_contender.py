@@ -31,7 +31,7 @@ def load(name: str, folder: Path, workdir: Path, batch_size: int) -> Encode:
     if kind == "sd":
         import torch
 
-        from sentence_distill.pipeline.locate import Located
+        from sentence_distill.pipeline.load import Located
         from sentence_distill.pipeline.teacher import Teacher
 
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32

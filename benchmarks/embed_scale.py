@@ -30,7 +30,6 @@ def embed_once(corpus: str, out: Path) -> dict[str, Any]:
     from no_teacher import no_teacher
 
     from sentence_distill.data.corpus import Corpus
-    from sentence_distill.data.progress import Silent
     from sentence_distill.data.sentences import SentenceRules
     from sentence_distill.pipeline.config import EmbedConfig
     from sentence_distill.pipeline.embed import EmbedRun
@@ -44,7 +43,6 @@ def embed_once(corpus: str, out: Path) -> dict[str, Any]:
         engine=engine,
         out=out,
         config=EmbedConfig(rules=SentenceRules()),
-        progress=Silent(),
     )
     totals = run.run()["totals"]
     seconds = time.perf_counter() - started

@@ -26,7 +26,7 @@ from batch_size import fastest_batch_size
 from record import RESULTS, forget_made, write_result
 from transformers import AutoConfig
 
-from sentence_distill.pipeline.locate import locate_teacher
+from sentence_distill.pipeline.load import locate_teacher
 
 CONTENDER = Path(__file__).with_name("embed_contender.py")
 NAMES = {

@@ -21,15 +21,14 @@ from record import write_result
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.hashing import sentence_id
 from sentence_distill.data.sentences import SentenceRules, split_sentences
-from sentence_distill.pipeline.ahead import slice_records
 from sentence_distill.pipeline.config import MAX_TOKENS, EmbedConfig
 from sentence_distill.pipeline.embed import CPU_TOKEN_BUDGET
 from sentence_distill.pipeline.engines import TeacherSpec
-from sentence_distill.pipeline.locate import locate_teacher
+from sentence_distill.pipeline.load import locate_teacher
 from sentence_distill.pipeline.plan import Plan, make_plan
 from sentence_distill.pipeline.slices import commit_slice, prepare_slice
 from sentence_distill.pipeline.teacher import Teacher
-from sentence_distill.pipeline.work import Job, embed_slices
+from sentence_distill.pipeline.work import Job, embed_slices, slice_records
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -48,7 +48,7 @@ def _before(name: str, student: Path, workdir: Path) -> Encode:
     import torch
 
     from sentence_distill import Student
-    from sentence_distill.student.encoding.onnx_student import OnnxStudent
+    from sentence_distill.student.onnx_student import OnnxStudent
 
     if name == "before":
         from sentence_distill.pipeline.precision import pick_precision

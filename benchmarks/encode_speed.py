@@ -31,13 +31,12 @@ from batch_size import fastest_batch_size
 from record import forget_made, write_result
 from scipy.stats import spearmanr
 
-from sentence_distill.data.sts import load_sts
+from sentence_distill.data.glue import load_sts
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, fast_in_bf16
-from sentence_distill.pipeline.locate import locate_teacher
-from sentence_distill.student.evaluation.peers import make_static
-from sentence_distill.student.evaluation.retrieval import recall_figures
-from sentence_distill.student.fidelity import paired_rank_agreement
+from sentence_distill.pipeline.load import locate_teacher
 from sentence_distill.student.hub import locate_student
+from sentence_distill.student.metrics import paired_rank_agreement, recall_figures
+from sentence_distill.student.peers import make_static
 
 CONTENDER = Path(__file__).with_name("encode_contender.py")
 NAMES = {

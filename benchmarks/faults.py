@@ -22,8 +22,8 @@ from typing import Any
 from record import write_result
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.pipeline.verify import verify_folder
-from sentence_distill.student.training.stream import ShardStream
+from sentence_distill.pipeline.manifest import verify_folder
+from sentence_distill.student.dataset import ShardStream
 
 # Making the damaged shard again takes a start of the teacher each time; this many of the flips are mended.
 _MENDED = 10

@@ -7,9 +7,8 @@ import torch
 
 from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.engines import TeacherSpec
-from sentence_distill.pipeline.launched import Launched
-from sentence_distill.pipeline.locate import locate_teacher
-from sentence_distill.pipeline.teacher import Teacher
+from sentence_distill.pipeline.load import locate_teacher
+from sentence_distill.pipeline.teacher import Launched, Teacher
 
 
 class NoTeacher(Teacher):

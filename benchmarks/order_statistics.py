@@ -13,7 +13,7 @@ from record import write_result
 
 from sentence_distill.pipeline.manifest import require_manifest
 from sentence_distill.pipeline.shards import Shard
-from sentence_distill.student.training.order import shard_windows, window_batches
+from sentence_distill.student.dataset import shard_windows, window_batches
 
 BATCH = 128
 

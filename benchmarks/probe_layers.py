@@ -15,11 +15,11 @@ from record import write_result
 
 from sentence_distill.data.glue import TASKS, GlueFolder
 from sentence_distill.pipeline.hardware import TEACHER, pick_precision
-from sentence_distill.pipeline.locate import locate_teacher
+from sentence_distill.pipeline.load import locate_teacher
 from sentence_distill.pipeline.teacher import Teacher
-from sentence_distill.student.finetuning.finetune import Labelled
-from sentence_distill.student.finetuning.probe import probe
-from sentence_distill.student.finetuning.task_data import TaskData
+from sentence_distill.student.finetune import Labelled
+from sentence_distill.student.fit import probe
+from sentence_distill.student.task_data import TaskData
 
 _TASKS = ("CoLA", "SST-2")
 _MOST_EXAMPLES = 10_000

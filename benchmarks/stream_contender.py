@@ -50,7 +50,7 @@ def sd(shards: Path, folder: Path) -> Callable[[], Iterator[int]]:
     """The stream that training reads: shuffled, batches of one length."""
     import torch
 
-    from sentence_distill.student.training.stream import ShardStream
+    from sentence_distill.student.dataset import ShardStream
 
     torch.set_num_threads(1)
     stream = ShardStream(shards, held_out=1e-9)

@@ -73,12 +73,10 @@ def trainer_of(name: str, shards: Path, out: Path) -> Any:
     """This project's trainer, as the command makes it, or with one thing undone."""
     from ablations import DenseOptimizer
 
-    from sentence_distill.data.progress import Silent
-    from sentence_distill.pipeline.allocator import keep_freed_memory
-    from sentence_distill.pipeline.hardware import TRAINING, pick_precision
+    from sentence_distill.pipeline.hardware import TRAINING, keep_freed_memory, pick_precision
+    from sentence_distill.student import train
     from sentence_distill.student.config import StudentConfig, TrainConfig
-    from sentence_distill.student.training import train
-    from sentence_distill.student.training.ranks import Ranks
+    from sentence_distill.student.distributed import Ranks
 
     if name == "sd-dense":
         train.Optimizer = DenseOptimizer
@@ -94,7 +92,6 @@ def trainer_of(name: str, shards: Path, out: Path) -> Any:
         config=TrainConfig(target_layers=(fingerprint["layers"][-1],)),
         ranks=ranks,
         precision=pick_precision("fp32" if name == "sd-fp32" else "auto", ranks.device, TRAINING),
-        progress=Silent(),
     )
     trainer.encoder.train()
     return trainer
@@ -124,7 +121,7 @@ def teacher_in_the_loop(shards: Path, teacher: Path, out: Path) -> Iterator[int]
     import pyarrow as pa
     from sentence_transformers import SentenceTransformer
 
-    from sentence_distill.student.training.stream import Batch
+    from sentence_distill.student.dataset import Batch
 
     model = SentenceTransformer(str(teacher), device="cpu")
     trainer = trainer_of("sd", shards, out)

@@ -15,7 +15,7 @@ from typing import Any
 
 from record import write_result
 
-from sentence_distill.pipeline.locate import locate_teacher
+from sentence_distill.pipeline.load import locate_teacher
 
 NAMES = {
     "naive": "naive loop: padded, packed, float32, lists",

@@ -1,22 +1,24 @@
-"""What the commands print: a progress bar on a terminal, plain log lines elsewhere, one-line errors."""
+"""What commands print, and how signals stop them."""
 
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import Advance
 
 LOG_EVERY_S = 15.0
 
 
-class ConsoleProgress:
-    """Shows the progress of tasks on standard error (see `data.progress.Progress`)."""
+class ConsoleDisplay:
+    """Shows messages and the progress of tasks on standard error."""
 
     def log(self, message: str) -> None:
         """Print one line."""
@@ -96,3 +98,50 @@ def write_json(path: Path, figures: dict[str, Any]) -> None:
     from sentence_distill.pipeline.files import write_atomically
 
     write_atomically(path, (json.dumps(figures, indent=1) + "\n").encode())
+
+
+# Ctrl-C and a scheduler's SIGTERM, as one line that says what is kept.
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def stopped_by_signals(message: str | Callable[[], str]) -> Iterator[None]:
+    """Let both signals interrupt the block, and end it with `message`; a second one ends the process at once.
+
+    Args:
+        message: one line, or what makes it when the block has ended.
+
+    Raises:
+        UserError: a signal came.
+    """
+    process = os.getpid()
+
+    def stop(number: int, frame: object) -> None:
+        end_at_once_next()
+        if os.getpid() != process:
+            # A forked child ends as it would without this handler.
+            os.kill(os.getpid(), number)
+            return
+        # Said at once: what is under way, a batch or a library's call, may take seconds to end.
+        os.write(2, b"stopping; another signal ends it at once\n")
+        raise KeyboardInterrupt
+
+    # One that is ignored, as a shell does for what it runs in the background, stays ignored.
+    heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise UserError(message if isinstance(message, str) else message()) from None
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) == stop:
+                signal.signal(number, handler)
+
+
+def end_at_once_next() -> None:
+    """Let the next signal end the process as the system does, without a word."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)

@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sentence_distill.cli.console import stopped_by_signals
 from sentence_distill.cli.engine import check_engine, open_engine
-from sentence_distill.cli.options import input_format_option, text_column_option
+from sentence_distill.cli.legacy_options import (
+    input_format_option,
+    layer_numbers,
+    pooling_names,
+    share,
+    text_column_option,
+)
 from sentence_distill.cli.shards import next_command
-from sentence_distill.cli.signals import stopped_by_signals
-from sentence_distill.cli.values import layer_numbers, pooling_names, share
+from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import FORMATS
 
@@ -18,9 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sentence_distill.data.corpus import Corpus
-    from sentence_distill.data.progress import Progress
     from sentence_distill.pipeline.config import EmbedConfig
-    from sentence_distill.pipeline.locate import Located
+    from sentence_distill.pipeline.load import Located
 
 # Above this share what is left out is worth a line.
 _MUCH = 0.1
@@ -177,17 +182,15 @@ def embed(arguments: tuple[str, ...], corpora: tuple[str, ...], out: str, teache
 
     # What comes next imports torch.
     keep_few_kernels()
-    from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.corpus import Corpus, text_columns
     from sentence_distill.pipeline.files import open_folder
-    from sentence_distill.pipeline.locate import locate_teacher
+    from sentence_distill.pipeline.load import locate_teacher
     from sentence_distill.pipeline.spool import HUB_PREFIX
 
     corpora = (*arguments, *corpora)
     if not corpora:
         raise click.UsageError("name a corpus: sd embed --corpus wiki.txt")
     check_engine(corpora, options)
-    progress = ConsoleProgress()
     folder = open_folder(out)
     pairs = len(text_columns(options["text_column"])) == 2
     config = _config(options, pairs)
@@ -202,7 +205,7 @@ def embed(arguments: tuple[str, ...], corpora: tuple[str, ...], out: str, teache
     located = None if options["plan_only"] else locate_teacher(teacher)
     if copied:
         with stopped_by_signals("stopped before the corpus was copied; run the same command again to begin anew"):
-            locations = _readable_twice(corpora, options["text_column"], folder, progress)
+            locations = _readable_twice(corpora, options["text_column"], folder)
         corpus = Corpus.open(locations, **of_corpus)
         _check(corpus, config, folder, alone=True)
 
@@ -210,9 +213,9 @@ def embed(arguments: tuple[str, ...], corpora: tuple[str, ...], out: str, teache
     stopped = f"stopped; what {out} holds stays: run the same command again to resume"
     with stopped_by_signals(stopped):
         if located is None:
-            _plan(corpus, config, folder, progress, jobs="-" not in corpora)
+            _plan(corpus, config, folder, jobs="-" not in corpora)
         else:
-            _embed(corpus, located, config, folder, options, progress, pairs=pairs)
+            _embed(corpus, located, config, folder, options, pairs=pairs)
 
 
 def _check(corpus: "Corpus", config: "EmbedConfig", out: Path, *, alone: bool) -> None:
@@ -239,7 +242,6 @@ def _embed(
     config: "EmbedConfig",
     out: Path,
     options: dict[str, Any],
-    progress: "Progress",
     *,
     pairs: bool,
 ) -> None:
@@ -248,7 +250,7 @@ def _embed(
     refuse_teachers_folder(out, located)
     progress.log(f"loading teacher {located.name}")
     with open_engine(located, options, pairs) as engine:
-        run = EmbedRun(corpus=corpus, engine=engine, out=out, config=config, progress=progress)
+        run = EmbedRun(corpus=corpus, engine=engine, out=out, config=config)
         progress.log(str(run.teacher))
         if options["share"]:
             shards = run.run_share(*options["share"])
@@ -281,14 +283,13 @@ def _config(options: dict[str, Any], pairs: bool) -> "EmbedConfig":
     )
 
 
-def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progress", *, jobs: bool) -> None:
+def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, *, jobs: bool) -> None:
     """Make the plan and say what follows; `jobs` is whether --slice can read the corpus."""
     from sentence_distill.pipeline.embed import make_or_load_plan
-    from sentence_distill.pipeline.files import made_folder
-    from sentence_distill.pipeline.lock import lock_folder
+    from sentence_distill.pipeline.files import lock_folder, made_folder
 
     with made_folder(out), lock_folder(out):
-        plan = make_or_load_plan(corpus, config, out, progress)
+        plan = make_or_load_plan(corpus, config, out)
     click.echo(
         f"{out}: a plan of {plan.rows:,} sentences in {len(plan.slices):,} slices\n"
         "next: the same command without --plan-only, "
@@ -296,7 +297,7 @@ def _plan(corpus: "Corpus", config: "EmbedConfig", out: Path, progress: "Progres
     )
 
 
-def _readable_twice(corpora: tuple[str, ...], text_column: str, out: Path, progress: "Progress") -> list[str]:
+def _readable_twice(corpora: tuple[str, ...], text_column: str, out: Path) -> list[str]:
     """The corpora as locations; standard input and hub datasets are first copied beside the shards."""
     from sentence_distill.data.streams import standard_input
     from sentence_distill.pipeline.files import is_local
@@ -311,7 +312,7 @@ def _readable_twice(corpora: tuple[str, ...], text_column: str, out: Path, progr
             locations.append(str(spool_stream(standard_input(), out / "corpus")))
         elif copied:
             name = corpus.removeprefix(HUB_PREFIX)
-            locations.append(str(spool_hub_dataset(name, text_column, out / "corpus", progress)))
+            locations.append(str(spool_hub_dataset(name, text_column, out / "corpus")))
         else:
             locations.append(corpus)
     return locations

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sentence_distill.cli.options import (
+from sentence_distill.cli.console import stopped_by_signals
+from sentence_distill.cli.legacy_options import (
     input_arguments,
     input_format_option,
     inputs_of,
@@ -16,15 +17,13 @@ from sentence_distill.cli.options import (
     text_column_option,
 )
 from sentence_distill.cli.out_file import check_free
-from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import FORMATS
 
 if TYPE_CHECKING:
     from sentence_distill.data.corpus import Corpus
-    from sentence_distill.student.encoding.encode_files import Encoded
-    from sentence_distill.student.encoding.text_encoder import TextEncoder
+    from sentence_distill.student.encode_files import Encoded, TextEncoder
 
 _BY_SUFFIX = {
     ".jsonl": "jsonl",
@@ -112,8 +111,8 @@ def encode(arguments: tuple[str, ...], inputs: tuple[str, ...], student: str | N
       sd encode 'logs/*.jsonl.zst' --text-column message -o logs.npy --dtype float16
       zcat titles.gz | sd encode - --no-text > vectors.jsonl
     """
-    from sentence_distill.cli.console import ConsoleProgress, drop_standard_output
-    from sentence_distill.student.encoding.encode_files import EncodeConfig, FileEncoder, parts_folder
+    from sentence_distill.cli.console import drop_standard_output
+    from sentence_distill.student.encode_files import EncodeConfig, FileEncoder, parts_folder
 
     format_ = _format(out, options["format_"])
     columns = _columns(options)
@@ -126,7 +125,7 @@ def encode(arguments: tuple[str, ...], inputs: tuple[str, ...], student: str | N
     loaded, runs = _load(student or _default_student(), options)
     click.echo(f"encoding by {runs}", err=True)
     config = EncodeConfig(dtype=options["dtype"], columns=columns, format=format_)
-    encoder = FileEncoder(loaded, corpus, config, ConsoleProgress())
+    encoder = FileEncoder(loaded, corpus, config)
     if out == "-":
         try:
             with stopped_by_signals("stopped before the end of the input"):
@@ -161,7 +160,7 @@ def _columns(options: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def _default_student() -> str:
-    from sentence_distill.student.packaged import SMALL
+    from sentence_distill.student.hub import SMALL
 
     if Path(DEFAULT_STUDENT).exists():
         return DEFAULT_STUDENT
@@ -171,7 +170,7 @@ def _default_student() -> str:
 
 def _load(student: str, options: dict[str, Any]) -> "tuple[TextEncoder, str]":
     """Open what encodes; return it with a line that says what it is."""
-    from sentence_distill.student.encoding.export_folder import ExportRecord, is_export
+    from sentence_distill.student.export_folder import ExportRecord, is_export
 
     of_torch = [f"--{name}" for name in ("precision", "device") if options[name] is not None]
     backend, threads = options["backend"], options["threads"]
@@ -183,14 +182,14 @@ def _load(student: str, options: dict[str, Any]) -> "tuple[TextEncoder, str]":
         if export and backend == "torch":
             raise click.UsageError(f"{student} is an export, which PyTorch does not run; name the student's folder")
     if export:
-        from sentence_distill.student.encoding.onnx_student import OnnxStudent
+        from sentence_distill.student.onnx_student import OnnxStudent
 
         dtype = "int8" if ExportRecord.read(Path(student)).int8 else "float32"
         return OnnxStudent.of_export(Path(student), threads or 0), f"{student}: {dtype} in ONNX Runtime"
     if backend == "onnx" or (backend == "auto" and not of_torch and not _has_gpu()):
-        from sentence_distill.student.encoding.onnx_student import OnnxStudent
         from sentence_distill.student.hub import locate_student
         from sentence_distill.student.onnx_encoder import open_onnx
+        from sentence_distill.student.onnx_student import OnnxStudent
 
         folder = locate_student(student)
         if opened := open_onnx(backend, lambda: OnnxStudent.of_student(folder, threads or 0)):
@@ -211,8 +210,7 @@ def _load_torch(student: str, options: dict[str, Any]) -> "tuple[TextEncoder, st
     import torch
 
     from sentence_distill.pipeline.hardware import STUDENT, pick_device, pick_precision
-    from sentence_distill.student.encoding.torch_encoder import TorchEncoder
-    from sentence_distill.student.model import Student
+    from sentence_distill.student.model import Student, TorchEncoder
 
     if options["threads"]:
         torch.set_num_threads(options["threads"])
@@ -236,7 +234,7 @@ def _format(out: str, given: str | None) -> str:
 
 def _open(inputs: tuple[str, ...], out: str, options: dict[str, Any]) -> "Corpus":
     from sentence_distill.data.corpus import Corpus, text_columns
-    from sentence_distill.student.encoding.encode_files import parts_folder
+    from sentence_distill.student.encode_files import parts_folder
 
     format_, text_column = options["input_format"], options["text_column"]
     if len(text_columns(text_column)) > 1:

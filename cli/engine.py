@@ -8,7 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from sentence_distill.pipeline.embed import Engine
-    from sentence_distill.pipeline.locate import Located
+    from sentence_distill.pipeline.load import Located
 
 
 def check_engine(corpora: tuple[str, ...], options: dict[str, Any]) -> None:

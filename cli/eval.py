@@ -10,11 +10,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from sentence_distill.cli.console import stopped_by_signals
 from sentence_distill.cli.glue import evaluate_glue, glue_options
 from sentence_distill.cli.intrinsic import evaluate_intrinsic
-from sentence_distill.cli.mteb_tasks import evaluate_mteb
 from sentence_distill.cli.out_file import check_free, holds_keys
-from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.speed import evaluate_speed, speed_options
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
@@ -37,16 +36,14 @@ _FIGURES: dict[str, tuple[set[str], ...]] = {
     "eval": ({"size", "skipped"}, {"models", "skipped"}),
     "glue": ({"source", "rows"},),
     "speed": ({"contenders", "threads"},),
-    "mteb": ({"environment", "models", "skipped"},),
 }
 # What a signal leaves of each run.
 _KEPT = {
     "eval": "stopped; nothing was written",
     "speed": "stopped; nothing was written",
     "glue": "stopped; the figures so far are in {}, and the same command makes the rest",
-    "mteb": "stopped; the scores so far are in {}",
 }
-_RUNS = {"eval": "sd eval alone", "speed": "--speed", "glue": "--glue", "mteb": "--mteb"}
+_RUNS = {"eval": "sd eval alone", "speed": "--speed", "glue": "--glue"}
 
 
 @click.command("eval")
@@ -80,13 +77,12 @@ _RUNS = {"eval": "sd eval alone", "speed": "--speed", "glue": "--glue", "mteb": 
 @glue_options
 @click.option("--speed", is_flag=True, help="Time the models, and what a user would pick instead, one process each.")
 @speed_options
-@click.option("--mteb", default=None, metavar="TASK[,TASK…]", help="Score the models on tasks of MTEB, such as STS12.")
 @click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path, dir_okay=False),
     default=None,
-    help="Where the figures go.  [default: eval, glue, speed or mteb.json in the first student's folder]",
+    help="Where the figures go.  [default: eval, glue or speed.json in the first student's folder]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace --json, whatever it holds; earlier figures are not kept.")
 def evaluate(
@@ -98,7 +94,6 @@ def evaluate(
     glue: bool,
     glue_dir: Path | None,
     speed: bool,
-    mteb: str | None,
     json_file: Path | None,
     overwrite: bool,
     **options: Any,
@@ -110,9 +105,9 @@ def evaluate(
 
     What can't be measured, because its data is not here, is listed with the reason.
     """
-    from sentence_distill.pipeline.logits import require_vectors
+    from sentence_distill.pipeline.manifest import require_vectors
 
-    kinds = [kind for kind, wanted in (("glue", glue), ("speed", speed), ("mteb", mteb)) if wanted]
+    kinds = [kind for kind, wanted in (("glue", glue), ("speed", speed)) if wanted]
     if len(kinds) > 1:
         raise click.UsageError(f"--{kinds[0]} and --{kinds[1]} are two runs; give one of them")
     kind = kinds[0] if kinds else "eval"
@@ -132,8 +127,6 @@ def evaluate(
             evaluate_glue(fine_tuned, glue_dir, json_file, teacher, options, overwrite=overwrite)
         elif speed:
             evaluate_speed(models, shards, _sts_file(sts, glue_dir), teacher, json_file, options)
-        elif mteb:
-            evaluate_mteb(models, mteb, json_file, overwrite=overwrite)
         else:
             evaluate_intrinsic(models, shards, _sts_file(sts, glue_dir), teacher, json_file, overwrite=overwrite)
     click.echo(f"figures: {json_file}")
@@ -152,8 +145,7 @@ def _next(student: str) -> str:
 
 
 def _holds_figures(kind: str, path: Path) -> bool:
-    # Those of MTEB have the keys of sd eval alone, and one more.
-    return holds_keys(path, *_FIGURES[kind]) and (kind == "mteb" or not holds_keys(path, *_FIGURES["mteb"]))
+    return holds_keys(path, *_FIGURES[kind])
 
 
 def _refuse_unread(context: click.Context, kind: str) -> None:
@@ -177,7 +169,7 @@ def _models(models: tuple[str, ...], student: str | None) -> tuple[str, ...]:
 
 
 def _is_packaged(model: str) -> bool:
-    from sentence_distill.student.packaged import packaged_student
+    from sentence_distill.student.hub import packaged_student
 
     return packaged_student(model) is not None
 
@@ -190,7 +182,7 @@ def _one_student(models: tuple[str, ...]) -> Path:
 
 def _require_student(folder: str) -> Path:
     from sentence_distill.student.files import load_distillation
-    from sentence_distill.student.packaged import require_own_folder
+    from sentence_distill.student.hub import require_own_folder
 
     require_own_folder(folder)
     load_distillation(Path(folder))
@@ -208,7 +200,7 @@ def _default_json(models: tuple[str, ...], name: str) -> Path:
     """In the first student's folder; that there is none shows before anything is loaded or measured."""
     if students := _own_students(models):
         return Path(students[0]) / name
-    from sentence_distill.student.evaluation.models import find_model
+    from sentence_distill.student.models import find_model
 
     for model in models:
         find_model(model)

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sentence_distill.cli.signals import stopped_by_signals
+from sentence_distill.cli.console import stopped_by_signals
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
-    from sentence_distill.student.export.onnx_export import Exported
+    from sentence_distill.student.export import Exported
 
 
 @click.command()
@@ -50,10 +50,10 @@ def export(
       sd export distilled --onnx --int8 --out small/
       sd export finetuned/reviews --onnx --int8
     """
-    from sentence_distill.pipeline.logits import require_vectors
-    from sentence_distill.student.encoding.export_folder import DEFAULT, require_replaceable
-    from sentence_distill.student.evaluation.texts import sentences_of_file
+    from sentence_distill.pipeline.manifest import require_vectors
+    from sentence_distill.student.export_folder import DEFAULT, require_replaceable
     from sentence_distill.student.hub import locate_student
+    from sentence_distill.student.reference import sentences_of_file
 
     folder = locate_student(student)
     _require_student(folder, student)
@@ -65,13 +65,13 @@ def export(
         require_vectors(shards)
     if sentences:
         sentences_of_file(sentences, 1)
-    from sentence_distill.student.export.onnx_export import export_onnx
+    from sentence_distill.student.export import export_onnx
 
     _print(export_onnx(folder, out, int8=int8, shards=shards, sentences=sentences))
 
 
 def _require_student(folder: Path, name: str) -> None:
-    from sentence_distill.student.encoding.export_folder import is_export
+    from sentence_distill.student.export_folder import is_export
     from sentence_distill.student.files import DISTILLATION, load_distillation
 
     if is_export(folder):
@@ -85,8 +85,8 @@ def _require_student(folder: Path, name: str) -> None:
 
 
 def _print(exported: "Exported") -> None:
-    from sentence_distill.student.encoding.export_folder import MODEL, README, TOKENIZER
-    from sentence_distill.student.export.readme import describe, describe_agreement, next_command
+    from sentence_distill.student.export import describe, describe_agreement, next_command
+    from sentence_distill.student.export_folder import MODEL, README, TOKENIZER
 
     record = exported.record
     sizes = {name: (exported.folder / name).stat().st_size / 1e6 for name in (MODEL, TOKENIZER)}

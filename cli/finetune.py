@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from sentence_distill.cli.console import stopped_by_signals
 from sentence_distill.cli.finetuning import finetune_config, finetuning_options
-from sentence_distill.cli.out_file import new_folder, whole_or_none
-from sentence_distill.cli.run_folder import FINETUNED_TEACHER, is_finetuned
-from sentence_distill.cli.signals import stopped_by_signals
-from sentence_distill.cli.values import SEED
+from sentence_distill.cli.legacy_options import SEED
+from sentence_distill.cli.out_file import FINETUNED_TEACHER, is_finetuned, new_folder, whole_or_none
+from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue_tasks import TASKS
+from sentence_distill.data.glue import TASKS
 
 if TYPE_CHECKING:
     from sentence_distill.data.labelled import LabelledTable
-    from sentence_distill.data.progress import Progress
-    from sentence_distill.pipeline.locate import Located
-    from sentence_distill.student.finetuning.fit import Fitted, Fitter
-    from sentence_distill.student.finetuning.own_task import OwnTask
-    from sentence_distill.student.finetuning.task_data import TaskData
+    from sentence_distill.pipeline.load import Located
+    from sentence_distill.student.fit import Fitted, Fitter
+    from sentence_distill.student.own_task import OwnTask
+    from sentence_distill.student.task_data import TaskData
 
 
 _FINETUNING = finetuning_options(
@@ -126,12 +125,11 @@ def finetune(
         require_manifest(logits)
     tables = None if task else _tables(str(train), options)
 
-    from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
-    from sentence_distill.student.evaluation.models import find_model
-    from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER
-    from sentence_distill.student.finetuning.fit import Fitter
-    from sentence_distill.student.finetuning.glue import describe_dev
+    from sentence_distill.student.finetune import STUDENT, TEACHER
+    from sentence_distill.student.fit import Fitter
+    from sentence_distill.student.glue import describe_dev
+    from sentence_distill.student.models import find_model
 
     located = find_model(model)
     of_student = is_student(str(located.folder))
@@ -142,12 +140,11 @@ def finetune(
         config=finetune_config(options, STUDENT if of_student else TEACHER),
         device=where,
         precision=pick_precision("auto", where, FINETUNING),
-        progress=ConsoleProgress(),
     )
     if tables is None:
         data, own = _glue(str(task), options["glue_dir"]), None
     else:
-        own = _own(name, tables, options, seed, fitter.progress)
+        own = _own(name, tables, options, seed)
         data = own.data
     fitted = (
         _student(located.folder, data, own, logits, out, fitter, seed)
@@ -155,7 +152,7 @@ def finetune(
         else _teacher(located, data, out, fitter, seed)
     )
     kind = "student" if of_student else "teacher"
-    fitter.progress.log(fitted.outcome.ended)
+    progress.log(fitted.outcome.ended)
     counts = {dev: len(part.targets) for dev, part in data.dev.items()}
     click.echo(
         f"{out}: {kind} fine-tuned on {name}, {describe_dev(fitted.outcome.scores, counts)} "
@@ -184,7 +181,7 @@ def _name(train: str) -> str:
 
 def _glue(task: str, folder: Path | None) -> "TaskData":
     from sentence_distill.data.glue import TaskMissing, open_glue
-    from sentence_distill.student.finetuning.task_data import TaskData
+    from sentence_distill.student.task_data import TaskData
 
     try:
         return TaskData.load(open_glue(folder), TASKS[task])
@@ -207,10 +204,9 @@ def _own(
     tables: "tuple[LabelledTable, LabelledTable | None]",
     options: dict[str, Any],
     seed: int,
-    progress: "Progress",
 ) -> "OwnTask":
     from sentence_distill.data.corpus import text_columns
-    from sentence_distill.student.finetuning.own_task import make_own_task
+    from sentence_distill.student.own_task import make_own_task
 
     own = make_own_task(
         name,
@@ -238,9 +234,7 @@ def _next_of_teacher(out: Path, task: str | None, train: str | None, options: di
             f"sd embed --corpus {shlex.quote(str(train))} --text-column {shlex.quote(columns)} {split}--min-words 1 "
             f"--teacher {teacher} writes its logits"
         )
-    folder = options["glue_dir"]
-    glue_dir = f" --glue-dir {shlex.quote(str(folder))}" if folder else ""
-    return f"sd augment --task {task}{glue_dir} --out {task}.jsonl, then sd embed --teacher {teacher} writes its logits"
+    return f"sd embed --corpus FILE --teacher {teacher}, which writes its logits for the text of {task}"
 
 
 def _teacher(located: "Located", data: "TaskData", out: Path, fitter: "Fitter", seed: int) -> "Fitted[Any]":
@@ -248,10 +242,10 @@ def _teacher(located: "Located", data: "TaskData", out: Path, fitter: "Fitter", 
     from functools import partial
 
     from sentence_distill.cli.console import write_json
-    from sentence_distill.student.finetuning.task_teacher import TeacherClassifier
+    from sentence_distill.student.task_teacher import TeacherClassifier
 
     start = partial(TeacherClassifier.load, located, data.task, seed)
-    fitter.progress.log(f"fine-tuning: {fitter.config.describe(len(data.train.targets))}")
+    progress.log(f"fine-tuning: {fitter.config.describe(len(data.train.targets))}")
     fitted = fitter.fit(start, data, seed=seed, label="finetune")
     record = {"task": data.task.name, "learning_rate": fitted.learning_rate, **asdict(fitted.outcome)}
     with whole_or_none(out):
@@ -265,19 +259,19 @@ def _teacher(located: "Located", data: "TaskData", out: Path, fitter: "Fitter", 
 def _student(
     folder: Path, data: "TaskData", own: "OwnTask | None", logits: Path | None, out: Path, fitter: "Fitter", seed: int
 ) -> "Fitted[Any]":
+    from sentence_distill.student.classifier import match_labels, standardised
     from sentence_distill.student.files import load_distillation, moved_record
-    from sentence_distill.student.finetuning.glue_rows import new_classifier
-    from sentence_distill.student.finetuning.scale import match_labels, standardised
-    from sentence_distill.student.finetuning.task_data import from_logits
-    from sentence_distill.student.finetuning.task_folder import save_classifier
-    from sentence_distill.student.folder import load_student
+    from sentence_distill.student.glue import new_classifier
+    from sentence_distill.student.model import load_student
+    from sentence_distill.student.own_task import save_classifier
+    from sentence_distill.student.task_data import from_logits
 
     student, distillation = load_student(folder), load_distillation(folder)
     train = None if logits is None else from_logits(logits, data)
     of_scores = train is not None and data.task.regression
     if train is not None and of_scores:
         train = standardised(train)
-    fitter.progress.log(f"fine-tuning: {fitter.config.describe(len((train or data.train).targets))}")
+    progress.log(f"fine-tuning: {fitter.config.describe(len((train or data.train).targets))}")
     fitted = fitter.fit(lambda: new_classifier(student, data, seed), data, train=train, seed=seed, label="finetune")
     if of_scores:
         match_labels(fitted.model, data.train, fitter.device, fitter.precision)

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sentence_distill.cli.values import numbers
+from sentence_distill.cli.legacy_options import numbers
 
 if TYPE_CHECKING:
-    from sentence_distill.student.finetuning.finetune import FinetuneConfig
+    from sentence_distill.student.finetune import FinetuneConfig
 
 
 def finetuning_options(*, epochs: str, max_steps: str, learning_rate: str) -> tuple[Callable[..., Any], ...]:

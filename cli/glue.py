@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from sentence_distill.cli.finetuning import finetune_config, finetuning_options
+from sentence_distill.cli.legacy_options import SEED, fractions, numbers
 from sentence_distill.cli.out_file import refuse_other
-from sentence_distill.cli.values import SEED, fractions, numbers
-from sentence_distill.data.glue_tasks import TASKS, set_name
+from sentence_distill.data import progress
+from sentence_distill.data.glue import TASKS, set_name
 
 if TYPE_CHECKING:
-    from sentence_distill.data.progress import Progress
-    from sentence_distill.student.finetuning.glue import Predictions
-    from sentence_distill.student.finetuning.glue_rows import RowMaker
-    from sentence_distill.student.finetuning.results import Result, Results
-    from sentence_distill.student.finetuning.task_distillation import TaskTeacher
+    from sentence_distill.student.glue import Predictions, RowMaker
+    from sentence_distill.student.glue_results import Result, Results
+    from sentence_distill.student.task_distillation import TaskTeacher
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 # As student.finetuning.glue_rows names them, which is heavy to import.
@@ -129,11 +128,10 @@ def evaluate_glue(
         options: of `glue_options`.
         overwrite: begin the file anew, whatever it holds.
     """
-    from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.glue import open_glue
-    from sentence_distill.pipeline.lock import lock_folder
-    from sentence_distill.student.finetuning.glue import GlueRun, describe
-    from sentence_distill.student.finetuning.results import Results
+    from sentence_distill.pipeline.files import lock_folder
+    from sentence_distill.student.glue import GlueRun, describe
+    from sentence_distill.student.glue_results import Results
 
     rows = _rows(options)
     if options["submission"] and len(rows) != 1:
@@ -142,10 +140,10 @@ def evaluate_glue(
         raise click.UsageError("--submission is of models of all training examples; leave --train-fraction out")
     if options["submission"]:
         _check_submission(options["submission"])
-    source, progress = open_glue(glue_dir), ConsoleProgress()
+    source = open_glue(glue_dir)
     # Two runs over one file would lose each other's figures.
     with lock_folder(json_file.parent, name=f".lock-{json_file.name}"):
-        maker, identity = _prepare(folder, teacher, glue_dir, json_file, options, progress)
+        maker, identity = _prepare(folder, teacher, glue_dir, json_file, options)
         results = Results(json_file, identity, fresh=overwrite)
         run = GlueRun(
             source=source,
@@ -177,20 +175,19 @@ def _prepare(
     glue_dir: Path | None,
     json_file: Path,
     options: dict[str, Any],
-    progress: "Progress",
 ) -> "tuple[RowMaker, dict[str, Any]]":
     from dataclasses import replace
 
     from sentence_distill.data.hashing import file_hash
     from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
-    from sentence_distill.student.evaluation.models import find_teacher, open_teacher
     from sentence_distill.student.files import load_distillation, module_weights
-    from sentence_distill.student.finetuning.finetune import LOOP, STUDENT, TEACHER
-    from sentence_distill.student.finetuning.fit import Fitter
-    from sentence_distill.student.finetuning.glue_rows import RowMaker
-    from sentence_distill.student.finetuning.task_distillation import TaskTeacher
-    from sentence_distill.student.folder import load_student
-    from sentence_distill.student.training.init import initial_words
+    from sentence_distill.student.finetune import LOOP, STUDENT, TEACHER
+    from sentence_distill.student.fit import Fitter
+    from sentence_distill.student.glue import RowMaker
+    from sentence_distill.student.model import load_student
+    from sentence_distill.student.models import find_teacher, open_teacher
+    from sentence_distill.student.start import initial_words
+    from sentence_distill.student.task_distillation import TaskTeacher
 
     student, distillation, device = load_student(folder), load_distillation(folder), pick_device(options["device"])
     config = finetune_config(options, STUDENT)
@@ -200,9 +197,7 @@ def _prepare(
         least_steps=0 if options["teacher_epochs"] else TEACHER.least_steps,
         learning_rates=options["teacher_rates"] or TEACHER.learning_rates,
     )
-    fitter = Fitter(
-        config=config, device=device, precision=pick_precision("auto", device, FINETUNING), progress=progress
-    )
+    fitter = Fitter(config=config, device=device, precision=pick_precision("auto", device, FINETUNING))
 
     # Each is asked for by every model that needs it.
     @cache
@@ -232,14 +227,14 @@ def _prepare(
 
 def _check_submission(folder: Path) -> None:
     """Refuse a folder that holds something else than a submission."""
-    from sentence_distill.student.finetuning.submission import PARTS, ZIP_NAME
+    from sentence_distill.student.glue_results import PARTS, ZIP_NAME
 
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     refuse_other(folder, names - {ZIP_NAME, *(f"{name}.tsv" for name in PARTS)}, "sd eval --submission")
 
 
 def _submit(predictions: "Predictions", folder: Path) -> None:
-    from sentence_distill.student.finetuning.submission import write_submission
+    from sentence_distill.student.glue_results import write_submission
 
     submission = write_submission(folder, predictions)
     click.echo(f"submission: {submission.path}")
@@ -251,7 +246,7 @@ def _print_glue(results: "Results", rows: tuple[str, ...], tasks: tuple[str, ...
     from rich.console import Console
     from rich.table import Table
 
-    from sentence_distill.student.finetuning.glue_rows import ROWS
+    from sentence_distill.student.glue import ROWS
 
     shown = [row for row in rows if row in results.rows]
     table = Table("GLUE dev", "metric", *(ROWS[row] for row in shown), box=None, header_style="bold")

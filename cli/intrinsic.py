@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sentence_distill.cli.console import ConsoleProgress, write_json
+from sentence_distill.cli.console import write_json
+from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
-    from sentence_distill.pipeline.locate import Located
-    from sentence_distill.student.evaluation.measure import Measured
+    from sentence_distill.pipeline.load import Located
+    from sentence_distill.student.evaluate import Measured
 
 _SCORES = {
     "rows": ("held-out sentences", "{:,}"),
@@ -39,24 +40,23 @@ def evaluate_intrinsic(
     overwrite: bool,
 ) -> None:
     """Measure, print and write; a single student's card shows the figures too."""
-    from sentence_distill.data.sts import load_sts
+    from sentence_distill.data.glue import load_sts
     from sentence_distill.student.files import is_student
 
     # All that is cheap to miss is missed before the first model is loaded.
     pairs = load_sts(sts) if sts else None
 
-    from sentence_distill.student.evaluation.figures import is_nothing, merge
-    from sentence_distill.student.evaluation.measure import measure_models
-    from sentence_distill.student.evaluation.models import find_model, open_model, short_names
+    from sentence_distill.student.evaluate import is_nothing, measure_models, merge
+    from sentence_distill.student.models import find_model, open_model, short_names
 
     located = [find_model(model) for model in models]
     alone = len(models) == 1 and is_student(models[0])
     names = ["student"] if alone else short_names(models)
-    progress, opened = ConsoleProgress(), []
+    opened = []
     for model, name, found in zip(models, names, located, strict=True):
         progress.log(f"loading {f'student {model}' if alone else model} …")
         opened.append(open_model(found, name))
-    measured = measure_models(opened, shards=shards, pairs=pairs, teacher_name=teacher, progress=progress)
+    measured = measure_models(opened, shards=shards, pairs=pairs, teacher_name=teacher)
     if is_nothing(measured.models):
         reasons = "; ".join(f"{what}: {why}" for what, why in measured.skipped.items())
         raise UserError(f"nothing could be measured, and nothing was written ({reasons})")
@@ -93,7 +93,7 @@ def _of_student(figures: dict[str, Any]) -> dict[str, Any]:
 def _record(folder: Path, figures: dict[str, Any]) -> None:
     """Let a student's record and card show its figures."""
     from sentence_distill.student.files import CARD, load_distillation
-    from sentence_distill.student.folder import update_distillation
+    from sentence_distill.student.model import update_distillation
 
     try:
         written = update_distillation(folder, metrics={**load_distillation(folder)["metrics"], **figures})
@@ -118,7 +118,7 @@ def _print(measured: "Measured") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sentence_distill.student.evaluation.retrieval import too_few
+    from sentence_distill.student.metrics import too_few
 
     models = list(measured.models.values())
     table = Table("measure", *measured.models, box=None, header_style="bold")

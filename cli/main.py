@@ -6,8 +6,7 @@ import sys
 
 import click
 
-from sentence_distill.cli.augment import augment
-from sentence_distill.cli.console import drop_standard_output
+from sentence_distill.cli.console import ConsoleDisplay, drop_standard_output, stopped_by_signals
 from sentence_distill.cli.embed import embed
 from sentence_distill.cli.encode import encode
 from sentence_distill.cli.eval import evaluate
@@ -19,9 +18,9 @@ from sentence_distill.cli.reduce import reduce
 from sentence_distill.cli.report import report
 from sentence_distill.cli.sample import sample
 from sentence_distill.cli.shards import shards
-from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.train_student import train_student
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.progress import show_on
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -50,7 +49,6 @@ for command in (
     finetune,
     predict,
     reduce,
-    augment,
     shards,
     sample,
 ):
@@ -59,6 +57,7 @@ for command in (
 
 def main() -> None:
     """Run `sd`; a user's mistake ends it with one line and exit code 1, wrong usage with 2."""
+    show_on(ConsoleDisplay())
     # Rust's tokenizers warn at each fork otherwise; nothing here forks after they were used.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from sentence_distill.cli.options import (
+from sentence_distill.cli.console import stopped_by_signals
+from sentence_distill.cli.legacy_options import (
     input_arguments,
     input_format_option,
     inputs_of,
@@ -16,13 +17,13 @@ from sentence_distill.cli.options import (
     text_column_option,
 )
 from sentence_distill.cli.out_file import check_out_file
-from sentence_distill.cli.signals import stopped_by_signals
+from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import FORMATS
 
 if TYPE_CHECKING:
     from sentence_distill.data.corpus import Corpus
-    from sentence_distill.student.finetuning.predict import Classifier
+    from sentence_distill.student.predict import Classifier
 
 _STREAM = "-"
 
@@ -64,7 +65,6 @@ def predict(
       sd predict finetuned/reviews/onnx new.csv -o predicted.csv
       cat lines.txt | sd predict finetuned/reviews > predicted.jsonl
     """
-    from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.data.corpus import Corpus, text_columns
     from sentence_distill.data.row_writer import open_writer, output_format
 
@@ -83,7 +83,7 @@ def predict(
         if out != _STREAM:
             check_out_file(Path(out), corpus.sources, overwrite)
 
-    from sentence_distill.student.finetuning.predict_files import predict_rows
+    from sentence_distill.student.predict import predict_rows
 
     classifier = _load(folder, options["device"])
     trained = classifier.task.columns
@@ -97,7 +97,7 @@ def predict(
         stopped_by_signals(f"stopped; {'the output ends here' if out == _STREAM else 'nothing was written'}"),
         _output(out) as file,
         open_writer(file, kind) as writer,
-        ConsoleProgress().task("predict", None, "rows") as advance,
+        progress.task("predict", None, "rows") as advance,
     ):
         counts = predict_rows(
             classifier,
@@ -114,8 +114,8 @@ def predict(
 
 
 def _load(folder: str, device: str) -> "Classifier":
-    from sentence_distill.student.encoding.export_folder import is_export
-    from sentence_distill.student.finetuning.predict import Classifier
+    from sentence_distill.student.export_folder import is_export
+    from sentence_distill.student.predict import Classifier
 
     if is_export(Path(folder)):
         return Classifier.load(folder, "cpu" if device == "auto" else device)

@@ -44,9 +44,9 @@ def push(
     if licence and keep_card:
         raise click.UsageError("--license goes into a new card: leave out --keep-card, or write it into README.md")
     from sentence_distill.student.files import CARD, load_distillation
-    from sentence_distill.student.packaged import require_own_folder
-    from sentence_distill.student.sharing.push import prepare_upload
-    from sentence_distill.student.sharing.push import push as send
+    from sentence_distill.student.hub import require_own_folder
+    from sentence_distill.student.push import prepare_upload
+    from sentence_distill.student.push import push as send
 
     require_own_folder(student)
     upload = prepare_upload(student, repo, licence=licence, keep_card=keep_card)

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sentence_distill.cli.out_file import new_folder, whole_or_none
-from sentence_distill.cli.run_folder import is_reduced
-from sentence_distill.cli.signals import stopped_by_signals
+from sentence_distill.cli.console import stopped_by_signals
+from sentence_distill.cli.legacy_options import counts
+from sentence_distill.cli.out_file import is_reduced, new_folder, whole_or_none
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
-from sentence_distill.cli.values import counts
+from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_distill.student.model import Student
-    from sentence_distill.student.reduction.reduce import Directions
+    from sentence_distill.student.reduce import Directions
 
 _COLUMNS = {
     "kept": "squared length kept",
@@ -85,7 +85,7 @@ def reduce(
       sd reduce distilled --dim 64 --out distilled-64
       sd reduce distilled --float16
     """
-    from sentence_distill.pipeline.logits import require_vectors
+    from sentence_distill.pipeline.manifest import require_vectors
     from sentence_distill.student.files import load_distillation
     from sentence_distill.student.hub import locate_student
 
@@ -105,7 +105,7 @@ def reduce(
         # The last is that of the full width.
         click.echo(f"next: sd reduce {shlex.quote(str(student))} --dim {figures[-2]['dim']}")
         return
-    from sentence_distill.student.reduction.halve import copy_student, halve_weights
+    from sentence_distill.student.reduce import copy_student, halve_weights
 
     with whole_or_none(out):
         if dim is None:
@@ -126,17 +126,16 @@ def _compare(
     Returns:
         The student, its record, its directions, whether the sentences are of its own corpus, and each width's figures.
     """
-    from sentence_distill.cli.console import ConsoleProgress
     from sentence_distill.student.files import find_shards, load_distillation
-    from sentence_distill.student.folder import load_student
-    from sentence_distill.student.model import encode_tokens
-    from sentence_distill.student.reduction.reduce import (
+    from sentence_distill.student.model import encode_tokens, load_student
+    from sentence_distill.student.reduce import (
         compare_dims,
         find_directions,
         require_narrower,
+        sample_corpus,
+        sample_shards,
         usual_dims,
     )
-    from sentence_distill.student.reduction.sample import sample_corpus, sample_shards
 
     full, distillation = load_student(folder), load_distillation(folder)
     wanted = dims or usual_dims(full.dim)
@@ -148,7 +147,7 @@ def _compare(
     if not (shards or corpus or find_shards(distillation, folder).exists()):
         raise UserError(f"the shards of {name} are not here; name text with --corpus, or shards with --shards")
     sample = sample_corpus(corpus, full) if corpus else sample_shards(shards, distillation, folder)
-    with ConsoleProgress().task("encode", len(sample.fit), "sentences") as advance:
+    with progress.task("encode", len(sample.fit), "sentences") as advance:
         directions = find_directions(full, sample.fit, advance)
     figures = compare_dims(
         encode_tokens(full.encoder, sample.measured), sample.teacher, directions, (*wanted, full.dim)
@@ -159,7 +158,7 @@ def _compare(
 
 def _write_narrower(name: str, folder: Path, dim: int, out: Path, shards: Path | None, corpus: tuple[str, ...]) -> None:
     from sentence_distill.student.files import find_shards, moved_record
-    from sentence_distill.student.reduction.reduce import reduce_student, save_reduced
+    from sentence_distill.student.reduce import reduce_student, save_reduced
 
     full, distillation, directions, own, figures = _compare(name, folder, (dim,), shards, corpus)
     source = ", ".join(corpus) or str(shards or find_shards(distillation, folder).name)
@@ -213,7 +212,7 @@ def _print(figures: list[dict[str, Any]], rows: int, full_dim: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sentence_distill.student.evaluation.retrieval import too_few
+    from sentence_distill.student.metrics import too_few
 
     shown = {name: title for name, title in _COLUMNS.items() if name in figures[0]}
     table = Table("dimensions", *shown.values(), box=None, header_style="bold")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
+from sentence_distill.cli.console import stopped_by_signals
 from sentence_distill.cli.out_file import check_free, check_parent
-from sentence_distill.cli.signals import stopped_by_signals
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 
 # What a report of this version holds in its head, and one of a version before that line came.
@@ -16,7 +16,7 @@ _MARKS = (
 
 
 def _notes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    from sentence_distill.data.glue_tasks import TASKS
+    from sentence_distill.data.glue import TASKS
 
     known = {name.lower(): name for name in TASKS}
     notes = {}
@@ -67,9 +67,9 @@ def report(
       sd report distilled --out report.html
       sd report distilled --note 'QQP=another split than the official one'
     """
-    from sentence_distill.pipeline.logits import require_vectors
+    from sentence_distill.pipeline.manifest import require_vectors
     from sentence_distill.student.files import load_distillation
-    from sentence_distill.student.packaged import require_own_folder
+    from sentence_distill.student.hub import require_own_folder
 
     require_own_folder(student)
     load_distillation(student)

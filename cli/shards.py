@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from sentence_distill.data import progress
+
 
 class _FolderFirst(click.Group):
     """Takes `sd shards FOLDER` for `sd shards list FOLDER`."""
@@ -74,14 +76,12 @@ def list_(folder: Path) -> None:
 @_folder
 def verify(folder: Path) -> None:
     """Check every checksum, count and row of a folder; exit with 1 where something is wrong."""
-    from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.pipeline.manifest import load_manifest, require_shards
-    from sentence_distill.pipeline.verify import verify_folder
+    from sentence_distill.pipeline.manifest import load_manifest, require_shards, verify_folder
 
     manifest = load_manifest(folder)
     if manifest is None:
         require_shards(folder)
-    with ConsoleProgress().task("verify", len(manifest["shards"]) if manifest else 0, "shards") as advance:
+    with progress.task("verify", len(manifest["shards"]) if manifest else 0, "shards") as advance:
         problems = verify_folder(folder, advance)
     for problem in problems:
         click.echo(problem)
@@ -99,8 +99,7 @@ def verify(folder: Path) -> None:
 def merge(folder: Path) -> None:
     """Close a folder that the jobs of sd embed --slice filled: write its manifest, once every shard is there."""
     from sentence_distill.data.errors import UserError
-    from sentence_distill.pipeline.files import remove_temporaries
-    from sentence_distill.pipeline.lock import lock_folder
+    from sentence_distill.pipeline.files import lock_folder, remove_temporaries
     from sentence_distill.pipeline.manifest import PLAN, close_folder, require_shards
     from sentence_distill.pipeline.plan import Plan
 

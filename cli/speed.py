@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from sentence_distill.cli.console import write_json
-from sentence_distill.cli.values import counts
+from sentence_distill.cli.legacy_options import counts
 from sentence_distill.data.errors import UserError
 
 _WIDTH = 150
@@ -59,10 +59,9 @@ def evaluate_speed(
     options: dict[str, Any],
 ) -> None:
     """Time, print and write."""
-    from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.data.sts import load_sts
-    from sentence_distill.student.evaluation.models import find_model
-    from sentence_distill.student.evaluation.speed import SpeedConfig, measure_speed
+    from sentence_distill.data.glue import load_sts
+    from sentence_distill.student.models import find_model
+    from sentence_distill.student.speed import SpeedConfig, measure_speed
 
     config = SpeedConfig(**{name: options[name] for name in ("threads", "rounds", "batch_sizes")})
     sentences = _sentences(models, shards, options["sentences_file"])
@@ -72,7 +71,6 @@ def evaluate_speed(
         teacher=teacher,
         pairs=load_sts(sts) if sts else None,
         config=config,
-        progress=ConsoleProgress(),
     )
     if not figures["contenders"]:
         reasons = "; ".join(f"{what}: {why}" for what, why in figures["skipped"].items())
@@ -83,9 +81,8 @@ def evaluate_speed(
 
 
 def _sentences(models: tuple[str, ...], shards: Path | None, file: Path | None) -> list[str]:
-    from sentence_distill.student.evaluation.reference import own_shards
-    from sentence_distill.student.evaluation.texts import sentences_of_file, sentences_of_shards
     from sentence_distill.student.files import is_student, load_distillation
+    from sentence_distill.student.reference import own_shards, sentences_of_file, sentences_of_shards
 
     if file is not None:
         return sentences_of_file(file)

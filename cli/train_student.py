@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sentence_distill.cli.config_file import config_option
-from sentence_distill.cli.run_folder import remove_earlier, remove_unused, resumes
-from sentence_distill.cli.signals import end_at_once_next
-from sentence_distill.cli.values import SEED, layer_numbers, seconds
+from sentence_distill.cli.console import end_at_once_next
+from sentence_distill.cli.legacy_options import SEED, layer_numbers, seconds
+from sentence_distill.cli.options import config_option
+from sentence_distill.cli.out_file import remove_earlier, remove_unused, resumes
+from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_distill.student.config import StudentConfig, TrainConfig
-    from sentence_distill.student.training.start import Start
-    from sentence_distill.student.training.train import Trainer
+    from sentence_distill.student.start import Start
+    from sentence_distill.student.train import Trainer
 
 DEFAULT_STUDENT = "distilled"
 
@@ -205,13 +206,11 @@ def train_student(
     """
     from dataclasses import fields
 
-    from sentence_distill.cli.console import ConsoleProgress
-    from sentence_distill.data.progress import Silent
     from sentence_distill.pipeline.hardware import TRAINING, pick_precision
     from sentence_distill.student.config import TrainConfig
-    from sentence_distill.student.training.ranks import Ranks
-    from sentence_distill.student.training.start import Start
-    from sentence_distill.student.training.train import Trainer
+    from sentence_distill.student.distributed import Ranks
+    from sentence_distill.student.start import Start
+    from sentence_distill.student.train import Trainer
 
     if ":/" in str(shards):
         raise UserError(f"{shards} is a URL, and shards are mapped into memory; copy them to a local folder first")
@@ -223,6 +222,8 @@ def train_student(
     student = _student(shards, config, start, options)
     resuming = resumes(out, resume, overwrite)
     ranks = Ranks(device)
+    if not ranks.main:
+        progress.show_on(progress.Silent())
     dtype = pick_precision(precision, ranks.device, TRAINING)
     trainer = Trainer(
         shards=shards,
@@ -231,7 +232,6 @@ def train_student(
         config=config,
         ranks=ranks,
         precision=dtype,
-        progress=ConsoleProgress() if ranks.main else Silent(),
         start=start,
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
@@ -246,7 +246,7 @@ def train_student(
 
 
 def _student(shards: Path, config: "TrainConfig", start: "Start | None", options: dict[str, Any]) -> "StudentConfig":
-    from sentence_distill.pipeline.logits import require_vectors
+    from sentence_distill.pipeline.manifest import require_vectors
     from sentence_distill.student.config import StudentConfig
 
     fingerprint = require_vectors(shards)["fingerprint"]
@@ -277,13 +277,11 @@ def _shape(start: "Start | None", options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train_and_write(trainer: "Trainer", shards: Path, resuming: bool, tensorboard: bool) -> None:
-    from sentence_distill.pipeline.files import made_folder
-    from sentence_distill.pipeline.lock import lock_folder
-    from sentence_distill.student.training.curves import draw_curves
-    from sentence_distill.student.training.log import summary_writer
-    from sentence_distill.student.training.write import write_trained
+    from sentence_distill.pipeline.files import lock_folder, made_folder
+    from sentence_distill.student.log import draw_curves, summary_writer
+    from sentence_distill.student.train import write_trained
 
-    out, progress = trainer.out, trainer.progress
+    out = trainer.out
     if tensorboard:
         # Before an earlier run is removed for one that can't begin.
         summary_writer()
@@ -319,7 +317,7 @@ def _prepare(trainer: "Trainer", resuming: bool) -> None:
     trainer.checkpoints.remove_temporaries()
     if resuming:
         trainer.resume()
-        trainer.progress.log(f"resuming from step {trainer.state.step:,}")
+        progress.log(f"resuming from step {trainer.state.step:,}")
     else:
         trainer.checkpoints.remove()
         remove_earlier(trainer.out)

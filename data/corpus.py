@@ -6,10 +6,9 @@ from itertools import islice
 from pathlib import Path
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.formats import detect_format, format_of_text
 from sentence_distill.data.lines import article_record, read_text, read_wikiextractor
 from sentence_distill.data.records import LINE_FORMATS, Position, Record, Row
-from sentence_distill.data.sources import STANDARD_INPUT, Source, find_sources
+from sentence_distill.data.sources import STANDARD_INPUT, Source, detect_format, find_sources, format_of_text
 from sentence_distill.data.streams import compression_of, cut_short, decompressed, standard_input
 from sentence_distill.data.tables import read_table
 

@@ -1,8 +1,9 @@
-"""A user's own labelled table as a task: which classes there are, and which examples."""
+"""Tables of texts with labels, texts without, and augmented copies."""
 
+import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -10,10 +11,11 @@ import numpy as np
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue import Examples
+from sentence_distill.data.glue import Examples, Task
+from sentence_distill.data.hashing import sentence_id
 from sentence_distill.data.records import Row
 from sentence_distill.data.sentences import normalise
-from sentence_distill.data.task import Task
+from sentence_distill.data.sources import detect_format
 
 _HELD_OUT = 0.1
 
@@ -194,3 +196,118 @@ def _same_texts(examples: Examples) -> list[list[int]]:
 def _take(examples: Examples, rows: np.ndarray) -> Examples:
     texts = tuple([column[row] for row in rows] for column in examples.texts)
     return Examples(texts, [examples.labels[row] for row in rows])
+
+
+# Text without labels, single or in pairs: read from a user's files, written as the JSON lines that stage one reads.
+
+FIELDS = {1: ("sentence",), 2: ("sentence1", "sentence2")}
+"""Names of the JSON fields of a single text and of a pair."""
+
+
+def read_unlabelled(locations: Sequence[str]) -> tuple[list[str], ...]:
+    """Read one or two columns of texts: an example a line, the two texts of a pair parted by a tab.
+
+    Blank lines are no examples. The first example says whether all are single texts or pairs.
+
+    Args:
+        locations: see `find_sources`; compressed files too.
+
+    Raises:
+        UserError: a file is not there or holds something else; it names file and line.
+    """
+    corpus = Corpus.open(locations, format="text")
+    for source in corpus.sources:
+        if (kind := detect_format(source)) != "text":
+            raise UserError(
+                f"{source.name} is {kind}, whose lines would be taken for examples as they stand; write its texts to a "
+                ".txt file, an example a line, a pair with a tab between"
+            )
+    rows: list[tuple[str, ...]] = []
+    for record in corpus.records():
+        where = f"{corpus.sources[record.position.file].name}, line {record.position.record + 1}"
+        if record.text is None:
+            raise UserError(f"{where} can't be read: {record.reason}")
+        row = tuple(text.strip() for text in record.text.rstrip("\r\n").split("\t"))
+        if len(row) > 2 or not all(row):
+            raise UserError(f"{where} is neither one text nor two with a tab between them")
+        if rows and len(row) != len(rows[0]):
+            kind = "a pair" if len(row) == 2 else "no pair"
+            raise UserError(f"{where} is {kind}, unlike the lines before it; give single texts or pairs, not both")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{', '.join(locations)}: no text in there; write one example a line")
+    return tuple(list(column) for column in zip(*rows, strict=True))
+
+
+def json_line(example: tuple[str, ...]) -> bytes:
+    """One example as a line of JSON with the `FIELDS` of its number of texts."""
+    return (json.dumps(dict(zip(FIELDS[len(example)], example, strict=True)), ensure_ascii=False) + "\n").encode()
+
+
+# Synthetic examples from a task's unlabelled text, for distillation on that task.
+
+# Which sentences of a pair its copies augment, in turn.
+_PAIR_CYCLE = ((0,), (1,), (0, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Probabilities of the rules, by default the paper's."""
+
+    p_mask: float = 0.1
+    """That a word becomes the mask token."""
+    p_ngram: float = 0.25
+    """That of a text only one n-gram stays, once its words have been through masking."""
+    longest_ngram: int = 5
+    """n is drawn from 1 to this, each as likely; a shorter text stays whole where n is beyond its length."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.p_mask <= 1 and 0 <= self.p_ngram <= 1 and self.longest_ngram >= 1):
+            raise ValueError(f"probabilities lie between 0 and 1, an n-gram has at least a word: {self}")
+
+
+def synthetic_examples(
+    texts: tuple[list[str], ...], *, copies: int, mask: str, seed: int, config: AugmentConfig | None = None
+) -> Iterator[tuple[str, ...]]:
+    """Augment each example `copies` times and yield what is new: neither an example nor yielded before.
+
+    The copies of a pair go round: only its first sentence is augmented, only its second, both.
+
+    Args:
+        texts: one or two columns of n sentences.
+        copies: of each example; what they have in common is dropped, so that fewer may come.
+        mask: the teacher's mask token.
+        seed: of the drawing; the same arguments always give the same examples.
+        config: probabilities.
+    """
+    config = config or AugmentConfig()
+    rng = np.random.default_rng(seed)
+    seen = {_identity(example) for example in zip(*texts, strict=True)}
+    for example in zip(*texts, strict=True):
+        words = [text.split() for text in example]
+        for copy in range(copies):
+            chosen = _PAIR_CYCLE[copy % len(_PAIR_CYCLE)] if len(example) == 2 else (0,)
+            synthetic = tuple(
+                " ".join(_augment_words(words[column], mask, config, rng)) if column in chosen else text
+                for column, text in enumerate(example)
+            )
+            identity = _identity(synthetic)
+            if identity not in seen:
+                seen.add(identity)
+                yield synthetic
+
+
+def _augment_words(words: list[str], mask: str, config: AugmentConfig, rng: np.random.Generator) -> list[str]:
+    """Masking, one number a word, then with its own probability n-gram sampling of the whole text."""
+    draws = rng.random(len(words))
+    masked = [mask if draw < config.p_mask else word for word, draw in zip(words, draws.tolist(), strict=True)]
+    if rng.random() >= config.p_ngram or not words:
+        return masked
+    length = min(int(rng.integers(1, config.longest_ngram + 1)), len(words))
+    first = int(rng.integers(len(words) - length + 1))
+    return masked[first : first + length]
+
+
+def _identity(example: tuple[str, ...]) -> int:
+    # Hashes take a fraction of the memory that millions of examples would.
+    return sentence_id("\t".join(" ".join(text.split()) for text in example))

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from sentence_distill.data.formats import refuse_no_text
 from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record
-from sentence_distill.data.sources import Source
+from sentence_distill.data.sources import Source, refuse_no_text
 from sentence_distill.data.streams import cut_short
 
 # A book a line is shorter; the bound keeps memory flat on a file that has no line ends.

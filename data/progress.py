@@ -1,4 +1,4 @@
-"""What long work reports to whoever started it; the command line shows it, a library user may ignore it."""
+"""What long work says of itself. The command line shows it; used as a library, the package is silent."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,18 +12,18 @@ class Advance(Protocol):
         """Count more units as done; a note, a loss for one, is shown until the next one."""
 
 
-class Progress(Protocol):
-    """Receives messages and the progress of tasks."""
+class Display(Protocol):
+    """Shows messages and the progress of tasks."""
 
     def log(self, message: str) -> None:
         """Show one line."""
 
     def task(self, name: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Advance]:
-        """Open a task of `total` units (None: not known), of which an earlier run did `done`; the value moves it on."""
+        """Open a task of `total` units (None: not known), of which an earlier run did `done`."""
 
 
 class Silent:
-    """A `Progress` that shows nothing."""
+    """A display that shows nothing."""
 
     def log(self, message: str) -> None:
         """Drop the line."""
@@ -32,3 +32,22 @@ class Silent:
     def task(self, name: str, total: int | None, unit: str, done: int = 0) -> Iterator[Advance]:
         """Yield a function that does nothing."""
         yield lambda count, note="": None
+
+
+_display: Display = Silent()
+
+
+def show_on(display: Display) -> None:
+    """Show what is said from now on in this process on `display`."""
+    global _display
+    _display = display
+
+
+def log(message: str) -> None:
+    """Say one line."""
+    _display.log(message)
+
+
+def task(name: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Advance]:
+    """Open a task of `total` units (None: not known), of which an earlier run did `done`; the value moves it on."""
+    return _display.task(name, total, unit, done)

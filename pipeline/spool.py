@@ -13,12 +13,11 @@ from typing import BinaryIO
 
 import xxhash
 
+from sentence_distill.data import progress
 from sentence_distill.data.corpus import text_columns
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub
-from sentence_distill.data.progress import Progress
-from sentence_distill.pipeline.files import TEMPORARY, made_folder, replacing
-from sentence_distill.pipeline.lock import lock_folder
+from sentence_distill.pipeline.files import TEMPORARY, lock_folder, made_folder, replacing
 
 HUB_PREFIX = "hf:"
 _CHUNK = 1 << 20
@@ -41,7 +40,7 @@ def spool_stream(stream: BinaryIO, folder: Path) -> Path:
         return (folder / "stdin.zst").replace(folder / f"stdin-{digest.hexdigest()}.zst")
 
 
-def spool_hub_dataset(name: str, text_column: str, folder: Path, progress: Progress) -> Path:
+def spool_hub_dataset(name: str, text_column: str, folder: Path) -> Path:
     """Stream a dataset of the hub into `folder` as JSON lines and return the file; a finished copy is reused.
 
     Of several jobs one makes the copy, and the others wait for it.
@@ -50,7 +49,6 @@ def spool_hub_dataset(name: str, text_column: str, folder: Path, progress: Progr
         name: `NAME`, `NAME:CONFIG` or `NAME:CONFIG:SPLIT`; the split is "train" unless named.
         text_column: the column that holds the text, or the two of a pair, kept under their names.
         folder: where the copy goes.
-        progress: shows the rows copied.
 
     Raises:
         UserError: the hub can't be reached, has no such dataset, configuration, split or column, or stops in mid-copy.

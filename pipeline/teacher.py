@@ -1,8 +1,8 @@
-"""The teacher: a frozen transformer encoder that turns exact-length batches into sentence embeddings or logits."""
+"""The teacher: from token ids to embeddings."""
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,16 @@ from torch.nn import functional
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.tokenization import Tokens
-from sentence_distill.pipeline.batches import exact_length_batches
-from sentence_distill.pipeline.cpu_kernels import use_cpu_kernels
-from sentence_distill.pipeline.launched import Launched
-from sentence_distill.pipeline.load import LoadedTeacher, TokenTypes, load_parts, unusable
-from sentence_distill.pipeline.locate import Located
-from sentence_distill.pipeline.pairs import separator_tokens, tokenize_pairs
+from sentence_distill.pipeline.hardware import use_cpu_kernels
+from sentence_distill.pipeline.load import (
+    LoadedTeacher,
+    Located,
+    TokenTypes,
+    load_parts,
+    separator_tokens,
+    tokenize_pairs,
+    unusable,
+)
 from sentence_distill.pipeline.recipe import (
     POOLER,
     AfterPooling,
@@ -31,6 +35,64 @@ from sentence_distill.pipeline.recipe import (
     wants_logits,
 )
 from sentence_distill.pipeline.teacher_folder import LOGITS, Dense, TeacherFolder, read_folder
+
+
+def exact_length_batches(lengths: np.ndarray, token_budget: int) -> Iterator[np.ndarray]:
+    """Cut rows into batches of one length each, as many rows as fit into `token_budget` tokens.
+
+    Args:
+        lengths: int[n], tokens of each row.
+        token_budget: tokens of a batch; a longer row is a batch of its own.
+
+    Yields:
+        int64[b], row numbers; shortest rows first, ties in their given order.
+    """
+    order = np.argsort(lengths, kind="stable")
+    ordered = lengths[order]
+    for group in np.split(order, np.flatnonzero(np.diff(ordered)) + 1):
+        size = max(1, token_budget // max(1, int(lengths[group[0]]))) if len(group) else 1
+        for first in range(0, len(group), size):
+            yield group[first : first + size]
+
+
+# Vectors that a device still computes, and how they come to the host.
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Vectors on their way from the device.
+
+    Args:
+        copy: float32[n, dim] in host memory, complete once `done` has passed.
+        done: CUDA's event, or None on a CPU.
+        order: int64[n], the sentence that each row belongs to.
+    """
+
+    copy: torch.Tensor
+    done: Any
+    order: np.ndarray
+
+    @classmethod
+    def fetch(cls, vectors: torch.Tensor, order: np.ndarray) -> "Launched":
+        """Queue the copy to the host behind the computation, and before whatever is launched next."""
+        if vectors.device.type != "cuda":
+            return cls(vectors, None, order)
+        copy = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+        copy.copy_(vectors, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(vectors.device))
+        return cls(copy, done, order)
+
+    def vectors(self) -> np.ndarray:
+        """float32[n, dim], in the order of the sentences; waits for the device."""
+        if self.done is not None:
+            self.done.synchronize()
+        out = np.empty(self.copy.shape, dtype=np.float32)
+        out[self.order] = self.copy.numpy()
+        return out
+
+
+# The teacher: a frozen transformer encoder that turns exact-length batches into sentence embeddings or logits.
 
 READING = ("prompt", "unpooled_tokens", "modules", "token_types")
 _NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}

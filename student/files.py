@@ -19,7 +19,7 @@ CARD = "README.md"
 CHECKPOINTS = "checkpoints"
 TASK = "task.json"
 HEAD = "head.safetensors"
-FIGURES = ("eval.json", "glue.json", "speed.json", "mteb.json")
+FIGURES = ("eval.json", "glue.json", "speed.json")
 """What sd eval measured of a student, in its folder."""
 STUDENT_FILES = (
     "config_sentence_transformers.json",

@@ -1,4 +1,4 @@
-"""A student by its name: a folder, one that comes with the package, or a repository on the hub."""
+"""Find a student: packaged, a folder, or on the hub."""
 
 import logging
 from pathlib import Path
@@ -6,7 +6,28 @@ from pathlib import Path
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub, offline_requested
 from sentence_distill.student.files import DISTILLATION
-from sentence_distill.student.packaged import packaged_student
+
+_FOLDER = Path(__file__).parent / "pretrained"
+SMALL = "wiki-small"
+"""all-MiniLM-L6-v2 on English Wikipedia; its folder holds its card."""
+
+
+def packaged_student(name: str) -> Path | None:
+    """The folder of the packaged student of that name; None where there is none, or a folder here has the name."""
+    return next((folder for folder in _FOLDER.glob("*") if folder.name == name and not Path(name).exists()), None)
+
+
+def require_own_folder(name: str | Path) -> None:
+    """Refuse a packaged student where files are written beside it.
+
+    Raises:
+        UserError: it says how to get a copy.
+    """
+    if packaged_student(str(name)):
+        raise UserError(f"{name} lies inside the package; copy it to a folder of yours: sd reduce {name} --float16")
+
+
+# A student by its name: a folder, one that comes with the package, or a repository on the hub.
 
 _FILES = ["*.json", "*.safetensors"]
 # Nothing here reads them, but without a network sentence-transformers takes only whole copies from the cache.

@@ -11,11 +11,11 @@ import json
 import shutil
 from pathlib import Path
 
+from sentence_distill.student.card import model_card
 from sentence_distill.student.files import CARD, load_distillation
-from sentence_distill.student.folder import update_distillation
-from sentence_distill.student.reduction.halve import halve_weights
-from sentence_distill.student.sharing.card import model_card
-from sentence_distill.student.sharing.push import prepare_upload
+from sentence_distill.student.model import update_distillation
+from sentence_distill.student.push import prepare_upload
+from sentence_distill.student.reduce import halve_weights
 
 PRETRAINED = Path(__file__).parents[2] / "student" / "pretrained"
 USAGE = """## How to use it

@@ -20,11 +20,11 @@ import xxhash
 from encode_speed import NAMES, batch_sizes, contend, read_pairs, summary
 from record import forget_made
 
-from sentence_distill.pipeline.locate import locate_teacher
+from sentence_distill.pipeline.load import locate_teacher
+from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.environment import environment
-from sentence_distill.student.evaluation.peers import make_static
-from sentence_distill.student.evaluation.reference import held_out_texts
-from sentence_distill.student.training.stream import ShardStream
+from sentence_distill.student.peers import make_static
+from sentence_distill.student.reference import held_out_texts
 
 _OF_A_STUDENT = ("student-int8", "student-bf16")
 _OF_THE_TEACHER = ("st", "sd-bf16", "model2vec")

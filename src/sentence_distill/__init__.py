@@ -4,8 +4,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sentence_distill.student.finetuning.predict import Classifier
     from sentence_distill.student.model import Student
+    from sentence_distill.student.predict import Classifier
 
 __version__ = version("sentence-distill")
 __all__ = ["Classifier", "Student", "__version__"]
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return Student
     if name == "Classifier":
-        from sentence_distill.student.finetuning.predict import Classifier
+        from sentence_distill.student.predict import Classifier
 
         return Classifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Charts of a report: SVG for a page's own HTML, in colours that the page's style sheet sets."""
+"""Charts and tables of a report."""
 
 import io
 import re
@@ -11,6 +11,62 @@ from sentence_distill.data.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        text: as it is read.
+        value: what the column is sorted by; None is always last.
+        best: whether it is the best of its column.
+        notes: numbers of footnotes.
+        detail: in small letters below the text.
+    """
+
+    text: str
+    value: float | None = None
+    best: bool = False
+    notes: tuple[int, ...] = ()
+    detail: str = ""
+
+
+EMPTY = Cell("")
+
+
+@dataclass(frozen=True)
+class Column:
+    """Head of a column, with a second line."""
+
+    title: str
+    unit: str = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that stay together however the table is sorted; the first cell of each is its name."""
+
+    title: str
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with groups of rows."""
+
+    caption: str
+    columns: Sequence[Column]
+    groups: Sequence[Rows]
+
+
+def number(value: float, form: str = ",.3f") -> Cell:
+    """A cell for a number."""
+    return Cell(format(value, form), value)
+
+
+# Charts of a report: SVG for a page's own HTML, in colours that the page's style sheet sets.
 
 # matplotlib wants real colours; each stands for a variable of the style sheet, so that a page can turn dark.
 _INK, _GRID = "#000001", "#000002"

@@ -5,11 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sentence_distill.data.glue_tasks import TASKS, set_name
+from sentence_distill.data.glue import TASKS, set_name
 from sentence_distill.data.published import PUBLISHED, Score
-from sentence_distill.student.finetuning.glue_rows import ROWS
-from sentence_distill.student.report.charts import Chart, Series, draw, swatch
-from sentence_distill.student.report.tables import EMPTY, Cell, Column, Rows, Table
+from sentence_distill.student.glue import ROWS
+from sentence_distill.student.report.charts import EMPTY, Cell, Chart, Column, Rows, Series, Table, draw, swatch
 
 _STUDENTS = [row for row in ROWS if row not in ("majority", "teacher-frozen", "teacher")]
 _METRICS = {"matthews": "Matthews", "accuracy": "accuracy", "f1": "F1", "pearson": "Pearson", "spearman": "Spearman"}

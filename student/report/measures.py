@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sentence_distill.student.evaluation.models import free_name
-from sentence_distill.student.evaluation.retrieval import too_few
-from sentence_distill.student.report.charts import Chart, Series, draw
-from sentence_distill.student.report.files import EVAL, GLUE, StudentFiles
+from sentence_distill.student.metrics import too_few
+from sentence_distill.student.models import free_name
+from sentence_distill.student.report.charts import EMPTY, Cell, Chart, Column, Rows, Series, Table, draw, number
+from sentence_distill.student.report.data import EVAL, GLUE, StudentFiles
 from sentence_distill.student.report.glue import headline
-from sentence_distill.student.report.tables import EMPTY, Cell, Column, Rows, Table, number
 
 _CURVES = (
     ("train", "loss", "Loss of a batch"),

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
-from sentence_distill.data.glue_tasks import TASKS
+from sentence_distill.data.glue import TASKS
 from sentence_distill.student.config import SIZES, TrainConfig
 from sentence_distill.student.files import DISTILLATION, TASK, find_shards
-from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER, FinetuneConfig
-from sentence_distill.student.report.files import EVAL, GLUE, SPEED, StudentFiles
+from sentence_distill.student.finetune import STUDENT, TEACHER, FinetuneConfig
+from sentence_distill.student.report.charts import Cell, Column, Rows, Table
+from sentence_distill.student.report.data import EVAL, GLUE, SPEED, StudentFiles
 from sentence_distill.student.report.measures import is_measured, measured_models
-from sentence_distill.student.report.tables import Cell, Column, Rows, Table
 
 # Fields of a fingerprint that are options of sd embed, with their defaults.
 _EMBED = {

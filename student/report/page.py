@@ -10,11 +10,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.published import PUBLISHED
 from sentence_distill.pipeline.files import write_atomically
-from sentence_distill.student.evaluation.reference import own_shards
 from sentence_distill.student.files import DISTILLATION
-from sentence_distill.student.folder import load_student
+from sentence_distill.student.log import METRICS
+from sentence_distill.student.model import load_student
+from sentence_distill.student.reference import own_shards
 from sentence_distill.student.report.charts import require_matplotlib
-from sentence_distill.student.report.files import EVAL, GLUE, SPEED, StudentFiles
+from sentence_distill.student.report.data import (
+    EVAL,
+    GLUE,
+    SPEED,
+    Example,
+    StudentFiles,
+    nearest_examples,
+    read_reference,
+)
 from sentence_distill.student.report.glue import glue_table, low_data_charts, low_data_legend
 from sentence_distill.student.report.measures import (
     bucket_charts,
@@ -25,10 +34,8 @@ from sentence_distill.student.report.measures import (
     measured_models,
     other_corpus,
 )
-from sentence_distill.student.report.neighbours import Example, nearest_examples, read_reference
 from sentence_distill.student.report.origin import commands, environments, history_table, option_rows, origin
 from sentence_distill.student.report.speed import rates_table, speed_charts, speed_table
-from sentence_distill.student.training.log import METRICS
 
 TEMPLATE = "report.html.j2"
 

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from sentence_distill.student.report.charts import Chart, Series, draw
-from sentence_distill.student.report.tables import EMPTY, Cell, Column, Rows, Table, number
+from sentence_distill.student.report.charts import EMPTY, Cell, Chart, Column, Rows, Series, Table, draw, number
 
 # Calls that hand over one sentence, as a service does, and many, as a batch job does.
 _ONE, _MANY = "1", "128"

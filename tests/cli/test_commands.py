@@ -15,7 +15,7 @@ HEAVY = ("torch", "transformers", "datasets", "pyarrow", "polars", "numpy", "sci
 @pytest.mark.parametrize(
     "command",
     [
-        *([], ["embed"], ["train-student"], ["eval"], ["report"], ["export"], ["finetune"], ["augment"]),
+        *([], ["embed"], ["train-student"], ["eval"], ["report"], ["export"], ["finetune"]),
         *(["predict"], ["reduce"], ["shards"], ["shards", "verify"], ["sample"]),
     ],
 )
@@ -77,7 +77,6 @@ def test_a_teacher_s_libraries_are_told_to_keep_few_kernels_before_they_are_load
         (["train-student", "--seed", str(2**32)], 2, "--seed"),
         (["finetune", "x", "--train", "x", "--seed", str(2**32)], 2, "--seed"),
         (["eval", "--glue", "--seed", str(2**32)], 2, "--seed"),
-        (["augment", "--out", "x", "--seed", str(2**32)], 2, "--seed"),
     ],
 )
 def test_mistakes_end_in_one_line_and_an_exit_code(sd, capsys, tmp_path, monkeypatch, arguments, code, message):
@@ -394,7 +393,7 @@ def test_a_student_without_a_log_that_is_killed_while_it_is_removed_is_trained_i
 ):
     out = shutil.copytree(student_folder, tmp_path / "student")
     (out / "metrics.jsonl").unlink()
-    monkeypatch.setattr("sentence_distill.student.training.train.Trainer.run", lambda *of, **options: 1 / 0)
+    monkeypatch.setattr("sentence_distill.student.train.Trainer.run", lambda *of, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(sd, shards, out, "--overwrite")
     monkeypatch.undo()

@@ -11,8 +11,8 @@ import pytest
 
 from sentence_distill import Classifier
 from sentence_distill.data.errors import UserError
-from sentence_distill.student.encoding.onnx_student import OnnxStudent
 from sentence_distill.student.model import Student
+from sentence_distill.student.onnx_student import OnnxStudent
 from tests.conftest import contents, make_sentences
 
 SENTENCES = ["The red cat ran.", "", *make_sentences(40, seed=5), "Unknown words. " * 300]
@@ -103,7 +103,7 @@ def test_what_a_user_added_to_an_export_is_not_replaced(sd, homeless, capsys):
 def test_an_export_that_fails_leaves_the_one_before(sd, homeless, monkeypatch):
     assert sd("export", "distilled", "--onnx") == 0
     before = contents(homeless)
-    monkeypatch.setattr("sentence_distill.student.export.onnx_export._record", lambda *of: 1 / 0)
+    monkeypatch.setattr("sentence_distill.student.export._record", lambda *of: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         sd("export", "distilled", "--onnx", "--int8")
     assert contents(homeless) == before
@@ -232,7 +232,7 @@ def test_an_export_of_a_classifier_that_fails_leaves_nothing_and_a_later_one_rep
 ):
     command = ("export", finetuned / "classes", "--onnx", "--out", tmp_path / "out")
     with monkeypatch.context() as broken:
-        broken.setattr("sentence_distill.student.export.onnx_export.readme", lambda *of: 1 / 0)
+        broken.setattr("sentence_distill.student.export.readme", lambda *of: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sd(*command)
     assert list(tmp_path.iterdir()) == []

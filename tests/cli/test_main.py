@@ -31,8 +31,6 @@ def test_commands_that_are_to_be_run_next_can_be_pasted_whatever_the_path(sd, tm
     text = tmp_path / "a text.txt"
     assert sd("sample", "--out", text) == 0
     assert f"next: sd embed --corpus '{text}'\n" in capsys.readouterr().out
-    assert sd("augment", "--text", text, "--copies", "0", "--out", tmp_path / "an output.jsonl") == 0
-    assert f"next: sd embed --corpus '{tmp_path}/an output.jsonl' --text-column" in capsys.readouterr().out
     for pooling, command in (
         ("cls", "sd train-student --shards"),
         ("logits", "sd finetune STUDENT --task NAME --logits"),

@@ -10,7 +10,7 @@ from tests.conftest import contents, make_sentences
 
 @pytest.fixture
 def student(student_folder, tmp_path):
-    unmeasured = shutil.ignore_patterns("eval.json", "glue.json", "speed.json", "mteb.json", "glue")
+    unmeasured = shutil.ignore_patterns("eval.json", "glue.json", "speed.json", "glue")
     return shutil.copytree(student_folder, tmp_path / "student", ignore=unmeasured)
 
 
@@ -47,7 +47,7 @@ def test_a_report_takes_the_place_of_a_report_and_of_nothing_else(sd, student, t
     assert "<!doctype html>" in corpus.read_text()
 
 
-@pytest.mark.parametrize("kind", [(), ("--speed",), ("--glue",), ("--mteb", "STS12")])
+@pytest.mark.parametrize("kind", [(), ("--speed",), ("--glue",)])
 def test_figures_take_the_place_of_no_file_of_another_kind(sd, student, tmp_path, capsys, kind):
     others = {
         "mine.json": {"mine": 1},
@@ -55,9 +55,8 @@ def test_figures_take_the_place_of_no_file_of_another_kind(sd, student, tmp_path
         "eval.json": {"size": {}, "skipped": {}, "sts_spearman": {"student": 0.7}},
         "glue.json": {"source": "x", "rows": {}},
         "speed.json": {"contenders": {}, "threads": [1]},
-        "mteb.json": {"environment": {}, "models": {}, "skipped": {}},
     }
-    own = {(): "eval", ("--speed",): "speed", ("--glue",): "glue"}.get(kind, "mteb") + ".json"
+    own = {(): "eval", ("--speed",): "speed", ("--glue",): "glue"}[kind] + ".json"
     for name, content in others.items():
         if name != own:
             (tmp_path / name).write_text(json.dumps(content))
@@ -104,7 +103,7 @@ def test_an_earlier_student_stays_where_its_replacement_fails(sd, student, label
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sentence_distill.student.finetuning.task_folder.save_student", full)
+    monkeypatch.setattr("sentence_distill.student.own_task.save_student", full)
     assert sd(*command, "--overwrite") == 1
     assert contents(tmp_path) == before
 

@@ -28,17 +28,17 @@ NOTHING = "error: stopped; nothing was written"
 @pytest.mark.parametrize(
     ("function", "number", "arguments", "message"),
     [
-        ("student.evaluation.measure.speed", signal.SIGINT, ["eval", "{student}", "--shards", "{shards}"], NOTHING),
+        ("student.evaluate.speed", signal.SIGINT, ["eval", "{student}", "--shards", "{shards}"], NOTHING),
         ("student.report.page.gather", signal.SIGTERM, ["report", "{student}", "--out", "{new}"], NOTHING),
-        ("student.export.onnx_export.write_onnx", signal.SIGINT, ["export", "{student}", "--onnx", "--out", "{new}"],
+        ("student.export.write_onnx", signal.SIGINT, ["export", "{student}", "--onnx", "--out", "{new}"],
          NOTHING),
-        ("student.reduction.reduce.find_directions", signal.SIGTERM,
+        ("student.reduce.find_directions", signal.SIGTERM,
          ["reduce", "{student}", "--shards", "{shards}", "--dim", "8", "--out", "{new}"], NOTHING),
-        ("student.finetuning.fit.finetune", signal.SIGINT, ["finetune", "{student}", "--train", "{train}", "--out",
+        ("student.fit.finetune", signal.SIGINT, ["finetune", "{student}", "--train", "{train}", "--out",
          "{new}"], NOTHING),
-        ("student.training.train.ShardStream", signal.SIGTERM, ["train-student", "--shards", "{shards}", "--out",
+        ("student.train.ShardStream", signal.SIGTERM, ["train-student", "--shards", "{shards}", "--out",
          "{new}"], "error: stopped before the end"),
-        ("data.samples.sample_paragraphs", signal.SIGINT, ["sample", "--out", "{new}"],
+        ("data.hub.sample_paragraphs", signal.SIGINT, ["sample", "--out", "{new}"],
          "error: stopped before the end"),
     ],
 )  # fmt: skip
@@ -63,7 +63,7 @@ def test_a_signal_ends_a_command_with_one_line_and_nothing_half_done(
 def test_a_second_signal_ends_a_command_at_once_and_without_a_traceback(tmp_path):
     script = (
         "import sys, time\nfrom sentence_distill.cli.main import main\n"
-        "import sentence_distill.data.samples as samples\n"
+        "import sentence_distill.data.hub as samples\n"
         "def slow():\n"
         "    try:\n        print('AT WORK', file=sys.stderr, flush=True); time.sleep(60)\n"
         "    finally:\n        print('CLEANING', file=sys.stderr, flush=True); time.sleep(60)\n"

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from sentence_distill.data.augment import AugmentConfig, synthetic_examples
+from sentence_distill.data.labelled import AugmentConfig, synthetic_examples
 
 WORDS = [f"w{i}" for i in range(12)]
 ALWAYS_MASK = AugmentConfig(p_mask=1, p_ngram=0)

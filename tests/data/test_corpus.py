@@ -17,7 +17,7 @@ import zstandard
 from sentence_distill.data import lines, streams, tables
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.formats import detect_format
+from sentence_distill.data.sources import detect_format
 
 COMPRESSORS = {
     "": bytes,

@@ -17,10 +17,10 @@ import zstandard
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.formats import detect_format
 from sentence_distill.data.labelled import read_labelled
 from sentence_distill.data.lines import is_heading
 from sentence_distill.data.sentences import SentenceRules, count_words, split_sentences
+from sentence_distill.data.sources import detect_format
 from tests.conftest import make_sentences
 
 LINES = make_sentences(12)

@@ -1,8 +1,7 @@
 import pytest
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue import DIAGNOSTIC, TASKS, GlueFolder, TaskMissing, open_glue
-from sentence_distill.data.sts import load_sts
+from sentence_distill.data.glue import DIAGNOSTIC, TASKS, GlueFolder, TaskMissing, load_sts, open_glue
 
 
 def write(folder, task, split, content, encoding="utf-8"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from sentence_distill.data import tokenization
-from sentence_distill.data.samples import packaged_teacher
+from sentence_distill.data.hub import packaged_teacher
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from tests.conftest import make_sentences
 

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sentence_distill.pipeline.batches import exact_length_batches
+from sentence_distill.pipeline.teacher import exact_length_batches
 
 
 @given(st.lists(st.integers(1, 40), max_size=200), st.integers(1, 100))

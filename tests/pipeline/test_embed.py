@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from sentence_distill.data.hashing import sentence_id
-from sentence_distill.pipeline.manifest import load_manifest
+from sentence_distill.pipeline.manifest import load_manifest, verify_folder
 from sentence_distill.pipeline.shards import Shard
-from sentence_distill.pipeline.verify import verify_folder
 from tests.conftest import contents
 
 

@@ -23,18 +23,16 @@ import torch
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
-from sentence_distill.data.progress import Silent
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.data.streams import cut_short
 from sentence_distill.pipeline import files
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.embed import EmbedRun
 from sentence_distill.pipeline.engines import LocalEngine, TeacherSpec
-from sentence_distill.pipeline.locate import Located
-from sentence_distill.pipeline.manifest import load_manifest
+from sentence_distill.pipeline.load import Located
+from sentence_distill.pipeline.manifest import load_manifest, verify_folder
 from sentence_distill.pipeline.teacher import Teacher
-from sentence_distill.pipeline.verify import verify_folder
-from sentence_distill.student.training.stream import ShardStream
+from sentence_distill.student.dataset import ShardStream
 from tests.conftest import children_besides, contents, run_sd, wait_for
 
 # A server that has imported what a run needs and forks each victim from there: a start costs no imports.
@@ -131,7 +129,7 @@ def test_a_signal_ends_the_run_with_what_is_embedded_written(arguments, tmp_path
 def test_ctrl_c_never_reaches_the_processes_that_read(tmp_path):
     script = """
 import multiprocessing, os, signal, sys, time
-from sentence_distill.pipeline.children import deaf_to_ctrl_c
+from sentence_distill.pipeline.processes import deaf_to_ctrl_c
 if __name__ == "__main__":
     with deaf_to_ctrl_c():
         child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
@@ -219,7 +217,6 @@ def make_run(teacher_folder, corpus, out, shard_rows=200):
         engine=LocalEngine(spec.load("cpu"), readers=1),
         out=out,
         config=EmbedConfig(rules=SentenceRules(), shard_rows=shard_rows, dtype="float32"),
-        progress=Silent(),
     )
 
 

@@ -7,8 +7,15 @@ from torch import nn
 from sentence_distill import Student
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline import hardware
-from sentence_distill.pipeline.cpu_kernels import PackedLinear
-from sentence_distill.pipeline.hardware import FINETUNING, STUDENT, TEACHER, TRAINING, computes, pick_precision
+from sentence_distill.pipeline.hardware import (
+    FINETUNING,
+    STUDENT,
+    TEACHER,
+    TRAINING,
+    PackedLinear,
+    computes,
+    pick_precision,
+)
 from tests.conftest import make_sentences
 from tests.pipeline.test_teacher import embed, load
 

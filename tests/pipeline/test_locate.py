@@ -6,7 +6,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.pipeline.locate import DEFAULT_TEACHER, locate_teacher
+from sentence_distill.pipeline.load import DEFAULT_TEACHER, locate_teacher
 from tests.conftest import contents
 from tests.hub_server import connect, disconnect, running_hub
 
@@ -54,7 +54,7 @@ def test_a_download_that_breaks_off_is_one_line(hub, monkeypatch):
 def test_without_its_wheel_the_default_teacher_comes_from_the_hub_and_no_other_steps_in(
     hub, monkeypatch, teacher_folder
 ):
-    monkeypatch.setattr("sentence_distill.pipeline.locate.packaged_teacher", lambda: None)
+    monkeypatch.setattr("sentence_distill.pipeline.load.packaged_teacher", lambda: None)
     with pytest.raises(UserError, match=r"all-MiniLM-L6-v2' .*--teacher DIR.*sentence-distill\[offline\]"):
         locate_teacher(None)
     hub.create(DEFAULT_TEACHER)

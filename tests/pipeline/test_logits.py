@@ -20,18 +20,14 @@ from transformers import (
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.progress import Silent
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.config import EmbedConfig
-from sentence_distill.pipeline.cpu_kernels import ATTENTION
 from sentence_distill.pipeline.embed import embed_corpus
-from sentence_distill.pipeline.locate import Located
-from sentence_distill.pipeline.logits import read_logits
-from sentence_distill.pipeline.manifest import load_manifest
-from sentence_distill.pipeline.pairs import tokenize_pairs
+from sentence_distill.pipeline.hardware import ATTENTION
+from sentence_distill.pipeline.load import Located, tokenize_pairs
+from sentence_distill.pipeline.manifest import load_manifest, read_logits, verify_folder
 from sentence_distill.pipeline.shards import Shard
-from sentence_distill.pipeline.verify import verify_folder
 from tests.conftest import contents, make_classifier, make_sentences
 from tests.pipeline.test_teacher import embed, load
 
@@ -66,7 +62,6 @@ def run(corpus, teacher, out, text_column="a,b", **config):
         out=out,
         config=EmbedConfig(rules=SentenceRules(), shard_rows=20, **config),
         precision="fp32",
-        progress=Silent(),
     )
     return out
 

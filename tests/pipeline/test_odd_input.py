@@ -13,8 +13,7 @@ from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.pipeline.fingerprint import text_fingerprint
-from sentence_distill.pipeline.manifest import load_manifest
-from sentence_distill.pipeline.verify import verify_folder
+from sentence_distill.pipeline.manifest import load_manifest, verify_folder
 from tests.conftest import run_sd
 
 SENTENCE = "The red cat ran over the old bridge."

@@ -11,7 +11,7 @@ from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.pipeline import plan as plan_module
-from sentence_distill.pipeline import scan
+from sentence_distill.pipeline import plan as scan
 from sentence_distill.pipeline.plan import Plan, make_plan, mark_duplicates
 from tests.conftest import make_sentences
 

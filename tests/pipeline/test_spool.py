@@ -9,7 +9,6 @@ import pytest
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.progress import Silent
 from sentence_distill.pipeline.spool import spool_hub_dataset, spool_stream
 from tests.conftest import wait_for
 
@@ -37,21 +36,21 @@ def test_a_hub_dataset_is_streamed_once_and_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("sentence_distill.pipeline.spool.ask_hub", lambda question: None)
-    path = spool_hub_dataset("some/corpus:en", "body", tmp_path / "copy", Silent())
+    path = spool_hub_dataset("some/corpus:en", "body", tmp_path / "copy")
     assert texts(path, text_column="body") == ["A line of the hub.", "Größer."]
-    pairs = spool_hub_dataset("some/corpus:en", "body,more", tmp_path / "copy", Silent())
+    pairs = spool_hub_dataset("some/corpus:en", "body,more", tmp_path / "copy")
     assert texts(pairs, text_column="body,more") == ["A line of the hub.\tOne.", "Größer.\tTwo."]
     with pytest.raises(UserError, match=r"no column 'none' but body, more, id"):
-        spool_hub_dataset("some/corpus:en", "body,none", tmp_path / "copy", Silent())
+        spool_hub_dataset("some/corpus:en", "body,none", tmp_path / "copy")
     again = pytest.fail
     monkeypatch.setattr("sentence_distill.pipeline.spool.ask_hub", lambda question: again("the hub was asked again"))
-    assert spool_hub_dataset("some/corpus:en", "body", tmp_path / "copy", Silent()) == path
+    assert spool_hub_dataset("some/corpus:en", "body", tmp_path / "copy") == path
     monkeypatch.undo()
 
 
 def test_a_hub_dataset_that_can_not_be_had_is_an_error_at_once(tmp_path):
     with pytest.raises(UserError, match=r"some/corpus.*HF_HUB_OFFLINE.*--corpus wiki\.txt"):
-        spool_hub_dataset("some/corpus", "text", tmp_path, Silent())
+        spool_hub_dataset("some/corpus", "text", tmp_path)
 
 
 @pytest.fixture
@@ -75,9 +74,9 @@ def test_of_two_jobs_one_copies_and_the_other_waits_for_it(tmp_path, hub_rows):
 
     hub_rows(rows)
     with ThreadPoolExecutor() as jobs:
-        first = jobs.submit(spool_hub_dataset, "some/corpus", "text", tmp_path, Silent())
+        first = jobs.submit(spool_hub_dataset, "some/corpus", "text", tmp_path)
         wait_for(lambda: begun)
-        second = jobs.submit(spool_hub_dataset, "some/corpus", "text", tmp_path, Silent())
+        second = jobs.submit(spool_hub_dataset, "some/corpus", "text", tmp_path)
         wait_for(lambda: len(asked) == 2)
         go_on.set()
         assert first.result() == second.result()
@@ -93,7 +92,7 @@ def test_a_stream_of_the_hub_that_breaks_off_is_one_line_and_leaves_no_copy(tmp_
 
     hub_rows(rows)
     with pytest.raises(UserError, match=r"^dataset 'some/corpus' can't be read: 503 Server Error for url: x; .*$"):
-        spool_hub_dataset("some/corpus", "text", tmp_path, Silent())
+        spool_hub_dataset("some/corpus", "text", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,7 +113,7 @@ def test_all_of_the_hub_s_refusal_is_said_in_one_line(tmp_path, monkeypatch, err
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("sentence_distill.pipeline.spool.ask_hub", lambda question: None)
     with pytest.raises(UserError) as raised:
-        spool_hub_dataset("some/corpus", "text", tmp_path, Silent())
+        spool_hub_dataset("some/corpus", "text", tmp_path)
     assert " ".join(str(error).split()) in str(raised.value)
     assert "\n" not in str(raised.value)
 

@@ -13,20 +13,17 @@ import pytest
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.progress import Silent
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.pipeline import embed as embed_module
 from sentence_distill.pipeline import shards as shards_module
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.embed import EmbedRun
 from sentence_distill.pipeline.engines import TeacherSpec, require_same_teacher
-from sentence_distill.pipeline.files import open_folder
-from sentence_distill.pipeline.locate import Located
-from sentence_distill.pipeline.lock import lock_folder
-from sentence_distill.pipeline.manifest import load_manifest
+from sentence_distill.pipeline.files import lock_folder, open_folder
+from sentence_distill.pipeline.load import Located
+from sentence_distill.pipeline.manifest import load_manifest, verify_folder
 from sentence_distill.pipeline.plan import Plan
 from sentence_distill.pipeline.ray_engine import _room
-from sentence_distill.pipeline.verify import verify_folder
 from sentence_distill.pipeline.work import Job
 from tests.conftest import children_besides, contents, wait_for
 
@@ -307,7 +304,7 @@ def test_ray_replaces_a_worker_that_is_killed_and_leaves_the_bytes_of_the_local_
     try:
         config = EmbedConfig(rules=SentenceRules(), shard_rows=20, dtype="float32")
         corpus = Corpus.open([str(corpus_file)])
-        run = EmbedRun(corpus=corpus, engine=engine, out=out, config=config, progress=Silent())
+        run = EmbedRun(corpus=corpus, engine=engine, out=out, config=config)
         killer.start()
         run.run()
         killer.join()

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.samples import packaged_teacher
-from sentence_distill.pipeline.cpu_kernels import PackedLinear, attention, use_cpu_kernels
-from sentence_distill.pipeline.locate import Located, locate_teacher
+from sentence_distill.data.hub import packaged_teacher
+from sentence_distill.pipeline.hardware import PackedLinear, attention, use_cpu_kernels
+from sentence_distill.pipeline.load import Located, locate_teacher
 from sentence_distill.pipeline.teacher import Teacher
 from tests.conftest import make_sentences
 

@@ -23,10 +23,10 @@ from transformers import (
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import TextTokenizer
-from sentence_distill.pipeline.locate import Located
+from sentence_distill.pipeline.load import Located
 from sentence_distill.pipeline.teacher import Teacher
-from sentence_distill.student.evaluation.models import open_teacher
 from sentence_distill.student.files import load_distillation
+from sentence_distill.student.models import open_teacher
 from tests.conftest import WORDS, make_sentences
 
 SENTENCES = [*make_sentences(30), "the", "THE Red CAT saw the Queen", "2 of the (old) trees."]

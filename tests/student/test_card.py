@@ -3,7 +3,7 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
-from sentence_distill.student.sharing.card import model_card
+from sentence_distill.student.card import model_card
 from tests.conftest import make_sentences
 
 EVALUATED = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sentence_distill.student.evaluation.figures import merge
+from sentence_distill.student.evaluate import merge
 from sentence_distill.student.files import find_shards, load_distillation
 from tests.conftest import contents
 
@@ -20,7 +20,7 @@ PAIRS = "sentence1\tsentence2\tscore\n" + "".join(
 @pytest.fixture
 def home(student_folder, shards, tmp_path):
     """A student next to its shards, not measured yet; the folder that holds both."""
-    unmeasured = shutil.ignore_patterns("eval.json", "glue.json", "speed.json", "mteb.json", "glue")
+    unmeasured = shutil.ignore_patterns("eval.json", "glue.json", "speed.json", "glue")
     student = shutil.copytree(student_folder, tmp_path / "distilled", ignore=unmeasured)
     shutil.copytree(shards, tmp_path / "shards")
     record(student, "../shards")

@@ -7,7 +7,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.student.folder import load_student
+from sentence_distill.student.model import load_student
 from tests.conftest import make_sentences
 
 SENTENCES = [*make_sentences(40), "unknown words only", "One."]

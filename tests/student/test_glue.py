@@ -9,21 +9,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import TASKS, GlueFolder
-from sentence_distill.data.progress import Silent
-from sentence_distill.pipeline.locate import Located
-from sentence_distill.pipeline.lock import lock_folder
-from sentence_distill.pipeline.logits import Logits
+from sentence_distill.data.labelled import synthetic_examples
+from sentence_distill.pipeline.files import lock_folder
+from sentence_distill.pipeline.load import Located
+from sentence_distill.pipeline.manifest import Logits
 from sentence_distill.student.files import load_distillation
-from sentence_distill.student.finetuning.finetune import FinetuneConfig, Labelled, finetune
-from sentence_distill.student.finetuning.fit import Fitter
-from sentence_distill.student.finetuning.glue_rows import new_classifier
-from sentence_distill.student.finetuning.task_data import TaskData, from_logits
-from sentence_distill.student.finetuning.task_distillation import TaskTeacher
-from sentence_distill.student.finetuning.task_folder import load_classifier
-from sentence_distill.student.folder import load_student
-from sentence_distill.student.training.init import initial_words
+from sentence_distill.student.finetune import FinetuneConfig, Labelled, finetune
+from sentence_distill.student.fit import Fitter
+from sentence_distill.student.glue import new_classifier
+from sentence_distill.student.model import load_student
+from sentence_distill.student.own_task import load_classifier
+from sentence_distill.student.start import initial_words
+from sentence_distill.student.task_data import TaskData, from_logits
+from sentence_distill.student.task_distillation import TaskTeacher
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_every_row_of_the_table_can_be_made(sd, student_folder, teacher_folder, 
     assert (tmp_path / "glue.json").read_text() == before
 
 
-class Heard(Silent):
+class Heard(progress.Silent):
     """Keeps the lines."""
 
     def __init__(self):
@@ -106,9 +107,10 @@ class Heard(Silent):
         self.lines.put(message)
 
 
-def test_of_two_runs_one_makes_a_task_s_teacher_and_the_other_waits(teacher_folder, glue_dir, tmp_path):
+def test_of_two_runs_one_makes_a_task_s_teacher_and_the_other_waits(teacher_folder, glue_dir, tmp_path, monkeypatch):
     data, heard = TaskData.load(GlueFolder(glue_dir), TASKS["RTE"]), Heard()
-    fitter = Fitter(config=FinetuneConfig(), device=torch.device("cpu"), precision=torch.float32, progress=heard)
+    monkeypatch.setattr(progress, "_display", heard)
+    fitter = Fitter(config=FinetuneConfig(), device=torch.device("cpu"), precision=torch.float32)
     teacher = TaskTeacher(located=Located(teacher_folder, "bert"), folder=tmp_path / "x", fitter=fitter, synthetic=0)
     place, found = teacher._place(data, 0), []
     place.mkdir(parents=True)
@@ -218,7 +220,10 @@ def test_the_three_commands_of_task_specific_distillation(
     task = ("--task", "RTE", "--glue-dir", glue_dir)
     teacher, text, logits, out = (tmp_path / name for name in ("teacher", "rte.jsonl", "logits", "student"))
     assert sd("finetune", teacher_folder, *task, "--out", teacher, "--learning-rate", "2e-3", "--epochs", "30") == 0
-    assert sd("augment", *task, "--copies", "2", "--out", text) == 0
+    pairs = TaskData.load(GlueFolder(glue_dir), TASKS["RTE"]).train.texts
+    copies = synthetic_examples(tuple(map(list, pairs)), copies=2, mask="[MASK]", seed=0)
+    rows = [*zip(*pairs, strict=True), *zip(*copies, strict=True)]
+    text.write_text("".join(json.dumps({"sentence1": a, "sentence2": b}) + "\n" for a, b in rows), encoding="utf-8")
     fields = ("--text-column", "sentence1,sentence2", "--min-words", "1")
     assert sd("embed", "--corpus", text, *fields, "--teacher", teacher, "--out", logits) == 0
     assert sd("finetune", student_folder, *task, "--logits", logits, "--out", out, *LEARNS) == 0
@@ -305,7 +310,7 @@ def test_a_long_schedule_waits_for_a_third_of_its_steps(student_folder, glue_dir
 
 
 def fit(student, data, config, train=None):
-    fitter = Fitter(config=config, device=torch.device("cpu"), precision=torch.float32, progress=Silent())
+    fitter = Fitter(config=config, device=torch.device("cpu"), precision=torch.float32)
     return fitter.fit(lambda: new_classifier(student, data, 0), data, train=train, seed=0, label="test")
 
 
@@ -341,7 +346,7 @@ def test_logits_come_in_the_order_of_the_task_s_classes(glue_dir, tmp_path, monk
 
     def holds(*labels):
         found = Logits((["a"], ["b"]), logits, {"labels": list(labels)})
-        monkeypatch.setattr("sentence_distill.student.finetuning.task_data.read_logits", lambda shards: found)
+        monkeypatch.setattr("sentence_distill.student.task_data.read_logits", lambda shards: found)
         return from_logits(tmp_path, data).targets.tolist()
 
     assert holds("entailment", "not_entailment") == holds("LABEL_0", "LABEL_1") == [[1.0, 2.0]]

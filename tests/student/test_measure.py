@@ -8,8 +8,11 @@ import torch
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import Tokens
-from sentence_distill.student.evaluation.buckets import by_frequency, by_length, rarest_counts
-from sentence_distill.student.evaluation.models import (
+from sentence_distill.student.card import model_card
+from sentence_distill.student.dataset import ShardStream
+from sentence_distill.student.files import load_distillation
+from sentence_distill.student.metrics import by_frequency, by_length, rank_agreement, rarest_counts, recall_figures
+from sentence_distill.student.models import (
     find_model,
     find_teacher,
     megabytes,
@@ -17,12 +20,7 @@ from sentence_distill.student.evaluation.models import (
     open_student,
     short_names,
 )
-from sentence_distill.student.evaluation.reference import Reference
-from sentence_distill.student.evaluation.retrieval import recall_figures
-from sentence_distill.student.fidelity import rank_agreement
-from sentence_distill.student.files import load_distillation
-from sentence_distill.student.sharing.card import model_card
-from sentence_distill.student.training.stream import ShardStream
+from sentence_distill.student.reference import Reference
 
 
 def neighbours(vectors: torch.Tensor, row: int, k: int) -> set[int]:
@@ -32,9 +30,9 @@ def neighbours(vectors: torch.Tensor, row: int, k: int) -> set[int]:
 
 
 def test_recall_counts_the_neighbours_that_both_find(monkeypatch):
-    monkeypatch.setattr("sentence_distill.student.evaluation.retrieval._CHUNK_ROWS", 7)
-    monkeypatch.setattr("sentence_distill.student.evaluation.retrieval.FEWEST_ROWS", 50)
-    monkeypatch.setattr("sentence_distill.student.evaluation.retrieval.CANDIDATES", 20)
+    monkeypatch.setattr("sentence_distill.student.metrics._CHUNK_ROWS", 7)
+    monkeypatch.setattr("sentence_distill.student.metrics.FEWEST_ROWS", 50)
+    monkeypatch.setattr("sentence_distill.student.metrics.CANDIDATES", 20)
     generator = torch.Generator().manual_seed(0)
     targets = torch.randn(50, 8, generator=generator)
     vectors = torch.cat([targets[:, :4], torch.randn(50, 1, generator=generator)], dim=1)
@@ -61,7 +59,7 @@ def test_few_rows_have_no_recall_and_three_are_the_fewest_that_have_ranks():
 @pytest.fixture
 def few_are_enough(monkeypatch):
     """Let recall be measured over the few held-out sentences of the small corpus."""
-    monkeypatch.setattr("sentence_distill.student.evaluation.retrieval.FEWEST_ROWS", 3)
+    monkeypatch.setattr("sentence_distill.student.metrics.FEWEST_ROWS", 3)
 
 
 def test_recall_over_few_held_out_sentences_is_not_measured_and_that_is_said(
@@ -236,14 +234,14 @@ def test_a_student_that_can_only_be_read_is_measured_all_the_same(sd, student_fo
         raise PermissionError(13, "Permission denied", str(path))
 
     student = shutil.copytree(student_folder, tmp_path / "student", ignore=shutil.ignore_patterns("eval.json"))
-    monkeypatch.setattr("sentence_distill.student.folder.write_json", refused)
+    monkeypatch.setattr("sentence_distill.student.model.write_json", refused)
     shown = run(sd, capsys, student, "--json", tmp_path / "mine.json")
     assert f"{student} can't be written (Permission denied): its record and card stay" in shown
     assert "sentences/s" in shown
     assert json.loads((tmp_path / "mine.json").read_text())["held_out"]
     # Where the figures should go into that folder, nothing is measured first.
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    for kind in ((), ("--speed",), ("--mteb", "STS12")):
+    for kind in ((), ("--speed",)):
         assert sd("eval", student, *kind) == 1
         assert f"no file can be written to {student}; name another place" in capsys.readouterr().err
 

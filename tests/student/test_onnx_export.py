@@ -9,10 +9,10 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.student.config import StudentConfig
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.encoding.export_folder import ExportRecord
-from sentence_distill.student.encoding.onnx_student import OnnxStudent
-from sentence_distill.student.export.onnx_export import write_onnx
+from sentence_distill.student.export import write_onnx
+from sentence_distill.student.export_folder import ExportRecord
 from sentence_distill.student.model import Student
+from sentence_distill.student.onnx_student import OnnxStudent
 
 WORDS = [f"w{number}" for number in range(60)]
 

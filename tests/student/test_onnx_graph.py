@@ -3,9 +3,9 @@ import onnxruntime
 import pytest
 import torch
 
+from sentence_distill.student.classifier import StudentClassifier
 from sentence_distill.student.config import StudentConfig
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.finetuning.classifier import StudentClassifier
 from sentence_distill.student.model import Student
 from sentence_distill.student.onnx_graph import Head, build_graph
 

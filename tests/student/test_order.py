@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sentence_distill.student.training.order import count_batches, shard_windows, window_batches
+from sentence_distill.student.dataset import count_batches, shard_windows, window_batches
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=300), st.integers(1, 50))

@@ -11,10 +11,10 @@ from sentence_transformers import SentenceTransformer
 
 from sentence_distill import Classifier, Student
 from sentence_distill.data.labelled import read_labelled
-from sentence_distill.pipeline.lock import lock_folder
-from sentence_distill.pipeline.logits import Logits
-from sentence_distill.student.finetuning.finetune import STUDENT
-from sentence_distill.student.finetuning.own_task import make_own_task
+from sentence_distill.pipeline.files import lock_folder
+from sentence_distill.pipeline.manifest import Logits
+from sentence_distill.student.finetune import STUDENT
+from sentence_distill.student.own_task import make_own_task
 
 LEARNS = ("--learning-rate", "5e-3", "--device", "cpu")
 PRICES = {"dog": 1000.5, "cat": 2000.0, "bird": 4000.0}
@@ -124,7 +124,7 @@ def test_scores_learned_from_a_teacher_of_any_unit_come_in_that_of_the_file(
     named = animals * (180 // len(animals))
     scores = np.array([[unit(PRICES[animal])] for animal in named], dtype=np.float32)
     found = Logits(([_sentence(rng, animal) for animal in named],), scores, {"labels": ["score"]})
-    monkeypatch.setattr("sentence_distill.student.finetuning.task_data.read_logits", lambda shards: found)
+    monkeypatch.setattr("sentence_distill.student.task_data.read_logits", lambda shards: found)
     out = tmp_path / "out"
     assert sd("finetune", student_folder, "--train", train, "--logits", shards, "--out", out, *LEARNS) == 0
     predicted = Classifier.load(out).predict([_sentence(rng, animal) for animal in PRICES])
@@ -141,9 +141,7 @@ def test_a_teacher_whose_scores_say_nothing_of_the_labels_is_refused(
     for scores, message in ((lambda price: -price, "do not rise with the labels"), (lambda price: 3, "do not differ")):
         logits = np.array([[scores(row["label"])] for row in rows], dtype=np.float32)
         found = Logits((texts,), logits, {"labels": ["score"]})
-        monkeypatch.setattr(
-            "sentence_distill.student.finetuning.task_data.read_logits", lambda shards, found=found: found
-        )
+        monkeypatch.setattr("sentence_distill.student.task_data.read_logits", lambda shards, found=found: found)
         assert sd(*command) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -184,7 +182,7 @@ def test_a_folder_that_can_not_be_written_or_is_in_use_is_refused_before_the_wor
     def no_work(*arguments, **options):
         raise AssertionError
 
-    monkeypatch.setattr("sentence_distill.student.finetuning.fit.finetune", no_work)
+    monkeypatch.setattr("sentence_distill.student.fit.finetune", no_work)
     command = ("--train", animals.parent / "animals.jsonl", "--text-column", "line", "--label-column", "animal")
     (tmp_path / "file").write_text("")
     assert sd("finetune", student_folder, *command, "--out", tmp_path / "file" / "out") == 1

@@ -11,8 +11,14 @@ from sentence_distill import Student
 from sentence_distill.data.errors import UserError
 from sentence_distill.student.files import load_distillation
 from sentence_distill.student.model import encode_tokens
-from sentence_distill.student.reduction.reduce import compare_dims, find_directions, reduce_student, usual_dims
-from sentence_distill.student.reduction.sample import sample_corpus, sample_shards
+from sentence_distill.student.reduce import (
+    compare_dims,
+    find_directions,
+    reduce_student,
+    sample_corpus,
+    sample_shards,
+    usual_dims,
+)
 
 
 @pytest.fixture(scope="module")

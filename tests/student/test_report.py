@@ -13,7 +13,7 @@ HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)>'
 @pytest.fixture
 def student(student_folder, tmp_path):
     """A copy of the small student of which nothing is measured yet, in whose folder a test may write."""
-    measured = shutil.ignore_patterns("eval.json", "glue.json", "speed.json", "mteb.json", "glue")
+    measured = shutil.ignore_patterns("eval.json", "glue.json", "speed.json", "glue")
     return shutil.copytree(student_folder, tmp_path / "student", ignore=measured)
 
 
@@ -70,7 +70,7 @@ def test_text_of_others_cannot_become_markup(sd, student, monkeypatch):
     (student / "distillation.json").write_text(json.dumps(record))
     write_glue(student, {"distilled": {"CoLA": [result({"dev": {"matthews": 0.1}})]}})
 
-    from sentence_distill.student.report import neighbours
+    from sentence_distill.student.report import data as neighbours
 
     read = neighbours.Reference.read
 
@@ -232,7 +232,7 @@ def test_the_command_of_glue_makes_its_figures_again(sd, student):
     from dataclasses import asdict, replace
 
     from sentence_distill.cli.eval import evaluate
-    from sentence_distill.student.finetuning.finetune import STUDENT, TEACHER
+    from sentence_distill.student.finetune import STUDENT, TEACHER
 
     results = [result({"dev": {"accuracy": 0.8}}, seed=seed, fraction=share) for seed in (1, 2) for share in (1.0, 0.1)]
     finetuning = {**asdict(replace(STUDENT, epochs=2, learning_rates=(3e-4, 1e-3))), "synthetic": 500}

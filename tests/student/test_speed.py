@@ -9,17 +9,16 @@ from scipy.spatial.distance import cdist
 from tokenizers import Tokenizer
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.progress import Silent
-from sentence_distill.pipeline.locate import Located
+from sentence_distill.pipeline.load import Located
 from sentence_distill.pipeline.shards import Shard
 from sentence_distill.pipeline.teacher import Teacher
-from sentence_distill.student.evaluation import contender as process
-from sentence_distill.student.evaluation.contenders import Contender, Field, gather
-from sentence_distill.student.evaluation.models import find_model, parameters
-from sentence_distill.student.evaluation.peers import make_peers, make_static, parameters_of
-from sentence_distill.student.evaluation.texts import cut_to_lengths, sentences_of_file, sentences_of_shards
-from sentence_distill.student.evaluation.worker import Worker
-from sentence_distill.student.folder import load_student
+from sentence_distill.student import contender as process
+from sentence_distill.student.contenders import Contender, Field, gather
+from sentence_distill.student.model import load_student
+from sentence_distill.student.models import find_model, parameters
+from sentence_distill.student.peers import make_peers, make_static, parameters_of
+from sentence_distill.student.reference import cut_to_lengths, sentences_of_file, sentences_of_shards
+from sentence_distill.student.speed import Worker
 from tests.conftest import make_sentences
 
 RECIPE = {"pooling": "mean", "layers": [2], "token_budget": 256}
@@ -28,8 +27,8 @@ RECIPE = {"pooling": "mean", "layers": [2], "token_budget": 256}
 @pytest.fixture
 def alone(monkeypatch):
     """A machine without MiniLM and without bfloat16."""
-    monkeypatch.setattr("sentence_distill.student.evaluation.contenders.locate_local", lambda name: None)
-    monkeypatch.setattr("sentence_distill.student.evaluation.contenders.fast_in_bf16", lambda *of: False)
+    monkeypatch.setattr("sentence_distill.student.contenders.locate_local", lambda name: None)
+    monkeypatch.setattr("sentence_distill.student.contenders.fast_in_bf16", lambda *of: False)
 
 
 def cosines(left, right):
@@ -40,7 +39,7 @@ def cosines(left, right):
 def test_everybody_who_can_run_takes_part_and_the_others_are_named(
     alone, monkeypatch, student_folder, teacher_folder, tmp_path
 ):
-    monkeypatch.setattr("sentence_distill.student.evaluation.contenders.find_spec", lambda package: None)
+    monkeypatch.setattr("sentence_distill.student.contenders.find_spec", lambda package: None)
     models = [(str(student_folder), find_model(str(student_folder))), ("bert", find_model(str(teacher_folder)))]
     found = gather(models, str(teacher_folder), tmp_path)
     assert [contender.name for contender in found.contenders] == [
@@ -145,7 +144,7 @@ def test_a_teacher_gives_the_same_vectors_whatever_runs_it(teacher_folder, tmp_p
     pytest.importorskip("onnxruntime")
     quantised = Contender("teacher", "ONNX Runtime", "int8", tmp_path / "onnx", RECIPE)
     field = Field([quantised], teacher_folder, {})
-    make_peers(field, sentences, Silent())
+    make_peers(field, sentences)
     assert field.skipped == {}
     encode = process.load({**quantised.spec(), "threads": 1})
     assert cosines(exact, encode(sentences)).min() > 0.95
@@ -156,7 +155,7 @@ def test_a_static_model_is_made_of_the_teacher(teacher_folder, tmp_path):
     pytest.importorskip("model2vec")
     static = Contender("model2vec of the teacher", "model2vec", "fp32", tmp_path / "static")
     field = Field([static], teacher_folder, {})
-    make_peers(field, [], Silent())
+    make_peers(field, [])
     assert field.skipped == {}
     encode = process.load(static.spec())
     vectors = encode(make_sentences(3))
@@ -183,7 +182,7 @@ def test_a_peer_that_can_not_be_made_is_skipped_with_the_reason(tmp_path):
     pytest.importorskip("model2vec")
     static = Contender("x", "model2vec", "fp32", tmp_path / "static")
     field = Field([static], tmp_path, {})
-    make_peers(field, [], Silent())
+    make_peers(field, [])
     assert field.contenders == []
     assert field.skipped[static.name].startswith("could not be made: ")
 
@@ -191,7 +190,7 @@ def test_a_peer_that_can_not_be_made_is_skipped_with_the_reason(tmp_path):
 def test_tf_idf_scores_pairs_that_share_words_higher(tmp_path):
     tf_idf = Contender("TF-IDF", "scikit-learn", "fp32", tmp_path / "tf-idf")
     field = Field([tf_idf], None, {})
-    make_peers(field, make_sentences(50), Silent())
+    make_peers(field, make_sentences(50))
     encode = process.load(tf_idf.spec())
     assert encode(["The red cat ran."]).shape == (1, parameters_of(tf_idf, field))
     first = ["The red cat ran.", "The old dog saw."] * 2
@@ -210,7 +209,7 @@ def test_pickled_weights_are_not_read(teacher_folder, tmp_path, runner):
         pytest.importorskip("model2vec")
         contender = Contender("x", runner, "fp32", tmp_path / "static")
         field = Field([contender], pickled, {})
-        make_peers(field, [], Silent())
+        make_peers(field, [])
         assert "safetensors" in field.skipped[contender.name]
         return
     with pytest.raises(UserError, match="safetensors"):
@@ -271,7 +270,7 @@ def test_contenders_are_timed_in_processes_of_their_own(
         broken = Contender("broken", "sd", "fp32", tmp_path / "empty")
         return Field([student, broken, tf_idf], None, {"absent": "not here"})
 
-    monkeypatch.setattr("sentence_distill.student.evaluation.speed.gather", few)
+    monkeypatch.setattr("sentence_distill.student.speed.gather", few)
     sts = tmp_path / "dev.tsv"
     rows = ["sentence1\tsentence2\tscore", "The red cat ran.\tThe red cat ran.\t5.0"]
     rows += ["The red cat ran.\tThe new road was built.\t0.5", "The old dog saw.\tThe old dog ran.\t3.0"]
@@ -314,7 +313,7 @@ def test_a_model_that_is_damaged_is_skipped_and_the_others_are_timed(
         folders = {"student": student_folder, "pointer": pointer, "modules": modules}
         return Field([Contender(name, "sd", "fp32", folder) for name, folder in folders.items()], None, {})
 
-    monkeypatch.setattr("sentence_distill.student.evaluation.speed.gather", few)
+    monkeypatch.setattr("sentence_distill.student.speed.gather", few)
     assert sd("eval", "--speed", student_folder, "--rounds", "1", "--threads", "1", "--batch-sizes", "1") == 0
     figures = json.loads((student_folder / "speed.json").read_text())
     assert list(figures["contenders"]) == ["student (sd, fp32)"]
@@ -341,7 +340,6 @@ def test_a_process_that_is_killed_is_said_to_be(student_folder, tmp_path):
         (["--speed", "--rows", "all"], 2, "--rows goes with --glue"),
         (["--rounds", "3"], 2, "--rounds goes with --speed"),
         (["--glue", "--sts", "x"], 2, "--sts goes with sd eval alone or --speed"),
-        (["--mteb", "STS12", "--teacher", "x"], 2, "--teacher goes with sd eval alone or --speed or --glue"),
         (["a", "a"], 2, "named twice"),
         (["no-such/model"], 1, "is no model"),
     ],

@@ -12,10 +12,9 @@ from tokenizers import Tokenizer, models
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.folder import load_student
-from sentence_distill.student.hub import locate_student
-from sentence_distill.student.packaged import SMALL
-from sentence_distill.student.training.start import Start
+from sentence_distill.student.hub import SMALL, locate_student
+from sentence_distill.student.model import load_student
+from sentence_distill.student.start import Start
 
 # One step that changes next to nothing.
 NO_STEP = ("--max-steps", "1", "--learning-rate", "1e-12", "--held-out", "0.1", "--batch-size", "16")
@@ -144,7 +143,7 @@ def test_a_run_is_not_resumed_where_its_start_has_become_another(train, student_
     def stop(*_):
         raise UserError("stopped before the student was written")
 
-    monkeypatch.setattr("sentence_distill.student.training.write.write_trained", stop)
+    monkeypatch.setattr("sentence_distill.student.train.write_trained", stop)
     start = shutil.copytree(student_folder, tmp_path / "start")
     options = ("--epochs", "1", "--held-out", "0.1", "--batch-size", "16")
     assert train(start, *options)[0] == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.student.training.stream import ShardStream
+from sentence_distill.student.dataset import ShardStream
 
 
 def all_rows(shards):

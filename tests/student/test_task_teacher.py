@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from sentence_distill.data.task import Task
-from sentence_distill.pipeline.locate import Located
-from sentence_distill.student.finetuning import task_teacher
-from sentence_distill.student.finetuning.task_teacher import TeacherClassifier
+from sentence_distill.data.glue import Task
+from sentence_distill.pipeline.load import Located
+from sentence_distill.student import task_teacher
+from sentence_distill.student.task_teacher import TeacherClassifier
 from tests.conftest import make_sentences
 
 SHORT = make_sentences(60, seed=3)

@@ -9,16 +9,14 @@ import pytest
 import torch
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.progress import Silent
 from sentence_distill.student.config import StudentConfig, TrainConfig
-from sentence_distill.student.fidelity import fidelity
-from sentence_distill.student.training.curves import draw_curves
-from sentence_distill.student.training.init import SCALE, initial_embeddings
-from sentence_distill.student.training.log import read_metrics
-from sentence_distill.student.training.losses import distillation_loss, relational_loss
-from sentence_distill.student.training.optimizer import learning_rate
-from sentence_distill.student.training.ranks import LostRankError, Ranks
-from sentence_distill.student.training.train import Trainer
+from sentence_distill.student.distributed import LostRankError, Ranks
+from sentence_distill.student.log import draw_curves, read_metrics
+from sentence_distill.student.losses import distillation_loss, relational_loss
+from sentence_distill.student.metrics import fidelity
+from sentence_distill.student.optim import learning_rate
+from sentence_distill.student.start import SCALE, initial_embeddings
+from sentence_distill.student.train import Trainer
 
 
 def make(shards, out, **options):
@@ -31,7 +29,6 @@ def make(shards, out, **options):
         config=config,
         ranks=Ranks("cpu"),
         precision=torch.float32,
-        progress=Silent(),
     )
 
 
@@ -210,7 +207,7 @@ def test_several_layers_are_distilled_each_by_its_own_projection(sd, teacher_fol
     assert sd(*train, "--embedding-dim", "8", "--hidden", "8", "--epochs", "1", "--batch-size", "16") == 0
     config = json.loads((tmp_path / "student" / "distillation.json").read_text())["student"]
     assert config["target_dims"] == [32, 32]
-    from sentence_distill.student.folder import load_student
+    from sentence_distill.student.model import load_student
 
     assert load_student(tmp_path / "student").encode(["The red cat ran."]).shape == (1, 32)
 
@@ -232,7 +229,7 @@ def test_a_run_limited_in_time_ends_with_it_and_lowers_the_learning_rate_in_it(s
     # A clock of its own: on a busy machine one real step may take a tenth of any limit that a test can wait for.
     ticks = itertools.count()
     clock = SimpleNamespace(monotonic=lambda: 0.01 * next(ticks))
-    monkeypatch.setattr("sentence_distill.student.training.train.time", clock)
+    monkeypatch.setattr("sentence_distill.student.train.time", clock)
     trainer = make(shards, tmp_path, epochs=10_000, max_time=3.0)
     trainer.run()
     assert 100 <= trainer.state.step < trainer.steps
@@ -253,7 +250,7 @@ def test_time_goes_on_where_a_stopped_run_left_it(shards, tmp_path):
 def test_a_run_that_no_longer_improves_ends_and_keeps_its_best(shards, tmp_path, monkeypatch):
     cosines = iter([0.1, 0.3, 0.2, 0.25, 0.4])
     monkeypatch.setattr(
-        "sentence_distill.student.training.held_out.fidelity",
+        "sentence_distill.student.train.fidelity",
         lambda vectors, targets: {**fidelity(vectors, targets), "cosine": next(cosines)},
     )
     trainer = make(shards, tmp_path, epochs=50, validate_every=4, patience=2)
@@ -300,7 +297,7 @@ def test_a_shard_that_vanishes_during_training_is_named_and_the_run_goes_on_when
     shards, tmp_path, monkeypatch
 ):
     folder = shutil.copytree(shards, tmp_path / "shards")
-    monkeypatch.setattr("sentence_distill.student.training.stream.WINDOW_ROWS", 200)
+    monkeypatch.setattr("sentence_distill.student.dataset.WINDOW_ROWS", 200)
     expected = trained(make(folder, tmp_path / "whole", epochs=2, validate_every=5))
     trainer = make(folder, tmp_path / "student", epochs=2, validate_every=5)
     run_until(trainer, 10)
@@ -322,7 +319,7 @@ def test_a_shard_that_vanishes_during_training_is_named_and_the_run_goes_on_when
 
 @pytest.mark.parametrize("stop", [1, 12, 54, 55, 56, 110])
 def test_a_run_stopped_at_any_step_has_the_same_history_and_weights(shards, tmp_path, monkeypatch, stop):
-    monkeypatch.setattr("sentence_distill.student.training.stream.WINDOW_ROWS", 300)
+    monkeypatch.setattr("sentence_distill.student.dataset.WINDOW_ROWS", 300)
     options = {"epochs": 2, "validate_every": 12, "token_dropout": 0.2, "embedding_dropout": 0.1, "relational": 0.1}
     expected = make(shards, tmp_path / "whole", **options)
     assert len({expected.stream.steps(16, 0, epoch) for epoch in range(2)} | {expected.steps}) > 1

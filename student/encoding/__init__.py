@@ -1,1 +1,0 @@
-"""A student, or its export, at work on files."""

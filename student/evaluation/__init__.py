@@ -1,1 +1,0 @@
-"""What students and other models are worth and cost."""

@@ -1,1 +1,0 @@
-"""A student, or a teacher, on a task with labels."""

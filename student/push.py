@@ -1,0 +1,161 @@
+"""Push a student to the hub."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.hub import HubUnreachable, ask_hub
+from sentence_distill.student.card import model_card
+from sentence_distill.student.files import CARD, DISTILLATION, STUDENT_FILES
+from sentence_distill.student.hub import REFUSED, is_repository
+from sentence_distill.student.model import load_student
+from sentence_distill.student.own_task import student_files
+from sentence_distill.student.report.data import StudentFiles
+
+T = TypeVar("T")
+
+# What a repository may hold before its first student.
+_FRESH = {".gitattributes", ".gitignore", "LICENSE", CARD}
+_LOG_IN = "log in with hf auth login, or set HF_TOKEN to one that may write (settings/tokens on the hub's site)"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What is sent.
+
+    Args:
+        repo: where to, OWNER/NAME.
+        files: by path in the repository: a file of this machine, or the content of one that is made for the hub.
+    """
+
+    repo: str
+    files: dict[str, Path | bytes]
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        return {
+            path: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for path, content in self.files.items()
+        }
+
+
+def prepare_upload(folder: Path, repo: str, *, licence: str | None = None, keep_card: bool = False) -> Upload:
+    """What of a student goes to the hub; asks no network.
+
+    Args:
+        folder: of the student.
+        repo: OWNER/NAME.
+        licence: the hub's identifier of it, for the card.
+        keep_card: the folder's README.md goes as it is; otherwise one is made of all figures in the folder.
+
+    Raises:
+        UserError: the name is malformed, there is no student that can be read, or a file of figures is damaged.
+    """
+    if not is_repository(repo):
+        raise UserError(f"{repo!r} is no name on the hub; give OWNER/NAME, of letters, digits, '-', '_' and '.'")
+    load_student(folder)
+    # Neither checkpoints and logs, nor what else a user keeps there.
+    files: dict[str, Path | bytes] = {**student_files(folder)}
+    record = StudentFiles.read(folder)
+    with record.using(DISTILLATION):
+        files[CARD] = _kept_card(folder) if keep_card else _new_card(record, repo, licence)
+        files[DISTILLATION] = (json.dumps(_public(record.distillation), indent=1, ensure_ascii=False) + "\n").encode()
+    return Upload(repo, dict(sorted(files.items())))
+
+
+def push(upload: Upload, *, message: str, private: bool = False, revision: str | None = None) -> str:
+    """Send a student in one commit; the repository and the branch are made where they are missing.
+
+    Args:
+        upload: what `prepare_upload` found.
+        message: of the commit.
+        private: only those whom its owner allows see the repository.
+        revision: branch; None is the main one.
+
+    Returns:
+        The page of the repository.
+
+    Raises:
+        UserError: the hub refuses or can't be reached, or the repository holds something else or is public
+            against `private`.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    if (token := get_token()) is None:
+        raise UserError(f"no token for the hub; {_LOG_IN}")
+    api, repo = HfApi(token=token), upload.repo
+    page = str(_ask(lambda: api.create_repo(repo, private=private or None, exist_ok=True), repo))
+    if private and not _ask(lambda: api.model_info(repo, timeout=5), repo).private:
+        raise UserError(f"{repo} is there already and public; make it private in its settings, or leave out --private")
+    if revision:
+        _ask(lambda: api.create_branch(repo, branch=revision, exist_ok=True), repo)
+    there = set(_ask(lambda: api.list_repo_files(repo, revision=revision), repo))
+    if there - _FRESH and DISTILLATION not in there:
+        raise UserError(f"{repo} holds something else than a student; push to another name")
+    try:
+        api.create_commit(repo, _operations(upload, there), commit_message=message, revision=revision)
+    except Exception as error:  # whatever the client raises is the reason given to the user
+        raise _push_error(repo, HubUnreachable.of(error)) from error
+    return f"{page}/tree/{revision}" if revision else page
+
+
+def _public(distillation: dict[str, Any]) -> dict[str, Any]:
+    """Without the folders of this machine, which are of no use to others and may tell more than their owner wants."""
+    public = {**distillation, "shards": Path(distillation["shards"]).name}
+    if reduction := distillation.get("reduction"):
+        names = ", ".join(Path(path).name for path in reduction["sentences"].split(", "))
+        public["reduction"] = {**reduction, "sentences": names}
+    return public
+
+
+def _new_card(record: StudentFiles, repo: str, licence: str | None) -> bytes:
+    return model_card(
+        record.distillation,
+        name=repo,
+        licence=licence,
+        glue=record.glue,
+        speed=record.speed,
+        folder=record.folder,
+    ).encode()
+
+
+def _kept_card(folder: Path) -> Path:
+    if not (folder / CARD).exists():
+        raise UserError(f"{folder} holds no {CARD} to keep; without --keep-card one is made")
+    return folder / CARD
+
+
+def _operations(upload: Upload, there: set[str]) -> list[Any]:
+    """The commit: all files, without those of an earlier student that this one has not, such as its head."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    added = [CommitOperationAdd(path, content) for path, content in upload.files.items()]
+    stale = there & set(STUDENT_FILES) - upload.files.keys()
+    return added + [CommitOperationDelete(path) for path in sorted(stale)]
+
+
+def _ask(question: Callable[[], T], repo: str) -> T:
+    try:
+        return ask_hub(question)
+    except HubUnreachable as error:
+        raise _push_error(repo, error) from error
+
+
+def _push_error(repo: str, error: HubUnreachable) -> UserError:
+    owner = repo.split("/")[0]
+    if error.status == 401:
+        return UserError(f"the hub does not accept the token ({error}); {_LOG_IN}")
+    if error.status in REFUSED:
+        return UserError(
+            f"the hub has no owner {owner} for whom this token may write ({error}); see who you are with hf auth "
+            "whoami, and give the token write access to that owner"
+        )
+    if error.status is not None:
+        return UserError(f"the hub refused {repo} ({error}); try again later")
+    return UserError(
+        f"the hub can't be reached ({error}); push again where there is a network, or hand on the folder itself: it "
+        "loads as it is"
+    )

@@ -1,1 +1,0 @@
-"""Smaller students of trained ones."""

@@ -1,1 +1,0 @@
-"""A student for others: its card, and the hub."""

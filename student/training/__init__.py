@@ -1,1 +1,0 @@
-"""Stage two: from shards to a student."""
