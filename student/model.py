@@ -12,7 +12,6 @@ from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.files import system_errors, write_atomically, write_json
 from sentence_distill.pipeline.hardware import STUDENT, require_precision
-from sentence_distill.student.workers import map_on_cores
 from sentence_distill.student.card import model_card
 from sentence_distill.student.encoder import StudentEncoder, near_length_batches
 from sentence_distill.student.files import (
@@ -25,6 +24,7 @@ from sentence_distill.student.files import (
 )
 from sentence_distill.student.onnx_encoder import OnnxEncoder, open_onnx
 from sentence_distill.student.sklearn_transformer import SklearnTransformer, as_texts
+from sentence_distill.student.workers import map_on_cores
 
 # A batch's states then fit into a core's cache.
 TOKEN_BUDGET = 4096

@@ -13,7 +13,7 @@ import pytest
 
 from sentence_distill import Student
 from sentence_distill.student import encode_files
-from sentence_distill.student import encode_files as torch_encoder
+from sentence_distill.student import model as torch_encoder
 from sentence_distill.student.onnx_encoder import OnnxEncoder
 from tests.conftest import contents, make_sentences, wait_for
 
