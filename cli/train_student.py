@@ -249,13 +249,13 @@ def _student(shards: Path, config: "TrainConfig", start: "Start | None", options
     from sentence_distill.pipeline.manifest import require_vectors
     from sentence_distill.student.config import StudentConfig
 
-    fingerprint = require_vectors(shards)["fingerprint"]
-    layers = len(config.target_layers or fingerprint["layers"])
+    fingerprint = require_vectors(shards).fingerprint
+    layers = len(config.target_layers or fingerprint.layers)
     return StudentConfig(
-        vocabulary=fingerprint["vocabulary"],
-        target_dims=(fingerprint["dim"] // len(fingerprint["layers"]),) * layers,
+        vocabulary=fingerprint.vocabulary,
+        target_dims=(fingerprint.layer_dim,) * layers,
         # Without the squared error the length of the student's vectors is open, so they get length 1.
-        normalize=fingerprint["normalize"] or not config.mse,
+        normalize=fingerprint.normalize or not config.mse,
         **_shape(start, options),
     )
 

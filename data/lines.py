@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record
+from sentence_distill.data.sentences import THAI, UNSPACED
 from sentence_distill.data.sources import Source, refuse_no_text
 from sentence_distill.data.streams import cut_short
 
@@ -25,11 +26,6 @@ _ENTITY = re.compile("&(?:amp|lt|gt|quot|#39|#x27);")
 # What ends a sentence: in alphabets, in Armenian, Arabic, Indic, Ethiopic, Burmese, Khmer and Tibetan script.
 _SENTENCE_END = re.compile("[.!?…‼⁇⁈⁉։؟۔।॥።፧፨၊။។៕།]")
 _WIDE_SENTENCE_END = re.compile("[。．！？｡…‼⁇⁈⁉၊။។៕།]")
-# Chinese, Japanese, Tibetan, Burmese, Khmer; and Thai and Lao, which have no mark for the end of a sentence either.
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
-)
-THAI = re.compile("[\u0e00-\u0eff]")
 
 
 def read_text(source: Source, start: Position, *, blank: bool = False) -> Iterator[Record]:

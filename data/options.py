@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import isfinite
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sentence_distill.data.errors import UserError
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,21 @@ def build(config: type, values: dict[str, Any]) -> Any:
         elif is_dataclass(hints[each.name]):
             given[each.name] = build(hints[each.name], values)  # type: ignore[arg-type]
     return config(**given)
+
+
+def configured(kind: type[Config], config: Config | None, options: dict[str, Any]) -> Config:
+    """Return `config`, or the one that `options` make: how a function takes a config or its fields.
+
+    Raises:
+        TypeError: there are both, or an option that the config does not have.
+    """
+    if config is not None:
+        if options:
+            raise TypeError(f"give a {kind.__name__} or its fields, not both")
+        return config
+    if unknown := options.keys() - {each.name for each in fields_of(kind)}:
+        raise TypeError(f"{sorted(unknown)[0]!r} is no option of {kind.__name__}")
+    return build(kind, options)  # type: ignore[no-any-return]
 
 
 def check(config: Any) -> None:

@@ -8,12 +8,17 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.lines import THAI, UNSPACED
+from sentence_distill.data.options import check, option
 from sentence_distill.data.records import PAIR_SEPARATOR
 
 # Control characters and byte-order marks; white space proper is handled by str.split.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff\u200b]")
 _LETTER = re.compile(r"[^\W\d_]")
+# Chinese, Japanese, Tibetan, Burmese, Khmer; and Thai and Lao, which have no mark for the end of a sentence either.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
+)
+THAI = re.compile("[\u0e00-\u0eff]")
 # ISO 639-1. Of a language without rules of its own, sentencex takes those of a related one, or of English.
 _ISO_639_1 = """
 aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo es
@@ -29,18 +34,15 @@ LANGUAGES = frozenset(_ISO_639_1.split())
 class SentenceRules:
     """What becomes a sentence."""
 
-    split: bool = True
-    """Split each record into sentences; False takes a record as one sentence. Pairs are never split."""
-    language: str = "en"
-    """Language code of the splitter's rules."""
-    min_words: int = 3
-    """Sentences with fewer words, see `count_words`, are rejected."""
-    max_words: int = 100
-    """Sentences with more words are rejected: mostly lists and tables that no splitter can part."""
+    split: bool = option(True, "Split each line into sentences; pairs are never split.", flags=("--split/--no-split",))
+    language: str = option("en", "Language of the splitter's rules, an ISO 639-1 code.")
+    min_words: int = option(3, "Reject sentences with fewer words.", least=1)
+    max_words: int = option(100, "Reject sentences with more words: mostly lists and tables that can't be split.")
     pairs: bool = False
     """Records are pairs of sentences, see `join_sides`; each side has to keep the rules."""
 
     def __post_init__(self) -> None:
+        check(self)
         if not 1 <= self.min_words <= self.max_words:
             raise UserError(f"--min-words {self.min_words} and --max-words {self.max_words} leave no sentence")
         if self.language.partition("-")[0] not in LANGUAGES:

@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.pipeline.allocator import keep_freed_memory
 
 # Operations that a job consists of.
 TEACHER = ("linear", "attention")
@@ -218,4 +217,3 @@ def use_cpu_kernels(model: Any) -> None:
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
                 setattr(parent, name, PackedLinear(child))
-    keep_freed_memory()

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,32 +11,46 @@ import pyarrow as pa
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.records import PAIR_SEPARATOR
-from sentence_distill.pipeline.files import dump_json, load_json, write_atomically
-from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.plan import Plan
-from sentence_distill.pipeline.shards import FORMAT_VERSION, Shard, read_sidecar, shard_name, shard_problem, shard_texts
-from sentence_distill.pipeline.slices import REJECTED, join_lists, listed, remove_lists
+from sentence_distill.pipeline.records import (
+    MANIFEST,
+    PLAN,
+    PLAN_SIDECAR,
+    REJECTED,
+    TOKENIZER,
+    WORD_EMBEDDINGS,
+    Entry,
+    Fingerprint,
+    Manifest,
+    Sidecar,
+    Totals,
+    differing_fields,
+    read_record,
+    write_record,
+)
+from sentence_distill.pipeline.shards import (
+    Shard,
+    join_lists,
+    listed,
+    read_sidecar,
+    remove_lists,
+    require_shard,
+    shard_name,
+    shard_problem,
+    shard_texts,
+)
 from sentence_distill.pipeline.teacher_folder import LOGITS
 
-MANIFEST = "manifest.json"
-PLAN = "plan.arrow"
-PLAN_SIDECAR = "plan.json"
-TOKENIZER = "teacher/tokenizer.json"
-WORD_EMBEDDINGS = "teacher/word_embeddings.safetensors"
-ENTRY = ("shard", "rows", "tokens", "bytes", "xxh3_128")
 _CHECKED = (PLAN, PLAN_SIDECAR, TOKENIZER, WORD_EMBEDDINGS, REJECTED)
 
 
-def load_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a complete folder, or None where it is missing or damaged."""
-    try:
-        return load_json(folder / MANIFEST)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
+def load_manifest(folder: Path) -> Manifest | None:
+    """Read the manifest of a complete folder; None if it is missing or damaged."""
+    return read_record(folder / MANIFEST, Manifest)
 
 
-def require_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a complete folder.
+def require_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a complete folder.
 
     Raises:
         UserError: the folder is not there, not complete, or of another format version.
@@ -48,8 +61,26 @@ def require_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is not complete: its {MANIFEST} is missing or damaged; run sd embed again to finish it"
         )
-    if manifest["format"] != FORMAT_VERSION:
-        raise UserError(f"{folder} has shard format {manifest['format']}, this version reads {FORMAT_VERSION}")
+    return manifest
+
+
+def require_vectors(folder: Path) -> Manifest:
+    """Read the manifest of a complete folder of single sentences' embeddings: a student without a task learns from it.
+
+    Raises:
+        UserError: the folder is not complete, or holds logits or pairs.
+    """
+    manifest = require_manifest(folder)
+    if manifest.fingerprint.pooling == LOGITS:
+        raise UserError(
+            f"{folder} holds a fine-tuned teacher's logits, which a student of one task learns from: "
+            f"sd finetune STUDENT --task NAME --logits {folder}"
+        )
+    if manifest.fingerprint.separator:
+        raise UserError(
+            f"{folder} holds embeddings of pairs, and this reads single sentences: sd embed with one --text-column, "
+            "or embed the pairs with a fine-tuned teacher for sd finetune STUDENT --task NAME --logits SHARDS"
+        )
     return manifest
 
 
@@ -65,68 +96,100 @@ def require_shards(folder: Path) -> None:
         raise UserError(f"{folder} holds no shards; make them: sd embed --corpus wiki.txt --out {folder}")
 
 
-def require_shard(shard: Path, entry: dict[str, Any]) -> None:
-    """Check a shard against its `entry` in the manifest, to the checksum.
+class ShardFolder:
+    """The shards of a complete folder for reading; the checksum of each is compared when it is first used."""
 
-    Raises:
-        UserError: it is missing, damaged, or not the one that the manifest names.
-    """
-    sidecar = read_sidecar(shard)
-    if sidecar is None or sidecar["xxh3_128"] != entry["xxh3_128"]:
-        problem = "has no sidecar that matches the manifest"
-    else:
-        problem = shard_problem(shard, sidecar)
-    if problem:
-        raise UserError(f"shard {shard} {problem}; run sd embed again, it makes damaged shards anew")
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """Check all that needs no reading: sidecars and sizes, and the files next to the shards.
+
+        Raises:
+            UserError: a shard or another file is missing or damaged, which is named.
+        """
+        self._folder = folder
+        self._entries = manifest.shards
+        self._checked = [False] * len(manifest.shards)
+        for entry in manifest.shards:
+            require_shard(folder / entry.shard, entry, whole=False)
+        if problems := file_problems(folder, manifest):
+            raise UserError(f"{folder / problems[0]}; run sd embed again, it rebuilds damaged files")
+
+    def open(self, index: int) -> Shard:
+        """Open a shard.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return Shard.open(self._path(index))
+
+    def texts(self, index: int, rows: np.ndarray | None = None) -> list[str]:
+        """Return the sentences of a shard; see `shard_texts`.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return shard_texts(self._path(index), rows)
+
+    def _path(self, index: int) -> Path:
+        entry = self._entries[index]
+        if not self._checked[index]:
+            require_shard(self._folder / entry.shard, entry)
+            self._checked[index] = True
+        return self._folder / entry.shard
 
 
-def file_problems(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    """One line for each file beside the shards that is missing or damaged."""
+def file_problems(folder: Path, manifest: Manifest) -> list[str]:
+    """Describe each file next to the shards that is missing or damaged."""
     return [
         f"{name} is missing or does not match its checksum"
-        for name, checksum in manifest["files"].items()
+        for name, checksum in manifest.files.items()
         if not (folder / name).exists() or file_hash(folder / name) != checksum
     ]
 
 
-def close_folder(folder: Path, plan: Plan) -> dict[str, Any]:
-    """Join the lists of rejected sentences, write the manifest and return it.
-
-    Its counts are sums over the sidecars, and it holds no time or host.
+def close_folder(folder: Path, plan: Plan) -> Manifest:
+    """Join the lists of rejected sentences, write the manifest and return it; its counts are sums over the sidecars.
 
     Raises:
         UserError: shards or lists are missing, or of different runs, or no sentence could be embedded at all.
     """
     sidecars = _sidecars(folder, plan)
-    fingerprint = sidecars[0]["fingerprint"]
-    if fingerprint["plan"] != plan.hash:
+    fingerprint = sidecars[0].fingerprint
+    if fingerprint.plan != plan.hash:
         raise UserError(f"{folder}: its plan is not that of its shards; run sd embed with the options of their run")
-    if file_hash(folder / TOKENIZER) != fingerprint["tokenizer"]:
+    if file_hash(folder / TOKENIZER) != fingerprint.tokenizer:
         raise UserError(f"{folder}: {TOKENIZER} is not that of its shards; run sd embed with the options of their run")
-    join_lists(folder, [sidecar["rejected_xxh3_128"] for sidecar in sidecars])
-    totals: Counter[str] = Counter()
-    rejected: Counter[str] = Counter()
-    for sidecar in sidecars:
-        counts = sidecar["counts"]
-        totals.update({key: sidecar[key] for key in ("rows", "tokens", "bytes")})
-        totals.update({key: counts[key] for key in ("records", "sentences", "duplicates")})
-        rejected.update(counts["rejected"])
-    if not totals["rows"]:
+    join_lists(folder, [sidecar.rejected_xxh3_128 for sidecar in sidecars])
+    totals = sum_of(sidecars)
+    if not totals.rows:
         raise UserError(f"no sentence could be embedded; {folder / REJECTED} says why")
-    manifest = {
-        "format": FORMAT_VERSION,
-        "fingerprint": fingerprint,
-        "notice": next((sidecar["notice"] for sidecar in sidecars if sidecar["notice"]), ""),
-        "totals": {**totals, "rejected": dict(sorted(rejected.items()))},
-        "files": {name: file_hash(folder / name) for name in _CHECKED},
-        "shards": [{key: sidecar[key] for key in ENTRY} for sidecar in sidecars],
-    }
-    write_atomically(folder / MANIFEST, dump_json(manifest))
+    manifest = Manifest(
+        fingerprint=fingerprint,
+        totals=totals,
+        files={name: file_hash(folder / name) for name in _CHECKED},
+        shards=[sidecar.entry for sidecar in sidecars],
+    )
+    write_record(folder / MANIFEST, manifest)
     remove_lists(folder)
     return manifest
 
 
-def _sidecars(folder: Path, plan: Plan) -> list[dict[str, Any]]:
+def sum_of(sidecars: list[Sidecar]) -> Totals:
+    """Add up the counts of shards."""
+    rejected: Counter[str] = Counter()
+    for sidecar in sidecars:
+        rejected.update(sidecar.counts.rejected)
+    return Totals(
+        records=sum(sidecar.counts.records for sidecar in sidecars),
+        sentences=sum(sidecar.counts.sentences for sidecar in sidecars),
+        duplicates=sum(sidecar.counts.duplicates for sidecar in sidecars),
+        rejected=dict(sorted(rejected.items())),
+        rows=sum(sidecar.rows for sidecar in sidecars),
+        tokens=sum(sidecar.tokens for sidecar in sidecars),
+        bytes=sum(sidecar.bytes for sidecar in sidecars),
+    )
+
+
+def _sidecars(folder: Path, plan: Plan) -> list[Sidecar]:
     found = [read_sidecar(folder / shard_name(part.index)) for part in plan.slices]
     missing = [
         number
@@ -140,105 +203,89 @@ def _sidecars(folder: Path, plan: Plan) -> list[dict[str, Any]]:
         )
     sidecars = [sidecar for sidecar in found if sidecar is not None]
     for sidecar in sidecars:
-        if differing := differing_fields(sidecars[0]["fingerprint"], sidecar["fingerprint"]):
+        if differing := differing_fields(sidecars[0].fingerprint, sidecar.fingerprint):
             raise UserError(
-                f"{folder}: {sidecar['shard']} and {sidecars[0]['shard']} are of different runs, which differ in "
+                f"{folder}: {sidecar.shard} and {sidecars[0].shard} are of different runs, which differ in "
                 f"{'; '.join(differing)}; remove those that are wrong and run their jobs again"
             )
     return sidecars
 
 
-# Checks a folder of shards: every checksum, every count, every row.
+# Verification: every checksum, every count, every row.
 
 
 def verify_folder(folder: Path, advance: Callable[[int], None]) -> list[str]:
-    """List all that is wrong with a folder, "" for nothing: one line a finding.
-
-    Args:
-        folder: a folder of shards.
-        advance: called with 1 after each shard.
-    """
+    """List all problems of a folder of shards, one line each; `advance` is called with 1 after each shard."""
     manifest = load_manifest(folder)
     if manifest is None:
         return ["manifest.json is missing or damaged: the run is not complete"]
     problems = []
-    for index, entry in enumerate(manifest["shards"]):
+    for index, entry in enumerate(manifest.shards):
         shard = folder / shard_name(index)
-        if problem := _shard(shard, entry, manifest):
+        if problem := _shard_problem(shard, entry, manifest):
             problems.append(f"{shard.name} {problem}")
         advance(1)
-    known = {entry["shard"] for entry in manifest["shards"]}
+    known = {entry.shard for entry in manifest.shards}
     problems += [
         f"{extra.name} belongs to no shard of the manifest"
         for extra in sorted(folder.glob("shard-*"))
         if extra.with_suffix(".arrow").name not in known
     ]
     problems += file_problems(folder, manifest)
-    return problems or _totals(folder, manifest)
+    return problems or _total_problems(folder, manifest)
 
 
-def _totals(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    """What does not add up: every record of the plan has to be accounted for by rows, duplicates or rejections."""
-    totals = manifest["totals"]
-    sums: Counter[str] = Counter()
-    problems = []
-    lists = listed(folder, range(len(manifest["shards"])))
-    for index, entry in enumerate(manifest["shards"]):
-        sidecar = read_sidecar(folder / entry["shard"])
+def _total_problems(folder: Path, manifest: Manifest) -> list[str]:
+    """List totals that do not add up: rows, duplicates and rejections have to account for each record of the plan."""
+    totals, problems, sidecars = manifest.totals, [], []
+    lists = listed(folder, range(len(manifest.shards)))
+    for index, entry in enumerate(manifest.shards):
+        sidecar = read_sidecar(folder / entry.shard)
         assert sidecar is not None, "every shard was found to be right"
-        if sidecar["rejected_xxh3_128"] not in lists[index]:
-            problems.append(f"{REJECTED} has other lines of {entry['shard']} than its sidecar says")
-        sums.update({key: sidecar[key] for key in ("rows", "tokens", "bytes")} | _flat(sidecar["counts"]))
-    if sums != Counter(_flat(totals)):
+        if sidecar.rejected_xxh3_128 not in lists[index]:
+            problems.append(f"{REJECTED} has other lines of {entry.shard} than its sidecar says")
+        sidecars.append(sidecar)
+    if sum_of(sidecars) != totals:
         problems.append("manifest.json has other totals than its shards add up to")
-    if totals["sentences"] != totals["rows"] + totals["duplicates"] + sum(totals["rejected"].values()):
+    if totals.sentences != totals.rows + totals.duplicates + sum(totals.rejected.values()):
         problems.append("manifest.json has totals that do not add up")
     plan = Plan.load(folder / PLAN)
-    if plan is not None and totals["records"] != sum(part.records for part in plan.slices):
+    if plan is not None and totals.records != sum(part.records for part in plan.slices):
         problems.append("manifest.json has another number of records than the plan")
     return problems
 
 
-def _flat(counts: dict[str, Any]) -> dict[str, int]:
-    rejected = {f"rejected, {reason}": count for reason, count in counts["rejected"].items()}
-    return {key: value for key, value in counts.items() if key != "rejected"} | rejected
-
-
-def _shard(shard: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> str:
+def _shard_problem(shard: Path, entry: Entry, manifest: Manifest) -> str:
     sidecar = read_sidecar(shard)
     if sidecar is None:
         return "has no sidecar, or a damaged one"
-    if differing := differing_fields(sidecar["fingerprint"], manifest["fingerprint"]):
+    if differing := differing_fields(sidecar.fingerprint, manifest.fingerprint):
         return f"is of another run, which differs in {'; '.join(differing)}"
-    if any(sidecar[key] != value for key, value in entry.items()):
+    if sidecar.entry != entry:
         return "has another sidecar than the manifest says"
     if problem := shard_problem(shard, sidecar):
         return problem
-    counts = sidecar["counts"]
-    if counts["sentences"] != sidecar["rows"] + counts["duplicates"] + sum(counts["rejected"].values()):
+    counts, fingerprint = sidecar.counts, sidecar.fingerprint
+    if counts.sentences != sidecar.rows + counts.duplicates + sum(counts.rejected.values()):
         return "has counts that do not add up"
     try:
-        return _rows(Shard.open(shard), sidecar)
+        rows = Shard.open(shard)
     except (pa.ArrowException, KeyError, ValueError) as error:
         return f"can't be read: {error}"
-
-
-def _rows(rows: Shard, sidecar: dict[str, Any]) -> str:
-    fingerprint = sidecar["fingerprint"]
-    if len(rows.ids) != sidecar["rows"] or len(rows.tokens.ids) != sidecar["tokens"]:
+    if len(rows.ids) != sidecar.rows or len(rows.tokens.ids) != sidecar.tokens:
         return "has other numbers of rows or tokens than its sidecar says"
-    if rows.embeddings.shape[1] != fingerprint["dim"] or str(rows.embeddings.dtype) != fingerprint["dtype"]:
+    if rows.embeddings.shape[1] != fingerprint.dim or str(rows.embeddings.dtype) != fingerprint.dtype:
         return "has embeddings of another width or type than its fingerprint says"
-    if len(rows.tokens.ids) and int(rows.tokens.ids.max()) >= fingerprint["vocabulary"]:
+    if len(rows.tokens.ids) and int(rows.tokens.ids.max()) >= fingerprint.vocabulary:
         return "has a token id outside the vocabulary"
     if not np.isfinite(rows.embeddings).all():
         return "has an embedding that is not finite"
-    if not ((rows.tokens.lengths > 0) & (rows.tokens.lengths <= fingerprint["max_tokens"])).all():
+    if not ((rows.tokens.lengths > 0) & (rows.tokens.lengths <= fingerprint.max_tokens)).all():
         return "has a sentence with no tokens or too many"
     return ""
 
 
-# Shards of a fine-tuned teacher's logits: what a student of one task learns from (Tang et al. 2019).
+# Shards of a fine-tuned teacher's logits: a student of one task learns from them (Tang et al. 2019).
 
 
 @dataclass(frozen=True)
@@ -253,7 +300,7 @@ class Logits:
 
     texts: tuple[list[str], ...]
     logits: np.ndarray
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
 
 
 def read_logits(folder: Path) -> Logits:
@@ -263,40 +310,20 @@ def read_logits(folder: Path) -> Logits:
         UserError: the folder is not complete, a shard is missing or damaged, or it holds no logits or no text.
     """
     manifest = require_manifest(folder)
-    fingerprint = manifest["fingerprint"]
-    if fingerprint["pooling"] != LOGITS:
+    fingerprint = manifest.fingerprint
+    if fingerprint.pooling != LOGITS:
         raise UserError(
-            f"{folder} holds sentence embeddings (pooling {fingerprint['pooling']}) and no logits; write those with a "
+            f"{folder} holds sentence embeddings (pooling {fingerprint.pooling}) and no logits; write those with a "
             "teacher that has a classification head: sd embed --teacher DIR --pooling logits"
         )
-    if not fingerprint["keep_text"]:
+    if not fingerprint.keep_text:
         raise UserError(f"{folder} keeps no text; write it again without --no-text")
     texts: list[str] = []
     logits = []
-    for entry in manifest["shards"]:
-        path = folder / entry["shard"]
+    for entry in manifest.shards:
+        path = folder / entry.shard
         require_shard(path, entry)
         texts += shard_texts(path)
         logits.append(Shard.open(path).embeddings.astype(np.float32))
     columns = tuple(zip(*(text.split(PAIR_SEPARATOR) for text in texts), strict=True))
     return Logits(tuple(map(list, columns)), np.concatenate(logits), fingerprint)
-
-
-def require_vectors(folder: Path) -> dict[str, Any]:
-    """The manifest of a complete folder of single sentences' embeddings, which a student without a task learns from.
-
-    Raises:
-        UserError: the folder is not complete, or holds logits or pairs.
-    """
-    manifest = require_manifest(folder)
-    if manifest["fingerprint"]["pooling"] == LOGITS:
-        raise UserError(
-            f"{folder} holds a fine-tuned teacher's logits, which a student of one task learns from: "
-            f"sd finetune STUDENT --task NAME --logits {folder}"
-        )
-    if "separator" in manifest["fingerprint"]:
-        raise UserError(
-            f"{folder} holds embeddings of pairs, and this reads single sentences: sd embed with one --text-column, "
-            "or embed the pairs with a fine-tuned teacher for sd finetune STUDENT --task NAME --logits SHARDS"
-        )
-    return manifest

@@ -1,9 +1,9 @@
-"""The plan of a run: scan the corpus once, mark duplicates, cut it into slices."""
+"""The plan of a run: one pass over the corpus that cuts it into slices and finds every duplicate."""
 
 import multiprocessing
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -20,8 +20,10 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash, sentence_id
 from sentence_distill.data.records import Position, Record
 from sentence_distill.data.sentences import SentenceRules, split_sentences
-from sentence_distill.pipeline.files import dump_json, load_json, write_atomically
+from sentence_distill.data.sources import Source
+from sentence_distill.pipeline.files import write_atomically
 from sentence_distill.pipeline.processes import cores, deaf_to_ctrl_c
+from sentence_distill.pipeline.records import PlanRecord, TextFields, read_record, write_record
 
 _BLOCK_RECORDS = 8192
 # Below this, starting processes takes longer than splitting.
@@ -74,8 +76,8 @@ def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[Block]:
             yield _block(records, *split.result())
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that splits the corpus ended, for want of memory perhaps; free some, and run the same command "
-            "again"
+            "a process that splits the corpus ended, perhaps because memory ran out; free some, and run the same "
+            "command again"
         ) from error
     finally:
         # What Python 3.14 calls terminate_workers: shutdown alone would wait until their blocks are split.
@@ -85,7 +87,7 @@ def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[Block]:
 
 
 def _blocks(corpus: Corpus) -> Iterator[list[Record]]:
-    """Runs of records of one file."""
+    """Yield runs of records of one file."""
     for _, records in groupby(corpus.records(), key=lambda record: record.position.file):
         while block := list(islice(records, _BLOCK_RECORDS)):
             yield block
@@ -96,7 +98,7 @@ def _texts(records: Sequence[Record]) -> list[str | None]:
 
 
 def _split(texts: Sequence[str | None], rules: SentenceRules) -> tuple[list[int], bytes, Counter[str]]:
-    """For each text how many of its sentences pass; the hashes of all of them; and why the others do not."""
+    """Count the sentences of each text that pass, and return the hashes of all of them and why the others do not."""
     hashes = array("Q")
     counts = []
     rejected: Counter[str] = Counter()
@@ -124,7 +126,7 @@ def _block(records: Sequence[Record], counts: list[int], hashes: bytes, rejected
     )
 
 
-# The plan: one pass over the corpus that cuts it into slices and finds every duplicate.
+# Slices.
 
 _PARTITIONS = 64
 # Whatever a slice rejects is held until its shard is written, and a corpus may consist of little else.
@@ -149,25 +151,34 @@ class Slice:
     sentences: int
     duplicates: np.ndarray
 
+    @property
+    def rows(self) -> int:
+        """Sentences without duplicates: the most rows that its shard can hold."""
+        return self.sentences - len(self.duplicates)
+
 
 @dataclass(frozen=True)
 class Plan:
     """The slices of a corpus, and the `fingerprint` of the corpus and the rules that they were made from."""
 
     slices: Sequence[Slice]
-    fingerprint: dict[str, Any]
+    fingerprint: TextFields
 
     @property
     def rows(self) -> int:
         """Sentences without duplicates: the most rows that the shards can hold."""
-        return sum(part.sentences - len(part.duplicates) for part in self.slices)
+        return sum(part.rows for part in self.slices)
+
+    def share(self, number: int, count: int) -> Sequence[Slice]:
+        """Return the `number`-th of `count` equal shares of the slices, counted from 1."""
+        size = len(self.slices)
+        return self.slices[size * (number - 1) // count : size * number // count]
 
     def save(self, path: Path) -> None:
         """Write the plan as an Arrow file, then the JSON file beside it that vouches for it."""
         content = self._bytes()
         write_atomically(path, content)
-        sidecar = {"fingerprint": self.fingerprint, "xxh3_128": bytes_hash(content)}
-        write_atomically(path.with_suffix(".json"), dump_json(sidecar))
+        write_record(path.with_suffix(".json"), PlanRecord(fingerprint=self.fingerprint, xxh3_128=bytes_hash(content)))
 
     @property
     def hash(self) -> str:
@@ -191,14 +202,10 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> "Plan | None":
-        """Read a plan; None where there is none, or a damaged one: it is then made again."""
-        try:
-            sidecar = load_json(path.with_suffix(".json"))
-            content = path.read_bytes()
-        except (FileNotFoundError, ValueError):
-            return None
+        """Read a plan; None if there is none, or a damaged one: it is then rebuilt."""
+        record = read_record(path.with_suffix(".json"), PlanRecord)
         # Before Arrow sees it: on damaged offsets it does not fail, it crashes.
-        if bytes_hash(content) != sidecar["xxh3_128"]:
+        if record is None or not path.exists() or bytes_hash(content := path.read_bytes()) != record.xxh3_128:
             return None
         table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
         numbers = [table[name].to_pylist() for name in ("file", "record", "offset", "records", "sentences")]
@@ -210,24 +217,18 @@ class Plan:
                 zip(*numbers, duplicates, strict=True)
             )
         ]
-        return cls(slices, sidecar["fingerprint"])
+        return cls(slices, record.fingerprint)
 
 
 def make_plan(
-    corpus: Corpus, rules: SentenceRules, shard_rows: int, fingerprint: dict[str, Any], advance: Callable[[int], None]
+    corpus: Corpus, rules: SentenceRules, shard_rows: int, fingerprint: TextFields, advance: Callable[[int], None]
 ) -> Plan:
     """Read the corpus once and cut it, at record ends, into slices of at least `shard_rows` sentences.
 
-    A slice that has fewer ends after a million records, or eight for each of `shard_rows` where that is more.
+    A slice that has fewer ends after a million records, or eight for each of `shard_rows` if that is more.
+    `advance` is called with the number of records read.
 
     Memory: 8 bytes a sentence for its hash (9 while the list grows), and 2 while duplicates are marked.
-
-    Args:
-        corpus: what to read.
-        rules: what counts as a sentence.
-        shard_rows: sentences of a slice, duplicates included.
-        fingerprint: kept with the plan, see `Plan`.
-        advance: called with the number of records read.
 
     Raises:
         UserError: the corpus holds no sentence that passes the rules.
@@ -261,11 +262,17 @@ def make_plan(
         cuts.append((start, records, sentences))
     if not hashes:
         raise UserError(f"the corpus holds no sentence that can be used: {_why_none(rejected)}")
-    return Plan(_slices(cuts, mark_duplicates(np.frombuffer(hashes, dtype=np.uint64))), fingerprint)
+    duplicate = mark_duplicates(np.frombuffer(hashes, dtype=np.uint64))
+    slices, first = [], 0
+    for index, (start, records, sentences) in enumerate(cuts):
+        marks = np.flatnonzero(duplicate[first : first + sentences]).astype(np.uint32)
+        slices.append(Slice(index, start, records, sentences, marks))
+        first += sentences
+    return Plan(slices, fingerprint)
 
 
 def _why_none(rejected: Counter[str]) -> str:
-    """What the most of a corpus of which all is rejected is, and what to look at."""
+    """Explain why every sentence was rejected."""
     if not rejected:
         return "it is empty"
     reason, count = rejected.most_common(1)[0]
@@ -276,9 +283,9 @@ def _why_none(rejected: Counter[str]) -> str:
 
 
 def mark_duplicates(hashes: np.ndarray) -> np.ndarray:
-    """bool[n]: whether the same hash occurs earlier in uint64[n] `hashes`.
+    """Return bool[n]: True if the same hash occurs earlier in uint64[n] `hashes`.
 
-    Works on one part of the value range at a time, so that sorting needs little memory beside the hashes.
+    Works on one part of the value range at a time, so that sorting needs little memory besides the hashes.
     """
     duplicate = np.zeros(len(hashes), dtype=bool)
     bounds = np.arange(1, _PARTITIONS, dtype=np.uint64) * np.uint64((1 << 64) // _PARTITIONS)
@@ -295,11 +302,59 @@ def mark_duplicates(hashes: np.ndarray) -> np.ndarray:
     return duplicate
 
 
-def _slices(cuts: Sequence[tuple[Position, int, int]], duplicate: np.ndarray) -> list[Slice]:
-    slices = []
-    first = 0
-    for index, (start, records, sentences) in enumerate(cuts):
-        marks = np.flatnonzero(duplicate[first : first + sentences]).astype(np.uint32)
-        slices.append(Slice(index, start, records, sentences, marks))
-        first += sentences
-    return slices
+# What decides a plan: files of the corpus by name, size and content, and the sentence rules.
+
+
+def require_utf8_names(sources: Iterable[Source]) -> None:
+    """Refuse names that neither a fingerprint nor rejected.jsonl could hold.
+
+    Raises:
+        UserError: the name of a file is not UTF-8.
+    """
+    for source in sources:
+        try:
+            source.name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"the name of the corpus's file {source.name!r} is not UTF-8; rename it") from None
+
+
+def text_fingerprint(corpus: Corpus, rules: SentenceRules, shard_rows: int, known: Plan | None = None) -> TextFields:
+    """Return the fields of the fingerprint that decide the plan.
+
+    Args:
+        corpus: its files.
+        rules: the sentence rules.
+        shard_rows: sentences of a slice.
+        known: a plan that is trusted for the content of files with the same names and sizes, so that not each of
+            many jobs reads the whole corpus; None reads all.
+
+    Raises:
+        UserError: a file can't be read to its end, or its name is not UTF-8.
+    """
+    quick = quick_fingerprint(corpus, rules, shard_rows)
+    if known is not None and known.fingerprint["corpus_names"] == quick["corpus_names"]:
+        return {**quick, "corpus_content": known.fingerprint["corpus_content"]}
+    content = bytes_hash("\n".join(source.content_hash() for source in corpus.sources).encode())
+    return {**quick, "corpus_content": content}
+
+
+def quick_fingerprint(corpus: Corpus, rules: SentenceRules, shard_rows: int) -> TextFields:
+    """Return the fields of `text_fingerprint` that need no reading: all but the content of the files.
+
+    Raises:
+        UserError: the name of a file is not UTF-8.
+    """
+    require_utf8_names(corpus.sources)
+    listing = [f"{source.name} {source.size}" for source in corpus.sources]
+    return {
+        "corpus_files": len(listing),
+        "corpus_bytes": sum(source.size for source in corpus.sources),
+        "corpus_names": bytes_hash("\n".join(listing).encode()),
+        "format": corpus.format or "auto",
+        "text_field": corpus.text_column,
+        "splitter": rules.splitter,
+        "language": rules.language if rules.split else "none",
+        "min_words": rules.min_words,
+        "max_words": rules.max_words,
+        "shard_rows": shard_rows,
+    }

@@ -12,9 +12,8 @@ from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
-from sentence_distill.pipeline.teacher_folder import LOGITS, SENTENCE_POOLINGS, Dense, Normalize, TeacherFolder
+from sentence_distill.pipeline.teacher_folder import LOGITS, POOLER, SENTENCE_POOLINGS, Dense, Normalize, TeacherFolder
 
-POOLER = "pooler"
 POOLINGS = (*SENTENCE_POOLINGS, POOLER)
 _WAY_OUT = "--pooling mean takes the transformer's own states"
 _WEIGHTS = "model.safetensors"

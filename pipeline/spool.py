@@ -19,7 +19,6 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub
 from sentence_distill.pipeline.files import TEMPORARY, lock_folder, made_folder, replacing
 
-HUB_PREFIX = "hf:"
 _CHUNK = 1 << 20
 # The names of a dataset's configurations are part of the hub's answer, and some have hundreds.
 _ANSWER_CHARACTERS = 1000

@@ -25,7 +25,6 @@ from sentence_distill.pipeline.load import (
     unusable,
 )
 from sentence_distill.pipeline.recipe import (
-    POOLER,
     AfterPooling,
     Recipe,
     logits_recipe,
@@ -34,7 +33,8 @@ from sentence_distill.pipeline.recipe import (
     require_applied,
     wants_logits,
 )
-from sentence_distill.pipeline.teacher_folder import LOGITS, Dense, TeacherFolder, read_folder
+from sentence_distill.pipeline.records import TeacherFingerprint
+from sentence_distill.pipeline.teacher_folder import LOGITS, POOLER, Dense, TeacherFolder, read_folder
 
 
 def exact_length_batches(lengths: np.ndarray, token_budget: int) -> Iterator[np.ndarray]:
@@ -59,7 +59,7 @@ def exact_length_batches(lengths: np.ndarray, token_budget: int) -> Iterator[np.
 
 
 @dataclass(frozen=True)
-class Launched:
+class PendingEmbeddings:
     """Vectors on their way from the device.
 
     Args:
@@ -73,7 +73,7 @@ class Launched:
     order: np.ndarray
 
     @classmethod
-    def fetch(cls, vectors: torch.Tensor, order: np.ndarray) -> "Launched":
+    def fetch(cls, vectors: torch.Tensor, order: np.ndarray) -> "PendingEmbeddings":
         """Queue the copy to the host behind the computation, and before whatever is launched next."""
         if vectors.device.type != "cuda":
             return cls(vectors, None, order)
@@ -103,7 +103,7 @@ class TeacherFacts:
     """What a run has to know of its teacher, wherever that is loaded.
 
     Args:
-        fingerprint: what decides the embeddings, as JSON values.
+        fingerprint: what decides the embeddings.
         dim: width of the embeddings of all layers together.
         vocabulary: rows of the word embeddings; some may belong to no token.
         max_tokens: the most tokens of a sentence, special tokens and prompt not counted.
@@ -114,7 +114,7 @@ class TeacherFacts:
         note: why it is a weak target, or "".
     """
 
-    fingerprint: dict[str, Any]
+    fingerprint: TeacherFingerprint
     dim: int
     vocabulary: int
     max_tokens: int
@@ -127,13 +127,13 @@ class TeacherFacts:
     def __str__(self) -> str:
         found = self.fingerprint
         parts = [
-            f"teacher {found['teacher']}",
-            f"pooling {found['pooling']}",
-            f"layers {','.join(map(str, found['layers']))}",
-            *found.get("modules", []),
-            *(["normalized"] if found["normalize"] else []),
-            *([f"prompt {found['prompt']!r}"] if "prompt" in found else []),
-            f"{found['compute_dtype']} on {self.device}",
+            f"teacher {found.teacher}",
+            f"pooling {found.pooling}",
+            f"layers {','.join(map(str, found.layers))}",
+            *(found.modules or []),
+            *(["normalized"] if found.normalize else []),
+            *([f"prompt {found.prompt!r}"] if found.prompt is not None else []),
+            f"{found.compute_dtype} on {self.device}",
         ]
         left_out = f"; left out for --pooling or --layers: {'; '.join(self.left_out)}" if self.left_out else ""
         return ", ".join(parts) + left_out
@@ -281,7 +281,7 @@ class Teacher:
     @torch.inference_mode()
     def launch(
         self, tokens: Tokens, token_budget: int, advance: Callable[[int], None] = lambda count: None
-    ) -> Launched:
+    ) -> PendingEmbeddings:
         """Begin to embed tokenised sentences in exact-length batches.
 
         On a GPU this returns when all batches are queued, and the next slice can be launched before this one's
@@ -312,7 +312,7 @@ class Teacher:
             self._within_memory(batch, vectors[row : row + len(rows)])
             token, row = token + batch.numel(), row + len(rows)
             advance(len(rows))
-        return Launched.fetch(vectors, order)
+        return PendingEmbeddings.fetch(vectors, order)
 
     def _within_memory(self, batch: torch.Tensor, vectors: torch.Tensor) -> None:
         """Compute the `vectors` of a batch in as many parts as memory asks for; what was learned of it is kept."""
@@ -376,7 +376,7 @@ class Teacher:
         return json.dumps(tokenizer, ensure_ascii=False, sort_keys=True)
 
     def reading(self) -> dict[str, Any]:
-        """The fields of the fingerprint that not every teacher has, named in `READING`: how its folder is applied."""
+        """Return how its folder is applied: those fields of the fingerprint named in `READING` that it has."""
         fields: dict[str, Any] = {}
         if self._folder.prompt:
             fields |= {"prompt": self._folder.prompt, "unpooled_tokens": self._loaded.unpooled}
@@ -387,25 +387,23 @@ class Teacher:
         return fields
 
     def facts(self) -> TeacherFacts:
-        """What a run has to know of it."""
+        """Return what a run has to know of it."""
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_ARCHITECTURE}
-        fingerprint = {
-            "teacher": self.name,
-            "teacher_weights": self._located.weights_hashes(),
-            "teacher_config": bytes_hash(json.dumps(config, sort_keys=True, default=str).encode()),
-            "special_tokens": [self.prefix, self.suffix],
-            "tokenizer": bytes_hash(self.tokenizer_json().encode()),
-            "pooling": self.recipe.pooling,
-            "layers": list(self.recipe.layers),
-            "normalize": self.recipe.normalize,
-            "compute_dtype": str(self.dtype).removeprefix("torch."),
-        }
-        # Fields of these runs alone, so that those of all others stay what they were.
-        fingerprint |= self.reading()
-        if self.separator:
-            fingerprint["separator"] = self.separator
-        if self.recipe.pooling == LOGITS:
-            fingerprint["labels"] = [str(self.model.config.id2label[number]) for number in range(self.dim)]
+        logits = self.recipe.pooling == LOGITS
+        fingerprint = TeacherFingerprint(
+            teacher=self.name,
+            teacher_weights=self._located.weights_hashes(),
+            teacher_config=bytes_hash(json.dumps(config, sort_keys=True, default=str).encode()),
+            special_tokens=[self.prefix, self.suffix],
+            tokenizer=bytes_hash(self.tokenizer_json().encode()),
+            pooling=self.recipe.pooling,
+            layers=list(self.recipe.layers),
+            normalize=self.recipe.normalize,
+            compute_dtype=str(self.dtype).removeprefix("torch."),
+            separator=self.separator or None,
+            labels=[str(self.model.config.id2label[number]) for number in range(self.dim)] if logits else None,
+            **self.reading(),
+        )
         words = self.model.get_input_embeddings().weight.detach().cpu().half().contiguous()
         return TeacherFacts(
             fingerprint=fingerprint,

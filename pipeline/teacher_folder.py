@@ -15,6 +15,7 @@ from typing import Any
 from sentence_distill.data.errors import UserError
 
 LOGITS = "logits"
+POOLER = "pooler"
 SENTENCE_POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 ACTIVATIONS = (
     *("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "Mish", "ELU", "SELU", "CELU", "LeakyReLU", "ReLU6"),

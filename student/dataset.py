@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,8 @@ import torch
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import Tokens
-from sentence_distill.pipeline.manifest import file_problems, require_shard, require_vectors
+from sentence_distill.pipeline.manifest import ShardFolder, require_vectors
+from sentence_distill.pipeline.records import Fingerprint
 from sentence_distill.pipeline.shards import Shard
 
 
@@ -206,24 +206,22 @@ class ShardStream:
         self.manifest = require_vectors(folder)
         self._columns = _columns(self.fingerprint, layers)
         self._shares = Shares.of(held_out, train_fraction)
-        self._paths = [folder / entry["shard"] for entry in self.manifest["shards"]]
-        self._rows = [int(entry["rows"]) for entry in self.manifest["shards"]]
-        for path, entry in zip(self._paths, self.manifest["shards"], strict=True):
-            require_shard(path, entry)
-        if problems := file_problems(folder, self.manifest):
-            raise UserError(f"{folder / problems[0]}; run sd embed again, it makes damaged files anew")
+        self._paths = [folder / entry.shard for entry in self.manifest.shards]
+        self._rows = [entry.rows for entry in self.manifest.shards]
+        # Each shard is checked when it is first used.
+        self._shards = ShardFolder(folder, self.manifest)
 
     @property
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> Fingerprint:
         """Of the run that made the shards."""
-        return self.manifest["fingerprint"]  # type: ignore[no-any-return]
+        return self.manifest.fingerprint
 
     @cached_property
     def _rows_of_length(self) -> np.ndarray:
         """int64[shards, longest + 1]: how many rows to train on each shard has of each length."""
         counts = []
-        for path in self._paths:
-            shard = Shard.open(path)
+        for number in range(len(self._paths)):
+            shard = self._shards.open(number)
             counts.append(np.bincount(shard.tokens.lengths[self._shares.split(shard)[0]]))
         longest = max(map(len, counts))
         return np.stack([np.pad(count, (0, longest - len(count))) for count in counts])
@@ -293,8 +291,8 @@ class ShardStream:
 
     def split(self) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
         """Each shard's path, with the numbers of its rows to train on and of those held out."""
-        for path in self._paths:
-            yield path, *self._shares.split(Shard.open(path))
+        for number, path in enumerate(self._paths):
+            yield path, *self._shares.split(self._shards.open(number))
 
     def held_out(self) -> tuple[Tokens, torch.Tensor]:
         """The held-out rows, at most 20,000, in corpus order.
@@ -308,8 +306,8 @@ class ShardStream:
         parts: list[Tokens] = []
         targets: list[np.ndarray] = []
         found = 0
-        for path in self._paths:
-            shard = Shard.open(path)
+        for number in range(len(self._paths)):
+            shard = self._shards.open(number)
             rows = self._shares.split(shard)[1][: _HELD_OUT_ROWS - found]
             parts.append(shard.tokens.take(rows))
             found += len(rows)
@@ -327,8 +325,8 @@ def _reopen(path: Path) -> Shard:
         raise LostShardError(f"shard {path} can no longer be read ({error})") from error
 
 
-def _columns(fingerprint: dict[str, Any], layers: Sequence[int] | None) -> slice | np.ndarray:
-    known = fingerprint["layers"]
+def _columns(fingerprint: Fingerprint, layers: Sequence[int] | None) -> slice | np.ndarray:
+    known = fingerprint.layers
     if layers is None:
         return slice(None)
     if len(set(layers)) < len(layers):
@@ -338,5 +336,5 @@ def _columns(fingerprint: dict[str, Any], layers: Sequence[int] | None) -> slice
             f"--target-layers: the shards hold layers {', '.join(map(str, known))} of the teacher, not {missing[0]}; "
             "sd embed --layers says which to write"
         )
-    width = fingerprint["dim"] // len(known)
+    width = fingerprint.layer_dim
     return np.concatenate([np.arange(width) + width * known.index(layer) for layer in layers])

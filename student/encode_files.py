@@ -21,7 +21,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import Position, Record, Row
 from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.files import TEMPORARY, lock_folder, replacing, write_atomically
-from sentence_distill.pipeline.fingerprint import differing_fields
+from sentence_distill.pipeline.records import differing_fields
 from sentence_distill.student.vector_files import fitted, joined_schema, make_batch, settled, vector_writer
 
 

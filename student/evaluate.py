@@ -255,7 +255,7 @@ def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured)
     """
     records = [model.distillation for model in models if model.distillation]
     shares = [record["training"]["held_out"] for record in records]
-    share = min(shares) if shares else default_held_out(require_vectors(shards)["totals"]["rows"])
+    share = min(shares) if shares else default_held_out(require_vectors(shards).totals.rows)
     read = cache(partial(Reference.read, shards, share))
     for number, model in enumerate(models):
         record = model.distillation or next(iter(records), None)
@@ -272,7 +272,7 @@ def _measure_fidelity(models: Sequence[Model], shards: Path, measured: Measured)
         progress.log(f"held-out fidelity of {model.name}: {len(reference.tokens):,} sentences")
         try:
             measured.models[model.name]["held_out"] = held_out_fidelity(model, reference)
-            measured.reference = {"corpus": reference.fingerprint["corpus_content"], "held_out": share}
+            measured.reference = {"corpus": reference.fingerprint.corpus_content, "held_out": share}
         except UserError as error:
             measured.skipped[f"held-out fidelity of {model.name}"] = str(error)
 

@@ -363,6 +363,6 @@ def _held_out(distillation: dict[str, Any], student: Path, shards: Path | None) 
     recorded, training = distillation["corpus"]["fingerprint"], distillation["training"]
     folder = shards or own_shards(distillation, student)
     stream = ShardStream(folder, held_out=training["held_out"], train_fraction=training.get("train_fraction", 1.0))
-    if stream.fingerprint["tokenizer"] != recorded["tokenizer"]:
+    if stream.fingerprint.tokenizer != recorded["tokenizer"]:
         raise UserError(f"{folder} holds tokens of another tokenizer than the student's")
     return held_out_texts(stream, _MEASURED_SENTENCES) or []

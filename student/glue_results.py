@@ -12,7 +12,7 @@ from typing import Any
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import DIAGNOSTIC, TASKS, GlueTask, set_name
 from sentence_distill.pipeline.files import write_atomically
-from sentence_distill.pipeline.fingerprint import differing_fields
+from sentence_distill.pipeline.records import differing_fields
 from sentence_distill.student.environment import environment
 
 

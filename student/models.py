@@ -14,9 +14,9 @@ import torch
 
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.hashing import file_hash
-from sentence_distill.pipeline.fingerprint import differing_fields
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
 from sentence_distill.pipeline.load import Located, locate_local, locate_teacher
+from sentence_distill.pipeline.records import differing_fields
 from sentence_distill.pipeline.teacher import READING, Teacher
 from sentence_distill.student.files import FIGURES, is_student, is_unfinished, load_distillation
 from sentence_distill.student.hub import locate_student, packaged_student

@@ -68,7 +68,7 @@ def sample_shards(shards: Path | None, distillation: dict[str, Any], student: Pa
     stream = ShardStream(folder, held_out=held_out, layers=layers)
     require_teacher(folder, stream.fingerprint, distillation)
     tokens, targets = stream.held_out()
-    dim = stream.fingerprint["dim"] // len(stream.fingerprint["layers"])
+    dim = stream.fingerprint.layer_dim
     return Sample(
         fit=_spread(stream, FIT_SENTENCES),
         measured=tokens.take(np.arange(min(len(tokens), MEASURED_SENTENCES))),

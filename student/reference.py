@@ -10,8 +10,8 @@ import torch
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import Tokens
-from sentence_distill.pipeline.fingerprint import differing_fields
-from sentence_distill.pipeline.manifest import require_manifest
+from sentence_distill.pipeline.manifest import ShardFolder, require_manifest
+from sentence_distill.pipeline.records import Fingerprint, as_dict, differing_fields
 from sentence_distill.pipeline.shards import Shard, shard_texts
 from sentence_distill.pipeline.teacher import READING
 from sentence_distill.student.dataset import ShardStream
@@ -30,17 +30,17 @@ def sentences_of_shards(shards: Path, count: int = SENTENCES) -> list[str]:
         UserError: the shards are not complete, or keep no text.
     """
     manifest = require_manifest(shards)
-    if not manifest["fingerprint"]["keep_text"]:
+    if not manifest.fingerprint.keep_text:
         raise UserError(
             f"{shards} keeps no text (--no-text); sd eval --speed --sentences FILE takes a file of sentences"
         )
-    entries = manifest["shards"]
-    ends = np.cumsum([entry["rows"] for entry in entries])
+    own, entries = ShardFolder(shards, manifest), manifest.shards
+    ends = np.cumsum([entry.rows for entry in entries])
     rows = np.unique(np.linspace(0, ends[-1] - 1, min(count, int(ends[-1]))).astype(np.int64))
     sentences: list[str] = []
-    for entry, end in zip(entries, ends, strict=True):
-        inside = rows[(rows >= end - entry["rows"]) & (rows < end)] - (end - entry["rows"])
-        sentences += shard_texts(shards / entry["shard"], inside)
+    for number, (entry, end) in enumerate(zip(entries, ends, strict=True)):
+        inside = rows[(rows >= end - entry.rows) & (rows < end)] - (end - entry.rows)
+        sentences += own.texts(number, inside)
     return sentences
 
 
@@ -123,7 +123,7 @@ class Reference:
     """
 
     shards: Path
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
     tokens: Tokens
     targets: torch.Tensor
     dim: int
@@ -152,7 +152,7 @@ class Reference:
             fingerprint=stream.fingerprint,
             tokens=tokens,
             targets=targets,
-            dim=stream.fingerprint["dim"] // len(stream.fingerprint["layers"]),
+            dim=stream.fingerprint.layer_dim,
             rarest=rarest_counts(tokens, token_counts(stream)),
             texts=held_out_texts(stream, len(tokens)),
         )
@@ -166,7 +166,7 @@ class Reference:
         require_teacher(self.shards, self.fingerprint, distillation)
 
 
-def require_teacher(shards: Path, fingerprint: dict[str, Any], distillation: dict[str, Any]) -> None:
+def require_teacher(shards: Path, fingerprint: Fingerprint, distillation: dict[str, Any]) -> None:
     """Refuse shards of another teacher than a student's.
 
     Args:
@@ -178,12 +178,14 @@ def require_teacher(shards: Path, fingerprint: dict[str, Any], distillation: dic
         UserError: naming what differs.
     """
     trained = distillation["corpus"]["fingerprint"]
-    old, new = ({field: of.get(field) for field in (*_SAME_TEACHER, *READING)} for of in (trained, fingerprint))
+    old, new = (
+        {field: of.get(field) for field in (*_SAME_TEACHER, *READING)} for of in (trained, as_dict(fingerprint))
+    )
     if differing := differing_fields(old, new):
         raise UserError(f"{shards} holds vectors of another teacher: {'; '.join(differing)}; name others with --shards")
 
 
-def require_own(shards: Path, fingerprint: dict[str, Any], distillation: dict[str, Any]) -> None:
+def require_own(shards: Path, fingerprint: Fingerprint, distillation: dict[str, Any]) -> None:
     """Refuse shards that only bear the name of those that a student was trained on.
 
     Where a student comes from another folder or machine, the recorded name may stand for anything here.
@@ -211,18 +213,18 @@ def own_shards(distillation: dict[str, Any], folder: Path) -> Path:
     shards = find_shards(distillation, folder)
     if not shards.is_dir():
         raise UserError(f"no folder {shards}, where the student's shards were; name them with --shards")
-    require_own(shards, require_manifest(shards)["fingerprint"], distillation)
+    require_own(shards, require_manifest(shards).fingerprint, distillation)
     return shards
 
 
-def is_own(fingerprint: dict[str, Any], distillation: dict[str, Any]) -> bool:
+def is_own(fingerprint: Fingerprint, distillation: dict[str, Any]) -> bool:
     """Whether shards are those that a student was trained on."""
     return not differing_fields(distillation["corpus"]["fingerprint"], fingerprint)
 
 
 def token_counts(stream: ShardStream) -> np.ndarray:
     """int64[vocabulary]: how often each token occurs in the rows to train on; one shard is in memory at a time."""
-    vocabulary = int(stream.fingerprint["vocabulary"])
+    vocabulary = stream.fingerprint.vocabulary
     counts = np.zeros(vocabulary, dtype=np.int64)
     for path, train, _ in stream.split():
         counts += np.bincount(Shard.open(path).tokens.take(train).ids, minlength=vocabulary)
@@ -231,7 +233,7 @@ def token_counts(stream: ShardStream) -> np.ndarray:
 
 def held_out_texts(stream: ShardStream, count: int) -> list[str] | None:
     """The sentences of the first `count` held-out rows; None where the shards keep no text."""
-    if not stream.fingerprint["keep_text"]:
+    if not stream.fingerprint.keep_text:
         return None
     texts: list[str] = []
     for path, _, held_out in stream.split():

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.tokenization import TextTokenizer
-from sentence_distill.pipeline.manifest import WORD_EMBEDDINGS, require_vectors
+from sentence_distill.pipeline.manifest import require_vectors
+from sentence_distill.pipeline.records import WORD_EMBEDDINGS
 from sentence_distill.student.config import INITS
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.files import find_shards, module_weights
@@ -67,7 +68,7 @@ def initial_words(distillation: dict[str, Any], folder: Path) -> torch.Tensor:
         UserError: the shards are not there, are now another teacher's, or its embeddings are narrower.
     """
     shards = find_shards(distillation, folder)
-    if require_vectors(shards)["fingerprint"]["teacher_weights"] != distillation["teacher"]["teacher_weights"]:
+    if require_vectors(shards).fingerprint.teacher_weights != distillation["teacher"]["teacher_weights"]:
         raise UserError(f"{shards} holds the words of another teacher than the student's")
     words, dim = load_file(shards / WORD_EMBEDDINGS)["weight"].float(), distillation["student"]["embedding_dim"]
     return initial_embeddings("pca", words, dim, torch.Generator())

@@ -88,7 +88,7 @@ def from_logits(shards: Path, data: TaskData) -> Labelled:
 
 def _in_order(found: Logits, task: Task, shards: Path) -> np.ndarray:
     """The logits in the order of the task's classes; a teacher that only numbers its classes is taken for ordered."""
-    names = [str(name) for name in found.fingerprint["labels"]]
+    names = found.fingerprint.labels or []
     if task.regression or names == [f"LABEL_{number}" for number in range(len(names))]:
         return found.logits
     if set(names) != set(task.labels):

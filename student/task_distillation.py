@@ -94,15 +94,15 @@ class TaskTeacher:
         embed_corpus(
             corpus=Corpus.open([str(text)], format="jsonl", text_column=",".join(FIELDS[len(columns)])),
             located=Located(teacher, f"{self.located.name} fine-tuned on {data.task.name}"),
-            out=shards,
             config=EmbedConfig(
+                out=str(shards),
                 rules=SentenceRules(split=False, min_words=1, max_words=_MOST_WORDS),
                 shard_rows=_SHARD_ROWS,
                 max_tokens=longest_text(teacher),
                 dtype="float32",
+                device=str(self.fitter.device),
+                precision="bf16" if self.fitter.precision == torch.bfloat16 else "fp32",
             ),
-            device=str(self.fitter.device),
-            precision="bf16" if self.fitter.precision == torch.bfloat16 else "fp32",
         )
         return from_logits(shards, data)
 

@@ -13,8 +13,9 @@ from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.progress import Advance
 from sentence_distill.data.tokenization import TextTokenizer
-from sentence_distill.pipeline.allocator import keep_freed_memory
-from sentence_distill.pipeline.manifest import TOKENIZER, WORD_EMBEDDINGS, require_vectors
+from sentence_distill.pipeline.manifest import require_vectors
+from sentence_distill.pipeline.processes import keep_freed_memory
+from sentence_distill.pipeline.records import TOKENIZER, WORD_EMBEDDINGS, as_dict
 from sentence_distill.student.checkpoint import Checkpoints, State
 from sentence_distill.student.config import StudentConfig, TrainConfig, default_held_out
 from sentence_distill.student.dataset import Batch, LostShardError, ShardStream
@@ -105,7 +106,7 @@ class Trainer:
             UserError: nothing is left to train on, or the shards do not fit the start.
         """
         if config.held_out is None:
-            config = replace(config, held_out=default_held_out(require_vectors(shards)["totals"]["rows"]))
+            config = replace(config, held_out=default_held_out(require_vectors(shards).totals.rows))
         assert config.held_out is not None
         self.config = config
         self.out = out
@@ -362,7 +363,7 @@ class Trainer:
     def identity(self) -> dict[str, Any]:
         """What two runs must share to be the same run; the number of processes is not part of it."""
         student = {f"student {field}": value for field, value in asdict(self.encoder.config).items()}
-        shards = {f"shards' {field}": value for field, value in self.stream.fingerprint.items()}
+        shards = {f"shards' {field}": value for field, value in as_dict(self.stream.fingerprint).items()}
         start = {"weights of init": self.start.weights} if self.start else {}
         return {**student, **asdict(self.config), **start, **shards, "precision": str(self.precision)}
 
@@ -449,7 +450,7 @@ def write_trained(trainer: Trainer, shards: Path) -> dict[str, float]:
     """Write the best student of a run into its folder; return its held-out scores and over how many rows they are."""
     student, best = trainer.best_student()
     scores = {**{name: best[name] for name in SCORES}, "rows": len(trainer.held_out)}
-    fingerprint = trainer.stream.fingerprint
+    fingerprint = as_dict(trainer.stream.fingerprint)
     teacher = {name: fingerprint[name] for name in ("teacher", "teacher_weights", "pooling", "normalize")}
     teacher["layers"] = list(trainer.config.target_layers or fingerprint["layers"])
     start = trainer.start
@@ -458,7 +459,7 @@ def write_trained(trainer: Trainer, shards: Path) -> dict[str, float]:
         student,
         {
             "teacher": teacher,
-            "corpus": {"rows": trainer.stream.manifest["totals"]["rows"], "fingerprint": fingerprint},
+            "corpus": {"rows": trainer.stream.manifest.totals.rows, "fingerprint": fingerprint},
             "shards": shards_place(shards, trainer.out),
             "training": asdict(trainer.config),
             **({"start": {"student": start.name, "weights": start.weights}} if start else {}),

@@ -54,7 +54,7 @@ def test_a_teacher_s_libraries_are_told_to_keep_few_kernels_before_they_are_load
     [
         (["embed", "--corpus", "no-such.txt"], 1, "no-such.txt"),
         (["embed"], 2, "--corpus"),
-        (["embed", "--corpus", "x", "--layers", "last"], 2, "layer numbers"),
+        (["embed", "--corpus", "x", "--layers", "last"], 2, "whole numbers"),
         (["embed", "--corpus", "x", "--min-words", "9", "--max-words", "3"], 1, "leave no sentence"),
         (["embed", "--corpus", "x", "--workers", "2"], 2, "go with --engine ray"),
         (["embed", "--corpus", "x", "--engine", "ray", "--devices", "all"], 2, "leave --device and --devices out"),

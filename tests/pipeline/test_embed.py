@@ -36,12 +36,12 @@ def test_token_ids_carry_no_special_tokens_and_fit_two_bytes(shards):
 
 def test_counts_add_up(shards):
     manifest = load_manifest(shards)
-    totals = manifest["totals"]
-    assert totals["records"] == 303
-    assert totals["duplicates"] == 3
-    assert totals["rejected"] == {"too few words": 2}
-    assert totals["sentences"] == totals["rows"] + totals["duplicates"] + sum(totals["rejected"].values())
-    assert totals["rows"] == sum(shard["rows"] for shard in manifest["shards"]) == rows(shards).num_rows
+    totals = manifest.totals
+    assert totals.records == 303
+    assert totals.duplicates == 3
+    assert totals.rejected == {"too few words": 2}
+    assert totals.sentences == totals.rows + totals.duplicates + sum(totals.rejected.values())
+    assert totals.rows == sum(shard.rows for shard in manifest.shards) == rows(shards).num_rows
 
 
 def test_rejected_sentences_are_listed_with_place_and_reason(shards):
@@ -118,8 +118,8 @@ def test_a_shard_of_another_run_is_found(shards, tmp_path, sd, arguments):
 
 def test_sentences_with_too_many_tokens_are_rejected(sd, arguments, tmp_path):
     assert sd(*arguments, "--max-tokens", "8", "--out", tmp_path / "out") == 0
-    totals = load_manifest(tmp_path / "out")["totals"]
-    assert totals["rejected"]["too many tokens"] > 0
+    totals = load_manifest(tmp_path / "out").totals
+    assert totals.rejected["too many tokens"] > 0
     assert max(map(len, rows(tmp_path / "out")["input_ids"].to_pylist())) == 8
 
 
@@ -141,8 +141,8 @@ def test_vectors_that_are_not_finite_are_rejected(sd, arguments, tmp_path, monke
 
     monkeypatch.setattr(Teacher, "launch", broken)
     assert sd(*arguments, "--out", tmp_path / "out") == 0
-    totals = load_manifest(tmp_path / "out")["totals"]
-    assert totals["rejected"]["non-finite embedding"] == len(load_manifest(tmp_path / "out")["shards"])
+    totals = load_manifest(tmp_path / "out").totals
+    assert totals.rejected["non-finite embedding"] == len(load_manifest(tmp_path / "out").shards)
     assert np.isfinite(Shard.open(tmp_path / "out" / "shard-00000.arrow").embeddings).all()
 
 
@@ -231,7 +231,7 @@ def test_shards_inside_the_corpus_s_folder_are_no_corpus(sd, arguments, corpus_f
     arguments[arguments.index(str(corpus_file))] = str(folder)
     for _ in range(2):
         assert sd(*arguments, "--out", folder / "shards") == 0
-    assert load_manifest(folder / "shards")["fingerprint"]["corpus_files"] == 1
+    assert load_manifest(folder / "shards").fingerprint.corpus_files == 1
 
 
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])
@@ -251,5 +251,5 @@ def test_a_shard_may_be_empty(sd, teacher_folder, tmp_path):
     corpus.write_text("The red cat ran. The old dog ran.\n" * 2)
     out = tmp_path / "out"
     assert sd("embed", "--corpus", corpus, "--teacher", teacher_folder, "--shard-rows", "2", "--out", out) == 0
-    assert [shard["rows"] for shard in load_manifest(out)["shards"]] == [2, 0]
+    assert [shard.rows for shard in load_manifest(out).shards] == [2, 0]
     assert verify_folder(out, lambda n: None) == []

@@ -253,7 +253,7 @@ def test_the_death_of_a_reading_process_is_said(moment, teacher_folder, corpus_f
     with pytest.raises(UserError, match="ended with code -9"):
         run.run()
     killer.join()
-    assert run.run()["totals"]["rows"] == load_manifest(shards)["totals"]["rows"]
+    assert run.run().totals.rows == load_manifest(shards).totals.rows
     assert verify_folder(tmp_path / "out", lambda n: None) == []
 
 
@@ -268,7 +268,7 @@ def test_each_of_400_flipped_bits_is_found_by_verify_and_by_training(shards, tmp
             path.write_bytes(flipped)
             assert any("shard-00002" in problem for problem in verify_folder(folder, lambda n: None))
             with pytest.raises(UserError, match=r"shard-00002\.arrow"):
-                ShardStream(folder, held_out=0.1)
+                _ = ShardStream(folder, held_out=0.1).train_rows
         path.write_bytes(content)
     assert verify_folder(folder, lambda n: None) == []
 
@@ -283,7 +283,7 @@ def test_a_folder_is_refused_while_its_run_lives_and_taken_over_when_it_is_dead(
     process.kill()
     process.join()
     assert run_sd(*arguments, "--out", out, "--shard-rows", "10") == 0
-    assert load_manifest(out)["totals"]["rows"] == load_manifest(shards)["totals"]["rows"]
+    assert load_manifest(out).totals.rows == load_manifest(shards).totals.rows
 
 
 def test_many_vectors_that_are_not_finite_stop_the_run(arguments, tmp_path, monkeypatch, capsys):
@@ -307,7 +307,7 @@ def test_lines_of_rejected_sentences_that_were_lost_before_the_folder_was_closed
     folder = shutil.copytree(shards, tmp_path / "shards")
     rejected = folder / "rejected.jsonl"
     rejected.write_bytes(rejected.read_bytes().split(b"\n", 1)[1])
-    manifest = load_manifest(folder)
+    manifest = files.load_json(folder / "manifest.json")
     manifest["files"]["rejected.jsonl"] = file_hash(rejected)
     (folder / "manifest.json").write_bytes(files.dump_json(manifest))
     problems = verify_folder(folder, lambda n: None)
@@ -318,7 +318,7 @@ def test_lines_of_rejected_sentences_that_were_lost_before_the_folder_was_closed
 
 def test_totals_that_do_not_add_up_are_found(shards, tmp_path):
     folder = shutil.copytree(shards, tmp_path / "shards")
-    manifest = load_manifest(folder)
+    manifest = files.load_json(folder / "manifest.json")
     manifest["totals"]["records"] += 1
     (folder / "manifest.json").write_bytes(files.dump_json(manifest))
     problems = verify_folder(folder, lambda n: None)

@@ -20,13 +20,13 @@ from transformers import (
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.embed import embed_corpus
 from sentence_distill.pipeline.hardware import ATTENTION
 from sentence_distill.pipeline.load import Located, tokenize_pairs
 from sentence_distill.pipeline.manifest import load_manifest, read_logits, verify_folder
+from sentence_distill.pipeline.records import as_dict
 from sentence_distill.pipeline.shards import Shard
 from tests.conftest import contents, make_classifier, make_sentences
 from tests.pipeline.test_teacher import embed, load
@@ -59,9 +59,7 @@ def run(corpus, teacher, out, text_column="a,b", **config):
     embed_corpus(
         corpus=Corpus.open([str(corpus)], text_column=text_column),
         located=Located(teacher, "classifier"),
-        out=out,
-        config=EmbedConfig(rules=SentenceRules(), shard_rows=20, **config),
-        precision="fp32",
+        config=EmbedConfig(out=str(out), shard_rows=20, precision="fp32", **config),
     )
     return out
 
@@ -90,7 +88,7 @@ def test_the_logits_of_single_sentences_are_those_of_transformers(classifier_fol
     assert logits.texts == (SENTENCES,)
     np.testing.assert_allclose(logits.logits, reference(classifier_folder, SENTENCES), atol=1e-5)
     assert logits.logits.std() > 0.1
-    assert "separator" not in logits.fingerprint
+    assert logits.fingerprint.separator is None
 
 
 def test_a_regression_has_one_logit(pairs, teacher_folder, tmp_path):
@@ -107,8 +105,8 @@ def test_the_names_of_the_labels_come_with_the_logits(logits_folder, classifier_
     config = json.loads((folder / "config.json").read_text())
     config |= {"id2label": {"0": "neutral", "1": "entailment", "2": "contradiction"}}
     (folder / "config.json").write_text(json.dumps(config))
-    assert load(folder).facts().fingerprint["labels"] == ["neutral", "entailment", "contradiction"]
-    assert read_logits(logits_folder).fingerprint["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert load(folder).facts().fingerprint.labels == ["neutral", "entailment", "contradiction"]
+    assert read_logits(logits_folder).fingerprint.labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
 @pytest.mark.parametrize("labels", [1, 3])
@@ -128,7 +126,7 @@ def test_the_facts_of_a_classifier_are_those_of_its_logits(classifier_folder):
     facts = teacher.facts()
     assert (teacher.dim, teacher.layer_dim, facts.dim) == (3, 3, 3)
     assert (teacher.recipe.pooling, teacher.recipe.layers, teacher.recipe.normalize) == ("logits", (2,), False)
-    assert facts.fingerprint["pooling"] == "logits"
+    assert facts.fingerprint.pooling == "logits"
     assert load(classifier_folder, pooling="logits").facts() == facts
     assert load(classifier_folder, pooling="cls").facts().fingerprint != facts.fingerprint
 
@@ -140,7 +138,7 @@ def test_on_a_cpu_its_encoder_computes_with_the_kernels_for_cpus(classifier_fold
 
 
 def test_an_ordinary_run_has_no_field_of_pairs_or_logits(shards):
-    fields = load_manifest(shards)["fingerprint"].keys()
+    fields = as_dict(load_manifest(shards).fingerprint).keys()
     assert fields == {
         *("teacher", "teacher_weights", "teacher_config", "special_tokens", "tokenizer", "pooling", "layers"),
         *("normalize", "compute_dtype", "plan", "dim", "vocabulary", "max_tokens", "token_budget", "dtype"),
@@ -196,7 +194,7 @@ def test_tokens_of_both_sides_and_between_them_count_together(classifier_folder,
     corpus = write_pairs(tmp_path / "pairs.jsonl", first, second)
     out = run(corpus, classifier_folder, tmp_path / "out", max_tokens=7)
     assert read_logits(out).texts == (["the red cat"], ["the dog saw"])
-    assert load_manifest(out)["totals"]["rejected"] == {"too many tokens": 1}
+    assert load_manifest(out).totals.rejected == {"too many tokens": 1}
 
 
 def test_the_separator_in_text_is_text_and_the_mask_stays_the_mask(classifier_folder, tmp_path):
@@ -326,7 +324,7 @@ def test_the_command_writes_logits_of_pairs_that_it_does_not_split(sd, classifie
     assert sd(*command, tmp_path / "out") == 0
     assert "next: sd finetune STUDENT --task NAME --logits" in capsys.readouterr().out
     assert read_logits(tmp_path / "out").texts == (FIRST, second)
-    assert load_manifest(tmp_path / "out")["fingerprint"]["dtype"] == "float32"
+    assert load_manifest(tmp_path / "out").fingerprint.dtype == "float32"
     assert sd("shards", "verify", tmp_path / "out") == 0
     assert sd("shards", tmp_path / "out") == 0
     assert "pooling logits, layers 2; 3 x float32" in capsys.readouterr().out

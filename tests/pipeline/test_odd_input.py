@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.sentences import SentenceRules
-from sentence_distill.pipeline.fingerprint import text_fingerprint
 from sentence_distill.pipeline.manifest import load_manifest, verify_folder
+from sentence_distill.pipeline.plan import text_fingerprint
 from tests.conftest import run_sd
 
 SENTENCE = "The red cat ran over the old bridge."
@@ -37,9 +37,9 @@ def test_odd_input_is_embedded_or_counted(teacher_folder, tmp_path, content, row
     (tmp_path / "corpus.txt").write_bytes(content)
     out = tmp_path / "out"
     assert run_sd("embed", "--corpus", tmp_path / "corpus.txt", "--teacher", teacher_folder, "--out", out) == 0
-    totals = load_manifest(out)["totals"]
-    assert (totals["rows"], totals["rejected"]) == (rows, rejected)
-    assert totals["sentences"] == totals["rows"] + totals["duplicates"] + sum(rejected.values())
+    totals = load_manifest(out).totals
+    assert (totals.rows, totals.rejected) == (rows, rejected)
+    assert totals.sentences == totals.rows + totals.duplicates + sum(rejected.values())
     assert verify_folder(out, lambda n: None) == []
     listed = [json.loads(line)["reason"] for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert listed == list(rejected)

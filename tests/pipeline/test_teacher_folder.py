@@ -85,7 +85,7 @@ def test_the_transformer_may_lie_in_a_folder_of_its_own(folder):
     modules[0]["path"] = "0_Transformer"
     (folder / "modules.json").write_text(json.dumps(modules))
     teacher = assert_same(folder)
-    assert len(teacher.facts().fingerprint["teacher_weights"]) == 1
+    assert len(teacher.facts().fingerprint.teacher_weights) == 1
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
@@ -152,7 +152,7 @@ def test_a_field_of_the_configuration_may_be_replaced(folder, name):
     before = load(folder)
     edit(folder / "sentence_bert_config.json", **{name: {"hidden_act": "relu"}})
     after = assert_same(folder)
-    assert before.facts().fingerprint["teacher_config"] != after.facts().fingerprint["teacher_config"]
+    assert before.facts().fingerprint.teacher_config != after.facts().fingerprint.teacher_config
 
 
 @pytest.mark.parametrize("modes", [*MODES, ["mean", "cls"], ["max", "lasttoken", "weightedmean"]])
@@ -160,7 +160,7 @@ def test_poolings_as_they_are_saved_today(folder, modes):
     edit(folder / "1_Pooling" / "config.json", pooling_mode=modes)
     teacher = assert_same(folder)
     assert "modules" not in teacher.facts().fingerprint
-    again = load(folder, pooling=teacher.facts().fingerprint["pooling"])
+    again = load(folder, pooling=teacher.facts().fingerprint.pooling)
     np.testing.assert_array_equal(embed(teacher), embed(again))
 
 
@@ -181,7 +181,7 @@ def test_a_default_prompt_is_put_before_every_sentence(folder, modes, include):
     edit(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name="query")
     teacher = assert_same(folder)
     facts = teacher.facts()
-    assert facts.fingerprint["prompt"] == "the old river: "
+    assert facts.fingerprint.prompt == "the old river: "
     assert "prompt 'the old river: '" in str(facts)
     assert facts.max_tokens == 158 - 4
     if modes == ["mean"]:
@@ -423,8 +423,8 @@ def test_a_students_teacher_is_read_again_as_it_was(teacher_folder, corpus_file,
     embed_options = ("--corpus", corpus_file, "--teacher", folder, "--shard-rows", "200", "--precision", "fp32")
     assert sd("embed", *embed_options, "--out", shards) == 0
     manifest = json.loads((shards / "manifest.json").read_text())
-    assert (manifest["fingerprint"]["max_tokens"], manifest["fingerprint"]["dim"]) == (60 - 2 - 4, 16)
-    assert manifest["notice"] == ""
+    assert (manifest.fingerprint.max_tokens, manifest.fingerprint.dim) == (60 - 2 - 4, 16)
+    assert manifest.notice == ""
     shape = ("--embedding-dim", "16", "--hidden", "16", "--epochs", "1", "--batch-size", "16", "--held-out", "0.1")
     assert sd("train-student", "--shards", shards, "--out", student, *shape) == 0
     distillation = load_distillation(student)
@@ -444,7 +444,7 @@ def test_sentences_longer_than_the_teacher_reads_are_rejected(folder, corpus_fil
     assert sd(*arguments) == 0
     assert "reads 8 tokens of a sentence; longer ones are rejected" in capsys.readouterr().err
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["fingerprint"]["max_tokens"] == 8
-    assert manifest["totals"]["rejected"]["too many tokens"] > 0
+    assert manifest.fingerprint.max_tokens == 8
+    assert manifest.totals.rejected["too many tokens"] > 0
     assert sd(*arguments[:-1], tmp_path / "other", "--max-tokens", "9") == 1
     assert "this teacher takes 8 at most" in capsys.readouterr().err

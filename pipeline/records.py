@@ -1,0 +1,263 @@
+"""Records next to the shards: sidecars, manifest.json, plan.json, sources.json; docs/shard-format.md describes them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.files import dump_json, load_json, write_atomically
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SOURCES = "sources.json"
+PLAN = "plan.arrow"
+PLAN_SIDECAR = "plan.json"
+REJECTED = "rejected.jsonl"
+TOKENIZER = "teacher/tokenizer.json"
+WORD_EMBEDDINGS = "teacher/word_embeddings.safetensors"
+
+
+class TeacherFingerprint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What of a teacher decides the embeddings. Fields with a default are written only if they apply."""
+
+    teacher: str
+    teacher_weights: list[str]
+    """xxh3-128 of each weights file."""
+    teacher_config: str
+    special_tokens: list[list[int]]
+    """Ids before and after a sentence."""
+    tokenizer: str
+    pooling: str
+    layers: list[int]
+    normalize: bool
+    compute_dtype: str
+    prompt: str | None = None
+    unpooled_tokens: int | None = None
+    modules: list[str] | None = None
+    token_types: list[int] | None = None
+    separator: list[int] | None = None
+    """Ids between the sides of a pair; None if the run embeds single sentences."""
+    labels: list[str] | None = None
+    """Names of the logits."""
+
+
+class Fingerprint(TeacherFingerprint, frozen=True, kw_only=True, omit_defaults=True):
+    """What a run's output depends on; runs that differ in any field must not share a folder."""
+
+    corpus_files: int
+    corpus_bytes: int
+    corpus_names: str
+    corpus_content: str
+    format: str
+    text_field: str
+    splitter: str
+    language: str
+    min_words: int
+    max_words: int
+    shard_rows: int
+    plan: str
+    dim: int
+    """Width of the embeddings of all layers together."""
+    vocabulary: int
+    max_tokens: int
+    token_budget: int
+    dtype: str
+    keep_text: bool
+    compression: str
+
+    @property
+    def layer_dim(self) -> int:
+        """Width of the embedding of one layer."""
+        return self.dim // len(self.layers)
+
+
+TextFields = dict[str, int | str]
+"""The fields of a `Fingerprint` that decide the plan: files of the corpus, and rules."""
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """How records were used; rows + duplicates + all rejected = sentences."""
+
+    records: int
+    sentences: int
+    duplicates: int
+    rejected: dict[str, int]
+
+
+class Totals(Counts, frozen=True, kw_only=True):
+    """Sums over all shards."""
+
+    rows: int
+    tokens: int
+    bytes: int
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a shard's slice begins in the corpus; see `Position`."""
+
+    file: int
+    record: int
+    offset: int
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard in the manifest."""
+
+    shard: str
+    rows: int
+    tokens: int
+    bytes: int
+    xxh3_128: str
+
+
+class Sidecar(Entry, frozen=True, kw_only=True):
+    """What lies next to a shard, and makes it exist."""
+
+    format: int = FORMAT_VERSION
+    source: Start
+    counts: Counts
+    rejected_xxh3_128: str
+    fingerprint: Fingerprint
+    notice: str = ""
+    """Format 1 has it; it is empty."""
+
+    @property
+    def entry(self) -> Entry:
+        """What the manifest says of the shard."""
+        return Entry(**{name: getattr(self, name) for name in Entry.__struct_fields__})
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a folder holds; it is complete once this is there. Holds no time or host."""
+
+    format: int = FORMAT_VERSION
+    fingerprint: Fingerprint
+    notice: str = ""
+    totals: Totals
+    files: dict[str, str]
+    """xxh3-128 of the files next to the shards."""
+    shards: list[Entry]
+
+
+class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What vouches for plan.arrow."""
+
+    fingerprint: TextFields
+    xxh3_128: str
+
+
+class Sources(msgspec.Struct, frozen=True, kw_only=True):
+    """What a folder was made from, for people; no part of the format."""
+
+    files: int
+    names: list[str]
+    """The first few."""
+    command: str = ""
+
+
+Record = TypeVar("Record", bound=msgspec.Struct)
+
+
+def read_record(path: Path, kind: type[Record]) -> Record | None:
+    """Read a record whose checksum is right, or return None: a file that is missing or damaged does not exist.
+
+    Raises:
+        UserError: it is another format's.
+    """
+    try:
+        content = load_json(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    if content.get("format", FORMAT_VERSION) != FORMAT_VERSION:
+        raise UserError(f"{path.parent} has shard format {content['format']}, this version reads {FORMAT_VERSION}")
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError:
+        return None
+
+
+def write_record(path: Path, record: msgspec.Struct) -> None:
+    """Write a record with its checksum; the same record always gives the same bytes."""
+    write_atomically(path, dump_json(msgspec.to_builtins(record)))
+
+
+def read_sources(folder: Path) -> Sources | None:
+    """Read what a folder was made from, or return None if that is not known."""
+    try:
+        return msgspec.json.decode((folder / SOURCES).read_bytes(), type=Sources)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def write_sources(folder: Path, sources: Sources) -> None:
+    """Write what a folder was made from; it is no part of the format, whose fingerprint has a hash of the names."""
+    write_atomically(folder / SOURCES, msgspec.json.encode(sources) + b"\n")
+
+
+# Differences between runs, in the words of options and files.
+
+_CORPUS = {
+    "corpus_files": "another number of corpus files",
+    "corpus_bytes": "corpus files of another size",
+    "corpus_names": "corpus files of other names",
+    "corpus_content": "corpus files of another content",
+}
+_TEACHER = {
+    "teacher": "the teacher",
+    "teacher_weights": "the teacher's weights",
+    "teacher_config": "the teacher's config.json",
+    "tokenizer": "the teacher's tokenizer",
+    "special_tokens": "the teacher's special tokens",
+    "vocabulary": "the teacher's vocabulary",
+}
+_NAMED_AS_OPTIONS = (
+    *("language", "min_words", "max_words", "max_tokens", "layers", "shard_rows", "token_budget", "dtype", "pooling"),
+    *("compression", "text_column", "input_format", "columns", "precision"),
+)
+_OPTIONS = {
+    **{name: f"--{name.replace('_', '-')}" for name in _NAMED_AS_OPTIONS},
+    "format": "--input-format",
+    "text_field": "--text-column",
+    "splitter": "the sentence splitter",
+    "compute_dtype": "--precision",
+    "keep_text": "text kept (--no-text)",
+    "normalize": "vectors of length 1",
+}
+# Of these a value would tell nobody anything.
+_UNSHOWN = {"input": "the input files", "student": "the student's weights"}
+# These follow from the others.
+_DERIVED = ("plan", "dim", "separator", "labels")
+
+
+def differing_fields(old: Mapping[str, Any] | msgspec.Struct, new: Mapping[str, Any] | msgspec.Struct) -> list[str]:
+    """Describe each field that differs, in the words of options and files: "--min-words is 3 there, 1 here"."""
+    old, new = as_dict(old), as_dict(new)
+    fields = [field for field in (*new, *(old.keys() - new.keys())) if old.get(field) != new.get(field)]
+    said = []
+    # Of the fields of one kind the first that differs says enough.
+    for kind in (_CORPUS, _TEACHER):
+        # Two files tell more by their number or size than by their hashes.
+        if found := next((field for field in kind if field in fields), None):
+            numbers = isinstance(old.get(found), int) and isinstance(new.get(found), int)
+            named = found == "teacher" or numbers
+            said.append(_difference(kind[found], old.get(found), new.get(found)) if named else kind[found])
+    for field in fields:
+        if field not in _CORPUS and field not in _TEACHER and field not in _DERIVED:
+            name = _OPTIONS.get(field, field.replace("_", " "))
+            said.append(_UNSHOWN.get(field, _difference(name, old.get(field), new.get(field))))
+    return said or [_difference(field, old.get(field), new.get(field)) for field in sorted(fields)]
+
+
+def as_dict(record: Mapping[str, Any] | msgspec.Struct) -> dict[str, Any]:
+    """Return the fields of a record as they are written."""
+    return msgspec.to_builtins(record) if isinstance(record, msgspec.Struct) else dict(record)  # type: ignore[no-any-return]
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    def short(value: Any) -> str:
+        text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        return text if len(text) <= 40 else text[:16] + "…"
+
+    return f"{name} ({short(old)} there, {short(new)} here)"
