@@ -30,7 +30,6 @@ def embed_once(corpus: str, out: Path) -> dict[str, Any]:
     from no_teacher import no_teacher
 
     from sentence_distill.data.corpus import Corpus
-    from sentence_distill.data.sentences import SentenceRules
     from sentence_distill.pipeline.config import EmbedConfig
     from sentence_distill.pipeline.embed import EmbedRun
     from sentence_distill.pipeline.engines import LocalEngine
@@ -42,18 +41,18 @@ def embed_once(corpus: str, out: Path) -> dict[str, Any]:
         corpus=Corpus.open([corpus]),
         engine=engine,
         out=out,
-        config=EmbedConfig(rules=SentenceRules()),
+        config=EmbedConfig(),
     )
-    totals = run.run()["totals"]
+    totals = run.run().totals
     seconds = time.perf_counter() - started
     return {
-        "sentences": totals["rows"],
+        "sentences": totals.rows,
         "seconds": round(seconds, 1),
-        "us_per_sentence": round(1e6 * seconds / totals["rows"], 1),
+        "us_per_sentence": round(1e6 * seconds / totals.rows, 1),
         "mb_before": round(before / 1024),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "peak_mb_of_reader": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
-        "bytes_per_sentence": round(totals["bytes"] / totals["rows"]),
+        "bytes_per_sentence": round(totals.bytes / totals.rows),
     }
 
 

@@ -10,7 +10,6 @@ import argparse
 import shutil
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,14 @@ from record import write_result
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.hashing import sentence_id
-from sentence_distill.data.sentences import SentenceRules, split_sentences
-from sentence_distill.pipeline.config import MAX_TOKENS, EmbedConfig
-from sentence_distill.pipeline.embed import CPU_TOKEN_BUDGET
-from sentence_distill.pipeline.engines import TeacherSpec
+from sentence_distill.data.sentences import split_sentences
+from sentence_distill.pipeline.config import EmbedConfig
+from sentence_distill.pipeline.embed import EmbedRun
+from sentence_distill.pipeline.engines import LocalEngine, TeacherSpec
 from sentence_distill.pipeline.load import locate_teacher
-from sentence_distill.pipeline.plan import Plan, make_plan
-from sentence_distill.pipeline.slices import commit_slice, prepare_slice
+from sentence_distill.pipeline.plan import Plan, make_plan, text_fingerprint
+from sentence_distill.pipeline.slices import Job, commit_slice, embed_slices, prepare_slice, slice_records
 from sentence_distill.pipeline.teacher import Teacher
-from sentence_distill.pipeline.work import Job, embed_slices, slice_records
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -57,12 +55,10 @@ def stages(corpus: Corpus, plan: Plan, config: EmbedConfig, teacher: Teacher, jo
     hash_s, _ = timed(lambda: [sentence_id(sentence) for sentence in sentences])
     tokenise_s, _ = timed(lambda: teacher.tokenize(sentences))
     text = prepare_slice(iter(records), part, config, teacher.tokenizer, np.uint16)
-    assert text.tokens is not None
     started = time.perf_counter()
     vectors = teacher.embed(text.tokens, config.token_budget)
     teacher_s = time.perf_counter() - started
-    write = partial(commit_slice, config=config, out=job.out, names=["corpus"], fingerprint={})
-    write_s, _ = timed(lambda: write(text, vectors))
+    write_s, _ = timed(lambda: commit_slice(job, text, vectors))
     seconds = {
         "read lines": read_s,
         "split and clean": split_s,
@@ -98,13 +94,16 @@ def main() -> None:
     parser.add_argument("--teacher", default="minilm")
     parser.add_argument("--slices", type=int, default=4)
     options = parser.parse_args()
-    config = EmbedConfig(rules=SentenceRules(), max_tokens=MAX_TOKENS, token_budget=CPU_TOKEN_BUDGET, dtype="float16")
+    config = EmbedConfig()
     corpus = Corpus.open([options.corpus])
     started = time.perf_counter()
-    plan = make_plan(corpus, config.rules, config.shard_rows, {}, lambda count: None)
+    text = text_fingerprint(corpus, config.rules, config.shard_rows)
+    plan = make_plan(corpus, config.rules, config.shard_rows, text, lambda count: None)
     plan_s = time.perf_counter() - started
     teacher = TeacherSpec(located=locate_teacher(options.teacher)).load("cpu")
-    job = Job(corpus, config, options.workdir / "stages-shards", {})
+    out = options.workdir / "stages-shards"
+    job = EmbedRun(corpus=corpus, engine=LocalEngine(teacher, 1), out=out, config=config).job(plan)
+    config = job.config
     job.out.mkdir(parents=True, exist_ok=True)
     rows = [{"stage": "plan (once, ahead of all)", "us_per_sentence": round(1e6 * plan_s / plan.rows, 1)}]
     rows += stages(corpus, plan, config, teacher, job)

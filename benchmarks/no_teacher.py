@@ -8,7 +8,7 @@ import torch
 from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.engines import TeacherSpec
 from sentence_distill.pipeline.load import locate_teacher
-from sentence_distill.pipeline.teacher import Launched, Teacher
+from sentence_distill.pipeline.teacher import PendingEmbeddings, Teacher
 
 
 class NoTeacher(Teacher):
@@ -16,10 +16,10 @@ class NoTeacher(Teacher):
 
     def launch(
         self, tokens: Tokens, token_budget: int, advance: Callable[[int], None] = lambda count: None
-    ) -> Launched:
+    ) -> PendingEmbeddings:
         """Zeros."""
         advance(len(tokens))
-        return Launched(torch.zeros(len(tokens), self.dim), None, np.arange(len(tokens)))
+        return PendingEmbeddings(torch.zeros(len(tokens), self.dim), None, np.arange(len(tokens)))
 
 
 def no_teacher(name: str) -> Teacher:

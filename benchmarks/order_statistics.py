@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("shards", type=Path)
     parser.add_argument("--window", type=int, nargs="*", default=[16_384, 131_072, 1 << 20])
     args = parser.parse_args()
-    names = [entry["shard"] for entry in require_manifest(args.shards)["shards"]]
+    names = [entry.shard for entry in require_manifest(args.shards).shards]
     shards = [Shard.open(args.shards / name) for name in names]
     lengths = np.concatenate([shard.tokens.lengths for shard in shards])
     vectors = np.concatenate([shard.embeddings for shard in shards]).astype(np.float32)

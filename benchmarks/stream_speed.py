@@ -16,10 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
 from record import write_result
 
-from sentence_distill.pipeline.files import dump_json, load_json
-from sentence_distill.pipeline.manifest import ENTRY
+from sentence_distill.pipeline.manifest import require_manifest
+from sentence_distill.pipeline.records import write_record
 from sentence_distill.pipeline.shards import Shard, make_table, read_sidecar, write_shard
 
 CONTENDERS = ("sd", "datasets", "datasets-shuffled", "litdata", "mosaicml-streaming")
@@ -62,20 +63,27 @@ def main() -> None:
 def one_layer(shards: Path, folder: Path) -> Path:
     """A copy of shards with the last of their layers alone."""
     folder.mkdir()
-    manifest = load_json(shards / "manifest.json")
-    fingerprint = manifest["fingerprint"]
-    width = fingerprint["dim"] // len(fingerprint["layers"])
-    fingerprint |= {"dim": width, "layers": fingerprint["layers"][-1:]}
-    for entry in manifest["shards"]:
-        shard, sidecar = Shard.open(shards / entry["shard"]), read_sidecar(shards / entry["shard"])
+    manifest = require_manifest(shards)
+    width = manifest.fingerprint.layer_dim
+    fingerprint = replace(manifest.fingerprint, dim=width, layers=manifest.fingerprint.layers[-1:])
+    entries = []
+    for entry in manifest.shards:
+        shard, sidecar = Shard.open(shards / entry.shard), read_sidecar(shards / entry.shard)
         assert sidecar is not None
         table = make_table(shard.ids, shard.tokens, shard.embeddings[:, -width:], None)
-        written = write_shard(folder / entry["shard"], table, None, {**sidecar, "fingerprint": fingerprint})
-        entry |= {key: written[key] for key in ENTRY}
-    for name in manifest["files"]:
+        written = write_shard(
+            folder / entry.shard,
+            table,
+            source=sidecar.source,
+            counts=sidecar.counts,
+            rejected_xxh3_128=sidecar.rejected_xxh3_128,
+            fingerprint=fingerprint,
+        )
+        entries.append(written.entry)
+    for name in manifest.files:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes((shards / name).read_bytes())
-    (folder / "manifest.json").write_bytes(dump_json(manifest))
+    write_record(folder / "manifest.json", replace(manifest, shards=entries))
     return folder
 
 

@@ -21,7 +21,7 @@ _ATOMIC_PUT = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 
 
 def open_folder(location: str | Path) -> Path:
-    """The folder at a path or fsspec URL; it need not be there.
+    """Return the folder at a path or fsspec URL; it need not be there.
 
     Raises:
         UserError: a URL of a store where a file can be seen half written, or whose package is not installed.
@@ -54,7 +54,7 @@ def open_folder(location: str | Path) -> Path:
 
 
 def is_local(path: Path) -> bool:
-    """Whether `path` lies in this machine's file system, mounts included."""
+    """Return whether `path` lies in this machine's file system, mounts included."""
     return isinstance(path, Path)
 
 
@@ -154,7 +154,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def dump_json(value: dict[str, Any]) -> bytes:
-    """`value` as JSON with sorted keys, ending in a field `checksum` over all the others.
+    """Return `value` as JSON with sorted keys, ending in a field `checksum` over all the others.
 
     The same value always gives the same bytes.
     """

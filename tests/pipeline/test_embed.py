@@ -6,6 +6,8 @@ import pyarrow as pa
 import pytest
 import torch
 
+import sentence_distill
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import sentence_id
 from sentence_distill.pipeline.manifest import load_manifest, verify_folder
 from sentence_distill.pipeline.shards import Shard
@@ -253,3 +255,22 @@ def test_a_shard_may_be_empty(sd, teacher_folder, tmp_path):
     assert sd("embed", "--corpus", corpus, "--teacher", teacher_folder, "--shard-rows", "2", "--out", out) == 0
     assert [shard.rows for shard in load_manifest(out).shards] == [2, 0]
     assert verify_folder(out, lambda n: None) == []
+
+
+def test_python_does_what_the_command_does(shards, teacher_folder, corpus_file, tmp_path):
+    options = {"pooling": "mean", "dtype": "float32", "precision": "fp32", "shard_rows": 200}
+    out = tmp_path / "out"
+    manifest = sentence_distill.embed(corpus=str(corpus_file), teacher=str(teacher_folder), out=str(out), **options)
+    assert manifest == load_manifest(shards)
+    assert contents(out) == contents(shards)
+    sources = json.loads((out / "sources.json").read_text())
+    assert (sources["files"], sources["names"]) == (1, ["corpus.txt"])
+    given = f"--out {out} --teacher {teacher_folder} --pooling mean --shard-rows 200 --dtype float32 --precision fp32"
+    assert sources["command"] == f"sd embed {corpus_file} {given}"
+
+
+def test_python_is_told_of_an_option_that_is_none():
+    with pytest.raises(TypeError, match="'shard_row' is no option of EmbedConfig"):
+        sentence_distill.embed(corpus="wiki.txt", shard_row=5)
+    with pytest.raises(UserError, match="name a corpus"):
+        sentence_distill.embed()

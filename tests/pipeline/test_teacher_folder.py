@@ -159,7 +159,7 @@ def test_a_field_of_the_configuration_may_be_replaced(folder, name):
 def test_poolings_as_they_are_saved_today(folder, modes):
     edit(folder / "1_Pooling" / "config.json", pooling_mode=modes)
     teacher = assert_same(folder)
-    assert "modules" not in teacher.facts().fingerprint
+    assert teacher.facts().fingerprint.modules is None
     again = load(folder, pooling=teacher.facts().fingerprint.pooling)
     np.testing.assert_array_equal(embed(teacher), embed(again))
 
