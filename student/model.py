@@ -12,8 +12,9 @@ from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.files import system_errors, write_atomically, write_json
 from sentence_distill.pipeline.hardware import STUDENT, require_precision
+from sentence_distill.student.batches import near_length_batches
 from sentence_distill.student.card import model_card
-from sentence_distill.student.encoder import StudentEncoder, near_length_batches
+from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.files import (
     CARD,
     DISTILLATION,

@@ -222,7 +222,7 @@ def test_the_three_commands_of_task_specific_distillation(
     assert sd("finetune", teacher_folder, *task, "--out", teacher, "--learning-rate", "2e-3", "--epochs", "30") == 0
     pairs = TaskData.load(GlueFolder(glue_dir), TASKS["RTE"]).train.texts
     copies = synthetic_examples(tuple(map(list, pairs)), copies=2, mask="[MASK]", seed=0)
-    rows = [*zip(*pairs, strict=True), *zip(*copies, strict=True)]
+    rows = [*zip(*pairs, strict=True), *copies]
     text.write_text("".join(json.dumps({"sentence1": a, "sentence2": b}) + "\n" for a, b in rows), encoding="utf-8")
     fields = ("--text-column", "sentence1,sentence2", "--min-words", "1")
     assert sd("embed", "--corpus", text, *fields, "--teacher", teacher, "--out", logits) == 0
