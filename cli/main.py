@@ -20,7 +20,7 @@ from sentence_distill.cli.sample import sample
 from sentence_distill.cli.shards import shards
 from sentence_distill.cli.train_student import train_student
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.progress import show_on
+from sentence_distill.data.progress import shown_on
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -57,12 +57,11 @@ for command in (
 
 def main() -> None:
     """Run `sd`; a user's mistake ends it with one line and exit code 1, wrong usage with 2."""
-    show_on(ConsoleDisplay())
     # Rust's tokenizers warn at each fork otherwise; nothing here forks after they were used.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         # Commands that keep something say so; this is for all others, and for the time before they begin.
-        with stopped_by_signals("stopped before the end"):
+        with shown_on(ConsoleDisplay()), stopped_by_signals("stopped before the end"):
             sys.exit(_run())
     except UserError as error:
         click.echo(f"error: {error}", err=True)
