@@ -110,7 +110,6 @@ def finetune(
       sd finetune distilled --train pairs.jsonl --text-column question1,question2 --label-column same
       sd finetune distilled --task SST-2 --glue-dir glue/
     """
-    from sentence_distill.pipeline.manifest import require_manifest
     from sentence_distill.student.files import is_student, is_unfinished, load_distillation
 
     _check_sources(train, task)
@@ -122,6 +121,8 @@ def finetune(
     if is_student(model) or is_unfinished(Path(model)):
         load_distillation(Path(model))
     if logits is not None and (is_student(model) or not Path(model).is_dir()):
+        from sentence_distill.pipeline.manifest import require_manifest
+
         require_manifest(logits)
     tables = None if task else _tables(str(train), options)
 

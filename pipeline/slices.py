@@ -17,7 +17,7 @@ from sentence_distill.data.sentences import SentenceRules, split_sentences
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.files import replacing, write_atomically
-from sentence_distill.pipeline.load import tokenize_pairs
+from sentence_distill.pipeline.pairs import tokenize_pairs
 from sentence_distill.pipeline.plan import Slice
 from sentence_distill.pipeline.shards import DTYPES, make_table, shard_name, write_shard
 
