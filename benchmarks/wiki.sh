@@ -16,7 +16,7 @@ test -f wiki.txt || {
 sd embed --teacher minilm --corpus wiki.txt --layers 3,6 --out shards
 train student --shards shards --target-layers 6
 sd eval student --glue-dir "$glue"
-test -f student/onnx/export.json || sd export student --onnx --int8
+test -f student/onnx/export.json || sd export student --int8
 sd eval --speed student --sts "$glue/STS-B/dev.tsv"
 sh "$here/glue.sh" student "$glue"
 python "$here/student_results.py" student

@@ -170,7 +170,7 @@ def _default_student() -> str:
 
 def _load(student: str, options: dict[str, Any]) -> "tuple[TextEncoder, str]":
     """Open what encodes; return it with a line that says what it is."""
-    from sentence_distill.student.export_folder import ExportRecord, is_export
+    from sentence_distill.student.onnx_student import ExportRecord, is_export
 
     of_torch = [f"--{name}" for name in ("precision", "device") if options[name] is not None]
     backend, threads = options["backend"], options["threads"]

@@ -141,7 +141,7 @@ def _next(student: str) -> str:
     name = shlex.quote(student)
     if (Path(student) / TASK).exists():
         return f"sd predict {name} --input FILE --out predictions.jsonl, sd report {name}"
-    return f"sd encode --student {name} --input FILE --out vectors.parquet, sd export {name} --onnx, sd report {name}"
+    return f"sd encode --student {name} --input FILE --out vectors.parquet, sd export {name}, sd report {name}"
 
 
 def _holds_figures(kind: str, path: Path) -> bool:

@@ -14,7 +14,6 @@ from sentence_distill.cli.export import export
 from sentence_distill.cli.finetune import finetune
 from sentence_distill.cli.predict import predict
 from sentence_distill.cli.push import push
-from sentence_distill.cli.reduce import reduce
 from sentence_distill.cli.report import report
 from sentence_distill.cli.sample import sample
 from sentence_distill.cli.shards import shards
@@ -48,7 +47,6 @@ for command in (
     push,
     finetune,
     predict,
-    reduce,
     shards,
     sample,
 ):
@@ -65,7 +63,7 @@ def main() -> None:
             sys.exit(_run())
     except UserError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except ModuleNotFoundError as error:
         # Installed without what it needs; a package whose version is asked for is missed by an error of this kind too.
         package = (error.name or str(error)).partition(".")[0]

@@ -144,7 +144,7 @@ def whole_or_none(folder: Path) -> Iterator[None]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-# The folders that `sd train-student`, `sd finetune` and `sd reduce` write: what may be there before, and what goes.
+# The folders that `sd train-student` and `sd finetune` write: what may be there before, and what goes.
 
 FINETUNED_TEACHER = "finetuning.json"
 """The record in a teacher's folder of what `sd finetune` wrote there."""
@@ -204,35 +204,21 @@ def is_finetuned(out: Path) -> bool:
         refuse_other(out, _names(out) - {FINETUNED_TEACHER, *record.get("files", [])}, "sd finetune")
         return bool(record)
     record = _read(out / "distillation.json")
-    # A copy in float16 is of sd reduce.
+    # A copy in float16 is of sd export.
     if not (out / "task.json").exists() or record.get("weights") != "float32":
         return False
     _refuse_beside_student(out, "sd finetune")
     return True
 
 
-def is_reduced(out: Path) -> bool:
-    """Whether a folder holds a student that `sd reduce` finished.
-
-    Raises:
-        UserError: it holds one, and something else.
-    """
-    record = _read(out / "distillation.json")
-    narrower = "reduction" in record and not (out / "task.json").exists()
-    if not (narrower or record.get("weights") == "float16"):
-        return False
-    _refuse_beside_student(out, "sd reduce")
-    return True
-
-
 def _refuse_beside_student(out: Path, command: str) -> None:
     """Refuse what neither belongs to a student nor was made of it."""
-    from sentence_distill.student.export_folder import DEFAULT, RECORD
     from sentence_distill.student.files import CARD, DISTILLATION, FIGURES, STUDENT_FILES, module_paths
+    from sentence_distill.student.onnx_student import EXPORT_FOLDER, EXPORT_RECORD
 
     modules = {path.relative_to(out).parts[0] for path in module_paths(out).values() if path != out}
     known = {CARD, DISTILLATION, *STUDENT_FILES, *modules, *FIGURES, "glue"}
-    known |= {DEFAULT} if (out / DEFAULT / RECORD).exists() else set()
+    known |= {EXPORT_FOLDER} if (out / EXPORT_FOLDER / EXPORT_RECORD).exists() else set()
     refuse_other(out, _names(out) - known, command)
 
 
@@ -253,16 +239,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 def remove_earlier(out: Path) -> None:
     """Remove the record of an earlier run's student, and what was made and measured of it; its weights are replaced."""
-    from sentence_distill.student.export_folder import DEFAULT, RECORD
     from sentence_distill.student.files import FIGURES, HEAD, TASK
     from sentence_distill.student.log import METRICS
+    from sentence_distill.student.onnx_student import EXPORT_FOLDER, EXPORT_RECORD
 
     # A kill below leaves files of the earlier student, in what is a run's folder from here on.
     (out / METRICS).touch()
     for name in ("distillation.json", TASK, HEAD, *FIGURES):
         (out / name).unlink(missing_ok=True)
-    if (out / DEFAULT / RECORD).exists():
-        shutil.rmtree(out / DEFAULT)
+    if (out / EXPORT_FOLDER / EXPORT_RECORD).exists():
+        shutil.rmtree(out / EXPORT_FOLDER)
 
 
 def remove_unused(out: Path) -> None:

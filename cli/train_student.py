@@ -309,7 +309,7 @@ def _train_and_write(trainer: "Trainer", shards: Path, resuming: bool, tensorboa
         f"{out}: student with held-out cosine {scores['cosine']:.4f}, rank agreement {scores['rank_agreement']:.4f} "
         f"(over {scores['rows']:,} held-out sentences)\n"
         f"log: {out / 'metrics.jsonl'}{curves}\n"
-        f"next: sd eval {name}, sd encode --student {name} --input FILE --out vectors.parquet, sd export {name} --onnx"
+        f"next: sd eval {name}, sd encode --student {name} --input FILE --out vectors.parquet, sd export {name}"
     )
 
 

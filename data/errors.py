@@ -9,6 +9,10 @@ class UserError(Exception):
     """
 
 
+class UsageError(UserError):
+    """Options that contradict each other, or lack one; the command line exits with 2."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error of a library says, as part of a message of one line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

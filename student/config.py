@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UsageError, UserError
+from sentence_distill.data.options import check, option
 
 POOLINGS = ("mean", "max", "mean+max")
 INITS = ("pca", "random")
@@ -124,3 +127,70 @@ def default_held_out(rows: int) -> float:
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UserError(f"{option} {value!r} is none of {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Options of `sd export`."""
+
+    student: str = option(
+        "distilled",
+        "Student to export: a folder, wiki-small, or a name on the hub.",
+        argument=True,
+        metavar="[STUDENT]",
+    )
+    format: Literal["onnx", "folder"] = option(
+        "onnx", "What to write: an ONNX file with its tokenizer, or a smaller student's folder for PyTorch."
+    )
+    out: Path | None = option(
+        None,
+        "Folder to write.",
+        shown="STUDENT/onnx; with --format folder STUDENT-DIM, or STUDENT-float16",
+        flags=("--out", "-o"),
+    )
+    dim: tuple[int, ...] = option(
+        (),
+        "Reduce the vectors to this many dimensions by PCA. With several, as in 64,128,256, they are compared and "
+        "nothing is written.",
+        metavar="N[,N…]",
+        least=1,
+        aliases=("--dims",),
+    )
+    float16: bool = option(False, "Store the weights of --format folder in half the bytes.")
+    int8: bool = option(False, "Store and multiply 8-bit numbers in ONNX: faster, and a quarter of the size.")
+    overwrite: bool = option(False, "Replace an earlier smaller student in --out.", given=False)
+    shards: Path | None = option(
+        None,
+        "Shards to find dimensions and measure with.",
+        shown="those that the student was trained on",
+    )
+    corpus: tuple[str, ...] = option(
+        (),
+        "Text to find dimensions with instead of shards, in any form that sd embed takes; may be repeated.",
+        metavar="FILE",
+        repeated=True,
+    )
+    sentences: Path | None = option(
+        None,
+        "Text file to compare the ONNX file with the student on, one sentence per line.",
+        shown="held-out ones of the shards",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.shards and self.corpus:
+            raise UsageError("--shards and --corpus are two sources of sentences; give one of them")
+        if self.corpus and not self.dim:
+            raise UsageError("--corpus goes with --dim")
+        if len(self.dim) > 1:
+            if self.out or self.float16 or self.int8:
+                raise UsageError("several numbers of dimensions are compared, and nothing is written; name one --dim")
+        elif self.format == "folder":
+            if not (self.dim or self.float16):
+                raise UsageError("--format folder writes a smaller student; give --dim, --float16, or both")
+            if self.int8 or self.sentences:
+                raise UsageError("--int8 and --sentences go with an ONNX file; leave out --format folder")
+            if self.shards and not self.dim:
+                raise UsageError("--float16 alone writes the student as it is; leave out --shards")
+        elif self.float16:
+            raise UsageError("--float16 goes with --format folder; ONNX files have --int8")

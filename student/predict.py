@@ -13,7 +13,7 @@ from sentence_distill.data.glue import Task
 from sentence_distill.data.progress import Advance
 from sentence_distill.data.records import Row
 from sentence_distill.data.row_writer import RowWriter
-from sentence_distill.student.export_folder import is_export
+from sentence_distill.student.onnx_student import is_export
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ test -f shards/manifest.json || sd embed --teacher minilm --corpus "$corpus" --o
 for size in ${SIZES:-tiny small base large}; do
     train "$size" --shards shards --target-layers 6 --size "$size" --epochs "${EPOCHS:-3}"
     test -f "$size/eval.json" || sd eval "$size" --glue-dir "$glue"
-    test -f "$size/onnx/export.json" || sd export "$size" --onnx --int8
+    test -f "$size/onnx/export.json" || sd export "$size" --int8
     sd eval --glue "$size" --glue-dir "$glue" --tasks SST-2,CoLA,MRPC,STS-B,RTE --rows scratch,scratch-words,frozen,distilled
 done
 for fraction in ${FRACTIONS:-0.02 0.05 0.15 0.4 1}; do

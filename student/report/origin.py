@@ -115,12 +115,12 @@ def _student_commands(files: StudentFiles, folder: str) -> Iterator[str]:
     train = ["--shards", shlex.quote(_shards(files)), *_train_options(record)]
     steps = [("STUDENT", "sd train-student", train)]
     if reduction := record.get("reduction"):
-        steps.append(("REDUCED", "sd reduce", _reduce_options(reduction, record["shards"])))
+        steps.append(("REDUCED", "sd export", _reduce_options(reduction, record["shards"])))
     if files.task:
         with files.using(TASK):
             steps.append(("FINETUNED", "sd finetune", _finetune_options(files.task, record.get("glue_task"))))
     if record.get("weights") == "float16":
-        steps.append(("HALVED", "sd reduce", ["--float16"]))
+        steps.append(("HALVED", "sd export", ["--format folder --float16"]))
     source: list[str] = []
     for number, (name, command, options) in enumerate(steps, start=1):
         out = folder if number == len(steps) else name
@@ -133,7 +133,7 @@ def _shards(files: StudentFiles) -> str:
 
 
 def _reduce_options(reduction: dict[str, Any], shards: str) -> list[str]:
-    words = ["--dim", str(reduction["dim"])]
+    words = ["--format folder --dim", str(reduction["dim"])]
     sentences = reduction["sentences"]
     # Only shards hold vectors of the teacher to compare with.
     if "teacher_rank_agreement" not in reduction:

@@ -16,7 +16,7 @@ HEAVY = ("torch", "transformers", "datasets", "pyarrow", "polars", "numpy", "sci
     "command",
     [
         *([], ["embed"], ["train-student"], ["eval"], ["report"], ["export"], ["finetune"]),
-        *(["predict"], ["reduce"], ["shards"], ["shards", "verify"], ["sample"]),
+        *(["predict"], ["shards"], ["shards", "verify"], ["sample"]),
     ],
 )
 def test_help_reads_well_and_imports_nothing_heavy(command):
@@ -207,7 +207,7 @@ def test_a_stopped_training_is_not_resumed_with_other_options_and_is_no_student(
     )
     (tmp_path / "train.csv").write_text("text,label\n")
     for command in (
-        *(["eval", out], ["eval", "--glue", out], ["report", out], ["export", out, "--onnx"], ["reduce", out]),
+        *(["eval", out], ["eval", "--glue", out], ["report", out], ["export", out]),
         ["finetune", out, "--train", tmp_path / "train.csv", "--out", tmp_path / "tuned"],
         ["encode", "--student", out, "--input", corpus_file, "--out", tmp_path / "vectors.npy"],
     ):
@@ -234,9 +234,9 @@ def test_a_run_that_can_not_begin_leaves_no_folder(sd, shards, student_folder, t
         ("finetune", student_folder, "--train", "few.csv", "--out", "a/b"),
         ("finetune", student_folder, "--train", "few.csv", "--text-column", "none", "--out", "a/b"),
         ("finetune", student_folder, "--train", "few.csv", "--logits", "none", "--out", "a/b"),
-        ("reduce", student_folder, "--dim", "8", "--shards", "none", "--out", "a/b"),
-        ("reduce", student_folder, "--dim", "8", "--corpus", "few.csv", "--out", "a/b"),
-        ("export", student_folder, "--onnx", "--shards", "none", "--out", "a/b"),
+        ("export", student_folder, "--dim", "8", "--format", "folder", "--shards", "none", "--out", "a/b"),
+        ("export", student_folder, "--dim", "8", "--format", "folder", "--corpus", "few.csv", "--out", "a/b"),
+        ("export", student_folder, "--shards", "none", "--out", "a/b"),
         ("report", student_folder, "--shards", "none", "--out", "page.html"),
         ("eval", student_folder, "--shards", "none", "--json", "figures.json"),
     ):

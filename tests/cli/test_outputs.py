@@ -127,14 +127,14 @@ def test_a_fine_tuned_teacher_is_replaced_only_when_asked_and_another_model_neve
 
 def test_a_reduced_student_is_replaced_only_when_asked_and_another_student_never(sd, student, shards, tmp_path, capsys):
     out = tmp_path / "narrow"
-    command = ("reduce", student, "--shards", shards, "--dim", "8", "--out")
+    command = ("export", student, "--shards", shards, "--dim", "8", "--format", "folder", "--out")
     assert sd(*command, out) == 0
     capsys.readouterr()
     assert refused(sd, capsys, *command, out).endswith("or --overwrite replaces it")
-    assert sd("reduce", student, "--float16", "--out", out, "--overwrite") == 0
+    assert sd("export", student, "--format", "folder", "--float16", "--out", out, "--overwrite") == 0
     assert json.loads((out / "distillation.json").read_text())["weights"] == "float16"
     before = contents(student)
-    assert "which sd reduce did not write" in refused(sd, capsys, *command, student, "--overwrite")
+    assert "which sd export did not write" in refused(sd, capsys, *command, student, "--overwrite")
     assert contents(student) == before
 
 

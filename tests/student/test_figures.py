@@ -45,9 +45,9 @@ def test_a_student_says_where_its_shards_are_without_a_word_of_the_machine(sd, h
     assert sd("train-student", "--shards", home / "shards", "--out", "shards-student", *options) == 0
     assert load_distillation(home / "shards-student")["shards"] == "../shards"
     # What is made of it elsewhere finds them, too.
-    assert sd("reduce", "shards-student", "--float16", "--out", "deep/down/half") == 0
+    assert sd("export", "shards-student", "--format", "folder", "--float16", "--out", "deep/down/half") == 0
     assert load_distillation(home / "deep" / "down" / "half")["shards"] == "../../../shards"
-    assert sd("reduce", "deep/down/half", "--dim", "8", "--out", "narrow") == 0
+    assert sd("export", "deep/down/half", "--format", "folder", "--dim", "8", "--out", "narrow") == 0
     assert load_distillation(home / "narrow")["shards"] == "../shards"
 
 

@@ -80,9 +80,11 @@ def test_recall_over_few_held_out_sentences_is_not_measured_and_that_is_said(
     assert reason in page
     assert f"over {rows} sentences" in page
     assert "nearest neighbours found" not in page
-    assert sd("reduce", folder, "--shards", shards) == 0
+    assert sd("export", folder, "--dim", "8,16", "--shards", shards) == 0
     assert f"recall@10: {reason}" in capsys.readouterr().out
-    assert sd("reduce", folder, "--shards", shards, "--dim", "8", "--out", tmp_path / "narrow") == 0
+    assert (
+        sd("export", folder, "--shards", shards, "--dim", "8", "--format", "folder", "--out", tmp_path / "narrow") == 0
+    )
     assert set(load_distillation(tmp_path / "narrow")["metrics"]["held_out"]) == {"rank_agreement", "rows"}
 
 
@@ -270,7 +272,7 @@ def test_what_to_do_next_names_a_student(sd, student_folder, teacher_folder, sha
     shown = run(sd, capsys, teacher_folder, student_folder, "--json", tmp_path / "both.json")
     assert shown.splitlines()[-1] == (
         f"next: sd encode --student {student_folder} --input FILE --out vectors.parquet, "
-        f"sd export {student_folder} --onnx, sd report {student_folder}"
+        f"sd export {student_folder}, sd report {student_folder}"
     )
     # --student is the same as one MODEL, which need be no student.
     shown = run(sd, capsys, "--student", teacher_folder, "--json", tmp_path / "one.json", "--shards", shards)
@@ -316,10 +318,10 @@ def test_shards_need_only_the_layers_that_a_student_approximates(
         measured = json.loads((folder / "eval.json").read_text())["held_out"]
         figures.append([measured[name] for name in ("cosine", "rank_agreement", "mse", "rows")])
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
-    assert sd("reduce", folder, "--shards", shards) == 0
+    assert sd("export", folder, "--dim", "8,16", "--shards", shards) == 0
     assert sd("train-student", "--shards", wide, "--out", tmp_path / "both", *options) == 0
     capsys.readouterr()
-    assert sd("reduce", tmp_path / "both", "--shards", shards) == 1
+    assert sd("export", tmp_path / "both", "--dim", "8", "--shards", shards) == 1
     assert "layers 2 of the teacher, not 1" in capsys.readouterr().err
 
 

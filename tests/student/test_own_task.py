@@ -190,7 +190,10 @@ def test_a_folder_that_can_not_be_written_or_is_in_use_is_refused_before_the_wor
     out = tmp_path / "out"
     out.mkdir()
     with lock_folder(out):
-        for made in (("finetune", student_folder, *command), ("reduce", student_folder, "--float16")):
+        for made in (
+            ("finetune", student_folder, *command),
+            ("export", student_folder, "--format", "folder", "--float16"),
+        ):
             assert sd(*made, "--out", out) == 1
             assert f"{out} is in use by process {os.getpid()}" in capsys.readouterr().err
     # A run that fails leaves no empty folder.

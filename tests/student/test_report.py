@@ -276,10 +276,10 @@ def test_commands_make_a_reduced_and_fine_tuned_student_step_by_step(sd, student
     made = commands_of(html)[1:5]
     assert made[0].endswith("--held-out 0.1 --out STUDENT")
     assert made[1:] == [
-        "sd reduce STUDENT --dim 32 --corpus a.txt --corpus b.txt --out REDUCED",
+        "sd export STUDENT --format folder --dim 32 --corpus a.txt --corpus b.txt --out REDUCED",
         "sd finetune REDUCED --train TRAIN --text-column a,b --label-column stars --regression "
         "--learning-rate 0.002 --out FINETUNED",
-        f"sd reduce FINETUNED --float16 --out {student}",
+        f"sd export FINETUNED --format folder --float16 --out {student}",
     ]
     assert "layer 2, 64 wide" in html, "the teacher's vectors keep their width"
     # Reduced over shards, which have the teacher's vectors, and fine-tuned on GLUE.
@@ -288,7 +288,7 @@ def test_commands_make_a_reduced_and_fine_tuned_student_step_by_step(sd, student
     (student / "distillation.json").write_text(json.dumps(record))
     (student / "task.json").write_text(json.dumps(task | {"task": "RTE"}))
     assert commands_of(page(sd, student))[2:4] == [
-        "sd reduce STUDENT --dim 32 --shards other --out REDUCED",
+        "sd export STUDENT --format folder --dim 32 --shards other --out REDUCED",
         f"sd finetune REDUCED --task RTE --learning-rate 0.002 --out {student}",
     ]
 
