@@ -18,7 +18,7 @@ from sentence_distill.cli.report import report
 from sentence_distill.cli.sample import sample
 from sentence_distill.cli.shards import shards
 from sentence_distill.cli.train_student import train_student
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UsageError, UserError
 from sentence_distill.data.progress import shown_on
 
 
