@@ -20,7 +20,7 @@ from sentence_distill.data.glue import Task
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.files import write_atomically, write_json
-from sentence_distill.student.classifier import TorchClassifier
+from sentence_distill.student.classifier import TorchClassifier, is_classifier, load_classifier
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.environment import versions
 from sentence_distill.student.export_folder import (
@@ -41,7 +41,6 @@ from sentence_distill.student.models import Encode
 from sentence_distill.student.onnx_encoder import PROBABILITIES, SCORES, inputs_of_column
 from sentence_distill.student.onnx_graph import Head, build_graph
 from sentence_distill.student.onnx_student import OnnxClassifier, OnnxStudent, open_export
-from sentence_distill.student.own_task import is_classifier, load_classifier
 from sentence_distill.student.reference import held_out_texts, own_shards, sentences_of_file
 
 _CALLS = 200

@@ -34,7 +34,7 @@ NOTHING = "error: stopped; nothing was written"
          NOTHING),
         ("student.reduce.find_directions", signal.SIGTERM,
          ["reduce", "{student}", "--shards", "{shards}", "--dim", "8", "--out", "{new}"], NOTHING),
-        ("student.fit.finetune", signal.SIGINT, ["finetune", "{student}", "--train", "{train}", "--out",
+        ("student.finetune.Fitter", signal.SIGINT, ["finetune", "{student}", "--train", "{train}", "--out",
          "{new}"], NOTHING),
         ("student.train.ShardStream", signal.SIGTERM, ["train-student", "--shards", "{shards}", "--out",
          "{new}"], "error: stopped before the end"),
