@@ -20,7 +20,7 @@ from sentence_distill.student.classifier import (
     save_classifier,
 )
 from sentence_distill.student.config import STUDENT, TEACHER, FinetuneConfig
-from sentence_distill.student.files import is_student, load_distillation, moved_record
+from sentence_distill.student.files import is_student, is_unfinished, load_distillation, moved_record
 from sentence_distill.student.fit import Fitter
 from sentence_distill.student.metrics import shown_score
 from sentence_distill.student.model import load_student
@@ -74,9 +74,11 @@ def finetune(config: FinetuneConfig) -> Finetuned:
     learns_logits = config.logits is not None
     if learns_logits and Path(config.model).is_dir() and not is_student(config.model):
         raise UsageError(f"--logits is what a student learns from, and {config.model} is none")
+    # What costs little is checked before the model, which may have to be downloaded.
+    if is_unfinished(Path(config.model)):
+        load_distillation(Path(config.model))
     if config.logits is not None:
         require_manifest(config.logits)
-    # Before the model, which may have to be downloaded.
     data = _read_task(config)
     located = find_model(config.model)
     device = pick_device(config.device)
