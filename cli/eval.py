@@ -11,12 +11,15 @@ import click
 from click.core import ParameterSource
 
 from sentence_distill.cli.console import stopped_by_signals
-from sentence_distill.cli.glue import evaluate_glue, glue_options
+from sentence_distill.cli.glue import run_glue
 from sentence_distill.cli.intrinsic import evaluate_intrinsic
+from sentence_distill.cli.options import options_of
 from sentence_distill.cli.out_file import check_free, holds_keys
 from sentence_distill.cli.speed import evaluate_speed, speed_options
 from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.options import fields_of
+from sentence_distill.student.config import GlueConfig
 
 
 def _names(options: Callable[[Callable[..., Any]], Callable[..., Any]]) -> list[str]:
@@ -28,7 +31,7 @@ _READ_BY = {
     "shards": ("eval", "speed"),
     "sts": ("eval", "speed"),
     **dict.fromkeys(("teacher", "glue_dir"), ("eval", "speed", "glue")),
-    **dict.fromkeys(_names(glue_options), ("glue",)),
+    **dict.fromkeys((field.name for field in fields_of(GlueConfig)), ("glue",)),
     **dict.fromkeys(_names(speed_options), ("speed",)),
 }
 # The keys by which each run knows its own earlier file of figures.
@@ -74,7 +77,7 @@ _RUNS = {"eval": "sd eval alone", "speed": "--speed", "glue": "--glue"}
     default=None,
     help="GLUE in the official TSV layout.  [default: nyu-mll/glue from the hub]",
 )
-@glue_options
+@options_of(GlueConfig, into="glue_config")
 @click.option("--speed", is_flag=True, help="Time the models, and what a user would pick instead, one process each.")
 @speed_options
 @click.option(
@@ -96,6 +99,7 @@ def evaluate(
     speed: bool,
     json_file: Path | None,
     overwrite: bool,
+    glue_config: GlueConfig,
     **options: Any,
 ) -> None:
     """Measure models: fidelity, STS-B, size and speed; with --glue a student's fine-tuned scores, with --speed costs.
@@ -124,7 +128,7 @@ def evaluate(
     check_free(json_file, overwrite, option="--json", own=partial(_holds_figures, kind))
     with stopped_by_signals(_KEPT[kind].format(json_file)):
         if fine_tuned:
-            evaluate_glue(fine_tuned, glue_dir, json_file, teacher, options, overwrite=overwrite)
+            run_glue(glue_config, fine_tuned, glue_dir, json_file, teacher, overwrite)
         elif speed:
             evaluate_speed(models, shards, _sts_file(sts, glue_dir), teacher, json_file, options)
         else:

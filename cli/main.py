@@ -18,7 +18,7 @@ from sentence_distill.cli.report import report
 from sentence_distill.cli.sample import sample
 from sentence_distill.cli.shards import shards
 from sentence_distill.cli.train_student import train_student
-from sentence_distill.data.errors import UsageError, UserError
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import shown_on
 
 
@@ -63,7 +63,7 @@ def main() -> None:
             sys.exit(_run())
     except UserError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         # Installed without what it needs; a package whose version is asked for is missed by an error of this kind too.
         package = (error.name or str(error)).partition(".")[0]

@@ -146,9 +146,6 @@ def whole_or_none(folder: Path) -> Iterator[None]:
 
 # The folders that `sd train-student` and `sd finetune` write: what may be there before, and what goes.
 
-FINETUNED_TEACHER = "finetuning.json"
-"""The record in a teacher's folder of what `sd finetune` wrote there."""
-
 
 def resumes(out: Path, resume: bool, overwrite: bool) -> bool:
     """Decide whether `sd train-student` resumes the run in a folder, or begins one.
@@ -199,6 +196,8 @@ def is_finetuned(out: Path) -> bool:
     Raises:
         UserError: it holds one, and something else.
     """
+    from sentence_distill.student.files import FINETUNED_TEACHER
+
     if (out / FINETUNED_TEACHER).exists():
         record = _read(out / FINETUNED_TEACHER)
         refuse_other(out, _names(out) - {FINETUNED_TEACHER, *record.get("files", [])}, "sd finetune")

@@ -1,12 +1,14 @@
-"""Options of the student and of its training."""
+"""Options of the student, of its training, and of the commands."""
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from sentence_distill.data.errors import UsageError, UserError
-from sentence_distill.data.options import check, option
+from sentence_distill.data.glue import TASKS, GlueName
+from sentence_distill.data.options import SEED, check, fields_of, option, parse_choices
 
 POOLINGS = ("mean", "max", "mean+max")
 INITS = ("pca", "random")
@@ -194,3 +196,235 @@ class ExportConfig:
                 raise UsageError("--float16 alone writes the student as it is; leave out --shards")
         elif self.float16:
             raise UsageError("--float16 goes with --format folder; ONNX files have --int8")
+
+
+# Fine-tuning: how a model learns a task, and what `sd finetune` and `sd eval --glue` take.
+
+# Version of the fine-tuning loop, recorded with the results: count it up with a change that gives other weights for the
+# same options. 2: patience is at least a third of the steps.
+LOOP = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """How a model is fine-tuned on a task; the same for every task and every row of a table."""
+
+    epochs: int = 6
+    """Maximum passes over the training examples."""
+    least_steps: int = 200
+    """Steps that a small data set gets, in more passes than `epochs`; 0 if a number of epochs was asked for."""
+    max_steps: int | None = 2000
+    """Maximum steps, but at least one epoch: large tasks get fewer passes. None sets no limit."""
+    batch_size: int = 64
+    """Examples of a batch."""
+    learning_rates: tuple[float, ...] = (1e-3,)
+    """Peaks of AdamW's schedule to try with the first seed; the best on dev serves the other seeds."""
+    encoder_rate: float = 1.0
+    """Learning rate of the pre-trained weights, as a multiple of the head's."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises; then it falls linearly to 0."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    clip: float = 1.0
+    """Gradient clipping: maximum norm."""
+    patience: int = 3
+    """Evaluations on dev without a better score after which fine-tuning ends, but a third of the steps at least: a
+    long schedule improves late, when its learning rate is low."""
+
+    def steps(self, examples: int) -> int:
+        """Return the maximum number of steps over so many examples."""
+        per_epoch = -(-examples // self.batch_size)
+        wanted = max(self.epochs * per_epoch, self.least_steps)
+        return wanted if self.max_steps is None else max(per_epoch, min(self.max_steps, wanted))
+
+    def describe(self, examples: int) -> str:
+        """Say how long fine-tuning over so many examples is, and why."""
+        steps, per_epoch = self.steps(examples), -(-examples // self.batch_size)
+        passes = f"{steps / per_epoch:.3g} epochs of {examples:,} examples"
+        if steps > self.epochs * per_epoch:
+            why = f": at least {self.least_steps} steps; --epochs N sets another length"
+        else:
+            why = f" of {self.epochs}: --finetune-steps ends it there" if steps < self.epochs * per_epoch else ""
+        return f"at most {steps:,} steps, {passes}{why}"
+
+
+STUDENT = Hyperparameters()
+TEACHER = Hyperparameters(epochs=3, max_steps=2500, batch_size=32, learning_rates=(5e-5,), warmup=0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions:
+    """Options of every fine-tuning; None takes what suits the model."""
+
+    epochs: int | None = option(
+        None,
+        "Fine-tuning: maximum passes over the examples; the best step on dev is kept.",
+        shown="6, for a teacher 3, but at least 200 steps",
+        least=1,
+    )
+    max_steps: int | None = option(
+        None,
+        "Fine-tuning: maximum steps, but at least one epoch.",
+        flags=("--finetune-steps",),
+        shown="2000, for a teacher 2500; with --epochs no limit",
+        least=1,
+    )
+    learning_rates: tuple[float, ...] | None = option(
+        None,
+        "Fine-tuning: peak learning rate. Of several, the best on dev with the first seed serves all seeds.",
+        flags=("--learning-rate",),
+        metavar="X[,X…]",
+        shown="1e-3, for a teacher 5e-5",
+        above=0,
+    )
+    encoder_rate: float = option(1.0, "Fine-tuning: learning rate of the encoder as a multiple of the head's.", above=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def over(self, default: Hyperparameters) -> Hyperparameters:
+        """Return a model's hyperparameters with those of the options that were given."""
+        found = replace(default, encoder_rate=self.encoder_rate)
+        if self.epochs is not None:
+            # No default length cuts or extends a number of epochs that was asked for.
+            found = replace(found, epochs=self.epochs, least_steps=0, max_steps=None)
+        if self.max_steps is not None:
+            found = replace(found, max_steps=self.max_steps)
+        if self.learning_rates is not None:
+            found = replace(found, learning_rates=tuple(dict.fromkeys(self.learning_rates)))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """What `sd finetune` takes."""
+
+    model: str = option(MISSING, "Student or transformer encoder: a folder, or a name on the hub.", argument=True)
+    train: str | None = option(
+        None,
+        "Your own training examples: CSV, TSV, JSON lines, Parquet or Arrow, compressed or not.",
+        metavar="FILE",
+    )
+    dev: str | None = option(
+        None,
+        "Examples that pick the best step.",
+        metavar="FILE",
+        shown="a tenth of --train is held out, stratified by class",
+    )
+    text_column: str = option("text", "Column of the texts in --train and --dev, two for pairs.", metavar="NAME[,NAME]")
+    label_column: str = option("label", "Column of the labels.", metavar="NAME")
+    regression: bool | None = option(
+        None,
+        "Labels are scores, or classes.",
+        flags=("--regression/--classes",),
+        shown="scores if all are numbers and one is not whole",
+    )
+    task: GlueName | None = option(None, "Task of GLUE to learn in place of --train.")
+    glue_dir: Path | None = option(None, "GLUE in the official TSV layout.", shown="nyu-mll/glue from the hub")
+    logits: Path | None = option(
+        None, "Shards of a fine-tuned teacher's logits, from which a student learns in place of the labels."
+    )
+    finetuning: FinetuneOptions = FinetuneOptions()
+    seed: int = option(0, "Random seed.", **SEED)
+    device: str = option("auto", "Device: auto, cpu, cuda or cuda:N.")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if (self.train is None) == (self.task is None):
+            raise UsageError("give --train, a file of your own examples, or --task, one of GLUE")
+        of_files, of_glue = ("dev", "text_column", "label_column", "regression"), ("glue_dir",)
+        unread, needs = (of_glue, "--task") if self.task is None else (of_files, "--train")
+        for field in fields_of(FinetuneConfig):
+            if field.name in unread and getattr(self, field.name) != field.default:
+                raise UsageError(f"{field.flag} goes with {needs}")
+
+    @property
+    def name(self) -> str:
+        """Name of the task; one's own is named after its file: reviews for data/reviews.csv.gz, task for data/*.csv."""
+        if self.task is not None:
+            return self.task
+        name = Path(str(self.train).rstrip("/")).name.split(".")[0]
+        return re.sub(r"[^\w-]+", "-", name).strip("-") or "task"
+
+
+ROWS = {
+    "majority": "majority class",
+    "scratch": "BiLSTM from scratch",
+    "scratch-words": "BiLSTM from scratch, teacher's word embeddings",
+    "task-specific": "task-specific distillation alone",
+    "frozen": "distilled, frozen",
+    "distilled": "distilled",
+    "distilled-task-specific": "distilled + task-specific",
+    "teacher-frozen": "teacher, frozen",
+    "teacher": "teacher, fine-tuned",
+}
+"""Titles of the rows of the table of GLUE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlueConfig:
+    """What `sd eval --glue` takes."""
+
+    tasks: tuple[str, ...] = option(
+        tuple(TASKS),
+        "GLUE: tasks to score.",
+        parse=parse_choices(tuple(TASKS)),
+        metavar="NAME[,NAME…]",
+        shown="all nine",
+    )
+    rows: tuple[str, ...] = option(
+        ("distilled",),
+        f"GLUE: rows of the table, all or some of {', '.join(ROWS)}.",
+        parse=parse_choices(tuple(ROWS)),
+        metavar="NAME[,NAME…]",
+    )
+    from_scratch: bool = option(False, "GLUE: add the rows scratch and scratch-words.")
+    frozen: bool = option(False, "GLUE: linear probes on fixed vectors in place of the row distilled.")
+    seeds: int = option(1, "GLUE: number of seeds to average over.", least=1)
+    seed: int = option(0, "GLUE: the first seed.", **SEED)
+    fractions: tuple[float, ...] = option(
+        (1.0,),
+        "GLUE: share of the training examples, several for a low-data curve.",
+        flags=("--train-fraction",),
+        above=0,
+        most=1,
+    )
+    finetuning: FinetuneOptions = FinetuneOptions()
+    synthetic: int = option(
+        50_000, "GLUE: approximate number of augmented examples of a task, for task-specific distillation.", least=0
+    )
+    teacher_learning_rates: tuple[float, ...] | None = option(
+        None,
+        "GLUE: learning rate of the teacher's fine-tuning.",
+        flags=("--teacher-learning-rate",),
+        metavar="X[,X…]",
+        shown="5e-5",
+        above=0,
+    )
+    teacher_epochs: int | None = option(
+        None, "GLUE: maximum epochs of the teacher's fine-tuning; --epochs is the students'.", shown="3", least=1
+    )
+    submission: Path | None = option(
+        None, "GLUE: folder for the predictions that gluebenchmark.com takes; needs a single row."
+    )
+    device: str = option("auto", "GLUE: device: auto, cpu, cuda or cuda:N.")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.submission and len(self.chosen_rows) != 1:
+            raise UsageError(f"--submission holds one row's predictions, not those of {', '.join(self.chosen_rows)}")
+        if self.submission and self.fractions != (1.0,):
+            raise UsageError("--submission is of models of all training examples; leave --train-fraction out")
+
+    @property
+    def chosen_rows(self) -> tuple[str, ...]:
+        """Rows to make, in the order of the table."""
+        rows = {*self.rows, *(("scratch", "scratch-words") if self.from_scratch else ())}
+        if self.frozen and "distilled" in rows:
+            rows = rows - {"distilled"} | {"frozen"}
+        return tuple(row for row in ROWS if row in rows)
+
+    @property
+    def teacher_finetuning(self) -> FinetuneOptions:
+        """Options of the teacher's fine-tuning."""
+        return FinetuneOptions(epochs=self.teacher_epochs, learning_rates=self.teacher_learning_rates)

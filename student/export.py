@@ -30,7 +30,7 @@ from sentence_distill.pipeline.files import (
     write_atomically,
     write_json,
 )
-from sentence_distill.student.classifier import TorchClassifier
+from sentence_distill.student.classifier import TorchClassifier, is_classifier, load_classifier
 from sentence_distill.student.config import ExportConfig
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.environment import versions
@@ -43,6 +43,7 @@ from sentence_distill.student.files import (
     load_distillation,
     module_weights,
     moved_record,
+    student_files,
 )
 from sentence_distill.student.hub import locate_student
 from sentence_distill.student.model import Student, encode_tokens, load_student
@@ -67,7 +68,6 @@ from sentence_distill.student.onnx_student import (
     is_export,
     open_export,
 )
-from sentence_distill.student.own_task import is_classifier, load_classifier, student_files
 from sentence_distill.student.reduce import (
     Fidelity,
     compare_dims,

@@ -18,6 +18,8 @@ DISTILLATION = "distillation.json"
 CARD = "README.md"
 CHECKPOINTS = "checkpoints"
 TASK = "task.json"
+FINETUNED_TEACHER = "finetuning.json"
+"""Record in the folder of a teacher that `sd finetune` wrote."""
 HEAD = "head.safetensors"
 FIGURES = ("eval.json", "glue.json", "speed.json")
 """What sd eval measured of a student, in its folder."""
@@ -169,3 +171,12 @@ def module_weights(folder: Path) -> list[Path]:
     """The files of a student's weights."""
     files = (path / "model.safetensors" for path in module_paths(folder).values())
     return sorted({file for file in files if file.exists()})
+
+
+def student_files(folder: Path) -> dict[str, Path]:
+    """Return the files that loading a student reads, its head included, by their paths in its folder."""
+    files = {name: folder / name for name in STUDENT_FILES if (folder / name).exists()}
+    for module in set(module_paths(folder).values()) - {folder}:
+        found = [file for pattern in ("*.json", "*.safetensors") for file in module.glob(pattern)]
+        files |= {file.relative_to(folder).as_posix(): file for file in found}
+    return files

@@ -63,8 +63,7 @@ class Classifier:
                     f"{folder} is an export, which runs on the CPU and not on {device}; leave the device out"
                 )
             return cls(OnnxClassifier.of_export(folder))
-        from sentence_distill.student.classifier import TorchClassifier
-        from sentence_distill.student.own_task import load_classifier
+        from sentence_distill.student.classifier import TorchClassifier, load_classifier
 
         model, task = load_classifier(folder)
         return cls(TorchClassifier(model.to(device), task))

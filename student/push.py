@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub
 from sentence_distill.student.card import model_card
-from sentence_distill.student.files import CARD, DISTILLATION, STUDENT_FILES
+from sentence_distill.student.files import CARD, DISTILLATION, STUDENT_FILES, student_files
 from sentence_distill.student.hub import REFUSED, is_repository
 from sentence_distill.student.model import load_student
-from sentence_distill.student.own_task import student_files
 from sentence_distill.student.report.data import StudentFiles
 
 T = TypeVar("T")

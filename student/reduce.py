@@ -22,11 +22,17 @@ from sentence_distill.pipeline.files import write_atomically, write_json
 from sentence_distill.pipeline.shards import Shard
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.files import DISTILLATION, MAX_TOKENS, find_shards, load_distillation, moved_record
+from sentence_distill.student.files import (
+    DISTILLATION,
+    MAX_TOKENS,
+    find_shards,
+    load_distillation,
+    moved_record,
+    student_files,
+)
 from sentence_distill.student.metrics import paired_rank_agreement, recall_figures
 from sentence_distill.student.model import Student, encode_tokens, load_student, save_student, update_distillation
 from sentence_distill.student.models import megabytes
-from sentence_distill.student.own_task import student_files
 from sentence_distill.student.reference import is_own, own_shards, require_teacher
 
 # Fifty for each direction of a vector of 384 numbers: more move the first directions by nothing that metrics show.

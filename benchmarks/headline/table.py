@@ -14,7 +14,7 @@ from typing import Any
 
 from record import write_result
 
-from sentence_distill.student.glue import ROWS
+from sentence_distill.student.config import ROWS
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- made by benchmarks/headline/table.py -->", "<!-- end -->"

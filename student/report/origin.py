@@ -7,9 +7,8 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from sentence_distill.data.glue import TASKS
-from sentence_distill.student.config import SIZES, TrainConfig
+from sentence_distill.student.config import SIZES, STUDENT, TEACHER, Hyperparameters, TrainConfig
 from sentence_distill.student.files import DISTILLATION, TASK, find_shards
-from sentence_distill.student.finetune import STUDENT, TEACHER, FinetuneConfig
 from sentence_distill.student.report.charts import Cell, Column, Rows, Table
 from sentence_distill.student.report.data import EVAL, GLUE, SPEED, StudentFiles
 from sentence_distill.student.report.measures import is_measured, measured_models
@@ -259,11 +258,11 @@ def _glue_options(glue: dict[str, Any]) -> list[str]:
     return words + ([] if glue.get("source") == "nyu-mll/glue" else ["--glue-dir", "GLUE"])
 
 
-def _changed(recorded: dict[str, Any], default: FinetuneConfig, names: dict[str, str]) -> dict[str, Any]:
+def _changed(recorded: dict[str, Any], default: Hyperparameters, names: dict[str, str]) -> dict[str, Any]:
     """Options whose recorded value is not the default."""
     values = json.loads(json.dumps(asdict(default)))
     changed = {name for name in names if recorded.get(name, values[name]) != values[name]}
-    if "epochs" in names and "least_steps" in recorded:
+    if "epochs" in names and recorded.get("least_steps") == 0:
         # Asked for, though it may be the default's number.
         changed.add("epochs")
-    return {option: recorded[name] for name, option in names.items() if name in changed}
+    return {option: recorded[name] for name, option in names.items() if name in changed and recorded[name] is not None}

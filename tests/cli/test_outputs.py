@@ -103,7 +103,7 @@ def test_an_earlier_student_stays_where_its_replacement_fails(sd, student, label
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sentence_distill.student.own_task.save_student", full)
+    monkeypatch.setattr("sentence_distill.student.classifier.save_student", full)
     assert sd(*command, "--overwrite") == 1
     assert contents(tmp_path) == before
 

@@ -35,7 +35,7 @@ NOTHING = "error: stopped; nothing was written"
         ("student.reduce.find_directions", signal.SIGTERM,
          ["export", "{student}", "--shards", "{shards}", "--dim", "8", "--format", "folder", "--out", "{new}"],
          NOTHING),
-        ("student.fit.finetune", signal.SIGINT, ["finetune", "{student}", "--train", "{train}", "--out",
+        ("student.finetune.Fitter", signal.SIGINT, ["finetune", "{student}", "--train", "{train}", "--out",
          "{new}"], NOTHING),
         ("student.train.ShardStream", signal.SIGTERM, ["train-student", "--shards", "{shards}", "--out",
          "{new}"], "error: stopped before the end"),

@@ -232,7 +232,7 @@ def test_the_command_of_glue_makes_its_figures_again(sd, student):
     from dataclasses import asdict, replace
 
     from sentence_distill.cli.eval import evaluate
-    from sentence_distill.student.finetune import STUDENT, TEACHER
+    from sentence_distill.student.config import STUDENT, TEACHER
 
     results = [result({"dev": {"accuracy": 0.8}}, seed=seed, fraction=share) for seed in (1, 2) for share in (1.0, 0.1)]
     finetuning = {**asdict(replace(STUDENT, epochs=2, learning_rates=(3e-4, 1e-3))), "synthetic": 500}
