@@ -12,6 +12,7 @@ from sentence_distill.cli.glue import evaluate_glue, glue_options
 from sentence_distill.cli.options import options_of
 from sentence_distill.cli.out_file import check_free, holds_keys
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.glue import load_sts
 from sentence_distill.data.options import fields_of
 from sentence_distill.student.config import EvalConfig, SpeedConfig
 
@@ -66,8 +67,7 @@ def evaluate(config: EvalConfig, glue: bool, speed: bool, speed_config: SpeedCon
         raise click.UsageError("a MODEL is named twice")
 
     from sentence_distill.pipeline.manifest import require_vectors
-    from sentence_distill.student.evaluate import evaluate as measure
-    from sentence_distill.student.evaluate import figures_file, models_of
+    from sentence_distill.student.figures import figures_file, models_of, sts_file
     from sentence_distill.student.files import TASK, is_student, load_distillation
     from sentence_distill.student.hub import require_own_folder
 
@@ -77,10 +77,18 @@ def evaluate(config: EvalConfig, glue: bool, speed: bool, speed_config: SpeedCon
             raise UserError(f"--glue fine-tunes one student, not {len(models)} models; run it for each")
         require_own_folder(models[0])
         load_distillation(Path(models[0]))
+    elif not config.json_file and not any(map(is_student, models)):
+        from sentence_distill.student.models import find_model
+
+        for model in models:
+            find_model(model)
+    # All that is cheap to miss is missed before PyTorch is imported.
     file = figures_file(config, f"{kind}.json")
     if config.shards:
         require_vectors(config.shards)
     check_free(file, config.overwrite, option="--json", own=lambda path: holds_keys(path, _FIGURES[kind]))
+    if sts := sts_file(config):
+        load_sts(sts)
     with stopped_by_signals(_KEPT[kind].format(file)):
         if glue:
             student = Path(models[0])
@@ -90,6 +98,8 @@ def evaluate(config: EvalConfig, glue: bool, speed: bool, speed_config: SpeedCon
 
             _print_speed(measure_speed(config, speed_config))
         else:
+            from sentence_distill.student.evaluate import evaluate as measure
+
             _print_eval(measure(config))
     click.echo(f"figures: {file}")
     if kind == "eval" and (students := [model for model in models if is_student(model)]):

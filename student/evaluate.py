@@ -1,6 +1,5 @@
 """Measure models side by side: fidelity to a teacher, STS-B, size, and speed."""
 
-import os
 import statistics
 import time
 from collections.abc import Collection, Sequence
@@ -20,7 +19,7 @@ from sentence_distill.data.options import command_line
 from sentence_distill.data.progress import Advance
 from sentence_distill.pipeline.manifest import require_vectors
 from sentence_distill.student import metrics
-from sentence_distill.student.config import DEFAULT_STUDENT, EvalConfig, default_held_out
+from sentence_distill.student.config import EvalConfig, default_held_out
 from sentence_distill.student.environment import environment
 from sentence_distill.student.figures import (
     EVAL,
@@ -31,12 +30,14 @@ from sentence_distill.student.figures import (
     ModelFigures,
     Sentences,
     Size,
+    figures_file,
     merged,
+    models_of,
     read_figures,
+    sts_file,
     write_figures,
 )
 from sentence_distill.student.files import CARD, is_student, load_distillation
-from sentence_distill.student.hub import packaged_student
 from sentence_distill.student.model import encode_tokens, update_distillation
 from sentence_distill.student.models import (
     Encode,
@@ -120,47 +121,6 @@ def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
         (model,) = models
         _record(model, run.teachers[model.name], everything)
     return new
-
-
-def models_of(config: EvalConfig) -> tuple[str, ...]:
-    """Return the models to measure: those that were named, or the student in distilled/.
-
-    Raises:
-        UserError: none was named, and there is no such student.
-    """
-    if not config.models:
-        load_distillation(Path(DEFAULT_STUDENT))
-    return tuple(dict.fromkeys(config.models)) or (DEFAULT_STUDENT,)
-
-
-def figures_file(config: EvalConfig, name: str) -> Path:
-    """Return the file for figures: --json, or `name` in the folder of the first student that is the user's.
-
-    Raises:
-        UserError: there is no such student, or no file can be written there.
-    """
-    models = models_of(config)
-    students = [model for model in models if is_student(model)]
-    if config.json_file is None and not students:
-        for model in models:
-            find_model(model)
-        if packaged := [model for model in models if packaged_student(model) is not None]:
-            raise UserError(f"{packaged[0]} lies inside the package, where no figures can go; name a file with --json")
-        raise UserError("no student is among the models, in whose folder the figures would go; name a file with --json")
-    file = config.json_file or Path(students[0]) / name
-    if not file.parent.is_dir():
-        raise UserError(f"--json {file}: there is no folder {file.parent}")
-    if not os.access(file.parent, os.W_OK):
-        raise UserError(f"no file can be written to {file.parent}; name another place for the figures with --json")
-    return file
-
-
-def sts_file(config: EvalConfig) -> Path | None:
-    """Return the file of STS-B's pairs: --sts, or dev.tsv of --glue-dir if it is there."""
-    if config.sts is not None or config.glue_dir is None:
-        return config.sts
-    inside = config.glue_dir / "STS-B" / "dev.tsv"
-    return inside if inside.exists() else None
 
 
 def _own_shards(models: Sequence[Model]) -> Path:

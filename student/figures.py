@@ -1,5 +1,6 @@
 """Figures that `sd eval` leaves on disk: eval.json and speed.json, and what is read of glue.json."""
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import TypeVar
@@ -8,6 +9,9 @@ import msgspec
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.files import write_json
+from sentence_distill.student.config import DEFAULT_STUDENT, EvalConfig
+from sentence_distill.student.files import is_student, load_distillation
+from sentence_distill.student.hub import packaged_student
 
 EVAL, GLUE, SPEED = "eval.json", "glue.json", "speed.json"
 MADE_BY = {EVAL: "sd eval", GLUE: "sd eval --glue --rows all", SPEED: "sd eval --speed"}
@@ -202,6 +206,50 @@ def write_figures(path: Path, record: EvalRecord | SpeedRecord) -> None:
     """Write a file of figures."""
     write_json(path, msgspec.to_builtins(record, str_keys=True))
 
+
+# Where figures go.
+
+
+def models_of(config: EvalConfig) -> tuple[str, ...]:
+    """Return the models to measure: those that were named, or the student in distilled/.
+
+    Raises:
+        UserError: none was named, and there is no such student.
+    """
+    if not config.models:
+        load_distillation(Path(DEFAULT_STUDENT))
+    return tuple(dict.fromkeys(config.models)) or (DEFAULT_STUDENT,)
+
+
+def figures_file(config: EvalConfig, name: str) -> Path:
+    """Return the file for figures: --json, or `name` in the folder of the first student that is the user's.
+
+    Raises:
+        UserError: there is no such student, or no file can be written there.
+    """
+    models = models_of(config)
+    students = [model for model in models if is_student(model)]
+    if config.json_file is None and not students:
+        if packaged := [model for model in models if packaged_student(model) is not None]:
+            raise UserError(f"{packaged[0]} lies inside the package, where no figures can go; name a file with --json")
+        raise UserError("no student is among the models, in whose folder the figures would go; name a file with --json")
+    file = config.json_file or Path(students[0]) / name
+    if not file.parent.is_dir():
+        raise UserError(f"--json {file}: there is no folder {file.parent}")
+    if not os.access(file.parent, os.W_OK):
+        raise UserError(f"no file can be written to {file.parent}; name another place for the figures with --json")
+    return file
+
+
+def sts_file(config: EvalConfig) -> Path | None:
+    """Return the file of STS-B's pairs: --sts, or dev.tsv of --glue-dir if it is there."""
+    if config.sts is not None or config.glue_dir is None:
+        return config.sts
+    inside = config.glue_dir / "STS-B" / "dev.tsv"
+    return inside if inside.exists() else None
+
+
+# Figures of several runs in one file.
 
 # What a skipped measure leaves empty.
 _MEASURES = {"held-out fidelity": "held_out", "speed": "sentences_per_second", "STS-B": "sts_spearman"}

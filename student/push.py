@@ -60,7 +60,10 @@ def prepare_upload(folder: Path, repo: str, *, licence: str | None = None, keep_
     # Neither checkpoints and logs, nor what else a user keeps there.
     files: dict[str, Path | bytes] = {**student_files(folder)}
     record = load_distillation(folder)
-    files[CARD] = _kept_card(folder) if keep_card else _new_card(folder, record, repo, licence)
+    try:
+        files[CARD] = _kept_card(folder) if keep_card else _new_card(folder, record, repo, licence)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / DISTILLATION} is damaged or of another version ({error})") from error
     files[DISTILLATION] = (json.dumps(_public(record), indent=1, ensure_ascii=False) + "\n").encode()
     return Upload(repo, dict(sorted(files.items())))
 

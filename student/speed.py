@@ -26,8 +26,19 @@ from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
 from sentence_distill.pipeline.load import Located
 from sentence_distill.student.config import EvalConfig, SpeedConfig
 from sentence_distill.student.environment import cores, environment
-from sentence_distill.student.evaluate import figures_file, free_name, models_of, sts_file
-from sentence_distill.student.figures import SPEED, Environment, Latency, Rates, SpeedRecord, Timed, write_figures
+from sentence_distill.student.evaluate import free_name
+from sentence_distill.student.figures import (
+    SPEED,
+    Environment,
+    Latency,
+    Rates,
+    SpeedRecord,
+    Timed,
+    figures_file,
+    models_of,
+    sts_file,
+    write_figures,
+)
 from sentence_distill.student.files import is_student, load_distillation
 from sentence_distill.student.models import find_model, find_teacher, in_torch, megabytes, parameters, short_names
 from sentence_distill.student.reference import own_shards, sentences_of_file, sentences_of_shards
