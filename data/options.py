@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import isfinite
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -115,13 +116,20 @@ def build(config: type, values: dict[str, Any]) -> Any:
 def check(config: Any) -> None:
     """Check the values of a config's own options; call it from `__post_init__`.
 
+    From Python a path may be given as text, and a repeated option as a single value.
+
     Raises:
         UserError: names the option, its value and what it may be.
     """
     for each in fields_of(type(config)):
-        value = getattr(config, each.name, None)
+        value: Any = getattr(config, each.name, None)
         if value is None:
             continue
+        if each.option.repeated and isinstance(value, str):
+            value = (value,)
+        if each.kind is Path and isinstance(value, str):
+            value = Path(value)
+        object.__setattr__(config, each.name, value)
         for one in value if each.several or each.option.repeated else (value,):
             if problem := problem_of(each, one):
                 raise UserError(f"{each.flag} {problem}, not {one!r}")

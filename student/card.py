@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-    from sentence_distill.student.report.charts import Table
+    from sentence_distill.student.figures import GlueFigures, SpeedRecord
+    from sentence_distill.student.tables import Table
 
 
 LOCAL = "path/to/this/folder"
@@ -28,9 +29,8 @@ def model_card(
     *,
     name: str = LOCAL,
     licence: str | None = None,
-    glue: dict[str, Any] | None = None,
-    speed: dict[str, Any] | None = None,
-    folder: Path = Path(),
+    glue: "GlueFigures | None" = None,
+    speed: "SpeedRecord | None" = None,
 ) -> str:
     """README.md of a student's folder.
 
@@ -41,10 +41,6 @@ def model_card(
             it stays open, and the card says so.
         glue: content of glue.json, where there is one.
         speed: content of speed.json, where there is one.
-        folder: where those two lie, for the error.
-
-    Raises:
-        UserError: glue.json or speed.json is not as this version writes it.
     """
     title = f"A BiLSTM student of {distillation['teacher']['teacher']}"
     licence = licence or distillation.get("licence")
@@ -55,7 +51,7 @@ def model_card(
         _summary(distillation),
         _usage(name),
         "## What it scores",
-        *_scores(distillation, glue or {}, speed or {}, folder),
+        *_scores(distillation, glue, speed),
         "## How it was made",
         _origin(distillation),
         "## Licence",
@@ -172,16 +168,22 @@ def _usage(name: str) -> str:
     )
 
 
-def _scores(distillation: dict[str, Any], glue: dict[str, Any], speed: dict[str, Any], folder: Path) -> Iterator[str]:
-    from sentence_distill.student.report.data import GLUE, SPEED, StudentFiles
-    from sentence_distill.student.report.glue import glue_table
-    from sentence_distill.student.report.measures import fidelity_table, measured_models
-    from sentence_distill.student.report.speed import speed_table
+def _scores(distillation: dict[str, Any], glue: "GlueFigures | None", speed: "SpeedRecord | None") -> Iterator[str]:
+    import msgspec
+
+    from sentence_distill.student.figures import ModelFigures
+    from sentence_distill.student.tables import fidelity_table, glue_table, speed_table
 
     metrics = distillation["metrics"]
-    # What sd eval measured of the student and its teacher stands in its record in the same form as in eval.json.
-    files = StudentFiles(folder, distillation, [], metrics, glue, speed)
-    models = measured_models(files)
+    # By measure in the record, and here by model.
+    by_model: dict[str, dict[str, Any]] = {"student": {"held_out": metrics.get("held_out")}}
+    for measure in ("sts_spearman", "sentences_per_second"):
+        for name, value in metrics.get(measure, {}).items():
+            by_model.setdefault(name, {})[measure] = value
+    for name, key in (("student", "size"), ("teacher", "teacher_size")):
+        if key in metrics:
+            by_model.setdefault(name, {})["size"] = metrics[key]
+    models = {name: msgspec.convert(figures, ModelFigures) for name, figures in by_model.items()}
     if (fidelity := fidelity_table(models)).groups[0].rows:
         yield markdown(fidelity)
         yield (
@@ -194,19 +196,16 @@ def _scores(distillation: dict[str, Any], glue: dict[str, Any], speed: dict[str,
     if fine_tuned := _task_scores(metrics):
         yield "After fine-tuning on the task, with its head, on the examples that picked the best step:"
         yield _task_table(fine_tuned, distillation.get("dev_examples") or {})
-    with files.using(GLUE):
-        table = glue_table(glue, {})
-    if table:
+    if glue and (table := glue_table(glue, {})):
         yield (
             "GLUE, on dev, in percent. Each row is a model that was fine-tuned on the task; the weights here are "
             "those that the distilled rows begin with."
         )
         yield markdown(table, groups=1)
-    with files.using(SPEED):
-        if speed.get("contenders"):
-            environment, timed = speed["environment"], speed_table(speed)
-            yield f"Speed on {environment['cores']} cores of {environment['cpu']}, {timed.caption.lower()}:"
-            yield markdown(timed)
+    if speed and speed.environment:
+        environment, timed = speed.environment, speed_table(speed)
+        yield f"Speed on {environment.cores} cores of {environment.cpu}, {timed.caption.lower()}:"
+        yield markdown(timed)
 
 
 def markdown(table: "Table", groups: int | None = None) -> str:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from sentence_distill.data.errors import UsageError, UserError
 from sentence_distill.data.glue import TASKS, GlueName
-from sentence_distill.data.options import SEED, check, fields_of, option, parse_choices
+from sentence_distill.data.options import SEED, check, fields_of, option, parse_choices, parse_list
+from sentence_distill.student.environment import cores
 
 POOLINGS = ("mean", "max", "mean+max")
 INITS = ("pca", "random")
@@ -428,3 +429,103 @@ class GlueConfig:
     def teacher_finetuning(self) -> FinetuneOptions:
         """Options of the teacher's fine-tuning."""
         return FinetuneOptions(epochs=self.teacher_epochs, learning_rates=self.teacher_learning_rates)
+
+
+# Options of `sd eval` and `sd report`.
+
+DEFAULT_STUDENT = "distilled"
+"""The folder that commands read if none is named."""
+
+
+def _parse_threads(text: str) -> tuple[int, ...]:
+    """Read numbers of threads, as in 1,8; `all` stands for the number of cores."""
+    numbers = parse_list(int, re.sub(r"\ball\b", str(cores()), text))
+    if min(numbers) < 1:
+        raise ValueError(f"{text!r} must be at least 1")
+    return tuple(sorted(set(numbers)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What `sd eval` measures, and where the figures go."""
+
+    models: tuple[str, ...] = option(
+        (),
+        "The same as one MODEL; may be repeated.",
+        argument=True,
+        repeated=True,
+        flags=("--student",),
+        metavar="[MODEL]...",
+    )
+    shards: Path | None = option(
+        None, "Shards with held-out sentences, also to time.", shown="those that the first student was trained on"
+    )
+    sts: Path | None = option(
+        None, "TSV file with columns sentence1, sentence2 and score.", shown="STS-B/dev.tsv in --glue-dir"
+    )
+    teacher: str | None = option(
+        None, "Teacher to compare with.", metavar="NAME", shown="the student's, if this machine has it"
+    )
+    glue_dir: Path | None = option(None, "GLUE in the official TSV layout.", shown="nyu-mll/glue from the hub")
+    json_file: Path | None = option(
+        None,
+        "File for the figures.",
+        flags=("--json",),
+        metavar="FILE",
+        shown="eval, glue or speed.json in the first student's folder",
+    )
+    overwrite: bool = option(False, "Replace --json, whatever it holds; earlier figures are not kept.", given=False)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    """How `sd eval --speed` times models."""
+
+    sentences: Path | None = option(
+        None, "Speed: text file with one sentence per line.", shown="the text in the shards", metavar="FILE"
+    )
+    threads: tuple[int, ...] = option(
+        (),
+        "Speed: numbers of threads; each model is started again for each.",
+        parse=_parse_threads,
+        metavar="N[,N…]",
+        shown="1,all",
+    )
+    rounds: int = option(3, "Speed: rounds in which the models take turns; the median counts.", least=1)
+    batch_sizes: tuple[int, ...] = option((1, 8, 32, 128, 512), "Speed: sentences per call.", least=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def parse_note(text: str) -> str:
+    """Read TASK=TEXT, a remark on the figures of a GLUE task; the task comes out spelled as GLUE spells it."""
+    task, _, remark = (part.strip() for part in text.partition("="))
+    known = {name.lower(): name for name in TASKS}
+    if task.lower() not in known or not remark:
+        raise ValueError(f"{text!r} is no TASK=TEXT with one of {', '.join(TASKS)}")
+    return f"{known[task.lower()]}={remark}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What `sd report` writes."""
+
+    student: Path = option(Path(DEFAULT_STUDENT), "Folder of the student.", argument=True)
+    out: Path = option(Path("report.html"), "File to write.", flags=("--out", "-o"))
+    title: str | None = option(None, "Title of the page.", shown="names the teacher")
+    notes: tuple[str, ...] = option(
+        (),
+        "Footnote at every figure of a GLUE task, if its data is not the official one, say; may be repeated.",
+        flags=("--note",),
+        repeated=True,
+        parse=parse_note,
+        metavar="TASK=TEXT",
+    )
+    overwrite: bool = option(False, "Replace --out even if it is not a report.", given=False)
+
+    def __post_init__(self) -> None:
+        check(self)

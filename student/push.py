@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub
 from sentence_distill.student.card import model_card
-from sentence_distill.student.files import CARD, DISTILLATION, STUDENT_FILES, student_files
+from sentence_distill.student.figures import GLUE, SPEED, GlueFigures, SpeedRecord, read_figures
+from sentence_distill.student.files import CARD, DISTILLATION, STUDENT_FILES, load_distillation, student_files
 from sentence_distill.student.hub import REFUSED, is_repository
 from sentence_distill.student.model import load_student
-from sentence_distill.student.report.data import StudentFiles
 
 T = TypeVar("T")
 
@@ -58,10 +58,12 @@ def prepare_upload(folder: Path, repo: str, *, licence: str | None = None, keep_
     load_student(folder)
     # Neither checkpoints and logs, nor what else a user keeps there.
     files: dict[str, Path | bytes] = {**student_files(folder)}
-    record = StudentFiles.read(folder)
-    with record.using(DISTILLATION):
-        files[CARD] = _kept_card(folder) if keep_card else _new_card(record, repo, licence)
-        files[DISTILLATION] = (json.dumps(_public(record.distillation), indent=1, ensure_ascii=False) + "\n").encode()
+    record = load_distillation(folder)
+    try:
+        files[CARD] = _kept_card(folder) if keep_card else _new_card(folder, record, repo, licence)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / DISTILLATION} is damaged or of another version ({error})") from error
+    files[DISTILLATION] = (json.dumps(_public(record), indent=1, ensure_ascii=False) + "\n").encode()
     return Upload(repo, dict(sorted(files.items())))
 
 
@@ -110,14 +112,13 @@ def _public(distillation: dict[str, Any]) -> dict[str, Any]:
     return public
 
 
-def _new_card(record: StudentFiles, repo: str, licence: str | None) -> bytes:
+def _new_card(folder: Path, distillation: dict[str, Any], repo: str, licence: str | None) -> bytes:
     return model_card(
-        record.distillation,
+        distillation,
         name=repo,
         licence=licence,
-        glue=record.glue,
-        speed=record.speed,
-        folder=record.folder,
+        glue=read_figures(folder / GLUE, GlueFigures),
+        speed=read_figures(folder / SPEED, SpeedRecord),
     ).encode()
 
 

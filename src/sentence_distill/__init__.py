@@ -4,11 +4,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sentence_distill.student.evaluate import evaluate
     from sentence_distill.student.model import Student
     from sentence_distill.student.predict import Classifier
 
 __version__ = version("sentence-distill")
-__all__ = ["Classifier", "Student", "__version__"]
+__all__ = ["Classifier", "Student", "__version__", "evaluate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from sentence_distill.student.predict import Classifier
 
         return Classifier
+    if name == "evaluate":
+        from sentence_distill.student.evaluate import evaluate
+
+        return evaluate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

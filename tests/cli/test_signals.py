@@ -29,7 +29,7 @@ NOTHING = "error: stopped; nothing was written"
     ("function", "number", "arguments", "message"),
     [
         ("student.evaluate.speed", signal.SIGINT, ["eval", "{student}", "--shards", "{shards}"], NOTHING),
-        ("student.report.page.gather", signal.SIGTERM, ["report", "{student}", "--out", "{new}"], NOTHING),
+        ("student.report.gather", signal.SIGTERM, ["report", "{student}", "--out", "{new}"], NOTHING),
         ("student.export.write_onnx", signal.SIGINT, ["export", "{student}", "--out", "{new}"],
          NOTHING),
         ("student.reduce.find_directions", signal.SIGTERM,
@@ -104,7 +104,6 @@ def test_what_is_cheap_to_check_is_checked_before_pytorch_is_imported(student_fo
         ["eval", student_folder, "--shards", tmp_path / "none"],
         ["eval", student_folder, "--sts", tmp_path / "none.tsv"],
         ["report", student_folder, "--out", tmp_path / "mine"],
-        ["report", student_folder, "--shards", tmp_path / "none"],
         ["export", student_folder, "--out", tmp_path / "mine"],
         ["export", student_folder, "--sentences", tmp_path / "none"],
         ["export", student_folder, "--dim", "8", "--shards", tmp_path / "none"],

@@ -109,6 +109,7 @@ def test_a_reduced_student_is_a_student_like_any_other(sd, student_folder, shard
     assert record["metrics"]["held_out"]["rank_agreement"] == record["reduction"]["teacher_rank_agreement"]
     # What compares vectors of one width is left out; what does not is measured.
     assert sd("eval", out, "--shards", shards) == 0
-    held_out = json.loads((out / "eval.json").read_text())["held_out"]
+    (figures,) = json.loads((out / "eval.json").read_text())["models"].values()
+    held_out = figures["held_out"]
     assert held_out["rank_agreement"] == pytest.approx(record["metrics"]["held_out"]["rank_agreement"], abs=1e-3)
     assert "cosine" not in held_out
