@@ -46,7 +46,7 @@ class Finetuned:
 
     @property
     def is_student(self) -> bool:
-        """Whether it is a student, and not a teacher."""
+        """True for a student, False for a teacher."""
         return isinstance(self.model, StudentClassifier)
 
     def save(self, folder: Path) -> None:

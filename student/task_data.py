@@ -25,7 +25,7 @@ Scores = dict[str, dict[str, float]]
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What fitting a model to a task came to, at the best step on dev."""
+    """Result of fitting a model to a task, at the best step on dev."""
 
     scores: Scores
     learning_rate: float = 0.0
