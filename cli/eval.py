@@ -66,7 +66,6 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
     if len(set(config.models)) < len(config.models):
         raise click.UsageError("a MODEL is named twice")
 
-    from sentence_distill.pipeline.manifest import require_vectors
     from sentence_distill.student.figures import figures_file, models_of, sts_file
     from sentence_distill.student.files import TASK, is_student, load_distillation
     from sentence_distill.student.hub import require_own_folder
@@ -85,6 +84,8 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
     # All that is cheap to miss is missed before PyTorch is imported.
     file = figures_file(config, f"{kind}.json")
     if config.shards:
+        from sentence_distill.pipeline.manifest import require_vectors
+
         require_vectors(config.shards)
     check_free(file, config.overwrite, option="--json", own=lambda path: holds_keys(path, _FIGURES[kind]))
     if sts := sts_file(config):
@@ -115,6 +116,7 @@ def _table(*heads: str) -> "Table":
     from rich.table import Table
 
     table = Table(*heads, box=None, header_style="bold")
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     return table

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import xxhash
 from encode_speed import NAMES, batch_sizes, contend, read_pairs, summary
+from peers import make_static
 from record import forget_made
 
 from sentence_distill.pipeline.load import locate_teacher
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.environment import environment
-from sentence_distill.student.peers import make_static
 from sentence_distill.student.reference import held_out_texts
 
 _OF_A_STUDENT = ("student-int8", "student-bf16")
