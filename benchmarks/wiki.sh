@@ -1,5 +1,5 @@
 #!/bin/sh
-# The figures of docs/results.md and its report: the first 350,000 lines of a WikiExtractor file of English
+# The figures of benchmarks/students.md and its report: the first 350,000 lines of a WikiExtractor file of English
 # Wikipedia, teacher MiniLM, default student, everything that sd eval measures, GLUE's table with three seeds for the
 # small tasks. Three to four hours on two cores; each step goes on where it was stopped. Stage one beside its peers: embed.sh.
 # usage: wiki.sh WIKIEXTRACTOR.zst GLUE_DIR WORKDIR      (needs the command zstdcat)

@@ -46,7 +46,7 @@ from sentence_distill.student.files import (
     student_files,
 )
 from sentence_distill.student.hub import locate_student
-from sentence_distill.student.model import Student, encode_tokens, load_student
+from sentence_distill.student.model import Student, load_student
 from sentence_distill.student.models import Encode
 from sentence_distill.student.onnx_encoder import OUTPUT, PROBABILITIES, SCORES, inputs_of_column
 from sentence_distill.student.onnx_graph import Head, build_graph
@@ -66,17 +66,13 @@ from sentence_distill.student.onnx_student import (
     OnnxClassifier,
     OnnxStudent,
     is_export,
-    open_export,
 )
 from sentence_distill.student.reduce import (
     Fidelity,
-    compare_dims,
+    Reduced,
     copy_student,
-    find_directions,
     halve_weights,
-    reduce_student,
-    sample_corpus,
-    sample_shards,
+    reduce,
     save_reduced,
 )
 from sentence_distill.student.reference import held_out_texts, own_shards, sentences_of_file
@@ -120,26 +116,6 @@ class _Source:
         model, task = load_classifier(folder)
         return cls(folder, distillation, model.student, TorchClassifier(model, task))
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.classifier.task.labels if self.classifier else ()
-
-    @property
-    def head(self) -> Head | None:
-        if self.classifier is None:
-            return None
-        model, task = self.classifier.model, self.classifier.task
-        return Head(model.head_arrays(), model.columns, task.regression)
-
-    @property
-    def parameters(self) -> int:
-        """Number of the weights that the graph has."""
-        encoder = self.student.encoder
-        used: list[torch.nn.Module] = [encoder]
-        if self.classifier:
-            used = [encoder.embedding, encoder.lstm, self.classifier.model.head]
-        return sum(weight.numel() for module in used for weight in module.parameters())
-
 
 def export(config: ExportConfig) -> Exported:
     """Write a student as an ONNX file, or with `format="folder"` as a smaller student; measure how close it is.
@@ -158,32 +134,51 @@ def export(config: ExportConfig) -> Exported:
             "it was made of, then fine-tune that (sd finetune), or halve its bytes: --format folder --float16"
         )
     if len(config.dim) > 1:
-        return Exported(None, fidelity=_reduced(config, _Source.load(folder), None)[1])
+        return Exported(None, fidelity=_reduce(config, _Source.load(folder)).fidelity)
     out = config.out or _default_out(config, folder)
     with replacing_folder(out, config) as new:
-        return replace(_write(config, folder, new), folder=out)
+        write = _write_onnx_folder if config.format == "onnx" else _write_student_folder
+        return replace(write(config, folder, new), folder=out)
 
 
-def _write(config: ExportConfig, folder: Path, new: Path) -> Exported:
-    if config.format == "folder" and not config.dim:
-        copy_student(folder, new)
-        halve_weights(new)
-        return Exported(new)
-    source = _Source.load(folder)
+def _write_student_folder(config: ExportConfig, folder: Path, new: Path) -> Exported:
     fidelity: tuple[Fidelity, ...] = ()
     if config.dim:
-        source, fidelity = _reduced(config, source, new if config.format == "folder" else None)
-    if config.format == "folder":
-        if config.float16:
-            halve_weights(new)
-        return Exported(new, fidelity=fidelity)
-    write_onnx(source.student, new, int8=config.int8, head=source.head)
-    if source.labels:
-        write_json(new / LABELS, source.labels)
+        source = _Source.load(folder)
+        reduced = _reduce(config, source)
+        fidelity = reduced.fidelity
+        if config.shards and not reduced.sample.own:
+            progress.log(f"{config.shards} is not what the student was trained on: its card shows none of the figures")
+        save_reduced(new, reduced, moved_record(source.distillation, folder, new))
+    else:
+        copy_student(folder, new)
+    if config.float16:
+        halve_weights(new)
+    return Exported(new, fidelity=fidelity)
+
+
+def _write_onnx_folder(config: ExportConfig, folder: Path, new: Path) -> Exported:
+    source, head = _Source.load(folder), None
+    labels: tuple[str, ...] = ()
+    fidelity: tuple[Fidelity, ...] = ()
+    if classifier := source.classifier:
+        labels = classifier.task.labels
+        head = Head(classifier.model.head_arrays(), classifier.model.columns, classifier.task.regression)
+    if config.dim:
+        reduced = _reduce(config, source)
+        source, fidelity = replace(source, student=reduced.student), reduced.fidelity
+    write_onnx(source.student, new, int8=config.int8, head=head)
+    if labels:
+        write_json(new / LABELS, labels)
     record, skipped = _measured(_record(source, config.int8), source, new, config)
     record.write(new)
-    write_atomically(new / EXPORT_README, readme(record, source.labels).encode())
-    return Exported(new, record, source.labels, skipped, fidelity)
+    write_atomically(new / EXPORT_README, readme(record, labels).encode())
+    return Exported(new, record, labels, skipped, fidelity)
+
+
+def _reduce(config: ExportConfig, source: _Source) -> Reduced:
+    student, record, folder = source.student, source.distillation, source.folder
+    return reduce(student, record, folder, config.dim, shards=config.shards, corpus=config.corpus)
 
 
 def _require_student(folder: Path, name: str) -> None:
@@ -256,28 +251,6 @@ def _require_replaceable(folder: Path, config: ExportConfig) -> None:
         raise UserError(f"{folder} is there already; name another folder with --out, or --overwrite replaces it")
 
 
-def _reduced(config: ExportConfig, source: _Source, new: Path | None) -> tuple[_Source, tuple[Fidelity, ...]]:
-    """Project a student's vectors to fewer dimensions, measure what is left, and write the student into `new`."""
-    student, distillation = source.student, source.distillation
-    for dim in config.dim:
-        if dim >= student.dim:
-            raise UserError(f"{dim} dimensions are no reduction of the student's {student.dim}; name fewer")
-    if config.corpus:
-        sample = sample_corpus(config.corpus, student)
-    else:
-        sample = sample_shards(config.shards, distillation, source.folder)
-    directions = find_directions(student, sample.fit)
-    vectors = encode_tokens(student.encoder, sample.measured)
-    fidelity = tuple(compare_dims(vectors, sample.teacher, directions, (*config.dim, student.dim)))
-    reduced = reduce_student(student, directions, config.dim[0])
-    if new is not None:
-        if config.shards and not sample.own:
-            progress.log(f"{config.shards} is not what the student was trained on: its card shows none of the figures")
-        record = moved_record(distillation, source.folder, new)
-        save_reduced(new, reduced, record, sample, fidelity[0])
-    return replace(source, student=reduced), fidelity
-
-
 # The ONNX file and its tokenizer, which run without PyTorch and without this package.
 
 
@@ -300,31 +273,42 @@ def _plain_tokenizer(tokenizer: TextTokenizer) -> Tokenizer:
 
 
 def _record(source: _Source, int8: bool) -> ExportRecord:
-    shape, classifier = source.student.encoder.config, source.classifier
-    task = classifier.task if classifier else None
-    weights = [*module_weights(source.folder), *([source.folder / HEAD] if classifier else [])]
-    kind, output = ("encoder", OUTPUT) if task is None else ("classifier", PROBABILITIES)
-    if task and task.regression:
-        kind, output = "regression", SCORES
-    return ExportRecord(
+    encoder, weights = source.student.encoder, module_weights(source.folder)
+    record = ExportRecord(
         format="onnx",
-        kind=kind,  # type: ignore[arg-type]
-        inputs=tuple(name for column in range(len(task.columns) if task else 1) for name in inputs_of_column(column)),
-        outputs=(output,),
-        dim=None if task else source.student.dim,
-        normalize=None if task else shape.normalize,
+        kind="encoder",
+        inputs=inputs_of_column(0),
+        outputs=(OUTPUT,),
+        dim=source.student.dim,
+        normalize=encoder.config.normalize,
         max_tokens=MAX_TOKENS,
-        parameters=source.parameters,
+        parameters=_count(encoder),
         int8=int8,
-        vocabulary=shape.vocabulary,
-        task=ExportedTask(name=task.name, columns=task.columns, label=task.label, metrics=task.metrics)
-        if task
-        else None,
+        vocabulary=encoder.config.vocabulary,
         student=ExportedStudent(
             teacher=source.distillation["teacher"]["teacher"], weights=tuple(map(file_hash, weights))
         ),
         versions=versions(_PACKAGES),
     )
+    if source.classifier is None:
+        return record
+    model, task = source.classifier.model, source.classifier.task
+    return structs.replace(
+        record,
+        kind="regression" if task.regression else "classifier",
+        inputs=tuple(name for column in range(len(task.columns)) for name in inputs_of_column(column)),
+        outputs=(SCORES if task.regression else PROBABILITIES,),
+        dim=None,
+        normalize=None,
+        # The head takes the place of the projection.
+        parameters=_count(encoder.embedding, encoder.lstm, model.head),
+        task=ExportedTask(name=task.name, columns=task.columns, label=task.label, metrics=task.metrics),
+        student=structs.replace(record.student, weights=(*record.student.weights, file_hash(source.folder / HEAD))),
+    )
+
+
+def _count(*modules: torch.nn.Module) -> int:
+    return sum(weight.numel() for module in modules for weight in module.parameters())
 
 
 # How close an export comes to its student in PyTorch, and how fast both are.
@@ -349,10 +333,10 @@ def _measured(record: ExportRecord, source: _Source, new: Path, config: ExportCo
     exported: Encode
     original: Encode = source.student.encode
     if classifier := source.classifier:
-        opened = open_export(new, lambda model, tokenizer: OnnxClassifier(model, tokenizer, classifier.task, threads=1))
+        opened = OnnxClassifier.open(new, classifier.task, threads=1)
         exported, original = (lambda texts: opened.outputs([texts])), lambda texts: classifier.outputs([texts])
     else:
-        exported = OnnxStudent.of_export(new, threads=1).encode
+        exported = OnnxStudent.open(new, threads=1).encode
     return structs.replace(
         record,
         agreement=agreement(origin, record.outputs[0], exported(texts), original(texts)),

@@ -1,8 +1,8 @@
 """Students and classifiers in ONNX Runtime, and the folder that `sd export` writes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, Self
 
 import msgspec
 import numpy as np
@@ -25,8 +25,6 @@ EXPORT_README = "README.md"
 EXPORT_FILES = {MODEL, TOKENIZER, EXPORT_RECORD, LABELS, EXPORT_README}
 EXPORT_FOLDER = "onnx"
 """Default name of an export's folder inside the student's."""
-
-_Opened = TypeVar("_Opened")
 
 
 class ExportedTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,27 +146,10 @@ def read_labels(folder: Path) -> tuple[str, ...]:
     return labels
 
 
-def open_export(folder: Path, opener: Callable[[bytes, TextTokenizer], _Opened]) -> _Opened:
-    """Open an export with a function that takes the serialized graph and the tokenizer.
-
-    Raises:
-        UserError: there is no export, or it is damaged.
-    """
-    if not (folder / MODEL).exists() or not (folder / TOKENIZER).exists():
-        raise UserError(f"{folder} holds no export; make one: {export_command(folder)}")
-    try:
-        tokenizer = TextTokenizer((folder / TOKENIZER).read_text(encoding="utf-8"))
-        return opener((folder / MODEL).read_bytes(), tokenizer)
-    except ValueError as error:
-        raise UserError(
-            f"the export in {folder} is damaged ({first_line(error)}); make it again: {export_command(folder)}"
-        ) from error
-
-
 class _OnnxTexts:
     """A graph and its tokenizer, which read texts."""
 
-    def __init__(self, model: bytes, tokenizer: TextTokenizer, threads: int = 0) -> None:
+    def __init__(self, model: bytes, tokenizer: TextTokenizer, *, threads: int = 0) -> None:
         """Open a serialized graph; `threads` batches are computed in parallel, 0 is one per core.
 
         Raises:
@@ -178,6 +159,23 @@ class _OnnxTexts:
         self._tokenizer = tokenizer
         self._threads = threads or cores()
 
+    @classmethod
+    def open(cls, folder: Path, *more: Any, threads: int = 0) -> Self:
+        """Open the graph in an export's folder; `more` are the further arguments of the class.
+
+        Raises:
+            UserError: there is no export, or it is damaged.
+        """
+        if not (folder / MODEL).exists() or not (folder / TOKENIZER).exists():
+            raise UserError(f"{folder} holds no export; make one: {export_command(folder)}")
+        try:
+            tokenizer = TextTokenizer((folder / TOKENIZER).read_text(encoding="utf-8"))
+            return cls((folder / MODEL).read_bytes(), tokenizer, *more, threads=threads)
+        except ValueError as error:
+            raise UserError(
+                f"the export in {folder} is damaged ({first_line(error)}); make it again: {export_command(folder)}"
+            ) from error
+
     def tokenize(self, sentences: Sequence[str]) -> Tokens:
         """Tokenize sentences, each cut after `MAX_TOKENS`."""
         return self._tokenizer.tokenize(sentences).cut(MAX_TOKENS)
@@ -186,8 +184,8 @@ class _OnnxTexts:
 class OnnxStudent(_OnnxTexts):
     """A `TextEncoder`."""
 
-    def __init__(self, model: bytes, tokenizer: TextTokenizer, threads: int = 0) -> None:
-        super().__init__(model, tokenizer, threads)
+    def __init__(self, model: bytes, tokenizer: TextTokenizer, *, threads: int = 0) -> None:
+        super().__init__(model, tokenizer, threads=threads)
         self._hash = bytes_hash(model)
 
     @classmethod
@@ -202,7 +200,7 @@ class OnnxStudent(_OnnxTexts):
 
         files = StudentFiles.read(folder)
         graph = build_graph(files.config, files.weights, int8=True)
-        return cls(graph.SerializeToString(), files.tokenizer, threads)
+        return cls(graph.SerializeToString(), files.tokenizer, threads=threads)
 
     @classmethod
     def of_export(cls, folder: Path, threads: int = 0) -> "OnnxStudent":
@@ -211,7 +209,7 @@ class OnnxStudent(_OnnxTexts):
         Raises:
             UserError: there is none, it is damaged, or it is that of a classifier.
         """
-        student = open_export(folder, lambda model, tokenizer: cls(model, tokenizer, threads))
+        student = cls.open(folder, threads=threads)
         if student._encoder.output != OUTPUT:
             raise UserError(
                 f"{folder} is an export of a classifier, which gives no vectors; predict with it: sd predict {folder} "
@@ -244,8 +242,8 @@ class OnnxClassifier(_OnnxTexts):
         task: its columns and classes.
     """
 
-    def __init__(self, model: bytes, tokenizer: TextTokenizer, task: Task, threads: int = 0) -> None:
-        super().__init__(model, tokenizer, threads)
+    def __init__(self, model: bytes, tokenizer: TextTokenizer, task: Task, *, threads: int = 0) -> None:
+        super().__init__(model, tokenizer, threads=threads)
         self.task = task
 
     @classmethod
@@ -263,7 +261,7 @@ class OnnxClassifier(_OnnxTexts):
             )
         labels = read_labels(folder) if record.kind == "classifier" else ()
         task = Task(**msgspec.structs.asdict(record.task), labels=labels)
-        classifier = open_export(folder, lambda model, tokenizer: cls(model, tokenizer, task, threads))
+        classifier = cls.open(folder, task, threads=threads)
         if classifier._encoder.dim != max(1, len(labels)):
             raise UserError(
                 f"{folder / LABELS} names {len(labels)} classes, and the model has {classifier._encoder.dim}; make "

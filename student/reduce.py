@@ -43,22 +43,6 @@ _MEASURED_SHARE = 5
 _BATCH_ROWS = 8192
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Tokenized sentences."""
-
-    fit: Tokens
-    """Sentences that principal components are found with."""
-    measured: Tokens
-    """m other sentences."""
-    teacher: torch.Tensor | None
-    """float32[m, dim], the teacher's vectors of `measured`, if they are known."""
-    own: bool
-    """True if the sentences are of the shards that the student was trained on."""
-    source: str
-    """Where they are from, for the student's record."""
-
-
 class Fidelity(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Fidelity of vectors with fewer dimensions, over sentences that did not shape the projection."""
 
@@ -85,13 +69,57 @@ class Reduction(Fidelity, kw_only=True, omit_defaults=True):
     """Number of sentences that the projection was found with."""
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Tokenized sentences: those that principal components are found with, and m others to measure with."""
+
+    fit: Tokens
+    measured: Tokens
+    teacher: torch.Tensor | None
+    """float32[m, dim], the teacher's vectors of `measured`, if they are known."""
+    own: bool
+    """True if the sentences are of the shards that the student was trained on."""
+    source: str
+    """Where they are from, for the student's record."""
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A student with fewer dimensions, and what is left at each number that was asked for and at the full one."""
+
+    student: Student
+    fidelity: tuple[Fidelity, ...]
+    sample: Sample
+
+
+def reduce(
+    student: Student,
+    distillation: dict[str, Any],
+    folder: Path,
+    dims: Sequence[int],
+    *,
+    shards: Path | None = None,
+    corpus: Sequence[str] = (),
+) -> Reduced:
+    """Project a student's vectors to the first number of `dims`, and measure what is left at each of them.
+
+    Directions are found, and fidelity is measured, on `corpus`, or on `shards`; by default on the student's own shards.
+
+    Raises:
+        UserError: a number is no reduction, or the sentences are not there, of another teacher, or too few.
+    """
+    for dim in dims:
+        if dim >= student.dim:
+            raise UserError(f"{dim} dimensions are no reduction of the student's {student.dim}; name fewer")
+    sample = sample_corpus(corpus, student) if corpus else sample_shards(shards, distillation, folder)
+    directions = find_directions(student, sample.fit)
+    vectors = encode_tokens(student.encoder, sample.measured)
+    fidelity = compare_dims(vectors, sample.teacher, directions, (*dims, student.dim))
+    return Reduced(reduce_student(student, directions, dims[0]), tuple(fidelity), sample)
+
+
 def sample_shards(shards: Path | None, distillation: dict[str, Any], student: Path) -> Sample:
     """Take at most 20,000 rows to train on, spread evenly over shards, and at most 5,000 held-out ones.
-
-    Args:
-        shards: a complete folder of shards of the student's teacher; None is the one that it was trained on.
-        distillation: of the student.
-        student: its folder.
 
     Raises:
         UserError: the shards are not there, damaged, or of another teacher, or hold out too few rows.
@@ -198,10 +226,9 @@ def reduce_student(student: Student, directions: torch.Tensor, dim: int) -> Stud
     return Student(reduced, student.tokenizer)
 
 
-def save_reduced(
-    folder: Path, reduced: Student, distillation: dict[str, Any], sample: Sample, figures: Fidelity
-) -> None:
+def save_reduced(folder: Path, reduced: Reduced, distillation: dict[str, Any]) -> None:
     """Write a reduced student with its record, which is that of the full one and what is known of the reduction."""
+    figures, sample = reduced.fidelity[0], reduced.sample
     # What was measured of the full vectors does not hold of these; against the teacher's this much is known. The record
     # and the card speak of the student's own corpus.
     known = {"rank_agreement": figures.teacher_rank_agreement, "recall_at_10": figures.teacher_recall_at_10}
@@ -214,7 +241,9 @@ def save_reduced(
         own=sample.own,
         rows=len(sample.fit),
     )
-    save_student(folder, reduced, {**distillation, "metrics": metrics, "reduction": msgspec.to_builtins(reduction)})
+    save_student(
+        folder, reduced.student, {**distillation, "metrics": metrics, "reduction": msgspec.to_builtins(reduction)}
+    )
 
 
 def copy_student(source: Path, folder: Path) -> None:

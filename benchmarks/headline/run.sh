@@ -1,9 +1,9 @@
 #!/bin/sh
-# The sizes in README.md and docs/results.md: students of every size from one corpus, what each keeps of its teacher and
+# The sizes in README.md and benchmarks/students.md: students of every size from one corpus, what each keeps of its teacher and
 # costs, beside what one would take instead, and how much the size of the corpus matters. Each step goes on where it was
 # stopped.
 # With 261,409 articles of English Wikipedia (2.9 million sentences) and three epochs about 20 hours on two cores; EPOCHS,
-# SIZES, FRACTIONS and STEPS change the run: docs/results.md shows EPOCHS=1 FRACTIONS="0.02 0.1 1" STEPS=5000. A folder of
+# SIZES, FRACTIONS and STEPS change the run: benchmarks/students.md shows EPOCHS=1 FRACTIONS="0.02 0.1 1" STEPS=5000. A folder of
 # shards that stands in WORKDIR already is taken as it is.
 # usage: run.sh CORPUS GLUE_DIR WORKDIR [PEER_PYTHON]       (PEER_PYTHON: see encode_speed.py)
 set -eu

@@ -1,4 +1,4 @@
-"""From what run.sh left in its folder to a dated result, its plots, and their tables in docs/results.md.
+"""From what run.sh left in its folder to a dated result, its plots, and their tables in benchmarks/students.md.
 
 usage: python benchmarks/headline/table.py WORKDIR
 
@@ -244,9 +244,9 @@ def main() -> None:
     setting = {"corpus": read(folders[0] / "distillation.json")["corpus"], "speed": speed}
     path = write_result("headline", setting, rows)
     plot(rows, speed, path.with_suffix(".svg"))
-    picture = f"![Quality over speed](../benchmarks/results/{path.stem}.svg)"
+    picture = f"![Quality over speed](results/{path.stem}.svg)"
     made = [*sizes_table(rows, speed), "", picture, *glue_table(rows), *curve_table(rows)]
-    replace_made(ROOT / "docs/results.md", made)
+    replace_made(ROOT / "benchmarks/students.md", made)
 
 
 if __name__ == "__main__":
