@@ -15,8 +15,8 @@ from sentence_distill.cli.glue import evaluate_glue, glue_options
 from sentence_distill.cli.intrinsic import evaluate_intrinsic
 from sentence_distill.cli.out_file import check_free, holds_keys
 from sentence_distill.cli.speed import evaluate_speed, speed_options
-from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
+from sentence_distill.student.config import DEFAULT_STUDENT
 
 
 def _names(options: Callable[[Callable[..., Any]], Callable[..., Any]]) -> list[str]:

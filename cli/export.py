@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sentence_distill.cli.console import stopped_by_signals
-from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
+from sentence_distill.student.config import DEFAULT_STUDENT
 
 if TYPE_CHECKING:
     from sentence_distill.student.export import Exported

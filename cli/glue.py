@@ -246,7 +246,7 @@ def _print_glue(results: "Results", rows: tuple[str, ...], tasks: tuple[str, ...
     from rich.console import Console
     from rich.table import Table
 
-    from sentence_distill.student.glue import ROWS
+    from sentence_distill.student.config import ROWS
 
     shown = [row for row in rows if row in results.rows]
     table = Table("GLUE dev", "metric", *(ROWS[row] for row in shown), box=None, header_style="bold")

@@ -9,9 +9,9 @@ import click
 from sentence_distill.cli.console import stopped_by_signals
 from sentence_distill.cli.legacy_options import counts
 from sentence_distill.cli.out_file import is_reduced, new_folder, whole_or_none
-from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
+from sentence_distill.student.config import DEFAULT_STUDENT
 
 if TYPE_CHECKING:
     from sentence_distill.student.model import Student

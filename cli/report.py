@@ -6,7 +6,7 @@ import click
 
 from sentence_distill.cli.console import stopped_by_signals
 from sentence_distill.cli.out_file import check_free, check_parent
-from sentence_distill.cli.train_student import DEFAULT_STUDENT
+from sentence_distill.student.config import DEFAULT_STUDENT
 
 # What a report of this version holds in its head, and one of a version before that line came.
 _MARKS = (

@@ -14,6 +14,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import TASKS, GlueFolder, GlueHub, TaskMissing
 from sentence_distill.pipeline.load import Located
 from sentence_distill.student.classifier import StudentClassifier, initial_student
+from sentence_distill.student.config import ROWS
 from sentence_distill.student.finetune import Outcome, TaskModel, main_score, predict
 from sentence_distill.student.fit import Fitted, Fitter, probe
 from sentence_distill.student.glue_results import PARTS, Result, Results
@@ -24,17 +25,6 @@ from sentence_distill.student.task_data import TaskData
 from sentence_distill.student.task_distillation import TaskTeacher
 from sentence_distill.student.task_teacher import TeacherClassifier
 
-ROWS = {
-    "majority": "majority class",
-    "scratch": "BiLSTM from scratch",
-    "scratch-words": "BiLSTM from scratch, teacher's word embeddings",
-    "task-specific": "task-specific distillation alone",
-    "frozen": "distilled, frozen",
-    "distilled": "distilled",
-    "distilled-task-specific": "distilled + task-specific",
-    "teacher-frozen": "teacher, frozen",
-    "teacher": "teacher, fine-tuned",
-}
 # Nothing in them is drawn, so one seed is all.
 WITHOUT_SEED = ("majority", "frozen", "teacher-frozen")
 # The row of the fine-tuned teacher, and those that learn from its logits; it is the same for all their seeds.

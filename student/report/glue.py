@@ -7,7 +7,7 @@ from typing import Any
 
 from sentence_distill.data.glue import TASKS, set_name
 from sentence_distill.data.published import PUBLISHED, Score
-from sentence_distill.student.glue import ROWS
+from sentence_distill.student.config import ROWS
 from sentence_distill.student.report.charts import EMPTY, Cell, Chart, Column, Rows, Series, Table, draw, swatch
 
 _STUDENTS = [row for row in ROWS if row not in ("majority", "teacher-frozen", "teacher")]
