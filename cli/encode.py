@@ -17,9 +17,9 @@ from sentence_distill.cli.legacy_options import (
     text_column_option,
 )
 from sentence_distill.cli.out_file import check_free
-from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import FORMATS
+from sentence_distill.student.config import DEFAULT_STUDENT
 
 if TYPE_CHECKING:
     from sentence_distill.data.corpus import Corpus

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
@@ -144,50 +142,7 @@ def whole_or_none(folder: Path) -> Iterator[None]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-# The folders that `sd train-student` and `sd finetune` write: what may be there before, and what goes.
-
-
-def resumes(out: Path, resume: bool, overwrite: bool) -> bool:
-    """Decide whether `sd train-student` resumes the run in a folder, or begins one.
-
-    Args:
-        out: the folder.
-        resume: insist on resuming.
-        overwrite: begin again, whatever run or student is there.
-
-    Raises:
-        UserError: the folder holds a finished student or something else, or no run to resume.
-    """
-    stopped, finished = any((out / "checkpoints").glob("step-*.pt")), (out / "distillation.json").exists()
-    if resume and overwrite:
-        raise click.UsageError("--resume continues a run, --overwrite begins again: give one of them")
-    if not (stopped or finished):
-        _refuse_foreign(out, overwrite)
-    if overwrite:
-        return False
-    if finished and not stopped:
-        raise UserError(
-            f"{out} holds a finished student; measure it with sd eval, name another --out, or --overwrite replaces it"
-        )
-    if resume and not stopped:
-        raise UserError(f"there is no checkpoint in {out} to resume; leave --resume out to begin")
-    return stopped
-
-
-def _refuse_foreign(out: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds what no run left there; beside a run that had no checkpoint --overwrite lets it in."""
-    from sentence_distill.pipeline.files import LOCK_NAME, TEMPORARY
-    from sentence_distill.student.files import CHECKPOINTS
-    from sentence_distill.student.log import CURVES, METRICS, TENSORBOARD
-
-    names = {path.name for path in out.iterdir()} if out.exists() else set()
-    begun = METRICS in names
-    of_run = {METRICS, TENSORBOARD, CHECKPOINTS, LOCK_NAME, *CURVES}
-    other = {name for name in names - of_run if not name.endswith(TEMPORARY)}
-    if other and begun and not overwrite:
-        raise UserError(f"{out} holds {min(other)} and a run that ended early; --overwrite replaces it")
-    if not begun:
-        refuse_other(out, other, "sd train-student")
+# The folders that `sd finetune` writes: what may be there before, and what goes.
 
 
 def is_finetuned(out: Path) -> bool:
@@ -234,25 +189,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def remove_earlier(out: Path) -> None:
-    """Remove the record of an earlier run's student, and what was made and measured of it; its weights are replaced."""
-    from sentence_distill.student.files import FIGURES, HEAD, TASK
-    from sentence_distill.student.log import METRICS
-    from sentence_distill.student.onnx_student import EXPORT_FOLDER, EXPORT_RECORD
-
-    # A kill below leaves files of the earlier student, in what is a run's folder from here on.
-    (out / METRICS).touch()
-    for name in ("distillation.json", TASK, HEAD, *FIGURES):
-        (out / name).unlink(missing_ok=True)
-    if (out / EXPORT_FOLDER / EXPORT_RECORD).exists():
-        shutil.rmtree(out / EXPORT_FOLDER)
-
-
-def remove_unused(out: Path) -> None:
-    """Remove the empty log of a run that ended before its first step, where nothing else is there."""
-    from sentence_distill.student.log import METRICS
-
-    if _names(out) == {METRICS} and not (out / METRICS).stat().st_size:
-        (out / METRICS).unlink()

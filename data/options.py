@@ -34,6 +34,8 @@ class Option:
     """Largest value that is too small."""
     most: float | None = None
     """Largest value."""
+    below: float | None = None
+    """Smallest value that is too large."""
     repeated: bool = False
     """Whether the option may be repeated, a value each time."""
     argument: bool = False
@@ -150,6 +152,8 @@ def problem_of(field: Field, value: Any) -> str | None:
         return f"must be above {option.above:g}"
     if option.most is not None and value > option.most:
         return f"must be at most {option.most:g}"
+    if option.below is not None and value >= option.below:
+        return f"must be below {option.below:g}"
     return None
 
 
@@ -181,7 +185,7 @@ def _value_of(config: Any, name: str) -> Any:
 def written(value: Any) -> str:
     """Write a value as the command line takes it."""
     if isinstance(value, float):
-        return f"{value:g}"
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
     return ",".join(map(written, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -1,19 +1,18 @@
 """Options of the student, of its training, and of the commands."""
 
-import math
 import re
-from dataclasses import MISSING, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sentence_distill.data.errors import UsageError, UserError
 from sentence_distill.data.glue import TASKS, GlueName
-from sentence_distill.data.options import SEED, check, fields_of, option, parse_choices, parse_list
+from sentence_distill.data.options import SEED, check, fields_of, option, parse_choices, parse_list, parse_seconds
 from sentence_distill.student.environment import cores
 
 POOLINGS = ("mean", "max", "mean+max")
 INITS = ("pca", "random")
-
+DEFAULT_STUDENT = "distilled"
 
 # Shapes that a name stands for; docs/training.md says what each costs and gives.
 SIZES: dict[str, dict[str, int]] = {
@@ -34,7 +33,7 @@ class StudentConfig:
     target_dims: tuple[int, ...]
     """Widths of the teacher's layers that are approximated; the last one is the student's public embedding."""
     normalize: bool
-    """Whether the public embedding is L2-normalised."""
+    """Whether the public embedding is L2-normalized."""
     embedding_dim: int = 300
     """Width of the word embeddings."""
     hidden: int = 300
@@ -45,7 +44,8 @@ class StudentConfig:
     """How the states of all tokens become one vector: "mean", "max", or both concatenated."""
 
     def __post_init__(self) -> None:
-        _one_of("pooling", self.pooling, POOLINGS)
+        if self.pooling not in POOLINGS:
+            raise UserError(f"pooling {self.pooling!r} is none of {', '.join(POOLINGS)}")
         if min(self.embedding_dim, self.hidden, self.layers) < 1:
             raise UserError("--embedding-dim, --hidden and --layers must be at least 1")
 
@@ -57,73 +57,108 @@ class StudentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a student is trained."""
+    """Options of `sd train-student`."""
 
-    epochs: int = 3
-    """Most passes over the shards."""
-    max_steps: int | None = None
-    """Most optimizer steps."""
-    max_time: float | None = None
-    """Most seconds of training, all resumed parts together."""
-    batch_size: int = 128
-    """Sentences of a batch, all of one length and of all processes together."""
-    learning_rate: float = 4e-3
-    """Peak of the schedule."""
-    embedding_rate: float = 2.0
-    """Learning rate of the word embeddings, as a multiple of the others'. A row moves only in the batches that hold
-    its word, by more the rarer that is."""
-    warmup: float = 0.05
-    """Share of the run over which the learning rate rises; then it falls to 0 along a half cosine."""
-    weight_decay: float = 0.01
-    """Of AdamW, on all weights but the word embeddings."""
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    cosine: float = 1.0
-    """Weight of 1 - cosine between the student's and the teacher's vector."""
-    mse: float = 0.0
-    """Weight of the mean squared error of the components."""
-    relational: float = 0.0
-    """Weight of the divergence between the teacher's and the student's similarities inside the batch."""
-    temperature: float = 0.05
-    """Of the softmax over those similarities."""
-    target_layers: tuple[int, ...] | None = None
-    """Which of the layers in the shards to approximate; None is all. The last is the public embedding."""
-    token_dropout: float = 0.0
-    """Share of the tokens whose word embedding is set to 0."""
-    embedding_dropout: float = 0.0
-    """Share of a batch's words whose embedding is set to 0 wherever they stand; the others are scaled up."""
-    init: str = "pca"
-    """Initial weights: random but for the word embeddings, which "pca" reduces from the teacher's, and "random" draws
-    too; or the name of a student, whose weights they are."""
-    held_out: float | None = None
-    """Share of the rows, chosen by sentence id, that is never trained on; None is `default_held_out`."""
-    train_fraction: float = 1.0
-    """Share of the other rows that is trained on, chosen by sentence id, so that a larger share holds a smaller one."""
-    validate_every: int | None = None
-    """Steps between two validations; None is an epoch."""
-    patience: int | None = None
-    """Validations without a better held-out cosine after which training ends; None trains to the end."""
-    seed: int = 0
-    """Of the initial weights, the order of batches and dropout."""
+    shards: Path = option(Path("shards"), "Folder that sd embed made.")
+    out: Path = option(Path(DEFAULT_STUDENT), "Folder of the student and its checkpoints.", flags=("--out", "-o"))
+    size: Literal["tiny", "small", "base", "large"] | None = option(
+        None,
+        "Size of the student: 2, 4, 11 or 16 million parameters. The next three options change it.",
+        shown="base, or that of --init",
+    )
+    embedding_dim: int | None = option(None, "Width of the word embeddings.", least=1)
+    hidden: int | None = option(None, "LSTM units in each direction.", least=1)
+    layers: int | None = option(None, "LSTM layers.", least=1)
+    pooling: Literal["mean", "max", "mean+max"] | None = option(
+        None, "How the states of all tokens become one vector.", shown="mean, or that of --init"
+    )
+    init: str = option(
+        "pca",
+        "Initial weights: the teacher's word embeddings reduced by PCA, or random ones; or a student to continue "
+        "from: a folder, wiki-small, or owner/name on the hub.",
+        metavar="pca|random|STUDENT",
+    )
+    target_layers: tuple[int, ...] | None = option(
+        None,
+        "Layers of the teacher to approximate, each with its own loss, out of those in the shards. The student "
+        "encodes to the last one.",
+        shown="all",
+        metavar="N[,N…]",
+    )
+    cosine: float = option(1.0, "Loss weight of 1 - cosine between the student's and the teacher's vector.", least=0)
+    mse: float = option(0.0, "Loss weight of the mean squared error.", least=0)
+    relational: float = option(
+        0.0, "Loss weight of the divergence between the similarities inside a batch, teacher to student.", least=0
+    )
+    temperature: float = option(0.05, "Softmax temperature of --relational.", above=0)
+    epochs: int = option(3, "Stop after this many passes over the shards.", least=1)
+    max_steps: int | None = option(None, "Stop after this many optimizer steps.", least=1)
+    max_time: float | None = option(
+        None,
+        "Stop after this time of training, as in 90s, 30m or 2h, all resumed parts together. The learning rate "
+        "reaches 0 by then.",
+        metavar="TIME",
+        parse=parse_seconds,
+    )
+    batch_size: int = option(128, "Sentences per batch, all of one length, over all processes together.", least=1)
+    learning_rate: float = option(4e-3, "Peak learning rate, after warm-up.", above=0)
+    # A row of word embeddings moves only in the batches that hold its word, by more the rarer that is.
+    embedding_rate: float = option(
+        2.0, "Learning rate of the word embeddings, as a multiple of --learning-rate.", above=0
+    )
+    warmup: float = option(0.05, "Share of the run over which the learning rate rises.", least=0, most=1)
+    weight_decay: float = option(0.01, "Weight decay of AdamW, on all weights but the word embeddings.", least=0)
+    clip: float = option(1.0, "Gradient clipping: maximum norm.", above=0)
+    token_dropout: float = option(0.0, "Share of the tokens to mask.", least=0, below=1)
+    embedding_dropout: float = option(
+        0.0, "Share of a batch's words to mask wherever they occur; the others are scaled up.", least=0, below=1
+    )
+    held_out: float | None = option(
+        None,
+        "Share of the sentences, chosen by id, to validate on and never to train on.",
+        shown="0.01, but at least 500 sentences, or a tenth of a small corpus",
+        above=0,
+        below=1,
+    )
+    train_fraction: float = option(
+        1.0, "Share of the other sentences to train on; shows what a larger corpus would bring.", above=0, most=1
+    )
+    validate_every: int | None = option(
+        None, "Validate after this many steps.", shown="each epoch", metavar="STEPS", least=1
+    )
+    patience: int | None = option(
+        None, "Stop after this many validations without a better held-out cosine.", shown="never", least=1
+    )
+    seed: int = option(0, "Random seed.", **SEED)
+    device: str = option("auto", "Device to train on: auto, cpu, cuda or cuda:N.")
+    precision: Literal["auto", "bf16", "fp32"] = option(
+        "auto", "Compute dtype of the LSTM. `auto` picks bf16 if the hardware supports it."
+    )
+    checkpoint_every: float = option(300.0, "Seconds between checkpoints.", metavar="SECONDS", above=0)
+    keep_checkpoints: int = option(2, "Number of checkpoints to keep while it trains.", least=1)
+    tensorboard: bool = option(False, "Write TensorBoard events as well.", flags=("--tensorboard/--no-tensorboard",))
+    resume: bool = option(False, "Fail if --out holds no run to resume.", given=False)
+    overwrite: bool = option(False, "Replace the run or the student in --out.", given=False)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_steps", "validate_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"--{name.replace('_', '-')} must be a finite number, not {value}")
-        if self.held_out is not None and not 0 < self.held_out < 1:
-            raise UserError(f"--held-out {self.held_out} must lie between 0 and 1, both excluded")
-        if not 0 < self.train_fraction <= 1:
-            raise UserError(f"--train-fraction {self.train_fraction} must lie between 0, excluded, and 1")
+        check(self)
         if not any((self.cosine, self.mse, self.relational)):
             raise UserError("all weights of the loss are 0; raise --cosine, --mse or --relational")
 
+    def recipe(self) -> dict[str, Any]:
+        """Return the options that decide what is learned; distillation.json and checkpoints hold them."""
+        return {name: value for name, value in asdict(self).items() if name not in _OUTSIDE_RECIPE}
+
+
+# The shape is recorded as the `StudentConfig` that it becomes.
+_OUTSIDE_RECIPE = {
+    *("shards", "out", "size", "embedding_dim", "hidden", "layers", "pooling", "device", "precision"),
+    *("checkpoint_every", "keep_checkpoints", "tensorboard", "resume", "overwrite"),
+}
+
 
 def default_held_out(rows: int) -> float:
-    """The share of a corpus that is held out if none is given: 1%, but at least 500 rows, or a tenth of few."""
+    """Return the share of a corpus that is held out by default: 1%, but at least 500 rows, or a tenth of few."""
     return max(0.01, min(0.1, 500 / max(1, rows)))
 
 

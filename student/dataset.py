@@ -297,7 +297,10 @@ class ShardStream:
             yield path, *self._shares.split(Shard.open(path))
 
     def held_out(self) -> tuple[Tokens, torch.Tensor]:
-        """The held-out rows, at most 20,000, in corpus order.
+        """Read the held-out rows with the lowest ids, at most 20,000, ascending.
+
+        Ids are hashes, so these are a random sample, and so are the first rows of it; the order of the corpus plays no
+        part.
 
         Returns:
             The tokens of n sentences, and float32[n, dim].
@@ -305,19 +308,22 @@ class ShardStream:
         Raises:
             UserError: they are fewer than three.
         """
-        parts: list[Tokens] = []
+        ids = [(shard := Shard.open(path)).ids[self._shares.split(shard)[1]] for path in self._paths]
+        lowest = np.sort(np.concatenate(ids))[:_HELD_OUT_ROWS]
+        # Three rows are the fewest among which ranks of similarities can agree or not.
+        if len(lowest) < 3:
+            raise UserError(f"only {len(lowest)} rows are held out; take a larger corpus, or raise --held-out")
+        found: list[np.ndarray] = []
+        tokens: list[Tokens] = []
         targets: list[np.ndarray] = []
-        found = 0
         for path in self._paths:
             shard = Shard.open(path)
-            rows = self._shares.split(shard)[1][: _HELD_OUT_ROWS - found]
-            parts.append(shard.tokens.take(rows))
-            found += len(rows)
+            rows = np.flatnonzero(shard.ids <= lowest[-1])
+            found.append(np.array(shard.ids[rows]))
+            tokens.append(shard.tokens.take(rows))
             targets.append(np.array(shard.embeddings[rows][:, self._columns], dtype=np.float32))
-        # Three rows are the fewest among which ranks of similarities can agree or not.
-        if found < 3:
-            raise UserError(f"only {found} rows are held out; take a larger corpus, or raise --held-out")
-        return Tokens.concatenated(parts), torch.from_numpy(np.concatenate(targets))
+        order = np.argsort(np.concatenate(found), kind="stable")
+        return Tokens.concatenated(tokens).take(order), torch.from_numpy(np.concatenate(targets)[order])
 
 
 def _reopen(path: Path) -> Shard:

@@ -77,7 +77,7 @@ def initial_words(distillation: dict[str, Any], folder: Path) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """A student to begin with.
 
     Attributes:
@@ -93,7 +93,7 @@ class Start:
     weights: list[str]
 
     @classmethod
-    def load(cls, init: str) -> "Start | None":
+    def load(cls, init: str) -> "WarmStart | None":
         """The student that `--init` names; None where it names a way to draw new weights.
 
         Raises:

@@ -1,5 +1,6 @@
 """Distil a BERT sentence encoder into a small BiLSTM, without choosing a task first."""
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -7,23 +8,22 @@ if TYPE_CHECKING:
     from sentence_distill.student.evaluate import evaluate
     from sentence_distill.student.model import Student
     from sentence_distill.student.predict import Classifier
+    from sentence_distill.student.train import train_student
 
 __version__ = version("sentence-distill")
-__all__ = ["Classifier", "Student", "__version__", "evaluate"]
+__all__ = ["Classifier", "Student", "__version__", "evaluate", "train_student"]
+
+
+_PLACES = {
+    "Student": "sentence_distill.student.model",
+    "Classifier": "sentence_distill.student.predict",
+    "evaluate": "sentence_distill.student.evaluate",
+    "train_student": "sentence_distill.student.train",
+}
 
 
 def __getattr__(name: str) -> Any:
     # PyTorch takes most of a second to import, and `sd --help` needs none of it.
-    if name == "Student":
-        from sentence_distill.student.model import Student
-
-        return Student
-    if name == "Classifier":
-        from sentence_distill.student.predict import Classifier
-
-        return Classifier
-    if name == "evaluate":
-        from sentence_distill.student.evaluate import evaluate
-
-        return evaluate
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
