@@ -115,7 +115,8 @@ def _measure(name: str, student: Path, shards: Path, glue: Path) -> None:
 
 
 def _row(name: str, student: Path) -> dict[str, Any]:
-    intrinsic = json.loads((student / "eval.json").read_text())
+    figures = json.loads((student / "eval.json").read_text())
+    intrinsic = figures["models"][figures["student"]]
     found = json.loads((student / "glue.json").read_text())["rows"]["distilled"] if _glue(name) else {}
     scores = {task: results[0]["scores"]["dev"] for task, results in found.items()}
     lines = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
@@ -124,7 +125,7 @@ def _row(name: str, student: Path) -> dict[str, Any]:
         "variant": name,
         "cosine": round(intrinsic["held_out"]["cosine"], 4),
         "rank_agreement": round(intrinsic["held_out"]["rank_agreement"], 4),
-        "sts_b_spearman": round(intrinsic["sts_spearman"]["student"], 4),
+        "sts_b_spearman": round(intrinsic["sts_spearman"], 4),
         **{
             f"{task} {metric}": round(100 * value, 1)
             for task, found in scores.items()
@@ -133,7 +134,7 @@ def _row(name: str, student: Path) -> dict[str, Any]:
         "parameters": intrinsic["size"]["parameters"],
         "megabytes": round(intrinsic["size"]["megabytes"], 1),
         "trained_per_second": round(speeds[len(speeds) // 2]),
-        "encoded_per_second": round(intrinsic["sentences_per_second"]["student"]),
+        "encoded_per_second": round(intrinsic["sentences_per_second"]),
     }
 
 

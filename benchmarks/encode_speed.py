@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from batch_size import fastest_batch_size
+from peers import make_static
 from record import forget_made, write_result
 from scipy.stats import spearmanr
 
@@ -36,7 +37,6 @@ from sentence_distill.pipeline.hardware import STUDENT, TEACHER, fast_in_bf16
 from sentence_distill.pipeline.load import locate_teacher
 from sentence_distill.student.hub import locate_student
 from sentence_distill.student.metrics import paired_rank_agreement, recall_figures
-from sentence_distill.student.peers import make_static
 
 CONTENDER = Path(__file__).with_name("encode_contender.py")
 NAMES = {

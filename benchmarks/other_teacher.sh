@@ -1,7 +1,7 @@
 #!/bin/sh
 # A student for CoLA and SST-2: of a teacher whose layers know these tasks (see probe_layers.py), over text of their own
 # kind, with both tasks' rows and SST-2's with few examples. About an hour on two cores with all-mpnet-base-v2.
-# usage: other_teacher.sh TEACHER LAYERS GLUE_DIR WIKI WORKDIR      (docs/results.md: ./all-mpnet-base-v2 6,10,12)
+# usage: other_teacher.sh TEACHER LAYERS GLUE_DIR WIKI WORKDIR      (benchmarks/students.md: ./all-mpnet-base-v2 6,10,12)
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/train.sh"

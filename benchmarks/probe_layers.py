@@ -6,6 +6,7 @@ usage: python benchmarks/probe_layers.py GLUE_DIR TEACHER [TEACHER …]
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ from sentence_distill.data.glue import TASKS, GlueFolder
 from sentence_distill.pipeline.hardware import TEACHER, pick_precision
 from sentence_distill.pipeline.load import locate_teacher
 from sentence_distill.pipeline.teacher import Teacher
-from sentence_distill.student.finetune import Labelled
-from sentence_distill.student.fit import probe
-from sentence_distill.student.task_data import TaskData
+from sentence_distill.student.glue import probe
+from sentence_distill.student.task_data import Labelled, TaskData
 
 _TASKS = ("CoLA", "SST-2")
 _MOST_EXAMPLES = 10_000
@@ -61,9 +61,7 @@ def _probe(
     known: dict[int, np.ndarray], train: Labelled, dev: Labelled, columns: slice, data: TaskData
 ) -> dict[str, float]:
     places = {id(part.texts[0]): known[id(part.texts)][:, columns] for part in (train, dev)}
-    scores, _ = probe(
-        lambda texts: places[id(texts)], train, {"dev": dev}, classes=len(data.task.labels), metrics=data.task.metrics
-    )
+    scores, _ = probe(lambda texts: places[id(texts)], replace(data, train=train, dev={"dev": dev}))
     return {metric: round(100 * value, 1) for metric, value in scores["dev"].items()}
 
 

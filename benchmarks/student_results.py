@@ -21,7 +21,11 @@ def main() -> None:
     options = parser.parse_args()
     files = {path.stem: json.loads(path.read_text()) for path in options.student.glob("*.json")}
     record, glue = files["distillation"], files.get("glue", {})
-    rows: list[dict[str, Any]] = [{"measure": "intrinsic", **files["eval"]}] if "eval" in files else []
+    # Without the sentences of the corpus that are shown as examples.
+    rows: list[dict[str, Any]] = [
+        {"measure": "intrinsic", "model": name, **{key: figures[key] for key in figures if key != "examples"}}
+        for name, figures in files.get("eval", {}).get("models", {}).items()
+    ]
     contenders = files.get("speed", {}).get("contenders", {})
     rows += [{"measure": "speed", "model": name, **figures} for name, figures in contenders.items()]
     for row, tasks in glue.get("rows", {}).items():

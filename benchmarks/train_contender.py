@@ -73,25 +73,18 @@ def trainer_of(name: str, shards: Path, out: Path) -> Any:
     """This project's trainer, as the command makes it, or with one thing undone."""
     from ablations import DenseOptimizer
 
-    from sentence_distill.pipeline.hardware import TRAINING, keep_freed_memory, pick_precision
+    from sentence_distill.pipeline.allocator import keep_freed_memory
     from sentence_distill.student import train
-    from sentence_distill.student.config import StudentConfig, TrainConfig
-    from sentence_distill.student.distributed import Ranks
+    from sentence_distill.student.config import TrainConfig
 
     if name == "sd-dense":
         train.Optimizer = DenseOptimizer
     if name != "sd-default-malloc":
         keep_freed_memory()
-    fingerprint = json.loads((shards / "manifest.json").read_text())["fingerprint"]
-    ranks = Ranks("cpu")
-    dim = fingerprint["dim"] // len(fingerprint["layers"])
+    layer = json.loads((shards / "manifest.json").read_text())["fingerprint"]["layers"][-1]
+    precision = "fp32" if name == "sd-fp32" else "auto"
     trainer = train.Trainer(
-        shards=shards,
-        out=out,
-        student=StudentConfig(vocabulary=fingerprint["vocabulary"], target_dims=(dim,), normalize=True),
-        config=TrainConfig(target_layers=(fingerprint["layers"][-1],)),
-        ranks=ranks,
-        precision=pick_precision("fp32" if name == "sd-fp32" else "auto", ranks.device, TRAINING),
+        TrainConfig(shards=shards, out=out, target_layers=(layer,), device="cpu", precision=precision)
     )
     trainer.encoder.train()
     return trainer
@@ -99,9 +92,9 @@ def trainer_of(name: str, shards: Path, out: Path) -> Any:
 
 def endless(trainer: Any) -> Iterator[Any]:
     """Its batches, epoch after epoch."""
+    config = trainer.config
     for trainer.state.epoch in itertools.count():
-        trainer.state.step_in_epoch = 0
-        yield from trainer._batches()
+        yield from trainer.stream.batches(batch_size=config.batch_size, seed=config.seed, epoch=trainer.state.epoch)
 
 
 def sd(name: str, shards: Path, out: Path, meter: list[float]) -> Iterator[int]:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The figures of docs/results.md and its report: the first 350,000 lines of a WikiExtractor file of English
+# The figures of benchmarks/students.md and its report: the first 350,000 lines of a WikiExtractor file of English
 # Wikipedia, teacher MiniLM, default student, everything that sd eval measures, GLUE's table with three seeds for the
 # small tasks. Three to four hours on two cores; each step goes on where it was stopped. Stage one beside its peers: embed.sh.
 # usage: wiki.sh WIKIEXTRACTOR.zst GLUE_DIR WORKDIR      (needs the command zstdcat)
@@ -16,7 +16,7 @@ test -f wiki.txt || {
 sd embed --teacher minilm --corpus wiki.txt --layers 3,6 --out shards
 train student --shards shards --target-layers 6
 sd eval student --glue-dir "$glue"
-test -f student/onnx/export.json || sd export student --onnx --int8
+test -f student/onnx/export.json || sd export student --int8
 sd eval --speed student --sts "$glue/STS-B/dev.tsv"
 sh "$here/glue.sh" student "$glue"
 python "$here/student_results.py" student

@@ -17,9 +17,9 @@ from sentence_distill.cli.legacy_options import (
     text_column_option,
 )
 from sentence_distill.cli.out_file import check_free
-from sentence_distill.cli.train_student import DEFAULT_STUDENT
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import FORMATS
+from sentence_distill.student.config import DEFAULT_STUDENT
 
 if TYPE_CHECKING:
     from sentence_distill.data.corpus import Corpus
@@ -170,7 +170,7 @@ def _default_student() -> str:
 
 def _load(student: str, options: dict[str, Any]) -> "tuple[TextEncoder, str]":
     """Open what encodes; return it with a line that says what it is."""
-    from sentence_distill.student.export_folder import ExportRecord, is_export
+    from sentence_distill.student.onnx_student import ExportRecord, is_export
 
     of_torch = [f"--{name}" for name in ("precision", "device") if options[name] is not None]
     backend, threads = options["backend"], options["threads"]

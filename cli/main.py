@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import traceback
 
 import click
 
@@ -14,13 +15,12 @@ from sentence_distill.cli.export import export
 from sentence_distill.cli.finetune import finetune
 from sentence_distill.cli.predict import predict
 from sentence_distill.cli.push import push
-from sentence_distill.cli.reduce import reduce
 from sentence_distill.cli.report import report
 from sentence_distill.cli.sample import sample
 from sentence_distill.cli.shards import shards
 from sentence_distill.cli.train_student import train_student
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.progress import show_on
+from sentence_distill.data.progress import shown_on
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -48,43 +48,52 @@ for command in (
     push,
     finetune,
     predict,
-    reduce,
     shards,
     sample,
 ):
     sd.add_command(command)
 
 
+# Packages that are imported under another name than they are installed by.
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "google": "protobuf", "PIL": "pillow"}
+
+
 def main() -> None:
-    """Run `sd`; a user's mistake ends it with one line and exit code 1, wrong usage with 2."""
-    show_on(ConsoleDisplay())
+    """Run `sd`; a user's mistake ends it with one line and exit code 1, wrong usage with 2.
+
+    With SD_DEBUG=1 the traceback comes before that line.
+    """
     # Rust's tokenizers warn at each fork otherwise; nothing here forks after they were used.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         # Commands that keep something say so; this is for all others, and for the time before they begin.
-        with stopped_by_signals("stopped before the end"):
+        with shown_on(ConsoleDisplay()), stopped_by_signals("stopped before the end"):
             sys.exit(_run())
     except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        _end(f"{error}", error.exit_code)
     except ModuleNotFoundError as error:
         # Installed without what it needs; a package whose version is asked for is missed by an error of this kind too.
         package = (error.name or str(error)).partition(".")[0]
-        package = {"sklearn": "scikit-learn"}.get(package, package)
-        click.echo(f"error: the package {package} is not installed here; install it: pip install {package}", err=True)
-        sys.exit(1)
+        package = _DISTRIBUTIONS.get(package, package)
+        _end(f"the package {package} is not installed here; install it: pip install {package}")
     except BrokenPipeError:
         drop_standard_output()
         sys.exit(1)
     except OSError as error:
         # A missing permission, say: the reason and the place are the message.
         hint = "; free some space, then run the same command again"
-        click.echo(f"error: {error}{hint if error.errno == errno.ENOSPC else ''}", err=True)
-        sys.exit(1)
+        _end(f"{error}{hint if error.errno == errno.ENOSPC else ''}")
+
+
+def _end(message: str, code: int = 1) -> None:
+    if os.environ.get("SD_DEBUG") == "1":
+        traceback.print_exc()
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
 
 
 def _run() -> int:
-    """Run `sd`; its exit code."""
+    """Run `sd` and return its exit code."""
     try:
         # A function's own result is None, and that of --help a code.
         return sd.main(standalone_mode=False) or 0

@@ -88,7 +88,10 @@ def _option(field: Field) -> click.Option:
         if field.default not in (None, "", ()) and not option.repeated:
             told = told or written(field.default)
         settings = {"type": _Value(field), "default": None if option.repeated else field.default}
-        settings |= {"multiple": option.repeated, "metavar": option.metavar or _metavar(field)}
+        # Of what is an argument as well, without the brackets of the argument.
+        metavar = (option.metavar or "").strip("[].") if option.argument else option.metavar
+        metavar = metavar or _metavar(field)
+        settings |= {"multiple": option.repeated, "metavar": metavar}
     help = f"{option.help}  [default: {told}]" if told else option.help
     return AliasedOption(names, aliases=option.aliases, help=help, **settings)
 

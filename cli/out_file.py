@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
@@ -144,53 +142,7 @@ def whole_or_none(folder: Path) -> Iterator[None]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-# The folders that `sd train-student`, `sd finetune` and `sd reduce` write: what may be there before, and what goes.
-
-FINETUNED_TEACHER = "finetuning.json"
-"""The record in a teacher's folder of what `sd finetune` wrote there."""
-
-
-def resumes(out: Path, resume: bool, overwrite: bool) -> bool:
-    """Decide whether `sd train-student` resumes the run in a folder, or begins one.
-
-    Args:
-        out: the folder.
-        resume: insist on resuming.
-        overwrite: begin again, whatever run or student is there.
-
-    Raises:
-        UserError: the folder holds a finished student or something else, or no run to resume.
-    """
-    stopped, finished = any((out / "checkpoints").glob("step-*.pt")), (out / "distillation.json").exists()
-    if resume and overwrite:
-        raise click.UsageError("--resume continues a run, --overwrite begins again: give one of them")
-    if not (stopped or finished):
-        _refuse_foreign(out, overwrite)
-    if overwrite:
-        return False
-    if finished and not stopped:
-        raise UserError(
-            f"{out} holds a finished student; measure it with sd eval, name another --out, or --overwrite replaces it"
-        )
-    if resume and not stopped:
-        raise UserError(f"there is no checkpoint in {out} to resume; leave --resume out to begin")
-    return stopped
-
-
-def _refuse_foreign(out: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds what no run left there; beside a run that had no checkpoint --overwrite lets it in."""
-    from sentence_distill.pipeline.files import LOCK_NAME, TEMPORARY
-    from sentence_distill.student.files import CHECKPOINTS
-    from sentence_distill.student.log import CURVES, METRICS, TENSORBOARD
-
-    names = {path.name for path in out.iterdir()} if out.exists() else set()
-    begun = METRICS in names
-    of_run = {METRICS, TENSORBOARD, CHECKPOINTS, LOCK_NAME, *CURVES}
-    other = {name for name in names - of_run if not name.endswith(TEMPORARY)}
-    if other and begun and not overwrite:
-        raise UserError(f"{out} holds {min(other)} and a run that ended early; --overwrite replaces it")
-    if not begun:
-        refuse_other(out, other, "sd train-student")
+# The folders that `sd finetune` writes: what may be there before, and what goes.
 
 
 def is_finetuned(out: Path) -> bool:
@@ -199,40 +151,28 @@ def is_finetuned(out: Path) -> bool:
     Raises:
         UserError: it holds one, and something else.
     """
+    from sentence_distill.student.files import FINETUNED_TEACHER
+
     if (out / FINETUNED_TEACHER).exists():
         record = _read(out / FINETUNED_TEACHER)
         refuse_other(out, _names(out) - {FINETUNED_TEACHER, *record.get("files", [])}, "sd finetune")
         return bool(record)
     record = _read(out / "distillation.json")
-    # A copy in float16 is of sd reduce.
+    # A copy in float16 is of sd export.
     if not (out / "task.json").exists() or record.get("weights") != "float32":
         return False
     _refuse_beside_student(out, "sd finetune")
     return True
 
 
-def is_reduced(out: Path) -> bool:
-    """Whether a folder holds a student that `sd reduce` finished.
-
-    Raises:
-        UserError: it holds one, and something else.
-    """
-    record = _read(out / "distillation.json")
-    narrower = "reduction" in record and not (out / "task.json").exists()
-    if not (narrower or record.get("weights") == "float16"):
-        return False
-    _refuse_beside_student(out, "sd reduce")
-    return True
-
-
 def _refuse_beside_student(out: Path, command: str) -> None:
     """Refuse what neither belongs to a student nor was made of it."""
-    from sentence_distill.student.export_folder import DEFAULT, RECORD
     from sentence_distill.student.files import CARD, DISTILLATION, FIGURES, STUDENT_FILES, module_paths
+    from sentence_distill.student.onnx_student import EXPORT_FOLDER, EXPORT_RECORD
 
     modules = {path.relative_to(out).parts[0] for path in module_paths(out).values() if path != out}
     known = {CARD, DISTILLATION, *STUDENT_FILES, *modules, *FIGURES, "glue"}
-    known |= {DEFAULT} if (out / DEFAULT / RECORD).exists() else set()
+    known |= {EXPORT_FOLDER} if (out / EXPORT_FOLDER / EXPORT_RECORD).exists() else set()
     refuse_other(out, _names(out) - known, command)
 
 
@@ -249,25 +189,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def remove_earlier(out: Path) -> None:
-    """Remove the record of an earlier run's student, and what was made and measured of it; its weights are replaced."""
-    from sentence_distill.student.export_folder import DEFAULT, RECORD
-    from sentence_distill.student.files import FIGURES, HEAD, TASK
-    from sentence_distill.student.log import METRICS
-
-    # A kill below leaves files of the earlier student, in what is a run's folder from here on.
-    (out / METRICS).touch()
-    for name in ("distillation.json", TASK, HEAD, *FIGURES):
-        (out / name).unlink(missing_ok=True)
-    if (out / DEFAULT / RECORD).exists():
-        shutil.rmtree(out / DEFAULT)
-
-
-def remove_unused(out: Path) -> None:
-    """Remove the empty log of a run that ended before its first step, where nothing else is there."""
-    from sentence_distill.student.log import METRICS
-
-    if _names(out) == {METRICS} and not (out / METRICS).stat().st_size:
-        (out / METRICS).unlink()

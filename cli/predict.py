@@ -114,7 +114,7 @@ def predict(
 
 
 def _load(folder: str, device: str) -> "Classifier":
-    from sentence_distill.student.export_folder import is_export
+    from sentence_distill.student.onnx_student import is_export
     from sentence_distill.student.predict import Classifier
 
     if is_export(Path(folder)):

@@ -5,8 +5,16 @@ class UserError(Exception):
     """Something that the user can mend.
 
     The message is one line that says what was wrong, where, and what to do next. The command line prints it
-    without a traceback and exits with 1.
+    without a traceback and exits with `exit_code`.
     """
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """Options that contradict each other, or lack one."""
+
+    exit_code = 2
 
 
 def first_line(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.hub import HubUnreachable, ask_hub, offline_requested
@@ -14,26 +14,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task, of single texts or of pairs.
-
-    `columns` are the one or two columns of texts. `labels` lists the classes in the order of their numbers; without
-    any the task is a regression. `metrics` are names that `task_metrics` knows; their mean picks the best model.
-    """
+    """A task over single texts or pairs, of GLUE or of a user's own."""
 
     name: str
     columns: tuple[str, ...]
+    """The one or two columns of texts."""
     label: str
+    """The column of labels."""
     labels: tuple[str, ...]
+    """Classes in the order of their numbers; a regression has none."""
     metrics: tuple[str, ...]
+    """Names that `task_metrics` knows; their mean picks the best model."""
 
     @property
     def regression(self) -> bool:
-        """Whether labels are numbers, as the 0 to 5 of STS-B, and not classes."""
+        """True if labels are numbers, as the 0 to 5 of STS-B, and not classes."""
         return not self.labels
 
     @property
+    def outputs(self) -> int:
+        """Width of a model's last layer."""
+        return max(1, len(self.labels))
+
+    @property
     def plain_columns(self) -> tuple[str, ...]:
-        """Names of the columns of texts where a table of one's own is read."""
+        """Names of the columns of texts in a table of one's own."""
         return self.columns
 
 
@@ -42,164 +47,75 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class GlueTask(Task):
-    """One task.
+    """A task of GLUE; `columns` and `label` are those of the official files."""
 
-    `folder`, `columns` and `label` are of the official download; `hub` and `hub_columns` of its copy on the hub.
-    `dev` and `test` are names of splits. A file of a test split has a header and no labels: its texts are in
-    `test_columns`, `columns` where that is empty, and its rows' numbers in `index`.
-    """
-
-    folder: str
     hub: str
+    """Configuration of the hub's copy."""
     hub_columns: tuple[str, ...]
     dev: tuple[str, ...] = ("dev",)
+    """Names of the dev splits; the first one decides."""
     test: tuple[str, ...] = ("test",)
     test_columns: tuple[str, ...] = ()
+    """Columns of texts in the test files, which have a header and no labels; empty stands for `columns`."""
     index: str = "index"
+    """Column of the rows' numbers in the test files."""
 
     @property
     def plain_columns(self) -> tuple[str, ...]:
-        """As the hub names them: in the official files CoLA's are numbered and MRPC's have blanks."""
+        """The names of the hub: in the official files CoLA's are numbered and MRPC's have blanks."""
         return self.hub_columns
 
 
-_PAIR = ("sentence1", "sentence2")
-_BINARY = ("0", "1")
-_ENTAILMENT = ("entailment", "not_entailment")
+GlueName = Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI"]
+_SINGLE, _PAIR, _QUESTIONS = ("sentence",), ("sentence1", "sentence2"), ("question1", "question2")
+_BINARY, _ENTAILMENT = ("0", "1"), ("entailment", "not_entailment")
+_THREE = ("entailment", "neutral", "contradiction")
+_ACCURACY, _WITH_F1 = ("accuracy",), ("f1", "accuracy")
+
+
+def _task(
+    name: str,
+    columns: tuple[str, ...],
+    labels: tuple[str, ...],
+    metrics: tuple[str, ...],
+    **others: str | tuple[str, ...],
+) -> GlueTask:
+    defaults = {"label": "label", "hub": name.lower().replace("-", ""), "hub_columns": columns}
+    return GlueTask(name=name, columns=columns, labels=labels, metrics=metrics, **{**defaults, **others})  # type: ignore[arg-type]
+
+
 TASKS = {
     task.name: task
     for task in (
-        GlueTask(
-            name="CoLA",
-            folder="CoLA",
-            columns=("3",),
-            label="1",
-            hub="cola",
-            hub_columns=("sentence",),
-            labels=_BINARY,
-            metrics=("matthews",),
-            test_columns=("sentence",),
-        ),
-        GlueTask(
-            name="SST-2",
-            folder="SST-2",
-            columns=("sentence",),
-            label="label",
-            hub="sst2",
-            hub_columns=("sentence",),
-            labels=_BINARY,
-            metrics=("accuracy",),
-        ),
-        GlueTask(
-            name="MRPC",
-            folder="MRPC",
-            columns=("#1 String", "#2 String"),
-            label="Quality",
-            hub="mrpc",
-            hub_columns=_PAIR,
-            labels=_BINARY,
-            metrics=("f1", "accuracy"),
-        ),
-        GlueTask(
-            name="STS-B",
-            folder="STS-B",
-            columns=_PAIR,
-            label="score",
-            hub="stsb",
-            hub_columns=_PAIR,
-            labels=(),
-            metrics=("pearson", "spearman"),
-        ),
-        GlueTask(
-            name="QQP",
-            folder="QQP",
-            columns=("question1", "question2"),
-            label="is_duplicate",
-            hub="qqp",
-            hub_columns=("question1", "question2"),
-            labels=_BINARY,
-            metrics=("f1", "accuracy"),
-            index="id",
-        ),
-        GlueTask(
-            name="MNLI",
-            folder="MNLI",
-            columns=_PAIR,
+        _task("CoLA", ("3",), _BINARY, ("matthews",), label="1", hub_columns=_SINGLE, test_columns=_SINGLE),
+        _task("SST-2", _SINGLE, _BINARY, _ACCURACY),
+        _task("MRPC", ("#1 String", "#2 String"), _BINARY, _WITH_F1, label="Quality", hub_columns=_PAIR),
+        _task("STS-B", _PAIR, (), ("pearson", "spearman"), label="score"),
+        _task("QQP", _QUESTIONS, _BINARY, _WITH_F1, label="is_duplicate", index="id"),
+        _task(
+            *("MNLI", _PAIR, _THREE, _ACCURACY),
             label="gold_label",
-            hub="mnli",
             hub_columns=("premise", "hypothesis"),
-            labels=("entailment", "neutral", "contradiction"),
-            metrics=("accuracy",),
             dev=("dev_matched", "dev_mismatched"),
             test=("test_matched", "test_mismatched"),
         ),
-        GlueTask(
-            name="QNLI",
-            folder="QNLI",
-            columns=("question", "sentence"),
-            label="label",
-            hub="qnli",
-            hub_columns=("question", "sentence"),
-            labels=_ENTAILMENT,
-            metrics=("accuracy",),
-        ),
-        GlueTask(
-            name="RTE",
-            folder="RTE",
-            columns=_PAIR,
-            label="label",
-            hub="rte",
-            hub_columns=_PAIR,
-            labels=_ENTAILMENT,
-            metrics=("accuracy",),
-        ),
-        GlueTask(
-            name="WNLI",
-            folder="WNLI",
-            columns=_PAIR,
-            label="label",
-            hub="wnli",
-            hub_columns=_PAIR,
-            labels=_BINARY,
-            metrics=("accuracy",),
-        ),
+        _task("QNLI", ("question", "sentence"), _ENTAILMENT, _ACCURACY),
+        _task("RTE", _PAIR, _ENTAILMENT, _ACCURACY),
+        _task("WNLI", _PAIR, _BINARY, _ACCURACY),
     )
 }
-
-DIAGNOSTIC = GlueTask(
-    name="AX",
-    folder="AX",
-    columns=_PAIR,
-    label="label",
-    hub="ax",
-    hub_columns=("premise", "hypothesis"),
-    labels=TASKS["MNLI"].labels,
-    metrics=("matthews",),
-    dev=(),
-)
+DIAGNOSTIC = _task("AX", _PAIR, _THREE, ("matthews",), hub_columns=("premise", "hypothesis"), dev=())
 """The diagnostic set: a test split without labels, for the model that was fine-tuned on MNLI."""
 
 _SUFFIX = {"": "", "matched": "-m", "mismatched": "-mm"}
 
 
 def set_name(task: str, split: str) -> str:
-    """A task with one of its dev or test sets, as GLUE names them: MNLI-m for "dev_matched", RTE for "dev"."""
+    """Return the name that GLUE gives a dev or test set: MNLI-m for "dev_matched", RTE for "dev"."""
     return task + _SUFFIX[split.partition("_")[2]]
 
 
 # GLUE's examples, from a folder of the official TSV files or from the hub.
-
-__all__ = [
-    "DIAGNOSTIC",
-    "TASKS",
-    "Examples",
-    "GlueFolder",
-    "GlueHub",
-    "GlueTask",
-    "TaskMissing",
-    "examples_from_tsv",
-    "open_glue",
-]
 
 _Table = dict[str, list[str | None]]
 HUB_NAME = "nyu-mll/glue"
@@ -209,17 +125,14 @@ DIAGNOSTIC_FILES = ("AX/AX.tsv", "diagnostic/diagnostic.tsv", "AX.tsv")
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples of a split.
-
-    Args:
-        texts: one or two columns of n sentences.
-        labels: n class numbers, or scores in a regression; empty for a test split, whose labels are not public.
-        ids: the n rows' numbers in a test split, which a submission repeats; empty for the others.
-    """
+    """Examples of a split."""
 
     texts: tuple[list[str], ...]
+    """One or two columns of n sentences."""
     labels: list[float]
+    """n class numbers, or scores in a regression; empty for a test split, whose labels are not public."""
     ids: list[int] = field(default_factory=list)
+    """Numbers of the n rows of a test split, which a submission repeats; empty for the others."""
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -229,6 +142,21 @@ class TaskMissing(Exception):
     """A task has no data here; the message says what is missing."""
 
 
+class GlueSource(Protocol):
+    """A place that GLUE's examples come from."""
+
+    def load(self, task: GlueTask, split: str) -> Examples:
+        """Read a split, named as in the official download: "train", "dev", "dev_matched" or "dev_mismatched".
+
+        Raises:
+            TaskMissing: it is not there, or empty.
+            UserError: it can't be read, lacks a column or holds a label that the task does not know.
+        """
+
+    def load_test(self, task: GlueTask, split: str) -> Examples:
+        """Read a split without labels, one of `task.test`; raises as `load` does."""
+
+
 @dataclass(frozen=True)
 class GlueFolder:
     """Tasks in the layout of the official download: FOLDER/TASK/train.tsv, dev.tsv, test.tsv."""
@@ -236,23 +164,13 @@ class GlueFolder:
     folder: Path
 
     def load(self, task: GlueTask, split: str) -> Examples:
-        """Read a split ("train", "dev", "dev_matched" or "dev_mismatched").
-
-        Raises:
-            TaskMissing: the file is not there, or empty.
-            UserError: the file lacks a column or holds a label that the task does not know.
-        """
-        path = self._find(f"{task.folder}/{split}.tsv")
+        """Read a split; see `GlueSource`."""
+        path = self._find(f"{task.name}/{split}.tsv")
         return self._not_empty(examples_from_tsv(task, path), path)
 
     def load_test(self, task: GlueTask, split: str) -> Examples:
-        """Read a split without labels, one of `task.test`.
-
-        Raises:
-            TaskMissing: the file is not there, or empty.
-            UserError: the file lacks a column, or a row's number is none.
-        """
-        names = DIAGNOSTIC_FILES if task.name == DIAGNOSTIC.name else (f"{task.folder}/{split}.tsv",)
+        """Read a split without labels; see `GlueSource`."""
+        names = DIAGNOSTIC_FILES if task.name == DIAGNOSTIC.name else (f"{task.name}/{split}.tsv",)
         path = self._find(*names)
         return self._not_empty(_test_from_tsv(task, path), path)
 
@@ -273,20 +191,12 @@ class GlueHub:
     """Tasks from the hub's copy, through `datasets` and its cache."""
 
     def load(self, task: GlueTask, split: str) -> Examples:
-        """Fetch a split, named as in the official download.
-
-        Raises:
-            UserError: neither the hub nor the cache has it.
-        """
+        """Fetch a split; see `GlueSource`."""
         rows = self._rows(task, split.replace("dev", "validation", 1))
         return Examples(_texts(task, rows), [float(label) for label in rows["label"]])
 
     def load_test(self, task: GlueTask, split: str) -> Examples:
-        """Fetch a split without labels, one of `task.test`; MRPC's labels, which the hub's copy has, stay out.
-
-        Raises:
-            UserError: neither the hub nor the cache has it.
-        """
+        """Fetch a split without labels; MRPC's, which the hub's copy has, stay out."""
         rows = self._rows(task, split)
         return Examples(_texts(task, rows), [], [int(number) for number in rows["idx"]])
 
@@ -303,8 +213,8 @@ def _texts(task: GlueTask, rows: "Dataset") -> tuple[list[str], ...]:
     return tuple(list(rows[column]) for column in task.hub_columns)
 
 
-def open_glue(folder: Path | None) -> GlueFolder | GlueHub:
-    """Where GLUE comes from: a folder, or the hub where none is given.
+def open_glue(folder: Path | None) -> GlueSource:
+    """Open GLUE in a folder, or on the hub if none is given.
 
     Raises:
         UserError: neither can be had; answered within 10 seconds.
@@ -330,7 +240,7 @@ def open_glue(folder: Path | None) -> GlueFolder | GlueHub:
 def _no_hub(error: Exception) -> UserError:
     return UserError(
         f"GLUE can't be had from the hub ({first_line(error)}); give a folder of the official TSV files with "
-        "--glue-dir DIR, or set HF_HUB_OFFLINE=1 where it lies in the cache"
+        "--glue-dir DIR, or set HF_HUB_OFFLINE=1 if it lies in the cache"
     )
 
 
@@ -340,33 +250,27 @@ def examples_from_tsv(task: GlueTask, path: Path) -> Examples:
     Raises:
         UserError: it lacks a column, or holds a label that the task does not know.
     """
-    table = _read_tsv(path, header=task.name != "CoLA")
-    _check_columns(task, path, table, (*task.columns, task.label))
+    header = task.name != "CoLA"
+    table = _read_tsv(task, path, (*task.columns, task.label), header=header)
     labels = table[task.label]
     rows = [i for i, value in enumerate(labels) if value is not None]
     if len(rows) < len(labels):
-        _check_cut(task, path, table)
+        # A row that lacks the label's cell is a cut line, and left out: official files have such lines after a line end
+        # inside a text, and others at the end of a broken download. A row whose label is empty is an error.
+        lines = path.read_bytes().split(b"\n")[header:]
+        column = list(table).index(task.label)
+        for row, label in enumerate(labels):
+            if label is None and lines[row].count(b"\t") >= column:
+                raise UserError(
+                    f"{path}, row {row + 1}: its column {task.label!r} is empty; remove that row, or label it"
+                )
     return Examples(_pick(table, task.columns, rows), [_label(task, str(labels[i]).strip(), path, i) for i in rows])
 
 
-def _check_cut(task: GlueTask, path: Path, table: _Table) -> None:
-    """Refuse a row whose label is empty.
-
-    One that lacks the label's cell is a cut line, and left out: official files have such where a text held a line end,
-    and others where a download ended.
-    """
-    lines = path.read_bytes().split(b"\n")[task.name != "CoLA" :]
-    column = list(table).index(task.label)
-    for row, label in enumerate(table[task.label]):
-        if label is None and lines[row].count(b"\t") >= column:
-            raise UserError(f"{path}, row {row + 1}: its column {task.label!r} is empty; remove that row, or label it")
-
-
 def _test_from_tsv(task: GlueTask, path: Path) -> Examples:
-    # Of CoLA's files this one has a header.
-    table = _read_tsv(path, header=True)
     columns = task.test_columns or task.columns
-    _check_columns(task, path, table, (task.index, *columns))
+    # CoLA's file has a header too, unlike its others.
+    table = _read_tsv(task, path, (task.index, *columns), header=True)
     numbers = table[task.index]
     rows = [i for i, value in enumerate(numbers) if value is not None]
     try:
@@ -376,16 +280,11 @@ def _test_from_tsv(task: GlueTask, path: Path) -> Examples:
     return Examples(_pick(table, columns, rows), [], ids)
 
 
-def _check_columns(task: GlueTask, path: Path, table: _Table, names: tuple[str, ...]) -> None:
-    if missing := [name for name in names if name not in table]:
-        raise UserError(f"{path} has no column {missing[0]!r} but {', '.join(table)}; is it {task.name}?")
-
-
 def _pick(table: _Table, columns: tuple[str, ...], rows: list[int]) -> tuple[list[str], ...]:
     return tuple([table[name][i] or "" for i in rows] for name in columns)
 
 
-def _read_tsv(path: Path, *, header: bool) -> _Table:
+def _read_tsv(task: GlueTask, path: Path, columns: tuple[str, ...], *, header: bool) -> _Table:
     import polars as pl
 
     try:
@@ -402,7 +301,10 @@ def _read_tsv(path: Path, *, header: bool) -> _Table:
         raise UserError(f"{path} is no table of tab-separated values: {first_line(error)}") from error
     if not header:
         frame.columns = [str(number) for number in range(frame.width)]
-    return {name.removeprefix("\ufeff"): column.to_list() for name, column in frame.to_dict().items()}
+    table = {name.removeprefix("\ufeff"): column.to_list() for name, column in frame.to_dict().items()}
+    if missing := [name for name in columns if name not in table]:
+        raise UserError(f"{path} has no column {missing[0]!r} but {', '.join(table)}; is it {task.name}?")
+    return table
 
 
 def _label(task: GlueTask, text: str, path: Path, row: int) -> float:
@@ -422,8 +324,7 @@ def load_sts(path: Path) -> Examples:
     """Read a TSV with the columns sentence1, sentence2 and score, such as STS-B's dev.tsv.
 
     Raises:
-        UserError: the file is not there, lacks a column, or holds no two scores that differ: nothing correlates with
-            those.
+        UserError: the file is not there, lacks a column, or all its scores are the same: nothing correlates with those.
     """
     if not path.is_file():
         raise UserError(f"--sts {path} is not there; it should be a TSV with sentence1, sentence2 and score")

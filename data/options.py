@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import isfinite
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -35,6 +36,8 @@ class Option:
     """Largest value that is too small."""
     most: float | None = None
     """Largest value."""
+    below: float | None = None
+    """Smallest value that is too large."""
     repeated: bool = False
     """Whether the option may be repeated, a value each time."""
     argument: bool = False
@@ -132,13 +135,20 @@ def configured(kind: type[Config], config: Config | None, options: dict[str, Any
 def check(config: Any) -> None:
     """Check the values of a config's own options; call it from `__post_init__`.
 
+    From Python a path may be given as text, and a repeated option as a single value.
+
     Raises:
         UserError: names the option, its value and what it may be.
     """
     for each in fields_of(type(config)):
-        value = getattr(config, each.name, None)
+        value: Any = getattr(config, each.name, None)
         if value is None:
             continue
+        if each.option.repeated and isinstance(value, str):
+            value = (value,)
+        if each.kind is Path and isinstance(value, str):
+            value = Path(value)
+        object.__setattr__(config, each.name, value)
         for one in value if each.several or each.option.repeated else (value,):
             if problem := problem_of(each, one):
                 raise UserError(f"{each.flag} {problem}, not {one!r}")
@@ -159,6 +169,8 @@ def problem_of(field: Field, value: Any) -> str | None:
         return f"must be above {option.above:g}"
     if option.most is not None and value > option.most:
         return f"must be at most {option.most:g}"
+    if option.below is not None and value >= option.below:
+        return f"must be below {option.below:g}"
     return None
 
 
@@ -190,7 +202,7 @@ def _value_of(config: Any, name: str) -> Any:
 def written(value: Any) -> str:
     """Write a value as the command line takes it."""
     if isinstance(value, float):
-        return f"{value:g}"
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
     return ",".join(map(written, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -43,6 +43,17 @@ def show_on(display: Display) -> None:
     _display = display
 
 
+@contextmanager
+def shown_on(display: Display) -> Iterator[None]:
+    """Show what is said inside on `display`."""
+    before = _display
+    show_on(display)
+    try:
+        yield
+    finally:
+        show_on(before)
+
+
 def log(message: str) -> None:
     """Say one line."""
     _display.log(message)

@@ -33,6 +33,8 @@ def site_path(path: Path) -> str | None:
     special = {"CHANGELOG.md": "changelog.md", "benchmarks/results": "measured.md"}
     if str(path) in special:
         return special[str(path)]
+    if path.parent == Path("benchmarks") and path.suffix == ".md":
+        return f"log-{path.name}"
     if path.parent == Path("benchmarks/results"):
         return f"{_MEASURED}/{path.name}"
     if path.is_relative_to("docs"):
@@ -127,6 +129,10 @@ def stage(folder: Path) -> None:
     shutil.copytree(ROOT / "docs", docs, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for page in docs.rglob("*.md"):
         page.write_text(for_site(page.read_text(encoding="utf-8"), Path("docs")), encoding="utf-8")
+    for log in (ROOT / "benchmarks").glob("*.md"):
+        (docs / f"log-{log.name}").write_text(
+            for_site(log.read_text(encoding="utf-8"), Path("benchmarks")), encoding="utf-8"
+        )
     shutil.copytree(ROOT / "benchmarks/results", docs / _MEASURED)
     readme, changelog = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CHANGELOG.md"))
     made = {

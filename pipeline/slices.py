@@ -22,7 +22,7 @@ from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record
 from sentence_distill.data.sentences import split_sentences
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.config import EmbedConfig
-from sentence_distill.pipeline.load import tokenize_pairs
+from sentence_distill.pipeline.pairs import tokenize_pairs
 from sentence_distill.pipeline.plan import Slice
 from sentence_distill.pipeline.processes import deaf_to_ctrl_c, receive, sendable
 from sentence_distill.pipeline.records import Counts, Fingerprint, Start

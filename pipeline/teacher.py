@@ -20,10 +20,9 @@ from sentence_distill.pipeline.load import (
     Located,
     TokenTypes,
     load_parts,
-    separator_tokens,
-    tokenize_pairs,
     unusable,
 )
+from sentence_distill.pipeline.pairs import separator_tokens, tokenize_pairs
 from sentence_distill.pipeline.recipe import (
     AfterPooling,
     Recipe,

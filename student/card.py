@@ -1,14 +1,32 @@
 """The model card of a student."""
 
+import hashlib
+import re
+import statistics
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.glue import TASKS, set_name
+from sentence_distill.student.config import ROWS
+from sentence_distill.student.metrics import shown_score, too_few
+from sentence_distill.student.records import (
+    Agreement,
+    Contender,
+    Distillation,
+    GlueResults,
+    Measured,
+    SpeedResults,
+    as_distillation,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
-
-    from sentence_distill.student.report.charts import Table
-
 
 LOCAL = "path/to/this/folder"
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "knowledge-distillation", "bilstm"]
@@ -19,8 +37,20 @@ _HELD_OUT = {
     "recall_at_10_among_100": "The same among the student's first 100",
     "mse": "Mean squared error to the teacher",
 }
+_FIDELITY = {
+    "cosine": "cosine to the teacher, held out",
+    "mean_vector_cosine": "the same of one constant vector",
+    "rank_agreement": "rank agreement of similarities, held out",
+    "recall_at_10": "recall of the teacher's 10 nearest neighbours, held out",
+    "recall_at_10_among_100": "the same among the model's 100 nearest",
+    "mse": "mean squared error, held out",
+}
 # What the hub calls GLUE's metrics.
 _GLUE_METRICS = {"matthews": "matthews_correlation", "spearman": "spearmanr", "pearson": "pearsonr"}
+_METRIC_TITLES = {"matthews": "Matthews", "f1": "F1", "pearson": "Pearson", "spearman": "Spearman"}
+_MARK = re.compile(r"\n<!-- sentence-distill card ([0-9a-f]{64}) -->\n\Z")
+
+_Record = TypeVar("_Record", bound=msgspec.Struct)
 
 
 def model_card(
@@ -32,46 +62,93 @@ def model_card(
     speed: dict[str, Any] | None = None,
     folder: Path = Path(),
 ) -> str:
-    """README.md of a student's folder.
+    """Render README.md of a student's folder; its last line marks it, see `is_edited`.
 
     Args:
         distillation: content of distillation.json.
-        name: by which the student is loaded: of a folder, or of a repository on the hub.
-        licence: the hub's identifier of the student's licence; None is what its record says. Where that says nothing,
-            it stays open, and the card says so.
-        glue: content of glue.json, where there is one.
-        speed: content of speed.json, where there is one.
-        folder: where those two lie, for the error.
+        name: by which the student is loaded: a folder, or a repository on the hub.
+        licence: the hub's identifier of the student's license; None takes that of its record. If there is none, the
+            card says that none is stated.
+        glue: content of glue.json, if there is one.
+        speed: content of speed.json, if there is one.
+        folder: where those lie, for the error.
 
     Raises:
-        UserError: glue.json or speed.json is not as this version writes it.
+        UserError: a record is not as this version writes it.
     """
-    title = f"A BiLSTM student of {distillation['teacher']['teacher']}"
-    licence = licence or distillation.get("licence")
-    metadata = _metadata(distillation, title if name == LOCAL else name.split("/")[-1], licence)
-    sections = [
-        f"---\n{metadata}\n---",
-        f"# {title}",
-        _summary(distillation),
-        _usage(name),
-        "## What it scores",
-        *_scores(distillation, glue or {}, speed or {}, folder),
-        "## How it was made",
-        _origin(distillation),
-        "## Licence",
-        _licence(distillation, licence),
-    ]
-    return "\n\n".join(sections) + "\n"
+    record = as_distillation(distillation, folder / "distillation.json")
+    measured = _converted(record.metrics, Measured, folder / "distillation.json")
+    title = f"A BiLSTM student of {record.teacher.teacher}"
+    licence = licence or record.licence
+    scores = record.task_scores()
+    body = _template().render(
+        metadata=_metadata(record, measured, title if name == LOCAL else name.split("/")[-1], licence),
+        title=title,
+        name=name,
+        record=record,
+        licence=licence,
+        tasks=list(dict.fromkeys(task for task, *_ in scores)),
+        fidelity=_fidelity_table(measured),
+        held_out=measured.held_out,
+        task_rows=[
+            [f"{task}, {split}", metric, shown_score(metric, value, (record.dev_examples or {}).get(split))]
+            for task, split, metric, value in scores
+        ],
+        glue=_glue_table(_converted(glue or {}, GlueResults, folder / "glue.json")),
+        speed=_speed_table(_converted(speed or {}, SpeedResults, folder / "speed.json")),
+    )
+    return f"{body}\n<!-- sentence-distill card {_hash(body)} -->\n"
 
 
-def _metadata(distillation: dict[str, Any], model_name: str, licence: str | None) -> str:
+def is_edited(card: str) -> bool:
+    """Tell whether somebody changed a card after `model_card` rendered it, by this or another version."""
+    mark = _MARK.search(card)
+    return mark is None or _hash(card[: mark.start()]) != mark[1]
+
+
+def _hash(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _converted(content: dict[str, Any], kind: type[_Record], path: Path) -> _Record:
+    try:
+        return msgspec.convert(content, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path} is damaged or of another version ({error}); remove it and measure again") from error
+
+
+@cache
+def _template() -> Any:
+    environment = Environment(  # noqa: S701: Markdown, of records of one's own
+        loader=PackageLoader("sentence_distill.student", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["named"] = _named
+    environment.filters["row"] = _row
+    return environment.get_template("card.md.j2")
+
+
+def _named(model: str) -> str:
+    """Link a model of the hub; a folder's name has no owner."""
+    return f"[{model}](https://huggingface.co/{model})" if "/" in model else f"`{model}`"
+
+
+def _row(cells: Sequence[str]) -> str:
+    escaped = (cell.replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
+
+
+def _metadata(record: Distillation, measured: Measured, model_name: str, licence: str | None) -> str:
     from huggingface_hub import ModelCardData
 
-    teacher = distillation["teacher"]["teacher"]
-    language = str(distillation["corpus"]["fingerprint"].get("language", ""))
-    results = list(_results(distillation["metrics"], distillation.get("glue_task")))
+    teacher = record.teacher.teacher
+    language = str(record.corpus.fingerprint.get("language", ""))
+    results = list(_results(record, measured))
     data = ModelCardData(
-        # Two letters are a code of ISO 639-1; what else stands here is known to the sentence splitter only.
+        # Two letters are a code of ISO 639-1; what else may be here is known to the sentence splitter only.
         language=language if len(language) == 2 else None,
         license=licence,
         library_name="sentence-transformers",
@@ -82,25 +159,16 @@ def _metadata(distillation: dict[str, Any], model_name: str, licence: str | None
         model_name=model_name if results else None,
         eval_results=results or None,
     )
-    return data.to_yaml()  # type: ignore[no-any-return]
+    return str(data.to_yaml())
 
 
-def _results(metrics: dict[str, Any], glue_task: str | None) -> Iterator["EvalResult"]:
-    """What was measured of these very weights, as the hub's model-index takes it.
-
-    Args:
-        metrics: of the distillation.
-        glue_task: the hub's name of the task of GLUE that the student was fine-tuned on. Other tasks may have a name of
-            GLUE's, after a user's file.
-    """
+def _results(record: Distillation, measured: Measured) -> Iterator["EvalResult"]:
+    """Yield what was measured of these very weights, as the hub's model-index takes it."""
     from huggingface_hub import EvalResult
 
-    from sentence_distill.student.metrics import too_few
-
-    held_out = metrics.get("held_out", {})
-    count = f"{held_out['rows']:,} " if "rows" in held_out else ""
+    count = f"{measured.held_out.rows:,} " if measured.held_out.rows is not None else ""
     for key, metric in _HELD_OUT.items():
-        if key in held_out and not (key.startswith("recall") and too_few(held_out.get("rows"))):
+        if isinstance(value := _score(measured.held_out, key), float):
             yield EvalResult(
                 task_type="knowledge-distillation",
                 task_name="Knowledge distillation",
@@ -108,9 +176,9 @@ def _results(metrics: dict[str, Any], glue_task: str | None) -> Iterator["EvalRe
                 dataset_name=f"{count}sentences of the corpus that were held out".capitalize(),
                 metric_type=key,
                 metric_name=metric,
-                metric_value=held_out[key],
+                metric_value=value,
             )
-    if "student" in metrics.get("sts_spearman", {}):
+    if "student" in measured.sts_spearman:
         yield EvalResult(
             task_type="semantic-similarity",
             task_name="Semantic similarity",
@@ -118,186 +186,110 @@ def _results(metrics: dict[str, Any], glue_task: str | None) -> Iterator["EvalRe
             dataset_name="STS-B",
             metric_type="spearman_cosine",
             metric_name="Spearman correlation of cosines",
-            metric_value=metrics["sts_spearman"]["student"],
+            metric_value=measured.sts_spearman["student"],
         )
-    for task, split, metric, value in _task_scores(metrics):
+    # A user's own task may have a name of GLUE's.
+    of_glue = record.glue_task is not None
+    for task, split, metric, value in record.task_scores():
         yield EvalResult(
             task_type="text-classification",
             task_name="Text classification",
-            dataset_type="nyu-mll/glue" if glue_task else "unknown",
-            dataset_name=f"GLUE {task}, {split}" if glue_task else f"{task}, {split}",
-            dataset_config=glue_task,
+            dataset_type="nyu-mll/glue" if of_glue else "unknown",
+            dataset_name=f"GLUE {task}, {split}" if of_glue else f"{task}, {split}",
+            dataset_config=record.glue_task,
             metric_type=_GLUE_METRICS.get(metric, metric),
             metric_value=value,
         )
 
 
-def _summary(distillation: dict[str, Any]) -> str:
-    teacher, student = distillation["teacher"], distillation["student"]
-    layers = "one BiLSTM layer" if student["layers"] == 1 else f"{student['layers']} BiLSTM layers"
-    return (
-        f"Approximates the sentence embeddings of {_named(teacher['teacher'])} with {layers} of {student['hidden']} "
-        f"units a direction over {student['embedding_dim']}-dimensional word embeddings. It has no attention, so it "
-        f"encodes fast on CPUs. A text becomes a vector of {student['target_dims'][-1]} numbers"
-        f"{' and length 1' if student['normalize'] else ''}; what is longer than 512 tokens is cut. Made with "
-        f"sentence-distill after [arXiv:2004.03097](https://arxiv.org/abs/2004.03097).{_changes(distillation)}"
-    )
+def _score(held_out: Agreement, key: str) -> float | str | None:
+    """Return a held-out score, or the reason why there is none."""
+    if key.startswith("recall") and (reason := too_few(held_out.rows)):
+        return reason if key == "recall_at_10" else None
+    return getattr(held_out, key)  # type: ignore[no-any-return]
 
 
-def _changes(distillation: dict[str, Any]) -> str:
-    """What was done to the student after it was distilled."""
-    text = ""
-    if reduction := distillation.get("reduction"):
-        text += f" Its vectors were then projected from {reduction['full_dim']} dimensions to these."
-    if distillation.get("weights") == "float16":
-        text += " Its weights are stored as float16."
-    if tasks := dict.fromkeys(task for task, *_ in _task_scores(distillation["metrics"])):
-        text += (
-            f" It was then fine-tuned on {' and '.join(tasks)}: its vectors are no longer the teacher's, and "
-            "`sd predict` labels texts with it."
-        )
-    return text
-
-
-def _named(teacher: str) -> str:
-    return f"[{teacher}](https://huggingface.co/{teacher})" if "/" in teacher else f"`{teacher}`"
-
-
-def _usage(name: str) -> str:
-    return (
-        (Path(__file__).parent / "templates" / "card-usage.md")
-        .read_text(encoding="utf-8")
-        .strip()
-        .replace("NAME", name)
-    )
-
-
-def _scores(distillation: dict[str, Any], glue: dict[str, Any], speed: dict[str, Any], folder: Path) -> Iterator[str]:
-    from sentence_distill.student.report.data import GLUE, SPEED, StudentFiles
-    from sentence_distill.student.report.glue import glue_table
-    from sentence_distill.student.report.measures import fidelity_table, measured_models
-    from sentence_distill.student.report.speed import speed_table
-
-    metrics = distillation["metrics"]
-    # What sd eval measured of the student and its teacher stands in its record in the same form as in eval.json.
-    files = StudentFiles(folder, distillation, [], metrics, glue, speed)
-    models = measured_models(files)
-    if (fidelity := fidelity_table(models)).groups[0].rows:
-        yield markdown(fidelity)
-        yield (
-            "Held out are sentences of the same corpus that training never saw; all measures compare with the "
-            "teacher's vectors of them, so the teacher itself would have 1 (and an error of 0)."
-        )
-    for key, title in (("by_length", "Tokens of the sentence"), ("by_frequency", "Its rarest token, times seen")):
-        if parts := metrics.get("held_out", {}).get(key):
-            yield _parts(title, parts)
-    if fine_tuned := _task_scores(metrics):
-        yield "After fine-tuning on the task, with its head, on the examples that picked the best step:"
-        yield _task_table(fine_tuned, distillation.get("dev_examples") or {})
-    with files.using(GLUE):
-        table = glue_table(glue, {})
-    if table:
-        yield (
-            "GLUE, on dev, in percent. Each row is a model that was fine-tuned on the task; the weights here are "
-            "those that the distilled rows begin with."
-        )
-        yield markdown(table, groups=1)
-    with files.using(SPEED):
-        if speed.get("contenders"):
-            environment, timed = speed["environment"], speed_table(speed)
-            yield f"Speed on {environment['cores']} cores of {environment['cpu']}, {timed.caption.lower()}:"
-            yield markdown(timed)
-
-
-def markdown(table: "Table", groups: int | None = None) -> str:
-    """A report's table in Markdown; of its groups of rows the first `groups`, or all."""
-    heads = [f"{column.title}, {column.unit}" if column.unit else column.title for column in table.columns]
-    lines = [heads, ["---:" if column.numeric else "---" for column in table.columns]]
+def _fidelity_table(measured: Measured) -> list[list[str]]:
+    """Lay out the figures of the student, and of its teacher if it was measured; no rows if nothing is known."""
+    with_teacher = measured.teacher_size or "teacher" in measured.sts_spearman | measured.sentences_per_second
+    models = ["student", "teacher"] if with_teacher else ["student"]
+    sizes = {"student": measured.size, "teacher": measured.teacher_size}
+    lines: list[tuple[str, str, list[float | str | None]]] = [
+        (title, ".4g", [_score(measured.held_out, key), None]) for key, title in _FIDELITY.items()
+    ]
     lines += [
-        [f"**{cell.text}**" if cell.best else cell.text for cell in row]
-        for group in table.groups[:groups]
-        for row in group.rows
+        ("held-out sentences", ",.0f", [measured.held_out.rows, None]),
+        ("STS-B, Spearman, no fine-tuning", ".4f", [measured.sts_spearman.get(model) for model in models]),
+        ("sentences a second", ",.0f", [measured.sentences_per_second.get(model) for model in models]),
+        ("parameters", ",.0f", [size.parameters if (size := sizes[model]) else None for model in models]),
+        ("size on disk, MB", ",.1f", [size.megabytes if (size := sizes[model]) else None for model in models]),
     ]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
-def _parts(title: str, parts: list[dict[str, Any]]) -> str:
-    ranges = [
-        f"from {part['least']:,}" if part["most"] is None else f"{part['least']:,} to {part['most']:,}"
-        for part in parts
-    ]
-    cosines = [f"{part['cosine']:.3f}" for part in parts]
-    rows = ([title, *ranges], ["---", *("---:" for _ in parts)], ["cosine to the teacher", *cosines])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _task_scores(metrics: dict[str, Any]) -> list[tuple[str, str, str, float]]:
-    """Task, split, metric and value of what a student was fine-tuned on; none where it was only distilled."""
-    return [
-        (task, split, metric, value)
-        for task, splits in metrics.items()
-        if isinstance(splits, dict)
-        for split, scores in splits.items()
-        if isinstance(scores, dict)
-        for metric, value in scores.items()
-        if isinstance(value, float)
-    ]
-
-
-def _task_table(scores: Sequence[tuple[str, str, str, float]], counts: dict[str, int]) -> str:
-    from sentence_distill.student.metrics import shown_score
-
     rows = [
-        f"| {task}, {split} | {metric} | {shown_score(metric, value, counts.get(split))} |"
-        for task, split, metric, value in scores
+        [title, *(_number(value, form) for value in values[: len(models)])]
+        for title, form, values in lines
+        if any(value is not None for value in values)
     ]
-    return "\n".join(["| task | metric | value |", "| --- | --- | ---: |", *rows])
+    return [["measure", *models], ["---", *("---:" for _ in models)], *rows] if rows else []
 
 
-def _origin(distillation: dict[str, Any]) -> str:
-    teacher, corpus, training = distillation["teacher"], distillation["corpus"], distillation["training"]
-    fingerprint = corpus["fingerprint"]
-    layers, start = ", ".join(map(str, teacher["layers"])), distillation.get("start")
-    share = training.get("train_fraction", 1.0)
-    size = f"{fingerprint['corpus_bytes'] / 1e6:,.1f} MB" if "corpus_bytes" in fingerprint else "unknown size"
-    return "\n".join(
-        [
-            f"- Teacher: {_named(teacher['teacher'])}, pooling `{teacher['pooling']}`, layer {layers}"
-            f"{''.join(f', {module}' for module in fingerprint.get('modules', []))}"
-            f"{', normalised' if teacher['normalize'] else ''}.",
-            f"- Corpus: {corpus['rows']:,} sentences of {fingerprint.get('corpus_files', 1):,} file(s), {size}, "
-            f"language `{fingerprint.get('language', 'unknown')}`"
-            f"{f', of which a share of {share:g} was trained on' if share < 1 else ''}.",
-            f"- Training: {_length(training)}, batches of {training['batch_size']} sentences, learning "
-            f"rate {training['learning_rate']:g}, seed {training['seed']}.",
-            *([f"- Start: the weights of the student {_named(start['student'])}."] if start else []),
-            f"- Student: {distillation['student']['pooling']} pooling, vocabulary of "
-            f"{distillation['student']['vocabulary']:,} tokens.",
-            "",
-            "`distillation.json` holds the whole configuration, with hashes of corpus and teacher.",
+def _number(value: float | str | None, form: str) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else f"{value:{form}}"
+
+
+def _glue_table(glue: GlueResults) -> list[list[str]]:
+    """Lay out mean dev scores in percent, over the seeds that were trained on all examples; the best is bold."""
+    columns = [(task, split, metric) for task in TASKS.values() for split in task.dev for metric in task.metrics]
+    means: dict[str, dict[tuple[str, str, str], float]] = {}
+    for row in (row for row in ROWS if row in glue.rows):
+        for task, split, metric in columns:
+            results = [result for result in glue.rows[row].get(task.name, []) if result.fraction == 1]
+            values = [v for result in results if (v := result.scores.get(split, {}).get(metric)) is not None]
+            if values:
+                means.setdefault(row, {})[task.name, split, metric] = round(100 * statistics.fmean(values), 1)
+    keys = [(task.name, split, metric) for task, split, metric in columns]
+    known = [key for key in keys if any(key in row for row in means.values())]
+    if not known:
+        return []
+    students = [scores for row, scores in means.items() if row not in ("majority", "teacher-frozen", "teacher")]
+    heads = [f"{set_name(task, split)}, {_METRIC_TITLES.get(metric, metric)}" for task, split, metric in known]
+    table = [["system", *heads], ["---", *("---:" for _ in known)]]
+    for row, scores in means.items():
+        cells = [ROWS[row]]
+        for key in known:
+            value, others = scores.get(key), [student[key] for student in students if key in student]
+            best = scores in students and len(others) > 1 and value == max(others)
+            cells.append("" if value is None else f"**{value:.1f}**" if best else f"{value:.1f}")
+        table.append(cells)
+    return table
+
+
+def _speed_table(speed: SpeedResults) -> dict[str, Any] | None:
+    """Lay out all contenders, best quality first, with the most threads that were tried."""
+    if not speed.contenders:
+        return None
+    threads = max(speed.threads)
+    heads = ["model", "STS-B, Spearman", "one a call, sentences/s", "128 a call, sentences/s", "latency, median, ms"]
+    heads += ["latency, p99, ms", "start, s", "memory, peak, MB", "on disk, MB", "weights, M"]
+
+    def cells(contender: Contender) -> list[str]:
+        rates = contender.threads.get(threads)
+        by_batch, latency = (rates.by_batch, rates.latency_ms) if rates else ({}, None)
+        values = [
+            (contender.sts_spearman, ".3f"),
+            (by_batch.get(1), ",.0f"),
+            (by_batch.get(128), ",.0f"),
+            (latency.p50 if latency else None, ",.2f"),
+            (latency.p99 if latency else None, ",.2f"),
+            (contender.startup_seconds, ",.1f"),
+            (contender.peak_megabytes, ",.0f"),
+            (contender.megabytes, ",.1f"),
+            (contender.parameters / 1e6 if contender.parameters else None, ",.1f"),
         ]
-    )
+        return [_number(value, form) for value, form in values]
 
-
-def _length(training: dict[str, Any]) -> str:
-    """How long the training was, or could have been: patience may have ended it."""
-    epochs, steps, seconds = training["epochs"], training.get("max_steps"), training.get("max_time")
-    limits = [f"{epochs} epoch{'s' if epochs != 1 else ''}"]
-    limits += [f"{steps:,} steps"] if steps else []
-    limits += [f"{seconds:,.0f} seconds"] if seconds else []
-    return f"{' or '.join(limits)} at most"
-
-
-def _licence(distillation: dict[str, Any], licence: str | None) -> str:
-    stated = (
-        f"This student is published under `{licence}`."
-        if licence
-        else "Whoever made this student has stated no licence for it; `license` is left out above for that reason."
-    )
-    origins = [f"the teacher, {_named(distillation['teacher']['teacher'])}", "the corpus"]
-    if start := distillation.get("start"):
-        origins.insert(1, f"the student that it began as, {_named(start['student'])}")
-    return (
-        f"{stated} The licences of {', of '.join(origins[:-1])}, and of {origins[-1]} apply to what was learned from "
-        "them."
-    )
+    ordered = sorted(speed.contenders.items(), key=lambda item: -(item[1].sts_spearman or 0.0))
+    rows = [[f"{place}. {name}", *cells(contender)] for place, (name, contender) in enumerate(ordered, start=1)]
+    rules = ["---", *("---:" for _ in heads[1:])]
+    return {"machine": speed.environment, "threads": threads, "table": [heads, rules, *rows]}

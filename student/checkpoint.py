@@ -1,7 +1,9 @@
-"""Checkpoints of a training run."""
+"""The folder of a training run: what may be in it when it begins, and its checkpoints."""
 
 import io
 import math
+import pickle
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +12,71 @@ from typing import Any
 import torch
 
 from sentence_distill.data.errors import UserError, first_line
-from sentence_distill.pipeline.files import TEMPORARY, replacing
-from sentence_distill.student.files import CHECKPOINTS
+from sentence_distill.pipeline.files import LOCK_NAME, TEMPORARY, replacing
+from sentence_distill.student.files import CHECKPOINTS, DISTILLATION, FIGURES, HEAD, TASK
+from sentence_distill.student.log import CURVES, METRICS, TENSORBOARD
+
+# An export of the student, which belongs to its weights.
+_EXPORT, _EXPORT_RECORD = "onnx", "export.json"
+_BEST = "best.pt"
+
+
+def resumes(out: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Decide whether a training resumes the run in its folder, or begins one.
+
+    Args:
+        out: the folder.
+        resume: insist on resuming.
+        overwrite: begin again, whatever run or student is there.
+
+    Raises:
+        UserError: the folder holds a finished student or something else, or no run to resume.
+    """
+    stopped, finished = any((out / CHECKPOINTS).glob("step-*.pt")), (out / DISTILLATION).exists()
+    if resume and overwrite:
+        raise UserError("--resume continues a run, --overwrite begins again: give one of them")
+    if not (stopped or finished):
+        # Files of a run that ended before its first checkpoint may stay.
+        names = {path.name for path in out.iterdir()} if out.exists() else set()
+        of_run = {METRICS, TENSORBOARD, CHECKPOINTS, LOCK_NAME, *CURVES}
+        other = {name for name in names - of_run if not name.endswith(TEMPORARY)}
+        if other and METRICS not in names:
+            raise UserError(
+                f"{out} holds {min(other)}, which sd train-student did not write; name another folder with --out"
+            )
+        if other and not overwrite:
+            raise UserError(f"{out} holds {min(other)} and a run that ended early; --overwrite replaces it")
+    if overwrite:
+        return False
+    if finished and not stopped:
+        raise UserError(
+            f"{out} holds a finished student; measure it with sd eval, name another --out, or --overwrite replaces it"
+        )
+    if resume and not stopped:
+        raise UserError(f"there is no checkpoint in {out} to resume; leave --resume out to begin")
+    return stopped
+
+
+def remove_earlier(out: Path) -> None:
+    """Remove the record of an earlier student, and what was made and measured of it; its weights are replaced."""
+    # If a kill comes next, the rest of the earlier student is in the folder of a run, which may be replaced.
+    (out / METRICS).touch()
+    for name in (DISTILLATION, TASK, HEAD, *FIGURES):
+        (out / name).unlink(missing_ok=True)
+    if (out / _EXPORT / _EXPORT_RECORD).exists():
+        shutil.rmtree(out / _EXPORT)
+
+
+def remove_unused(out: Path) -> None:
+    """Remove the empty log of a run that ended before its first step, if nothing else is there."""
+    names = {path.name for path in out.iterdir()} - {LOCK_NAME}
+    if names == {METRICS} and not (out / METRICS).stat().st_size:
+        (out / METRICS).unlink()
 
 
 @dataclass
-class State:
-    """Where a run stands; with the weights and the optimizers' moments it is all that a resume needs."""
+class TrainingState:
+    """Position of a run; with the weights and the optimizers' moments it is all that a resume needs."""
 
     epoch: int = 0
     """Epochs that are complete."""
@@ -38,24 +98,13 @@ class State:
     """Validations since then."""
 
 
-# Checkpoints of training: what a run needs to go on as if it had never stopped.
-
-_BEST = "best.pt"
-
-
 class Checkpoints:
-    """The checkpoints of one run: the newest few, and the best weights.
+    """The checkpoints of one run: the newest `keep`, and the best weights.
 
-    Each is written by a thread while training goes on; it stands under its name when it is whole.
+    A thread writes each while training continues; it has its name only when it is complete.
     """
 
     def __init__(self, out: Path, keep: int) -> None:
-        """Use the folder `checkpoints` in a student's folder.
-
-        Args:
-            out: the student's folder.
-            keep: how many checkpoints stay.
-        """
         self.folder = out / CHECKPOINTS
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -125,7 +174,7 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove all checkpoints; what else lies in their folder stays."""
         self.remove_temporaries()
-        # A run can be gone on with as long as any of its steps is there, and needs its best weights for that.
+        # A run can be resumed as long as any of its steps is there, and needs its best weights for that.
         for path in (*self._steps(), self.folder / _BEST):
             path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
@@ -144,16 +193,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint; no code in it is run.
 
     Raises:
-        UserError: it is not there, or damaged.
+        UserError: it is damaged.
     """
+    # What PyTorch raises over random bytes.
+    damage = (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}")
         return state
-    except OSError:
-        raise
-    except Exception as error:  # a file of random bytes makes PyTorch raise nearly anything
+    except damage as error:
         raise UserError(
             f"checkpoint {path} is damaged ({first_line(error)}); remove it to resume from the one before, or "
             "--overwrite begins again"

@@ -1,13 +1,18 @@
-"""Options of the student and of its training."""
+"""Options of the student, of its training, and of the commands."""
 
-import math
-from dataclasses import dataclass
+import re
+from dataclasses import MISSING, asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UsageError, UserError
+from sentence_distill.data.glue import TASKS, GlueName
+from sentence_distill.data.options import SEED, check, fields_of, option, parse_choices, parse_list, parse_seconds
+from sentence_distill.student.environment import cores
 
 POOLINGS = ("mean", "max", "mean+max")
 INITS = ("pca", "random")
-
+DEFAULT_STUDENT = "distilled"
 
 # Shapes that a name stands for; docs/training.md says what each costs and gives.
 SIZES: dict[str, dict[str, int]] = {
@@ -28,7 +33,7 @@ class StudentConfig:
     target_dims: tuple[int, ...]
     """Widths of the teacher's layers that are approximated; the last one is the student's public embedding."""
     normalize: bool
-    """Whether the public embedding is L2-normalised."""
+    """Whether the public embedding is L2-normalized."""
     embedding_dim: int = 300
     """Width of the word embeddings."""
     hidden: int = 300
@@ -39,7 +44,8 @@ class StudentConfig:
     """How the states of all tokens become one vector: "mean", "max", or both concatenated."""
 
     def __post_init__(self) -> None:
-        _one_of("pooling", self.pooling, POOLINGS)
+        if self.pooling not in POOLINGS:
+            raise UserError(f"pooling {self.pooling!r} is none of {', '.join(POOLINGS)}")
         if min(self.embedding_dim, self.hidden, self.layers) < 1:
             raise UserError("--embedding-dim, --hidden and --layers must be at least 1")
 
@@ -51,76 +57,510 @@ class StudentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a student is trained."""
+    """Options of `sd train-student`."""
 
-    epochs: int = 3
-    """Most passes over the shards."""
-    max_steps: int | None = None
-    """Most optimizer steps."""
-    max_time: float | None = None
-    """Most seconds of training, all resumed parts together."""
-    batch_size: int = 128
-    """Sentences of a batch, all of one length and of all processes together."""
-    learning_rate: float = 4e-3
-    """Peak of the schedule."""
-    embedding_rate: float = 2.0
-    """Learning rate of the word embeddings, as a multiple of the others'. A row moves only in the batches that hold
-    its word, by more the rarer that is."""
-    warmup: float = 0.05
-    """Share of the run over which the learning rate rises; then it falls to 0 along a half cosine."""
-    weight_decay: float = 0.01
-    """Of AdamW, on all weights but the word embeddings."""
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    cosine: float = 1.0
-    """Weight of 1 - cosine between the student's and the teacher's vector."""
-    mse: float = 0.0
-    """Weight of the mean squared error of the components."""
-    relational: float = 0.0
-    """Weight of the divergence between the teacher's and the student's similarities inside the batch."""
-    temperature: float = 0.05
-    """Of the softmax over those similarities."""
-    target_layers: tuple[int, ...] | None = None
-    """Which of the layers in the shards to approximate; None is all. The last is the public embedding."""
-    token_dropout: float = 0.0
-    """Share of the tokens whose word embedding is set to 0."""
-    embedding_dropout: float = 0.0
-    """Share of a batch's words whose embedding is set to 0 wherever they stand; the others are scaled up."""
-    init: str = "pca"
-    """Initial weights: random but for the word embeddings, which "pca" reduces from the teacher's, and "random" draws
-    too; or the name of a student, whose weights they are."""
-    held_out: float | None = None
-    """Share of the rows, chosen by sentence id, that is never trained on; None is `default_held_out`."""
-    train_fraction: float = 1.0
-    """Share of the other rows that is trained on, chosen by sentence id, so that a larger share holds a smaller one."""
-    validate_every: int | None = None
-    """Steps between two validations; None is an epoch."""
-    patience: int | None = None
-    """Validations without a better held-out cosine after which training ends; None trains to the end."""
-    seed: int = 0
-    """Of the initial weights, the order of batches and dropout."""
+    shards: Path = option(Path("shards"), "Folder that sd embed made.")
+    out: Path = option(Path(DEFAULT_STUDENT), "Folder of the student and its checkpoints.", flags=("--out", "-o"))
+    size: Literal["tiny", "small", "base", "large"] | None = option(
+        None,
+        "Size of the student: 2, 4, 11 or 16 million parameters. The next three options change it.",
+        shown="base, or that of --init",
+    )
+    embedding_dim: int | None = option(None, "Width of the word embeddings.", least=1)
+    hidden: int | None = option(None, "LSTM units in each direction.", least=1)
+    layers: int | None = option(None, "LSTM layers.", least=1)
+    pooling: Literal["mean", "max", "mean+max"] | None = option(
+        None, "How the states of all tokens become one vector.", shown="mean, or that of --init"
+    )
+    init: str = option(
+        "pca",
+        "Initial weights: the teacher's word embeddings reduced by PCA, or random ones; or a student to continue "
+        "from: a folder, wiki-small, or owner/name on the hub.",
+        metavar="pca|random|STUDENT",
+    )
+    target_layers: tuple[int, ...] | None = option(
+        None,
+        "Layers of the teacher to approximate, each with its own loss, out of those in the shards. The student "
+        "encodes to the last one.",
+        shown="all",
+        metavar="N[,N…]",
+    )
+    cosine: float = option(1.0, "Loss weight of 1 - cosine between the student's and the teacher's vector.", least=0)
+    mse: float = option(0.0, "Loss weight of the mean squared error.", least=0)
+    relational: float = option(
+        0.0, "Loss weight of the divergence between the similarities inside a batch, teacher to student.", least=0
+    )
+    temperature: float = option(0.05, "Softmax temperature of --relational.", above=0)
+    epochs: int = option(3, "Stop after this many passes over the shards.", least=1)
+    max_steps: int | None = option(None, "Stop after this many optimizer steps.", least=1)
+    max_time: float | None = option(
+        None,
+        "Stop after this time of training, as in 90s, 30m or 2h, all resumed parts together. The learning rate "
+        "reaches 0 by then.",
+        metavar="TIME",
+        parse=parse_seconds,
+    )
+    batch_size: int = option(128, "Sentences per batch, all of one length, over all processes together.", least=1)
+    learning_rate: float = option(4e-3, "Peak learning rate, after warm-up.", above=0)
+    # A row of word embeddings moves only in the batches that hold its word, by more the rarer that is.
+    embedding_rate: float = option(
+        2.0, "Learning rate of the word embeddings, as a multiple of --learning-rate.", above=0
+    )
+    warmup: float = option(0.05, "Share of the run over which the learning rate rises.", least=0, most=1)
+    weight_decay: float = option(0.01, "Weight decay of AdamW, on all weights but the word embeddings.", least=0)
+    clip: float = option(1.0, "Gradient clipping: maximum norm.", above=0)
+    token_dropout: float = option(0.0, "Share of the tokens to mask.", least=0, below=1)
+    embedding_dropout: float = option(
+        0.0, "Share of a batch's words to mask wherever they occur; the others are scaled up.", least=0, below=1
+    )
+    held_out: float | None = option(
+        None,
+        "Share of the sentences, chosen by id, to validate on and never to train on.",
+        shown="0.01, but at least 500 sentences, or a tenth of a small corpus",
+        above=0,
+        below=1,
+    )
+    train_fraction: float = option(
+        1.0, "Share of the other sentences to train on; shows what a larger corpus would bring.", above=0, most=1
+    )
+    validate_every: int | None = option(
+        None, "Validate after this many steps.", shown="each epoch", metavar="STEPS", least=1
+    )
+    patience: int | None = option(
+        None, "Stop after this many validations without a better held-out cosine.", shown="never", least=1
+    )
+    seed: int = option(0, "Random seed.", **SEED)
+    device: str = option("auto", "Device to train on: auto, cpu, cuda or cuda:N.")
+    precision: Literal["auto", "bf16", "fp32"] = option(
+        "auto", "Compute dtype of the LSTM. `auto` picks bf16 if the hardware supports it."
+    )
+    checkpoint_every: float = option(300.0, "Seconds between checkpoints.", metavar="SECONDS", above=0)
+    keep_checkpoints: int = option(2, "Number of checkpoints to keep while it trains.", least=1)
+    tensorboard: bool = option(False, "Write TensorBoard events as well.", flags=("--tensorboard/--no-tensorboard",))
+    resume: bool = option(False, "Fail if --out holds no run to resume.", given=False)
+    overwrite: bool = option(False, "Replace the run or the student in --out.", given=False)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_steps", "validate_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"--{name.replace('_', '-')} must be a finite number, not {value}")
-        if self.held_out is not None and not 0 < self.held_out < 1:
-            raise UserError(f"--held-out {self.held_out} must lie between 0 and 1, both excluded")
-        if not 0 < self.train_fraction <= 1:
-            raise UserError(f"--train-fraction {self.train_fraction} must lie between 0, excluded, and 1")
+        check(self)
         if not any((self.cosine, self.mse, self.relational)):
             raise UserError("all weights of the loss are 0; raise --cosine, --mse or --relational")
 
+    def recipe(self) -> dict[str, Any]:
+        """Return the options that decide what is learned; distillation.json and checkpoints hold them."""
+        return {name: value for name, value in asdict(self).items() if name not in _OUTSIDE_RECIPE}
+
+
+# The shape is recorded as the `StudentConfig` that it becomes.
+_OUTSIDE_RECIPE = {
+    *("shards", "out", "size", "embedding_dim", "hidden", "layers", "pooling", "device", "precision"),
+    *("checkpoint_every", "keep_checkpoints", "tensorboard", "resume", "overwrite"),
+}
+
 
 def default_held_out(rows: int) -> float:
-    """The share of a corpus that is held out if none is given: 1%, but at least 500 rows, or a tenth of few."""
+    """Return the share of a corpus that is held out by default: 1%, but at least 500 rows, or a tenth of few."""
     return max(0.01, min(0.1, 500 / max(1, rows)))
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UserError(f"{option} {value!r} is none of {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Options of `sd export`."""
+
+    student: str = option(
+        "distilled",
+        "Student to export: a folder, wiki-small, or a name on the hub.",
+        argument=True,
+        metavar="[STUDENT]",
+    )
+    format: Literal["onnx", "folder"] = option(
+        "onnx", "What to write: an ONNX file with its tokenizer, or a smaller student's folder for PyTorch."
+    )
+    out: Path | None = option(
+        None,
+        "Folder to write.",
+        shown="STUDENT/onnx; with --format folder STUDENT-DIM, or STUDENT-float16",
+        flags=("--out", "-o"),
+    )
+    dim: tuple[int, ...] = option(
+        (),
+        "Reduce the vectors to this many dimensions by PCA. With several, as in 64,128,256, they are compared and "
+        "nothing is written.",
+        metavar="N[,N…]",
+        least=1,
+        aliases=("--dims",),
+    )
+    float16: bool = option(False, "Store the weights of --format folder in half the bytes.")
+    int8: bool = option(False, "Store and multiply 8-bit numbers in ONNX: faster, and a quarter of the size.")
+    overwrite: bool = option(False, "Replace an earlier smaller student in --out.", given=False)
+    shards: Path | None = option(
+        None,
+        "Shards to find dimensions and measure with.",
+        shown="those that the student was trained on",
+    )
+    corpus: tuple[str, ...] = option(
+        (),
+        "Text to find dimensions with instead of shards, in any form that sd embed takes; may be repeated.",
+        metavar="FILE",
+        repeated=True,
+    )
+    sentences: Path | None = option(
+        None,
+        "Text file to compare the ONNX file with the student on, one sentence per line.",
+        shown="held-out ones of the shards",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.shards and self.corpus:
+            raise UsageError("--shards and --corpus are two sources of sentences; give one of them")
+        if self.corpus and not self.dim:
+            raise UsageError("--corpus goes with --dim")
+        if len(self.dim) > 1:
+            if self.out or self.float16 or self.int8:
+                raise UsageError("several numbers of dimensions are compared, and nothing is written; name one --dim")
+        elif self.format == "folder":
+            if not (self.dim or self.float16):
+                raise UsageError("--format folder writes a smaller student; give --dim, --float16, or both")
+            if self.int8 or self.sentences:
+                raise UsageError("--int8 and --sentences go with an ONNX file; leave out --format folder")
+            if self.shards and not self.dim:
+                raise UsageError("--float16 alone writes the student as it is; leave out --shards")
+        elif self.float16:
+            raise UsageError("--float16 goes with --format folder; ONNX files have --int8")
+
+
+# Fine-tuning: how a model learns a task, and what `sd finetune` and `sd eval --glue` take.
+
+# Version of the fine-tuning loop, recorded with the results: count it up with a change that gives other weights for the
+# same options. 2: patience is at least a third of the steps.
+LOOP = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """How a model is fine-tuned on a task; the same for every task and every row of a table."""
+
+    epochs: int = 6
+    """Maximum passes over the training examples."""
+    least_steps: int = 200
+    """Steps that a small data set gets, in more passes than `epochs`; 0 if a number of epochs was asked for."""
+    max_steps: int | None = 2000
+    """Maximum steps, but at least one epoch: large tasks get fewer passes. None sets no limit."""
+    batch_size: int = 64
+    """Examples of a batch."""
+    learning_rates: tuple[float, ...] = (1e-3,)
+    """Peaks of AdamW's schedule to try with the first seed; the best on dev serves the other seeds."""
+    encoder_rate: float = 1.0
+    """Learning rate of the pre-trained weights, as a multiple of the head's."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises; then it falls linearly to 0."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    clip: float = 1.0
+    """Gradient clipping: maximum norm."""
+    patience: int = 3
+    """Evaluations on dev without a better score after which fine-tuning ends, but a third of the steps at least: a
+    long schedule improves late, when its learning rate is low."""
+
+    def steps(self, examples: int) -> int:
+        """Return the maximum number of steps over so many examples."""
+        per_epoch = -(-examples // self.batch_size)
+        wanted = max(self.epochs * per_epoch, self.least_steps)
+        return wanted if self.max_steps is None else max(per_epoch, min(self.max_steps, wanted))
+
+    def describe(self, examples: int) -> str:
+        """Say how long fine-tuning over so many examples is, and why."""
+        steps, per_epoch = self.steps(examples), -(-examples // self.batch_size)
+        passes = f"{steps / per_epoch:.3g} epochs of {examples:,} examples"
+        if steps > self.epochs * per_epoch:
+            why = f": at least {self.least_steps} steps; --epochs N sets another length"
+        else:
+            why = f" of {self.epochs}: --finetune-steps ends it there" if steps < self.epochs * per_epoch else ""
+        return f"at most {steps:,} steps, {passes}{why}"
+
+
+STUDENT = Hyperparameters()
+TEACHER = Hyperparameters(epochs=3, max_steps=2500, batch_size=32, learning_rates=(5e-5,), warmup=0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions:
+    """Options of every fine-tuning; None takes what suits the model."""
+
+    epochs: int | None = option(
+        None,
+        "Fine-tuning: maximum passes over the examples; the best step on dev is kept.",
+        shown="6, for a teacher 3, but at least 200 steps",
+        least=1,
+    )
+    max_steps: int | None = option(
+        None,
+        "Fine-tuning: maximum steps, but at least one epoch.",
+        flags=("--finetune-steps",),
+        shown="2000, for a teacher 2500; with --epochs no limit",
+        least=1,
+    )
+    learning_rates: tuple[float, ...] | None = option(
+        None,
+        "Fine-tuning: peak learning rate. Of several, the best on dev with the first seed serves all seeds.",
+        flags=("--learning-rate",),
+        metavar="X[,X…]",
+        shown="1e-3, for a teacher 5e-5",
+        above=0,
+    )
+    encoder_rate: float = option(1.0, "Fine-tuning: learning rate of the encoder as a multiple of the head's.", above=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def over(self, default: Hyperparameters) -> Hyperparameters:
+        """Return a model's hyperparameters with those of the options that were given."""
+        found = replace(default, encoder_rate=self.encoder_rate)
+        if self.epochs is not None:
+            # No default length cuts or extends a number of epochs that was asked for.
+            found = replace(found, epochs=self.epochs, least_steps=0, max_steps=None)
+        if self.max_steps is not None:
+            found = replace(found, max_steps=self.max_steps)
+        if self.learning_rates is not None:
+            found = replace(found, learning_rates=tuple(dict.fromkeys(self.learning_rates)))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """What `sd finetune` takes."""
+
+    model: str = option(MISSING, "Student or transformer encoder: a folder, or a name on the hub.", argument=True)
+    train: str | None = option(
+        None,
+        "Your own training examples: CSV, TSV, JSON lines, Parquet or Arrow, compressed or not.",
+        metavar="FILE",
+    )
+    dev: str | None = option(
+        None,
+        "Examples that pick the best step.",
+        metavar="FILE",
+        shown="a tenth of --train is held out, stratified by class",
+    )
+    text_column: str = option("text", "Column of the texts in --train and --dev, two for pairs.", metavar="NAME[,NAME]")
+    label_column: str = option("label", "Column of the labels.", metavar="NAME")
+    regression: bool | None = option(
+        None,
+        "Labels are scores, or classes.",
+        flags=("--regression/--classes",),
+        shown="scores if all are numbers and one is not whole",
+    )
+    task: GlueName | None = option(None, "Task of GLUE to learn in place of --train.")
+    glue_dir: Path | None = option(None, "GLUE in the official TSV layout.", shown="nyu-mll/glue from the hub")
+    logits: Path | None = option(
+        None, "Shards of a fine-tuned teacher's logits, from which a student learns in place of the labels."
+    )
+    finetuning: FinetuneOptions = FinetuneOptions()
+    seed: int = option(0, "Random seed.", **SEED)
+    device: str = option("auto", "Device: auto, cpu, cuda or cuda:N.")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if (self.train is None) == (self.task is None):
+            raise UsageError("give --train, a file of your own examples, or --task, one of GLUE")
+        of_files, of_glue = ("dev", "text_column", "label_column", "regression"), ("glue_dir",)
+        unread, needs = (of_glue, "--task") if self.task is None else (of_files, "--train")
+        for field in fields_of(FinetuneConfig):
+            if field.name in unread and getattr(self, field.name) != field.default:
+                raise UsageError(f"{field.flag} goes with {needs}")
+
+    @property
+    def name(self) -> str:
+        """Name of the task; one's own is named after its file: reviews for data/reviews.csv.gz, task for data/*.csv."""
+        if self.task is not None:
+            return self.task
+        name = Path(str(self.train).rstrip("/")).name.split(".")[0]
+        return re.sub(r"[^\w-]+", "-", name).strip("-") or "task"
+
+
+ROWS = {
+    "majority": "majority class",
+    "scratch": "BiLSTM from scratch",
+    "scratch-words": "BiLSTM from scratch, teacher's word embeddings",
+    "task-specific": "task-specific distillation alone",
+    "frozen": "distilled, frozen",
+    "distilled": "distilled",
+    "distilled-task-specific": "distilled + task-specific",
+    "teacher-frozen": "teacher, frozen",
+    "teacher": "teacher, fine-tuned",
+}
+"""Titles of the rows of the table of GLUE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlueConfig:
+    """What `sd eval --glue` takes."""
+
+    tasks: tuple[str, ...] = option(
+        tuple(TASKS),
+        "GLUE: tasks to score.",
+        parse=parse_choices(tuple(TASKS)),
+        metavar="NAME[,NAME…]",
+        shown="all nine",
+    )
+    rows: tuple[str, ...] = option(
+        ("distilled",),
+        f"GLUE: rows of the table, all or some of {', '.join(ROWS)}.",
+        parse=parse_choices(tuple(ROWS)),
+        metavar="NAME[,NAME…]",
+    )
+    from_scratch: bool = option(False, "GLUE: add the rows scratch and scratch-words.")
+    frozen: bool = option(False, "GLUE: linear probes on fixed vectors in place of the row distilled.")
+    seeds: int = option(1, "GLUE: number of seeds to average over.", least=1)
+    seed: int = option(0, "GLUE: the first seed.", **SEED)
+    fractions: tuple[float, ...] = option(
+        (1.0,),
+        "GLUE: share of the training examples, several for a low-data curve.",
+        flags=("--train-fraction",),
+        above=0,
+        most=1,
+    )
+    finetuning: FinetuneOptions = FinetuneOptions()
+    synthetic: int = option(
+        50_000, "GLUE: approximate number of augmented examples of a task, for task-specific distillation.", least=0
+    )
+    teacher_learning_rates: tuple[float, ...] | None = option(
+        None,
+        "GLUE: learning rate of the teacher's fine-tuning.",
+        flags=("--teacher-learning-rate",),
+        metavar="X[,X…]",
+        shown="5e-5",
+        above=0,
+    )
+    teacher_epochs: int | None = option(
+        None, "GLUE: maximum epochs of the teacher's fine-tuning; --epochs is the students'.", shown="3", least=1
+    )
+    submission: Path | None = option(
+        None, "GLUE: folder for the predictions that gluebenchmark.com takes; needs a single row."
+    )
+    device: str = option("auto", "GLUE: device: auto, cpu, cuda or cuda:N.")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.submission and len(self.chosen_rows) != 1:
+            raise UsageError(f"--submission holds one row's predictions, not those of {', '.join(self.chosen_rows)}")
+        if self.submission and self.fractions != (1.0,):
+            raise UsageError("--submission is of models of all training examples; leave --train-fraction out")
+
+    @property
+    def chosen_rows(self) -> tuple[str, ...]:
+        """Rows to make, in the order of the table."""
+        rows = {*self.rows, *(("scratch", "scratch-words") if self.from_scratch else ())}
+        if self.frozen and "distilled" in rows:
+            rows = rows - {"distilled"} | {"frozen"}
+        return tuple(row for row in ROWS if row in rows)
+
+    @property
+    def teacher_finetuning(self) -> FinetuneOptions:
+        """Options of the teacher's fine-tuning."""
+        return FinetuneOptions(epochs=self.teacher_epochs, learning_rates=self.teacher_learning_rates)
+
+
+# Options of `sd eval` and `sd report`.
+
+DEFAULT_STUDENT = "distilled"
+"""The folder that commands read if none is named."""
+
+
+def _parse_threads(text: str) -> tuple[int, ...]:
+    """Read numbers of threads, as in 1,8; `all` stands for the number of cores."""
+    numbers = parse_list(int, re.sub(r"\ball\b", str(cores()), text))
+    if min(numbers) < 1:
+        raise ValueError(f"{text!r} must be at least 1")
+    return tuple(sorted(set(numbers)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What `sd eval` measures, and where the figures go."""
+
+    models: tuple[str, ...] = option(
+        (),
+        "The same as one MODEL; may be repeated.",
+        argument=True,
+        repeated=True,
+        flags=("--student",),
+        metavar="[MODEL]...",
+    )
+    shards: Path | None = option(
+        None, "Shards with held-out sentences, also to time.", shown="those that the first student was trained on"
+    )
+    sts: Path | None = option(
+        None, "TSV file with columns sentence1, sentence2 and score.", shown="STS-B/dev.tsv in --glue-dir"
+    )
+    teacher: str | None = option(
+        None, "Teacher to compare with.", metavar="NAME", shown="the student's, if this machine has it"
+    )
+    glue_dir: Path | None = option(None, "GLUE in the official TSV layout.", shown="nyu-mll/glue from the hub")
+    json_file: Path | None = option(
+        None,
+        "File for the figures.",
+        flags=("--json",),
+        metavar="FILE",
+        shown="eval, glue or speed.json in the first student's folder",
+    )
+    overwrite: bool = option(False, "Replace --json, whatever it holds; earlier figures are not kept.", given=False)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    """How `sd eval --speed` times models."""
+
+    sentences: Path | None = option(
+        None, "Speed: text file with one sentence per line.", shown="the text in the shards", metavar="FILE"
+    )
+    threads: tuple[int, ...] = option(
+        (),
+        "Speed: numbers of threads; each model is started again for each.",
+        parse=_parse_threads,
+        metavar="N[,N…]",
+        shown="1,all",
+    )
+    rounds: int = option(3, "Speed: rounds in which the models take turns; the median counts.", least=1)
+    batch_sizes: tuple[int, ...] = option((1, 8, 32, 128, 512), "Speed: sentences per call.", least=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def parse_note(text: str) -> str:
+    """Read TASK=TEXT, a remark on the figures of a GLUE task; the task comes out spelled as GLUE spells it."""
+    task, _, remark = (part.strip() for part in text.partition("="))
+    known = {name.lower(): name for name in TASKS}
+    if task.lower() not in known or not remark:
+        raise ValueError(f"{text!r} is no TASK=TEXT with one of {', '.join(TASKS)}")
+    return f"{known[task.lower()]}={remark}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What `sd report` writes."""
+
+    student: Path = option(Path(DEFAULT_STUDENT), "Folder of the student.", argument=True)
+    out: Path = option(Path("report.html"), "File to write.", flags=("--out", "-o"))
+    title: str | None = option(None, "Title of the page.", shown="names the teacher")
+    notes: tuple[str, ...] = option(
+        (),
+        "Footnote at every figure of a GLUE task, if its data is not the official one, say; may be repeated.",
+        flags=("--note",),
+        repeated=True,
+        parse=parse_note,
+        metavar="TASK=TEXT",
+    )
+    overwrite: bool = option(False, "Replace --out even if it is not a report.", given=False)
+
+    def __post_init__(self) -> None:
+        check(self)

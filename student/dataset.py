@@ -294,8 +294,29 @@ class ShardStream:
         for number, path in enumerate(self._paths):
             yield path, *self._shares.split(self._shards.open(number))
 
+    def _held_out_rows(self, count: int) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
+        """Find the held-out rows with the lowest ids.
+
+        Ids are hashes, so these are a random sample, and so are the first rows of it; the order of the corpus plays no
+        part.
+
+        Returns:
+            Number and rows of each shard that has some, and int64[n], how to order all of them by id.
+        """
+        places: list[tuple[int, np.ndarray]] = []
+        ids: list[np.ndarray] = []
+        for number in range(len(self._paths)):
+            shard = self._shards.open(number)
+            rows = self._shares.split(shard)[1]
+            places.append((number, rows))
+            ids.append(np.array(shard.ids[rows]))
+        last = np.sort(np.concatenate(ids))[:count][-1:]
+        kept = [np.flatnonzero(found <= last) if len(last) else np.zeros(0, np.int64) for found in ids]
+        order = np.argsort(np.concatenate([found[rows] for found, rows in zip(ids, kept, strict=True)]), kind="stable")
+        return [(number, rows[few]) for (number, rows), few in zip(places, kept, strict=True) if len(few)], order
+
     def held_out(self) -> tuple[Tokens, torch.Tensor]:
-        """The held-out rows, at most 20,000, in corpus order.
+        """Read the held-out rows with the lowest ids, at most 20,000, ascending.
 
         Returns:
             The tokens of n sentences, and float32[n, dim].
@@ -303,19 +324,25 @@ class ShardStream:
         Raises:
             UserError: they are fewer than three.
         """
-        parts: list[Tokens] = []
-        targets: list[np.ndarray] = []
-        found = 0
-        for number in range(len(self._paths)):
-            shard = self._shards.open(number)
-            rows = self._shares.split(shard)[1][: _HELD_OUT_ROWS - found]
-            parts.append(shard.tokens.take(rows))
-            found += len(rows)
-            targets.append(np.array(shard.embeddings[rows][:, self._columns], dtype=np.float32))
+        places, order = self._held_out_rows(_HELD_OUT_ROWS)
         # Three rows are the fewest among which ranks of similarities can agree or not.
-        if found < 3:
-            raise UserError(f"only {found} rows are held out; take a larger corpus, or raise --held-out")
-        return Tokens.concatenated(parts), torch.from_numpy(np.concatenate(targets))
+        if len(order) < 3:
+            raise UserError(f"only {len(order)} rows are held out; take a larger corpus, or raise --held-out")
+        tokens: list[Tokens] = []
+        targets: list[np.ndarray] = []
+        for number, rows in places:
+            shard = self._shards.open(number)
+            tokens.append(shard.tokens.take(rows))
+            targets.append(np.array(shard.embeddings[rows][:, self._columns], dtype=np.float32))
+        return Tokens.concatenated(tokens).take(order), torch.from_numpy(np.concatenate(targets)[order])
+
+    def held_out_texts(self, count: int = _HELD_OUT_ROWS) -> list[str] | None:
+        """Read the sentences of the first `count` rows of `held_out`; None if the shards keep no text."""
+        if not self.fingerprint.keep_text:
+            return None
+        places, order = self._held_out_rows(count)
+        texts = [text for number, rows in places for text in self._shards.texts(number, rows)]
+        return [texts[place] for place in order]
 
 
 def _reopen(path: Path) -> Shard:

@@ -13,11 +13,11 @@ from sentence_distill.pipeline.hardware import pick_device
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
-class LostRankError(UserError):
+class LostProcessError(UserError):
     """Another process of the run is gone."""
 
 
-class Ranks:
+class ProcessGroup:
     """This process among those of the run; where there is only one, every exchange is nothing.
 
     Gradients are summed by one reduction of them all behind the backward pass. DistributedDataParallel hides its
@@ -67,7 +67,7 @@ class Ranks:
         """Replace each tensor by its sum over all processes.
 
         Raises:
-            LostRankError: another process is gone.
+            LostProcessError: another process is gone.
         """
         if self.size == 1:
             return
@@ -75,7 +75,7 @@ class Ranks:
         try:
             distributed.all_reduce(flat)
         except RuntimeError as error:
-            raise LostRankError(f"another process of the run is gone ({first_line(error)})") from error
+            raise LostProcessError(f"another process of the run is gone ({first_line(error)})") from error
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
@@ -83,7 +83,7 @@ class Ranks:
         """Give all processes the first one's weights: another machine may have reduced the embeddings otherwise.
 
         Raises:
-            LostRankError: another process is gone.
+            LostProcessError: another process is gone.
         """
         with torch.no_grad():
             if not self.main:

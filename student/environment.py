@@ -1,4 +1,4 @@
-"""What a figure depends on besides the code: the machine, and the versions of what computes."""
+"""Machine and package versions that figures depend on."""
 
 import os
 import platform
@@ -12,15 +12,15 @@ PACKAGES = (
     *("sentence-distill", "torch", "onnxruntime", "transformers", "sentence-transformers", "tokenizers", "nanotoken"),
     *("pyarrow", "numpy"),
 )
-# The first of x86, the others of ARM.
+# Those of x86, then those of ARM.
 _INSTRUCTIONS = (
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "i8mm", "bf16", "sve"),
 )
 
 
-def environment(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
-    """Date, hardware and versions, for a file of figures."""
+def environment() -> dict[str, Any]:
+    """Return date, hardware and versions, for a file of figures (`figures.Environment`)."""
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "cpu": cpu(),
@@ -28,36 +28,36 @@ def environment(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
         "cores": cores(),
         "system": platform.system(),
         "python": platform.python_version(),
-        "versions": versions(packages),
+        "versions": versions(),
     }
 
 
 def cpu() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    """Return the processor's name."""
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def instructions() -> list[str]:
-    """Instruction sets of the processor that decide the speed of encoders, as Linux names them; none elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    """Return the instruction sets that decide the speed of encoders, as Linux names them; none elsewhere."""
+    flags = {flag for line in _cpuinfo() if line.startswith(("flags", "Features")) for flag in line.split()}
     return [name for name in _INSTRUCTIONS if name in flags]
 
 
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Versions of those of `packages` that are installed."""
+    """Return the versions of those packages that are installed."""
     found = {}
     for package in packages:
         try:

@@ -1,4 +1,4 @@
-"""What a student's folder holds: its record, its modules, and its weights as arrays. Nothing here imports PyTorch."""
+"""Files of a student's folder: its modules, its weights as arrays, its shards. Nothing here imports PyTorch."""
 
 import json
 import os
@@ -13,11 +13,39 @@ from safetensors.numpy import load_file
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.student.config import StudentConfig
+from sentence_distill.student.records import (
+    CHECKPOINTS,
+    DISTILLATION,
+    is_unfinished,
+    load_distillation,
+    read_distillation,
+)
 
-DISTILLATION = "distillation.json"
+__all__ = [
+    "CARD",
+    "CHECKPOINTS",
+    "DISTILLATION",
+    "FIGURES",
+    "HEAD",
+    "MAX_TOKENS",
+    "STUDENT_FILES",
+    "TASK",
+    "StudentFiles",
+    "find_shards",
+    "is_student",
+    "is_unfinished",
+    "load_distillation",
+    "module_paths",
+    "module_weights",
+    "moved_record",
+    "read_distillation",
+    "shards_place",
+]
+
 CARD = "README.md"
-CHECKPOINTS = "checkpoints"
 TASK = "task.json"
+FINETUNED_TEACHER = "finetuning.json"
+"""Record in the folder of a teacher that `sd finetune` wrote."""
 HEAD = "head.safetensors"
 FIGURES = ("eval.json", "glue.json", "speed.json")
 """What sd eval measured of a student, in its folder."""
@@ -35,7 +63,6 @@ STUDENT_FILES = (
 MAX_TOKENS = 512
 """Tokens of a sentence that a student reads; the rest is cut, as sentence-transformers does."""
 _MODULES = ("WordEmbeddings", "LSTM", "Dense")
-_FIELDS = {"teacher", "corpus", "shards", "training", "metrics", "student"}
 
 
 @dataclass(frozen=True)
@@ -60,10 +87,9 @@ class StudentFiles:
             UserError: it holds no student.
         """
         try:
-            distillation = load_distillation(folder)
-            paths = module_paths(folder)
-            shape = distillation["student"]
+            shape = load_distillation(folder)["student"]
             config = StudentConfig(**{**shape, "target_dims": (shape["target_dims"][-1],)})
+            paths = module_paths(folder)
             words, lstm, dense = (load_file(paths[kind] / "model.safetensors") for kind in _MODULES)
             weights = {
                 "embedding.weight": words["emb_layer.weight"],
@@ -95,35 +121,8 @@ def _shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:
 
 
 def is_student(model: str) -> bool:
-    """Whether `model` is a folder that sd train-student made."""
+    """Tell whether `model` is a folder that `sd train-student` made."""
     return (Path(model) / DISTILLATION).exists()
-
-
-def is_unfinished(folder: Path) -> bool:
-    """Whether a folder holds a training that was stopped."""
-    return (folder / CHECKPOINTS).is_dir() and not (folder / DISTILLATION).exists()
-
-
-def load_distillation(folder: Path) -> dict[str, Any]:
-    """Read how the student in `folder` was made.
-
-    Raises:
-        UserError: there is no student in it.
-    """
-    try:
-        record = json.loads((folder / DISTILLATION).read_text(encoding="utf-8"))
-        if missing := _FIELDS - record.keys():
-            raise ValueError(f"no {', '.join(sorted(missing))}")
-        return record  # type: ignore[no-any-return]
-    except (FileNotFoundError, NotADirectoryError):
-        if is_unfinished(folder):
-            raise UserError(
-                f"{folder} is not finished: sd train-student --resume --out {folder} trains it to the end, with the "
-                "options that it was begun with"
-            ) from None
-        raise UserError(f"{folder} holds no student; train one: sd train-student --out {folder}") from None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{folder / DISTILLATION} is damaged ({error}); train the student again") from error
 
 
 def shards_place(shards: Path, folder: Path) -> str:
@@ -169,3 +168,12 @@ def module_weights(folder: Path) -> list[Path]:
     """The files of a student's weights."""
     files = (path / "model.safetensors" for path in module_paths(folder).values())
     return sorted({file for file in files if file.exists()})
+
+
+def student_files(folder: Path) -> dict[str, Path]:
+    """Return the files that loading a student reads, its head included, by their paths in its folder."""
+    files = {name: folder / name for name in STUDENT_FILES if (folder / name).exists()}
+    for module in set(module_paths(folder).values()) - {folder}:
+        found = [file for pattern in ("*.json", "*.safetensors") for file in module.glob(pattern)]
+        files |= {file.relative_to(folder).as_posix(): file for file in found}
+    return files

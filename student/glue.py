@@ -1,83 +1,132 @@
-"""Fine-tune and score models on GLUE."""
+"""Fine-tune and score models on GLUE: what `sd eval --glue` does."""
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from itertools import product
-from typing import Any
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 
+from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue import TASKS, GlueFolder, GlueHub, TaskMissing
+from sentence_distill.data.glue import TASKS, GlueSource, TaskMissing, open_glue
+from sentence_distill.data.hashing import file_hash
+from sentence_distill.pipeline.files import lock_folder
+from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
 from sentence_distill.pipeline.load import Located
-from sentence_distill.student.classifier import StudentClassifier, initial_student
-from sentence_distill.student.finetune import Outcome, TaskModel, main_score, predict
-from sentence_distill.student.fit import Fitted, Fitter, probe
-from sentence_distill.student.glue_results import PARTS, Result, Results
-from sentence_distill.student.metrics import shown_score, task_metrics
-from sentence_distill.student.model import Student
-from sentence_distill.student.models import Encode
-from sentence_distill.student.task_data import TaskData
-from sentence_distill.student.task_distillation import TaskTeacher
-from sentence_distill.student.task_teacher import TeacherClassifier
+from sentence_distill.student.classifier import initial_student, new_classifier
+from sentence_distill.student.config import ROWS, STUDENT, TEACHER, GlueConfig
+from sentence_distill.student.files import load_distillation, module_weights
+from sentence_distill.student.fit import Fitter, TaskModel
+from sentence_distill.student.glue_results import (
+    PARTS,
+    Result,
+    Results,
+    StudentFinetuning,
+    Submission,
+    resume_results,
+    write_results,
+    write_submission,
+)
+from sentence_distill.student.metrics import task_metrics
+from sentence_distill.student.model import load_student
+from sentence_distill.student.models import Encode, find_teacher, open_teacher
+from sentence_distill.student.start import initial_words
+from sentence_distill.student.task_data import Outcome, Scores, TaskData, main_score
+from sentence_distill.student.task_teacher import TaskTeacher, TeacherClassifier
 
-ROWS = {
-    "majority": "majority class",
-    "scratch": "BiLSTM from scratch",
-    "scratch-words": "BiLSTM from scratch, teacher's word embeddings",
-    "task-specific": "task-specific distillation alone",
-    "frozen": "distilled, frozen",
-    "distilled": "distilled",
-    "distilled-task-specific": "distilled + task-specific",
-    "teacher-frozen": "teacher, frozen",
-    "teacher": "teacher, fine-tuned",
-}
-# Nothing in them is drawn, so one seed is all.
+# Nothing in these rows is drawn, so one seed is all.
 WITHOUT_SEED = ("majority", "frozen", "teacher-frozen")
-# The row of the fine-tuned teacher, and those that learn from its logits; it is the same for all their seeds.
+# Seed of the teacher that rows learn from; it is the same for all their seeds.
 TEACHER_SEED = 0
+# The tasks whose models predict the test splits of a part of the submission; AX has none of its own.
+_MODEL_OF = {"AX": "MNLI"}
+# Inverse strengths of the L2 penalty that probes try; the best on dev counts, as the best step of fine-tuning does.
+STRENGTHS = (0.01, 0.1, 1.0)
 
 Predict = Callable[[Sequence[Sequence[str]]], np.ndarray]
+"""From one or two columns of n texts to float[n], class numbers or scores."""
+
+
+def evaluate_glue(
+    config: GlueConfig,
+    student: Path,
+    json_file: Path,
+    *,
+    glue_dir: Path | None = None,
+    teacher: str | None = None,
+    fresh: bool = False,
+) -> tuple[Results, Submission | None]:
+    """Fine-tune and score a student on each task; the figures so far are written after each model.
+
+    Args:
+        config: what to make.
+        student: folder of the student.
+        json_file: where the figures go.
+        glue_dir: folder of the official TSV files; None takes the hub's copy.
+        teacher: see `open_teacher`.
+        fresh: begin the file anew, whatever it holds.
+    """
+    source = open_glue(glue_dir)
+    # Two runs over one file would lose each other's figures.
+    with lock_folder(json_file.parent, name=f".lock-{json_file.name}"):
+        # Next to the figures: a student that others share may be read-only.
+        maker = RowMaker(config, student, teacher, json_file.parent / "glue")
+        results = Results(
+            source="nyu-mll/glue" if glue_dir is None else "a folder of TSV files",
+            student=[file_hash(file) for file in module_weights(student)],
+            computed=f"{str(maker.fitter.precision).removeprefix('torch.')} on {maker.fitter.device.type}",
+            finetuning=StudentFinetuning(**asdict(maker.fitter.config), synthetic=config.synthetic),
+            teacher_finetuning=config.teacher_finetuning.over(TEACHER),
+        )
+        if not fresh:
+            results = resume_results(json_file, results)
+        run = _Run(config, source, maker, results, json_file)
+        for task in config.tasks:
+            run.score(task)
+    return results, write_submission(config.submission, run.predictions) if config.submission else None
 
 
 @dataclass(frozen=True)
 class Made:
-    """A model for a task.
-
-    Args:
-        outcome: its scores.
-        predict: from one or two columns of n texts to float[n], class numbers or scores.
-        learning_rate: the best; 0 where nothing was fine-tuned.
-        examples: how many it learned from.
-    """
+    """A model for a task."""
 
     outcome: Outcome
     predict: Predict
-    learning_rate: float
     examples: int
+    """Number of examples that it learned from."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class RowMaker:
-    """Makes the models of rows.
+    """Makes the models of rows; the teacher is asked for only if a row needs it."""
 
-    Args:
-        student: the distilled one; it stays as it is.
-        fitter: how students are fine-tuned.
-        words: gives float32[vocabulary, embedding_dim], the teacher's word embeddings as training begins with them.
-        teacher: gives the teacher that is fine-tuned on tasks.
-        teacher_encode: gives the teacher as an encoder of sentences. These three are asked for only where a row needs
-            them, and raise a UserError where the teacher is not here.
-    """
+    def __init__(self, config: GlueConfig, folder: Path, teacher: str | None, work: Path) -> None:
+        """Load the student; see `evaluate_glue`. Teachers that are fine-tuned on tasks go to `work`."""
+        self.student, self._distillation = load_student(folder), load_distillation(folder)
+        device = pick_device(config.device)
+        precision = pick_precision("auto", device, FINETUNING)
+        self.fitter = Fitter(config.finetuning.over(STUDENT), device, precision)
+        self._teacher_fitter = Fitter(config.teacher_finetuning.over(TEACHER), device, precision)
+        self._folder, self._given, self._work, self._synthetic = folder, teacher, work, config.synthetic
 
-    student: Student
-    fitter: Fitter
-    words: Callable[[], torch.Tensor]
-    teacher: Callable[[], TaskTeacher]
-    teacher_encode: Callable[[], Encode]
+    @cached_property
+    def words(self) -> torch.Tensor:
+        """The teacher's word embeddings as training begins with them, float32[vocabulary, embedding_dim]."""
+        return initial_words(self._distillation, self._folder)
+
+    @cached_property
+    def teacher(self) -> TaskTeacher:
+        """The teacher that is fine-tuned on tasks."""
+        located = find_teacher(self._distillation, self._given)
+        return TaskTeacher(located, self._work, self._teacher_fitter, self._synthetic)
+
+    @cached_property
+    def teacher_encode(self) -> Encode:
+        """The teacher as an encoder of sentences."""
+        return open_teacher(self._distillation, self._given, "teacher").encode
 
     def make(self, row: str, data: TaskData, *, rates: Sequence[float] | None, seed: int) -> Made:
         """Make the model of a row.
@@ -86,7 +135,7 @@ class RowMaker:
             row: a name in `ROWS`.
             data: the task.
             rates: learning rates to try; None tries those of the configuration.
-            seed: of all that is drawn.
+            seed: seed of all that is drawn.
 
         Raises:
             UserError: the teacher is needed and not here, or fine-tuning diverged.
@@ -94,195 +143,159 @@ class RowMaker:
         if row == "majority":
             return _majority(data)
         if row in ("frozen", "teacher-frozen"):
-            return _probed(self.student.encode if row == "frozen" else self.teacher_encode(), data)
+            scores, predict = probe(self.student.encode if row == "frozen" else self.teacher_encode, data)
+            return Made(Outcome(scores=scores), predict, len(data.train.targets))
         if row == "teacher":
             return self._finetuned_teacher(data, rates, seed)
-        train = data.train
-        if row.endswith("task-specific"):
-            train = self.teacher().logits(data, TEACHER_SEED)
-        start = partial(self._start, row, data, seed)
-        fitted = self.fitter.fit(start, data, train=train, rates=rates, seed=seed, label=row)
-        return self._made(fitted.model, fitted, data, len(train.targets))
-
-    def _start(self, row: str, data: TaskData, seed: int) -> StudentClassifier:
-        """A student with a new head: distilled, or of the same shape and from scratch."""
-        if row.startswith("distilled"):
-            return new_classifier(self.student, data, seed)
-        # Tang et al. too begin with word embeddings that others trained.
-        words = None if row == "scratch" else self.words()
-        return new_classifier(initial_student(self.student, seed, words=words), data, seed)
+        train = self.teacher.logits(data, TEACHER_SEED) if row.endswith("task-specific") else data.train
+        student = self.student
+        if not row.startswith("distilled"):
+            # Tang et al. too begin with word embeddings that others trained.
+            student = initial_student(student, seed, words=None if row == "scratch" else self.words)
+        start = partial(new_classifier, student, data.task, seed)
+        model, outcome = self.fitter.fit(start, data, train=train, rates=rates, seed=seed, label=row)
+        return self._made(model, outcome, data, len(train.targets))
 
     def _finetuned_teacher(self, data: TaskData, rates: Sequence[float] | None, seed: int) -> Made:
-        teacher, examples = self.teacher(), len(data.train.targets)
-        start = partial(TeacherClassifier.load, teacher.located, data.task, seed)
-        if seed != TEACHER_SEED:
-            fitted = teacher.fitter.fit(start, data, rates=rates, seed=seed, label="teacher")
-            return self._made(fitted.model, fitted, data, examples)
-        saved, outcome, rate = teacher.finetuned(data, seed)
-        model = TeacherClassifier.load(Located(saved, teacher.located.name), data.task, seed)
-        return self._made(model, Fitted(model, outcome, rate), data, examples)
+        teacher, located = self.teacher, self.teacher.located
+        if seed == TEACHER_SEED:
+            saved, outcome = teacher.finetuned(data, seed)
+            model = TeacherClassifier.load(Located(saved, located.name), data.task, seed)
+        else:
+            start = partial(TeacherClassifier.load, located, data.task, seed)
+            model, outcome = teacher.fitter.fit(start, data, rates=rates, seed=seed, label="teacher")
+        return self._made(model, outcome, data, len(data.train.targets))
 
-    def _made(self, model: TaskModel, fitted: Fitted[Any], data: TaskData, examples: int) -> Made:
-        def predictions(texts: Sequence[Sequence[str]]) -> np.ndarray:
-            tokens = model.tokenize(texts)
-            return predict(model, tokens, len(data.task.labels), self.fitter.device, self.fitter.precision)
-
-        return Made(fitted.outcome, predictions, fitted.learning_rate, examples)
-
-
-def new_classifier(student: Student, data: TaskData, seed: int) -> StudentClassifier:
-    """A copy of a student with a new head for a task."""
-    copy = Student(deepcopy(student.encoder), student.tokenizer)
-    torch.manual_seed(seed)
-    return StudentClassifier(copy, len(data.train.texts), max(1, len(data.task.labels)))
+    def _made(self, model: TaskModel, outcome: Outcome, data: TaskData, examples: int) -> Made:
+        return Made(
+            outcome, lambda texts: self.fitter.predict(model, model.tokenize(texts), data.task.regression), examples
+        )
 
 
 def _majority(data: TaskData) -> Made:
-    """The commonest class for all, or the mean score."""
+    """Predict the commonest class for all, or the mean score."""
     labels = data.train.targets
-    constant = float(np.bincount(labels.astype(int)).argmax()) if data.task.labels else float(labels.mean())
+    constant = float(labels.mean() if data.task.regression else np.bincount(labels.astype(int)).argmax())
 
-    def predictions(texts: Sequence[Sequence[str]]) -> np.ndarray:
+    def predict(texts: Sequence[Sequence[str]]) -> np.ndarray:
         return np.full(len(texts[0]), constant)
 
-    return Made(_outcome(data, predictions), predictions, 0.0, len(labels))
-
-
-def _probed(encode: Encode, data: TaskData) -> Made:
-    scores, predictions = probe(encode, data.train, data.dev, classes=len(data.task.labels), metrics=data.task.metrics)
-    return Made(Outcome(scores=scores, step=0, seconds=0.0), predictions, 0.0, len(data.train.targets))
-
-
-def _outcome(data: TaskData, predictions: Predict) -> Outcome:
     scores = {
-        name: task_metrics(data.task.metrics, part.targets, predictions(part.texts)) for name, part in data.dev.items()
+        name: task_metrics(data.task.metrics, part.targets, predict(part.texts)) for name, part in data.dev.items()
     }
-    return Outcome(scores=scores, step=0, seconds=0.0)
+    return Made(Outcome(scores=scores), predict, len(labels))
 
 
-# GLUE: fills in the table of rows and tasks, one model after the other, and predicts the test sets.
-
-# The tasks whose models predict the test splits of a part of the submission; AX has none of its own.
-_MODEL_OF = {"AX": "MNLI"}
-Predictions = dict[str, tuple[list[int], np.ndarray]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GlueRun:
-    """A run over rows, tasks, shares of the training examples, and seeds.
+def probe(encode: Callable[[Sequence[str]], np.ndarray], data: TaskData) -> tuple[Scores, Predict]:
+    """Fit logistic regression, or ridge regression for scores, on standardized vectors of sentences or pairs.
 
     Args:
-        source: where the tasks come from.
-        maker: makes the models.
-        results: where figures go; those that are there are not made again.
-        seeds: of fine-tuning. The first tries all learning rates, and the best serves the others.
-        fractions: shares of the training examples.
+        encode: n sentences to float32[n, dim].
+        data: the task; its first dev set picks among `STRENGTHS`.
+
+    Raises:
+        UserError: the examples are all of one class.
     """
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
-    source: GlueFolder | GlueHub
-    maker: RowMaker
-    results: Results
-    seeds: Sequence[int]
-    fractions: Sequence[float] = (1.0,)
+    def features(texts: Sequence[Sequence[str]]) -> np.ndarray:
+        """Return float32[n, dim] vectors u of single sentences; [u, v, |u - v|, u * v] of pairs."""
+        columns = [encode(column) for column in texts]
+        if len(columns) == 1:
+            return columns[0]
+        u, v = columns
+        return np.concatenate([u, v, np.abs(u - v), u * v], axis=1)
 
-    def run(
-        self, rows: Sequence[str], tasks: Sequence[str], predictions: Predictions | None = None
-    ) -> Iterator[tuple[str, str, Result]]:
-        """Fill in the table, task by task; yield row, task and result as each is there.
+    task, train = data.task, data.train
+    if not task.regression and len(np.unique(train.targets)) < 2:
+        raise UserError("all training examples are of one class, which no probe can learn from")
+    vectors, dev_vectors = features(train.texts), {name: features(part.texts) for name, part in data.dev.items()}
+    found = []
+    for strength in STRENGTHS:
+        penalized = Ridge(alpha=1 / strength) if task.regression else LogisticRegression(C=strength, max_iter=1000)
+        model = make_pipeline(StandardScaler(), penalized).fit(vectors, train.targets)
+        scores = {
+            name: task_metrics(task.metrics, part.targets, model.predict(dev_vectors[name]))
+            for name, part in data.dev.items()
+        }
+        found.append((scores, model))
+    best_scores, best = max(found, key=lambda one: main_score(one[0]))
+    return best_scores, lambda texts: best.predict(features(texts))
 
-        A task whose data is missing, or a row whose teacher is, goes to `results.skipped` and the others go on.
 
-        Args:
-            rows: names in `ROWS`.
-            tasks: names in `TASKS`.
-            predictions: gathers, for each part of a submission, the rows' numbers and the classes or scores that the
-                best model over the seeds of a row gives them; all models are made anew for it.
-        """
-        for task in tasks:
+class _Run:
+    """A run over rows, tasks, shares of the training examples, and seeds."""
+
+    def __init__(
+        self, config: GlueConfig, source: GlueSource, maker: RowMaker, results: Results, json_file: Path
+    ) -> None:
+        self._config, self._source, self._maker = config, source, maker
+        self._results, self._json_file = results, json_file
+        self.predictions: dict[str, tuple[list[int], np.ndarray]] = {}
+        """For each part of the submission the rows' numbers and what the best model over the seeds gives them."""
+
+    def score(self, task: str) -> None:
+        """Make the models of a task. If its data is missing, or a row's teacher, that is skipped with the reason."""
+        try:
+            data = TaskData.load(self._source, TASKS[task])
+        except (TaskMissing, UserError) as error:
+            self._skip(task, str(error))
+            return
+        if data.missing:
+            self._skip(task, data.missing)
+        for row, fraction in product(self._config.chosen_rows, self._config.fractions):
+            best: Made | None = None
             try:
-                data = self._load(task)
-            except (TaskMissing, UserError) as error:
-                self.results.skip(task, str(error))
-                continue
-            for row, fraction in product(rows, self.fractions):
-                best: Made | None = None
-                try:
-                    for result, made in self._cells(row, data, fraction, anew=predictions is not None):
-                        if made and (not best or main_score(made.outcome.scores) > main_score(best.outcome.scores)):
-                            best = made
-                        yield row, task, result
-                except UserError as error:
-                    self.results.skip(f"{ROWS[row]}: {task}", str(error))
-                if predictions is not None and best is not None:
-                    predictions |= self._predictions(task, best)
+                for made in self._seeds(row, data, fraction):
+                    if best is None or main_score(made.outcome.scores) > main_score(best.outcome.scores):
+                        best = made
+            except UserError as error:
+                self._skip(f"{ROWS[row]}: {task}", str(error))
+            if self._config.submission and best is not None:
+                self._predict(task, best)
 
-    def _predictions(self, task: str, made: Made) -> Predictions:
-        """Those of the test splits that a task's model predicts."""
-        predictions: Predictions = {}
+    def _seeds(self, row: str, data: TaskData, fraction: float) -> Iterator[Made]:
+        """Make a model a seed, unless its result is there and no predictions are asked for."""
+        task, rates = data.task.name, None
+        seeds = range(self._config.seed, self._config.seed + self._config.seeds)
+        # If only a share of the examples is used, the seed draws it.
+        for seed in seeds[:1] if row in WITHOUT_SEED and fraction == 1.0 else seeds:
+            result, made = self._results.find(row, task, seed, fraction, data.hash), None
+            if result is None or self._config.submission:
+                made = self._maker.make(row, data.share(fraction, seed), rates=rates, seed=seed)
+                figures = msgspec.structs.asdict(made.outcome)
+                result = Result(seed=seed, fraction=fraction, examples=made.examples, data=data.hash, **figures)
+                self._results.add(row, task, result)
+                write_results(self._json_file, self._results)
+            # The first seed tries all learning rates, and the best serves the others.
+            rates = rates or (result.learning_rate,)
+            share = "" if fraction == 1.0 else f", {result.examples:,} examples"
+            progress.log(f"{task}, {row}, seed {seed}{share}: {_describe(result)}")
+            if made is not None:
+                yield made
+
+    def _predict(self, task: str, made: Made) -> None:
+        """Predict the test splits that are the model's of a task."""
         for name, (part, split) in PARTS.items():
             if _MODEL_OF.get(part.name, part.name) != task:
                 continue
             try:
-                examples = self.source.load_test(part, split)
-                predictions[name] = examples.ids, made.predict(examples.texts)
+                examples = self._source.load_test(part, split)
+                self.predictions[name] = examples.ids, made.predict(examples.texts)
             except (TaskMissing, UserError) as error:
-                self.results.skip(name, str(error))
-        return predictions
+                self._skip(name, str(error))
 
-    def _load(self, task: str) -> TaskData:
-        data = TaskData.load(self.source, TASKS[task])
-        if data.missing:
-            self.results.skip(task, data.missing)
-        return data
-
-    def _cells(self, row: str, data: TaskData, fraction: float, *, anew: bool) -> Iterator[tuple[Result, Made | None]]:
-        """One result a seed, with its model where it was made now.
-
-        Args:
-            row: which.
-            data: the task, with all its examples.
-            fraction: of them that are used.
-            anew: make models even where their results are there.
-        """
-        task, rates = data.task.name, None
-        # Where only a share of the examples is used, the seed draws it.
-        for seed in self.seeds[:1] if row in WITHOUT_SEED and fraction == 1.0 else self.seeds:
-            result, made = self.results.find(row, task, seed, fraction, data.hash), None
-            if result is None or anew:
-                made = self.maker.make(row, data.share(fraction, seed), rates=rates, seed=seed)
-                result = Result(
-                    seed=seed,
-                    fraction=fraction,
-                    scores=made.outcome.scores,
-                    learning_rate=made.learning_rate,
-                    step=made.outcome.step,
-                    examples=made.examples,
-                    seconds=round(made.outcome.seconds, 1),
-                    data=data.hash,
-                )
-                self.results.add(row, task, result)
-            rates = rates or (result.learning_rate,)
-            yield result, made
+    def _skip(self, what: str, reason: str) -> None:
+        self._results.skipped[what] = reason
+        write_results(self._json_file, self._results)
 
 
-def describe(result: Result) -> str:
-    """One line for a result."""
-    detail = f" (step {result.step:,}, learning rate {result.learning_rate:g})" if result.step else ""
-    return describe_scores(result.scores) + detail
-
-
-def describe_scores(scores: dict[str, dict[str, float]]) -> str:
-    """The metrics of each dev set, in per cent."""
-    return "; ".join(
+def _describe(result: Result) -> str:
+    """Return one line with the metrics of each dev set, in percent."""
+    scores = "; ".join(
         f"{dev} " + ", ".join(f"{metric} {100 * value:.1f}" for metric, value in metrics.items())
-        for dev, metrics in scores.items()
+        for dev, metrics in result.scores.items()
     )
-
-
-def describe_dev(scores: dict[str, dict[str, float]], counts: dict[str, int]) -> str:
-    """The metrics of each dev set, of so many examples."""
-    parts = []
-    for dev, metrics in scores.items():
-        shown = (f"{metric} {shown_score(metric, value, counts[dev])}" for metric, value in metrics.items())
-        parts.append(f"{dev} {', '.join(shown)}")
-    return "; ".join(parts)
+    return scores + (f" (step {result.step:,}, learning rate {result.learning_rate:g})" if result.step else "")

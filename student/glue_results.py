@@ -1,104 +1,70 @@
 """Results on GLUE, and the submission."""
 
 import io
-import json
 import math
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import DIAGNOSTIC, TASKS, GlueTask, set_name
-from sentence_distill.pipeline.files import write_atomically
+from sentence_distill.pipeline.files import write_atomically, write_json
 from sentence_distill.pipeline.records import differing_fields
+from sentence_distill.student.config import LOOP, TEACHER, Hyperparameters
 from sentence_distill.student.environment import environment
+from sentence_distill.student.task_data import Outcome
+
+
+class Result(Outcome, frozen=True, kw_only=True):
+    """Figures of one model on one task."""
+
+    seed: int = 0
+    fraction: float = 1.0
+    """Share of the training examples."""
+    examples: int
+    """Number of training examples, with a teacher's logits those too."""
+    data: str = ""
+    """Hash of the task's training and dev examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """One fine-tuned, or otherwise made, model's figures on one task.
+class StudentFinetuning(Hyperparameters):
+    """Record of the students' fine-tuning."""
 
-    Args:
-        seed: of fine-tuning.
-        fraction: share of the training examples.
-        scores: for each dev set its metrics, at the best step.
-        learning_rate: the best; 0 where nothing is fine-tuned.
-        step: the best; likewise.
-        examples: number of training examples, with a teacher's logits those too.
-        seconds: of the last fine-tuning.
-        data: hash of the task's training and dev examples.
-    """
-
-    seed: int
-    fraction: float
-    scores: dict[str, dict[str, float]]
-    learning_rate: float = 0.0
-    step: int = 0
-    examples: int
-    seconds: float = 0.0
-    data: str
+    loop: int = LOOP
+    synthetic: int = 0
+    """Approximate number of augmented examples in task-specific distillation."""
 
 
-class Results:
-    """The figures of a run, by row and task, in a file that is written anew with each.
+class Results(msgspec.Struct, kw_only=True):
+    """Content of glue.json: the figures so far, and what they depend on."""
 
-    Attributes:
-        rows: for each row and task its results.
-        skipped: what could not be done, with the reason.
-    """
-
-    def __init__(self, path: Path, identity: dict[str, Any], *, fresh: bool = False) -> None:
-        """Go on with a file.
-
-        Args:
-            path: of the file.
-            identity: what its figures depend on beside row, task, seed and fraction.
-            fresh: replace the file instead, with the first figure.
-
-        Raises:
-            UserError: the file is damaged, or holds figures of another identity.
-        """
-        self.path = path
-        self.identity = json.loads(json.dumps(identity))
-        self.rows: dict[str, dict[str, list[Result]]] = {}
-        self.skipped: dict[str, str] = {}
-        # Of all days and machines that added a figure, so that none passes for the last one's.
-        self._environments: list[dict[str, Any]] = []
-        if fresh:
-            return
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            self._require_same({name: found.get(name) for name in self.identity})
-            self.rows = {
-                row: {task: [Result(**result) for result in results] for task, results in tasks.items()}
-                for row, tasks in found["rows"].items()
-            }
-            self._environments = found["environments"] if "environments" in found else [found["environment"]]
-        except FileNotFoundError:
-            pass
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}); write elsewhere with --json, or --overwrite replaces it"
-            ) from error
-
-    def _require_same(self, found: dict[str, Any]) -> None:
-        old, new = _flat(found), _flat(self.identity)
-        if differing := differing_fields(old, new):
-            raise UserError(
-                f"{self.path} holds figures of another run, which differs in {'; '.join(differing)}; write these "
-                "elsewhere with --json, or --overwrite replaces it"
-            )
+    source: str = ""
+    student: list[str] = []
+    """Hashes of the student's weights."""
+    computed: str = ""
+    """Compute dtype and kind of device."""
+    finetuning: StudentFinetuning = StudentFinetuning()
+    teacher_finetuning: Hyperparameters = TEACHER
+    environments: list[dict[str, Any]] = []
+    """Every day and machine that added a figure."""
+    rows: dict[str, dict[str, list[Result]]] = {}
+    """Results by row and task."""
+    skipped: dict[str, str] = {}
+    """Tasks, rows and test sets that could not be done, with the reason."""
 
     def find(self, row: str, task: str, seed: int, fraction: float, data: str) -> Result | None:
-        """A result that is there already, over the same examples."""
+        """Return a result that is there already, over the same examples."""
         wanted = (seed, fraction, data)
         results = self.rows.get(row, {}).get(task, [])
         return next((result for result in results if (result.seed, result.fraction, result.data) == wanted), None)
 
     def add(self, row: str, task: str, result: Result) -> None:
-        """Keep a result, in place of one of the same seed and fraction, and of all that are over other examples.
+        """Add a result, in place of one of the same seed and fraction, and of all that are over other examples.
 
         The results of a row and task are averaged, and a mean over two dev sets would be of none.
         """
@@ -109,32 +75,56 @@ class Results:
             if known.data == result.data and (known.seed, known.fraction) != (result.seed, result.fraction)
         ]
         self.rows[row][task] = sorted([*others, result], key=lambda known: (-known.fraction, known.seed))
-        self.write()
-
-    def skip(self, what: str, reason: str) -> None:
-        """Note what could not be done, and why."""
-        self.skipped[what] = reason
-        self.write()
-
-    def write(self) -> None:
-        """Write the file."""
-        rows = {
-            row: {task: [asdict(result) for result in results] for task, results in tasks.items()}
-            for row, tasks in self.rows.items()
-        }
-        if (now := environment()) not in self._environments:
-            self._environments.append(now)
-        figures = {**self.identity, "environments": self._environments, "rows": rows, "skipped": self.skipped}
-        write_atomically(self.path, (json.dumps(figures, indent=1) + "\n").encode())
 
 
-def _flat(identity: dict[str, Any]) -> dict[str, Any]:
-    """With the fields of nested options beside the others."""
-    flat: dict[str, Any] = {}
-    for name, value in identity.items():
-        nested = value if isinstance(value, dict) else {}
-        flat |= {f"{name} {key}": inner for key, inner in nested.items()} or {name: value}
+def read_results(path: Path) -> Results:
+    """Read glue.json.
+
+    Raises:
+        UserError: it is damaged.
+        FileNotFoundError: it is not there.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Results)
+    except msgspec.MsgspecError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); write elsewhere with --json, or --overwrite replaces it"
+        ) from error
+
+
+def resume_results(path: Path, new: Results) -> Results:
+    """Return the figures in a file, or `new` if there is no file.
+
+    Raises:
+        UserError: the file is damaged, or its figures depend on something else than those of `new`.
+    """
+    try:
+        old = read_results(path)
+    except FileNotFoundError:
+        return new
+    if differing := differing_fields(_dependencies(old), _dependencies(new)):
+        raise UserError(
+            f"{path} holds figures of another run, which differs in {'; '.join(differing)}; write these elsewhere with "
+            "--json, or --overwrite replaces it"
+        )
+    old.skipped = {}
+    return old
+
+
+def _dependencies(results: Results) -> dict[str, Any]:
+    """Return what figures depend on besides row, task, seed and fraction, on one level."""
+    nested = msgspec.to_builtins(results)
+    flat = {name: nested[name] for name in ("source", "student", "computed")}
+    for name in ("finetuning", "teacher_finetuning"):
+        flat |= {f"{name} {key}": value for key, value in nested[name].items()}
     return flat
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Write glue.json, with this day and machine among the environments."""
+    if (now := environment()) not in results.environments:
+        results.environments.append(now)
+    write_json(path, msgspec.to_builtins(results))
 
 
 # The files that gluebenchmark.com takes: predictions on the test splits, whose labels are not public.
@@ -149,24 +139,22 @@ PARTS: dict[str, tuple[GlueTask, str]] = {
 
 @dataclass(frozen=True)
 class Submission:
-    """What was written.
-
-    Args:
-        path: of the zip to upload.
-        missing: names of `PARTS` that are not in it; the site refuses a zip that lacks one.
-    """
+    """A submission that was written."""
 
     path: Path
+    """The zip to upload."""
     missing: tuple[str, ...]
+    """Names of `PARTS` that are not in it; the site refuses a zip that lacks one."""
 
 
-def write_submission(folder: Path, predictions: Mapping[str, tuple[Iterable[int], Iterable[float]]]) -> Submission:
+Predictions = Mapping[str, tuple[Iterable[int], Iterable[float]]]
+"""For names of `PARTS` the rows' numbers and n class numbers or, for STS-B, scores, in the order of the test file."""
+
+
+def write_submission(folder: Path, predictions: Predictions) -> Submission:
     """Write NAME.tsv for each part that is given, and submission.zip of them; the same predictions give the same bytes.
 
-    Args:
-        folder: made where it is not there.
-        predictions: for names of `PARTS` the rows' numbers and n class numbers or, for STS-B, scores, in the order
-            of the test file. Scores beyond 0 to 5 are clipped.
+    The folder is made if it is missing. Scores beyond 0 to 5 are clipped.
 
     Raises:
         UserError: a prediction is not finite.

@@ -24,7 +24,9 @@ def require_own_folder(name: str | Path) -> None:
         UserError: it says how to get a copy.
     """
     if packaged_student(str(name)):
-        raise UserError(f"{name} lies inside the package; copy it to a folder of yours: sd reduce {name} --float16")
+        raise UserError(
+            f"{name} lies inside the package; copy it to a folder of yours: sd export {name} --format folder --float16"
+        )
 
 
 # A student by its name: a folder, one that comes with the package, or a repository on the hub.

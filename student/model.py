@@ -12,8 +12,9 @@ from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.files import system_errors, write_atomically, write_json
 from sentence_distill.pipeline.hardware import STUDENT, require_precision
-from sentence_distill.student.card import model_card
-from sentence_distill.student.encoder import StudentEncoder, near_length_batches
+from sentence_distill.student.batches import near_length_batches
+from sentence_distill.student.card import is_edited, model_card
+from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.files import (
     CARD,
     DISTILLATION,
@@ -261,13 +262,13 @@ def share_as(example: Path, files: Iterable[Path]) -> None:
 
 
 def update_distillation(folder: Path, **fields: Any) -> bool:
-    """Set fields of distillation.json, and write the model card anew unless somebody edited it.
+    """Set fields of distillation.json, and render the model card again unless somebody edited it.
 
     Returns:
-        Whether the card was written; not where it is another than the one that the record before gives.
+        Whether the card was written.
     """
     before, card = load_distillation(folder), folder / CARD
-    edited = card.exists() and card.read_bytes() != model_card(before).encode()
+    edited = card.exists() and is_edited(card.read_text(encoding="utf-8"))
     _write_record(folder, {**before, **fields}, with_card=not edited)
     return not edited
 

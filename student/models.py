@@ -1,16 +1,16 @@
-"""Models that can be measured: students, teachers, sentence-transformers."""
+"""Models to measure: students, teachers, and anything that sentence-transformers opens."""
 
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.hashing import file_hash
@@ -29,47 +29,29 @@ _LOADED = (".json", ".safetensors", ".txt", ".model", ".onnx")
 
 @dataclass(frozen=True)
 class Model:
-    """An opened model.
-
-    Args:
-        name: in tables and files of figures.
-        encode: sentences to float32[n, dim] vectors, in float32; a teacher's as in stage one.
-        timed: the same as it is run for speed.
-        timed_as: what that computes, as "int8 in ONNX Runtime".
-        parameters: number of its weights.
-        megabytes: on disk, of what loading it needs.
-        weights: hashes of its files of weights.
-        folder: of the student, where it is one.
-        student: the student.
-        distillation: how that was made.
-    """
+    """An opened model."""
 
     name: str
+    folder: Path
     encode: Encode
+    """Sentences to float32[n, dim] vectors, in float32; a teacher's as in stage one."""
     timed: Encode
+    """The same as it is run for speed."""
     timed_as: str
-    parameters: int
-    megabytes: float
-    weights: list[str]
-    folder: Path | None = None
+    """What `timed` computes in, as "int8 in ONNX Runtime"."""
     student: Student | None = None
     distillation: dict[str, Any] | None = None
+    """How the student was made."""
 
 
 def short_names(models: Sequence[str]) -> list[str]:
-    """Names of models for tables: the last part of each, where that tells them apart."""
-    last = [Path(model).name for model in models]
+    """Name models by the last part of each, if that tells them apart."""
+    last = [(Path(model).resolve() if is_student(model) else Path(model)).name for model in models]
     return [short if short and last.count(short) == 1 else model for short, model in zip(last, models, strict=True)]
 
 
-def free_name(name: str, taken: Collection[str]) -> str:
-    """`name`, with a number behind it where that is taken: a user's model may be called "teacher" too."""
-    numbered = (f"{name} {number}" for number in count(2))
-    return name if name not in taken else next(free for free in numbered if free not in taken)
-
-
 def find_model(model: str) -> Located:
-    """The folder of a student, a packaged one too, of a sentence-transformers model, or of either on the hub.
+    """Find the folder of a student, a packaged one too, of a sentence-transformers model, or of either on the hub.
 
     The hub's cache is asked first.
 
@@ -100,87 +82,76 @@ def open_model(located: Located, name: str) -> Model:
     Raises:
         UserError: the folder holds nothing that can be opened.
     """
-    if is_student(str(located.folder)):
-        return open_student(located.folder, name)
-    model = load_sentence_transformer(located)
-    plain = not (located.folder / "modules.json").exists()
+    folder = located.folder
+    if is_student(str(folder)):
+        student = load_student(folder, backend="auto")
+        return Model(
+            name=name,
+            folder=folder,
+            encode=partial(student.encode, precision=torch.float32),
+            timed=student.encode,
+            timed_as="int8 in ONNX Runtime" if student.backend == "onnx" else in_torch(torch.float32),
+            student=student,
+            distillation=load_distillation(folder),
+        )
+    model = _load_sentence_transformer(folder)
     precision = pick_precision("auto", _CPU, (*TEACHER, *STUDENT))
+
+    def encode(dtype: torch.dtype, sentences: Sequence[str]) -> np.ndarray:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return model.encode(list(sentences), show_progress_bar=False)  # type: ignore[no-any-return]
+
     return Model(
-        # sentence-transformers puts mean pooling behind a plain transformer.
-        name=f"{name} (mean pooling)" if plain else name,
-        encode=partial(_encode, model, torch.float32),
-        timed=partial(_encode, model, precision),
-        timed_as=_in_torch(precision),
-        parameters=parameters(located.folder),
-        megabytes=megabytes(located.folder),
-        weights=weights_hashes(located.folder),
-    )
-
-
-def open_student(folder: Path, name: str) -> Model:
-    """Open a student.
-
-    Raises:
-        UserError: the folder holds no student.
-    """
-    student = load_student(folder, backend="auto")
-    return Model(
-        name=name,
-        encode=partial(student.encode, precision=torch.float32),
-        timed=student.encode,
-        timed_as="int8 in ONNX Runtime" if student.backend == "onnx" else _in_torch(torch.float32),
-        parameters=parameters(folder),
-        megabytes=megabytes(folder),
-        weights=weights_hashes(folder),
+        # sentence-transformers puts mean pooling after a plain transformer.
+        name=name if _has_modules(folder) else f"{name} (mean pooling)",
         folder=folder,
-        student=student,
-        distillation=load_distillation(folder),
+        encode=partial(encode, torch.float32),
+        timed=partial(encode, precision),
+        timed_as=in_torch(precision),
     )
 
 
-def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> Model:
-    """The teacher of a student, giving vectors of its last target layer.
-
-    Args:
-        distillation: of the student.
-        given: see `find_teacher`.
-        name: of the model that is returned.
-
-    Raises:
-        UserError: as `find_teacher`, or it can't be loaded.
-    """
-    located = find_teacher(distillation, given)
-    precision = pick_precision("auto", _CPU, TEACHER)
-    teacher = Teacher.load(
-        located,
-        pooling=teacher_pooling(distillation),
-        layers=distillation["teacher"]["layers"],
-        device=_CPU,
-        dtype=precision,
-    )
-    require_same_reading(teacher, distillation)
-    encode = teacher_encode(teacher, distillation["corpus"]["fingerprint"]["token_budget"])
-    return Model(
-        name=name,
-        encode=encode,
-        timed=encode,
-        timed_as=_in_torch(precision),
-        parameters=parameters(located.folder),
-        megabytes=megabytes(located.folder),
-        weights=weights_hashes(located.folder),
-    )
+def _has_modules(folder: Path) -> bool:
+    """Tell whether a folder names its modules, or is a static model, which has no transformer to pool."""
+    config = folder / "config.json"
+    return (folder / "modules.json").exists() or (config.exists() and "model2vec" in config.read_text("utf-8"))
 
 
-def _in_torch(precision: torch.dtype) -> str:
+def in_torch(precision: torch.dtype) -> str:
+    """Name what a model computes in."""
     return f"{str(precision).removeprefix('torch.')} in PyTorch"
 
 
-def find_teacher(distillation: dict[str, Any], given: str | None) -> Located:
-    """The folder of a student's teacher.
+def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> Model:
+    """Open the teacher of a student, giving vectors of its last target layer.
 
-    Args:
-        distillation: of the student.
-        given: where the teacher is; None looks for the recorded one on this machine, and asks no hub.
+    Raises:
+        UserError: as `find_teacher`, or it can't be loaded, or would not give the vectors that the student learned.
+    """
+    located = find_teacher(distillation, given)
+    precision = pick_precision("auto", _CPU, TEACHER)
+    trained, recorded = distillation["corpus"]["fingerprint"], distillation["teacher"]
+    # If modules follow the pooling in the teacher's folder, only the folder's own pooling applies them.
+    pooling = None if "modules" in trained else recorded["pooling"]
+    teacher = Teacher.load(located, pooling=pooling, layers=recorded["layers"], device=_CPU, dtype=precision)
+    now = {"special_tokens": [teacher.prefix, teacher.suffix], **teacher.reading()}
+    fields = [field for field in READING if field in trained or field in now]
+    fields += ["special_tokens"] if "special_tokens" in trained else []
+    if differing := differing_fields(*({field: of.get(field) for field in fields} for of in (trained, now))):
+        raise UserError(
+            f"{teacher.name} is read otherwise than when the student was distilled: {'; '.join(differing)}; name the "
+            "folder as it was with --teacher, or distil again"
+        )
+
+    def encode(sentences: Sequence[str]) -> np.ndarray:
+        tokens = teacher.tokenize(sentences).take(np.arange(len(sentences)), most=teacher.max_tokens)
+        return teacher.embed(tokens, trained["token_budget"])[:, -teacher.layer_dim :]
+
+    return Model(name, located.folder, encode, encode, in_torch(precision))
+
+
+def find_teacher(distillation: dict[str, Any], given: str | None) -> Located:
+    """Find the folder of a student's teacher: `given`, or the recorded one on this machine; no hub is asked for that.
 
     Raises:
         UserError: it is not here, or has other weights than the student's teacher.
@@ -194,48 +165,8 @@ def find_teacher(distillation: dict[str, Any], given: str | None) -> Located:
     return located
 
 
-def teacher_pooling(distillation: dict[str, Any]) -> str | None:
-    """What `Teacher.load` has to be given as pooling to make a student's targets again.
-
-    None, its folder's own, if modules follow the pooling there that no other pooling would apply.
-    """
-    return None if "modules" in distillation["corpus"]["fingerprint"] else str(distillation["teacher"]["pooling"])
-
-
-def require_same_reading(teacher: Teacher, distillation: dict[str, Any]) -> None:
-    """Refuse a teacher whose folder asks for another prompt or other modules than when the student was distilled.
-
-    Raises:
-        UserError: naming what differs.
-    """
-    trained = distillation["corpus"]["fingerprint"]
-    now = {"special_tokens": [teacher.prefix, teacher.suffix], **teacher.reading()}
-    fields = [field for field in READING if field in trained or field in now]
-    fields += ["special_tokens"] if "special_tokens" in trained else []
-    if differing := differing_fields(*({field: of.get(field) for field in fields} for of in (trained, now))):
-        raise UserError(
-            f"{teacher.name} is read otherwise than when the student was distilled: {'; '.join(differing)}; name the "
-            "folder as it was with --teacher, or distil again"
-        )
-
-
-def teacher_encode(teacher: Teacher, token_budget: int) -> Encode:
-    """A teacher as a function from sentences to the vectors of its last target layer."""
-
-    def encode(sentences: Sequence[str]) -> np.ndarray:
-        tokens = teacher.tokenize(sentences).take(np.arange(len(sentences)), most=teacher.max_tokens)
-        return teacher.embed(tokens, token_budget)[:, -teacher.layer_dim :]
-
-    return encode
-
-
-def load_sentence_transformer(located: Located) -> Any:
-    """`SentenceTransformer` of a folder on the CPU, from safetensors and without code of others.
-
-    Raises:
-        UserError: it holds no model.
-    """
-    from safetensors import SafetensorError
+def _load_sentence_transformer(folder: Path) -> Any:
+    """Load a folder on the CPU, from safetensors and without foreign code."""
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
@@ -243,63 +174,51 @@ def load_sentence_transformer(located: Located) -> Any:
     logging.set_verbosity_error()
     try:
         return SentenceTransformer(
-            str(located.folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
+            str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
         )
     except (
-        OSError,
-        ValueError,
-        KeyError,
-        ImportError,
-        RuntimeError,
-        TypeError,
-        AttributeError,
+        *(OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError),
         SafetensorError,
     ) as error:
-        raise UserError(
-            f"{located.folder} holds no model that sentence-transformers can open ({first_line(error)})"
-        ) from error
-
-
-def _encode(model: Any, precision: torch.dtype, sentences: Sequence[str]) -> np.ndarray:
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-        return model.encode(list(sentences), show_progress_bar=False)  # type: ignore[no-any-return]
+        raise UserError(f"{folder} holds no model that sentence-transformers can open ({first_line(error)})") from error
 
 
 def parameters(folder: Path) -> int:
-    """Number of weights in a model's folder; a loaded model may hold them rearranged, or in part.
+    """Count the weights in a model's folder; a loaded model may hold them rearranged, or in part.
 
     Raises:
         UserError: a file of the folder is damaged.
     """
-    return sum(_weights(file) for file in _files(folder) if file.suffix == ".safetensors")
-
-
-def _weights(file: Path) -> int:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "np") as tensors:
-            slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118
-            # Long integers are positions or places in tables; they were not learned.
-            return sum(math.prod(part.get_shape()) for part in slices if part.get_dtype() not in ("I32", "I64"))
-    except SafetensorError as error:
-        raise UserError(
-            f"{file} holds no weights ({error}); if it is a pointer of Git LFS, fetch the file: git lfs pull"
-        ) from error
+    count = 0
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, "np") as tensors:
+                slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(
+                f"{file} holds no weights ({error}); if it is a pointer of Git LFS, fetch the file: git lfs pull"
+            ) from error
+        # Long integers are positions or places in tables; they were not learned.
+        count += sum(math.prod(one.get_shape()) for one in slices if one.get_dtype() not in ("I32", "I64"))
+    return count
 
 
 def weights_hashes(folder: Path) -> list[str]:
-    """Hashes of the files of weights that loading a model's folder reads."""
-    return [file_hash(file) for file in sorted(_files(folder)) if file.suffix == ".safetensors"]
+    """Return the hashes of the weight files that loading a model reads."""
+    return [file_hash(file) for file in _weight_files(folder)]
 
 
 def megabytes(folder: Path) -> float:
-    """Size of what loading a model's folder needs: neither checkpoints nor logs are.
+    """Add up the files that loading a model reads: neither checkpoints nor logs.
 
     Raises:
         UserError: the folder's modules.json is damaged.
     """
     return sum(file.stat().st_size for file in _files(folder)) / 1e6
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(file for file in _files(folder) if file.suffix == ".safetensors")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.tokenization import Tokens
-from sentence_distill.student.encoder import near_length_batches
+from sentence_distill.student.batches import near_length_batches
 
 BACKENDS = ("auto", "onnx", "torch")
 _INPUTS = ("input_ids", "attention_mask")

@@ -13,7 +13,7 @@ from sentence_distill.data.glue import Task
 from sentence_distill.data.progress import Advance
 from sentence_distill.data.records import Row
 from sentence_distill.data.row_writer import RowWriter
-from sentence_distill.student.export_folder import is_export
+from sentence_distill.student.onnx_student import is_export
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +63,7 @@ class Classifier:
                     f"{folder} is an export, which runs on the CPU and not on {device}; leave the device out"
                 )
             return cls(OnnxClassifier.of_export(folder))
-        from sentence_distill.student.classifier import TorchClassifier
-        from sentence_distill.student.own_task import load_classifier
+        from sentence_distill.student.classifier import TorchClassifier, load_classifier
 
         model, task = load_classifier(folder)
         return cls(TorchClassifier(model.to(device), task))
@@ -75,24 +74,14 @@ class Classifier:
         return self.task.labels
 
     def predict(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> list[str] | np.ndarray:
-        """Predict.
-
-        Args:
-            texts: n texts; of a task of pairs n pairs.
-
-        Returns:
-            n names of classes; in a regression float32[n] scores.
-        """
+        """Return n names of classes, in a regression float32[n] scores, for n texts or pairs of texts."""
         outputs = self.outputs(self._columns(texts))
         if self.task.regression:
             return outputs[:, 0]
         return [self.classes[number] for number in outputs.argmax(axis=1)]
 
     def predict_proba(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> np.ndarray:
-        """Probabilities of the classes, float32[n, classes]: softmax of the logits, which nothing has calibrated.
-
-        Args:
-            texts: n texts; of a task of pairs n pairs.
+        """Return probabilities of the classes for n texts or pairs, float32[n, classes]: the softmax, not calibrated.
 
         Raises:
             ValueError: the task is a regression.
@@ -106,7 +95,7 @@ class Classifier:
         return self._predictor.outputs(columns)
 
     def _columns(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> list[list[str]]:
-        """The texts of each column.
+        """Return the texts of each column.
 
         Raises:
             ValueError: they are no texts, or no pairs.

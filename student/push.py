@@ -9,11 +9,9 @@ from typing import Any, TypeVar
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub
 from sentence_distill.student.card import model_card
-from sentence_distill.student.files import CARD, DISTILLATION, STUDENT_FILES
+from sentence_distill.student.files import CARD, DISTILLATION, STUDENT_FILES, load_distillation, student_files
 from sentence_distill.student.hub import REFUSED, is_repository
 from sentence_distill.student.model import load_student
-from sentence_distill.student.own_task import student_files
-from sentence_distill.student.report.data import StudentFiles
 
 T = TypeVar("T")
 
@@ -59,10 +57,15 @@ def prepare_upload(folder: Path, repo: str, *, licence: str | None = None, keep_
     load_student(folder)
     # Neither checkpoints and logs, nor what else a user keeps there.
     files: dict[str, Path | bytes] = {**student_files(folder)}
-    record = StudentFiles.read(folder)
-    with record.using(DISTILLATION):
-        files[CARD] = _kept_card(folder) if keep_card else _new_card(record, repo, licence)
-        files[DISTILLATION] = (json.dumps(_public(record.distillation), indent=1, ensure_ascii=False) + "\n").encode()
+    record = load_distillation(folder)
+    if keep_card:
+        if not (folder / CARD).exists():
+            raise UserError(f"{folder} holds no {CARD} to keep; without --keep-card one is made")
+        files[CARD] = folder / CARD
+    else:
+        glue, speed = (_figures(folder / name) for name in ("glue.json", "speed.json"))
+        files[CARD] = model_card(record, name=repo, licence=licence, glue=glue, speed=speed, folder=folder).encode()
+    files[DISTILLATION] = (json.dumps(_public(record), indent=1, ensure_ascii=False) + "\n").encode()
     return Upload(repo, dict(sorted(files.items())))
 
 
@@ -105,27 +108,21 @@ def push(upload: Upload, *, message: str, private: bool = False, revision: str |
 def _public(distillation: dict[str, Any]) -> dict[str, Any]:
     """Without the folders of this machine, which are of no use to others and may tell more than their owner wants."""
     public = {**distillation, "shards": Path(distillation["shards"]).name}
+    public.pop("command", None)
     if reduction := distillation.get("reduction"):
         names = ", ".join(Path(path).name for path in reduction["sentences"].split(", "))
         public["reduction"] = {**reduction, "sentences": names}
     return public
 
 
-def _new_card(record: StudentFiles, repo: str, licence: str | None) -> bytes:
-    return model_card(
-        record.distillation,
-        name=repo,
-        licence=licence,
-        glue=record.glue,
-        speed=record.speed,
-        folder=record.folder,
-    ).encode()
-
-
-def _kept_card(folder: Path) -> Path:
-    if not (folder / CARD).exists():
-        raise UserError(f"{folder} holds no {CARD} to keep; without --keep-card one is made")
-    return folder / CARD
+def _figures(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove it and measure again") from error
+    return content  # type: ignore[no-any-return]
 
 
 def _operations(upload: Upload, there: set[str]) -> list[Any]:

@@ -1,270 +1,253 @@
-"""Smaller students: fewer dimensions, float16."""
+"""Smaller students: fewer dimensions, by principal components; and weights in float16."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch.nn import functional
 
+from sentence_distill.data import progress
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.progress import Advance
 from sentence_distill.data.sentences import SentenceRules, split_sentences
 from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.files import write_atomically, write_json
 from sentence_distill.pipeline.shards import Shard
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.files import DISTILLATION, MAX_TOKENS, load_distillation, moved_record
+from sentence_distill.student.files import (
+    DISTILLATION,
+    MAX_TOKENS,
+    find_shards,
+    load_distillation,
+    moved_record,
+    student_files,
+)
 from sentence_distill.student.metrics import paired_rank_agreement, recall_figures
 from sentence_distill.student.model import Student, encode_tokens, load_student, save_student, update_distillation
 from sentence_distill.student.models import megabytes
-from sentence_distill.student.own_task import student_files
 from sentence_distill.student.reference import is_own, own_shards, require_teacher
 
-# Fifty for each direction of a vector 384 wide: more move the first directions by nothing that the measures show.
-FIT_SENTENCES = 20_000
-MEASURED_SENTENCES = 5_000
-# Of a corpus, one in so many sentences is measured with.
+# Fifty for each direction of a vector of 384 numbers: more move the first directions by nothing that metrics show.
+_FIT_SENTENCES = 20_000
+_MEASURED_SENTENCES = 5_000
+# One in so many sentences of a corpus is measured with.
 _MEASURED_SHARE = 5
+_BATCH_ROWS = 8192
+
+
+class Fidelity(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Fidelity of vectors with fewer dimensions, over sentences that did not shape the projection."""
+
+    dim: int
+    kept: float
+    """Share of the squared length of the vectors, each brought to length 1, that is left."""
+    measured_rows: int
+    rank_agreement: float
+    """Against the full vectors, as the other figures without `teacher_`."""
+    recall_at_10: float | None = None
+    """None if there are too few sentences."""
+    teacher_rank_agreement: float | None = None
+    teacher_recall_at_10: float | None = None
+
+
+class Reduction(Fidelity, kw_only=True, omit_defaults=True):
+    """Record of a student's projection, in its distillation.json."""
+
+    full_dim: int
+    sentences: str
+    """Where the sentences are from."""
+    own: bool
+    rows: int
+    """Number of sentences that the projection was found with."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Tokenised sentences.
-
-    Args:
-        fit: tokens of n sentences, to find directions with.
-        measured: m others; none of them is in `fit`.
-        teacher: float32[m, dim], the teacher's vectors of `measured`, or None where it is not known.
-        own: whether they are of the corpus that the student was trained on.
-    """
+    """Tokenized sentences: those that principal components are found with, and m others to measure with."""
 
     fit: Tokens
     measured: Tokens
     teacher: torch.Tensor | None
+    """float32[m, dim], the teacher's vectors of `measured`, if they are known."""
     own: bool
+    """True if the sentences are of the shards that the student was trained on."""
+    source: str
+    """Where they are from, for the student's record."""
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A student with fewer dimensions, and what is left at each number that was asked for and at the full one."""
+
+    student: Student
+    fidelity: tuple[Fidelity, ...]
+    sample: Sample
+
+
+def reduce(
+    student: Student,
+    distillation: dict[str, Any],
+    folder: Path,
+    dims: Sequence[int],
+    *,
+    shards: Path | None = None,
+    corpus: Sequence[str] = (),
+) -> Reduced:
+    """Project a student's vectors to the first number of `dims`, and measure what is left at each of them.
+
+    Directions are found, and fidelity is measured, on `corpus`, or on `shards`; by default on the student's own shards.
+
+    Raises:
+        UserError: a number is no reduction, or the sentences are not there, of another teacher, or too few.
+    """
+    for dim in dims:
+        if dim >= student.dim:
+            raise UserError(f"{dim} dimensions are no reduction of the student's {student.dim}; name fewer")
+    sample = sample_corpus(corpus, student) if corpus else sample_shards(shards, distillation, folder)
+    directions = find_directions(student, sample.fit)
+    vectors = encode_tokens(student.encoder, sample.measured)
+    fidelity = compare_dims(vectors, sample.teacher, directions, (*dims, student.dim))
+    return Reduced(reduce_student(student, directions, dims[0]), tuple(fidelity), sample)
 
 
 def sample_shards(shards: Path | None, distillation: dict[str, Any], student: Path) -> Sample:
-    """At most 20,000 rows to train on, spread evenly over a student's shards, and at most 5,000 held-out ones.
-
-    Args:
-        shards: a complete folder of shards of the student's teacher; None is the one that it was trained on.
-        distillation: of the student.
-        student: its folder.
+    """Take at most 20,000 rows to train on, spread evenly over shards, and at most 5,000 held-out ones.
 
     Raises:
         UserError: the shards are not there, damaged, or of another teacher, or hold out too few rows.
     """
+    if shards is None and not find_shards(distillation, student).exists():
+        raise UserError(f"the shards of {student.name} are not here; name text with --corpus, or shards with --shards")
     folder = shards or own_shards(distillation, student)
-    held_out, layers = distillation["training"]["held_out"], distillation["teacher"]["layers"]
-    stream = ShardStream(folder, held_out=held_out, layers=layers)
+    stream = ShardStream(
+        folder, held_out=distillation["training"]["held_out"], layers=distillation["teacher"]["layers"]
+    )
     require_teacher(folder, stream.fingerprint, distillation)
+    share, fit = min(1.0, _FIT_SENTENCES / max(1, stream.train_rows)), []
+    for path, train, _ in stream.split():
+        rows = train[np.unique(np.linspace(0, len(train) - 1, round(share * len(train))).astype(np.int64))]
+        fit.append(Shard.open(path).tokens.take(rows, MAX_TOKENS))
     tokens, targets = stream.held_out()
     dim = stream.fingerprint.layer_dim
     return Sample(
-        fit=_spread(stream, FIT_SENTENCES),
-        measured=tokens.take(np.arange(min(len(tokens), MEASURED_SENTENCES))),
-        teacher=targets[:MEASURED_SENTENCES, -dim:],
+        fit=Tokens.concatenated(fit),
+        measured=tokens.take(np.arange(min(len(tokens), _MEASURED_SENTENCES))),
+        teacher=targets[:_MEASURED_SENTENCES, -dim:],
         own=is_own(stream.fingerprint, distillation),
+        source=str(shards or folder.name),
     )
 
 
-def _spread(stream: ShardStream, count: int) -> Tokens:
-    """The tokens of about `count` rows to train on, from each shard its share."""
-    share, parts = min(1.0, count / max(1, stream.train_rows)), []
-    for path, train, _ in stream.split():
-        rows = train[np.unique(np.linspace(0, len(train) - 1, round(share * len(train))).astype(np.int64))]
-        parts.append(Shard.open(path).tokens.take(rows, MAX_TOKENS))
-    return Tokens.concatenated(parts)
-
-
 def sample_corpus(locations: Sequence[str], student: Student) -> Sample:
-    """The first sentences of a corpus, four in five to find directions with and the fifth to measure.
-
-    Args:
-        locations: files, folders, globs or URLs, as `sd embed --corpus` takes them.
-        student: tokenises them.
+    """Take the first sentences of a corpus, each once, and measure with one in five.
 
     Raises:
         UserError: there is no such text, it can't be read, or it holds too few sentences.
     """
-    # Each once: a sentence to measure with should not be known.
-    sentences = dict.fromkeys(islice(_sentences(locations), FIT_SENTENCES + MEASURED_SENTENCES))
-    tokens = student.tokenize(list(sentences))
+    rules, records = SentenceRules(), Corpus.open(locations).records()
+    texts = (record.text for record in records if record.text is not None)
+    sentences = (found.text for text in texts for found in split_sentences(text, rules) if not found.reason)
+    tokens = student.tokenize(list(dict.fromkeys(islice(sentences, _FIT_SENTENCES + _MEASURED_SENTENCES))))
     measured = np.arange(len(tokens)) % _MEASURED_SHARE == 0
     if measured.sum() < 3:
         raise UserError(f"--corpus: {len(tokens)} sentences are too few to reduce by; name more text")
     fit, rest = (tokens.take(np.flatnonzero(part)) for part in (~measured, measured))
-    return Sample(fit, rest, teacher=None, own=False)
+    return Sample(fit, rest, teacher=None, own=False, source=", ".join(locations))
 
 
-def _sentences(locations: Sequence[str]) -> Iterator[str]:
-    rules = SentenceRules()
-    for record in Corpus.open(locations).records():
-        if record.text is not None:
-            yield from (found.text for found in split_sentences(record.text, rules) if not found.reason)
+def find_directions(student: Student, tokens: Tokens) -> torch.Tensor:
+    """Find the principal directions of a student's vectors, each brought to length 1 so that all count alike.
 
-
-# A narrower vector for search and clustering: a student's own, projected to its principal directions.
-
-_PART_ROWS = 8192
-_LEAST_DIM = 8
-
-
-@dataclass(frozen=True)
-class Directions:
-    """Principal directions of a student's vectors.
-
-    Args:
-        axes: float64[dim, dim], a direction a row, the one that holds most of the vectors first.
-        rows: how many vectors they are of.
-    """
-
-    axes: torch.Tensor
-    rows: int
-
-    def project(self, vectors: torch.Tensor, dim: int) -> torch.Tensor:
-        """Vectors as the reduced student gives them but for their length: float32[n, dim] of float32[n, full dim]."""
-        return vectors @ self.axes[:dim].T.float()
-
-
-def find_directions(student: Student, tokens: Tokens, advance: Advance = lambda count, note="": None) -> Directions:
-    """The principal directions of a student's vectors, each brought to length 1 so that all count alike.
-
-    Args:
-        student: whose.
-        tokens: of n sentences.
-        advance: called with the number of sentences done.
+    Returns:
+        float64[dim, dim], a direction per row; the first holds most of the vectors' squared length.
 
     Raises:
-        UserError: fewer sentences than the vectors have dimensions, which leave directions undecided.
+        UserError: there are fewer sentences than dimensions, which leaves directions undecided.
     """
     if len(tokens) < student.dim:
         raise UserError(
             f"{len(tokens)} sentences to reduce by are too few: a student of {student.dim} dimensions needs "
-            f"{student.dim}, beside those that it is measured with; name more text with --corpus"
+            f"{student.dim}, besides those that it is measured with; name more text with --corpus"
         )
     moments = torch.zeros(student.dim, student.dim, dtype=torch.float64)
-    for first in range(0, len(tokens), _PART_ROWS):
-        rows = np.arange(first, min(first + _PART_ROWS, len(tokens)))
-        part = encode_tokens(student.encoder, tokens.take(rows))
-        unit = functional.normalize(part.double(), dim=1)
-        moments += unit.T @ unit
-        advance(len(part))
-    axes = torch.linalg.eigh(moments).eigenvectors
-    return Directions(axes.T.flip(0).contiguous(), len(tokens))
+    with progress.task("encode", len(tokens), "sentences") as advance:
+        for first in range(0, len(tokens), _BATCH_ROWS):
+            part = tokens.take(np.arange(first, min(first + _BATCH_ROWS, len(tokens))))
+            unit = functional.normalize(encode_tokens(student.encoder, part).double(), dim=1)
+            moments += unit.T @ unit
+            advance(len(part))
+    return torch.linalg.eigh(moments).eigenvectors.T.flip(0).contiguous()
 
 
-def reduce_student(student: Student, directions: Directions, dim: int) -> Student:
-    """A student whose vectors are the first `dim` coordinates, in its last projection; the rest is shared."""
+def compare_dims(
+    vectors: torch.Tensor, teacher: torch.Tensor | None, directions: torch.Tensor, dims: Sequence[int]
+) -> list[Fidelity]:
+    """Measure what is left of vectors at each number of dimensions; the full number stands for the vectors themselves.
+
+    Args:
+        vectors: float32[n, dim], the full ones, of sentences that did not shape the directions.
+        teacher: float32[n, dim of the teacher], its vectors of the same sentences.
+        directions: see `find_directions`.
+        dims: in the order wanted.
+    """
+    found, unit = [], functional.normalize(vectors, dim=1)
+    for dim in dims:
+        axes = directions[:dim].T.float()
+        narrow = vectors @ axes if dim < vectors.shape[1] else vectors
+        kept = float((unit @ axes).square().sum() / unit.square().sum())
+        figures: dict[str, float] = {}
+        for prefix, reference in (("", vectors), ("teacher_", teacher)):
+            if reference is not None:
+                figures[f"{prefix}rank_agreement"] = paired_rank_agreement(narrow, reference)
+                recall = recall_figures(narrow, reference)
+                figures |= {f"{prefix}{name}": recall[name] for name in recall if name == "recall_at_10"}
+        found.append(Fidelity(dim=dim, kept=kept, measured_rows=len(vectors), **figures))
+    return found
+
+
+def reduce_student(student: Student, directions: torch.Tensor, dim: int) -> Student:
+    """Fold the projection to the first `dim` directions into a student's last layer; all other weights are shared."""
     encoder = student.encoder
     last = encoder.projections[-1]
     assert isinstance(last, torch.nn.Linear)
-    axes = directions.axes[:dim]
     reduced = StudentEncoder(replace(encoder.config, target_dims=(dim,)))
     reduced.embedding, reduced.lstm = encoder.embedding, encoder.lstm
     with torch.no_grad():
-        weights = {"weight": axes @ last.weight.double(), "bias": axes @ last.bias.double()}
+        weights = {"weight": directions[:dim] @ last.weight.double(), "bias": directions[:dim] @ last.bias.double()}
         reduced.projections[0].load_state_dict({name: value.float() for name, value in weights.items()})
     return Student(reduced, student.tokenizer)
 
 
-def compare_dims(
-    vectors: torch.Tensor, teacher: torch.Tensor | None, directions: Directions, dims: Sequence[int]
-) -> list[dict[str, Any]]:
-    """What is left of vectors at each number of dimensions; none of them should have shaped the directions.
-
-    Args:
-        vectors: float32[n, dim], the full ones.
-        teacher: float32[n, dim of the teacher], its vectors of the same sentences, or None.
-        directions: of other sentences.
-        dims: in the order wanted; the full number stands for the vectors as they are.
-
-    Returns:
-        For each: "dim"; "kept", the share of the squared length of the vectors, each brought to length 1, that is left;
-        "rank_agreement" and, unless they are too few for it, "recall_at_10" against the full vectors; if the teacher's
-        are there, "teacher_rank_agreement" and "teacher_recall_at_10" against those; "measured_rows".
-    """
-    found = []
-    unit = functional.normalize(vectors, dim=1)
-    for dim in dims:
-        narrow = directions.project(vectors, dim) if dim < vectors.shape[1] else vectors
-        kept = float(directions.project(unit, dim).square().sum() / unit.square().sum())
-        figures: dict[str, Any] = {"dim": dim, "kept": kept, "measured_rows": len(vectors)}
-        for prefix, reference in (("", vectors), ("teacher_", teacher)):
-            if reference is not None:
-                figures[f"{prefix}rank_agreement"] = paired_rank_agreement(narrow, reference)
-                if "recall_at_10" in (recall := recall_figures(narrow, reference)):
-                    figures[f"{prefix}recall_at_10"] = recall["recall_at_10"]
-        found.append(figures)
-    return found
-
-
-def save_reduced(
-    folder: Path,
-    reduced: Student,
-    distillation: dict[str, Any],
-    *,
-    source: str,
-    directions: Directions,
-    figures: dict[str, Any],
-    own: bool,
-) -> None:
-    """Write a reduced student.
-
-    Args:
-        folder: where to; made where it is missing.
-        reduced: the student.
-        distillation: of the full one.
-        source: where the sentences are from, for the record.
-        directions: what it was projected to.
-        figures: of its width, see `compare_dims`.
-        own: whether they are over held-out sentences of the corpus that the full one was trained on.
-    """
+def save_reduced(folder: Path, reduced: Reduced, distillation: dict[str, Any]) -> None:
+    """Write a reduced student with its record, which is that of the full one and what is known of the reduction."""
+    figures, sample = reduced.fidelity[0], reduced.sample
     # What was measured of the full vectors does not hold of these; against the teacher's this much is known. The record
     # and the card speak of the student's own corpus.
-    known = {name.removeprefix("teacher_"): value for name, value in figures.items() if name.startswith("teacher_")}
-    metrics = {"held_out": {**known, "rows": figures["measured_rows"]}} if known and own else {}
-    record = {
-        "full_dim": distillation["student"]["target_dims"][-1],
-        "sentences": source,
-        "own": own,
-        "rows": directions.rows,
-        **figures,
-    }
-    save_student(folder, reduced, {**distillation, "metrics": metrics, "reduction": record})
-
-
-def usual_dims(dim: int) -> tuple[int, ...]:
-    """The powers of two below a width that are worth a look: 32, 64, 128 and 256 of 384."""
-    powers = [1 << power for power in range(dim.bit_length()) if _LEAST_DIM <= 1 << power < dim]
-    return tuple(powers[-4:])
-
-
-def require_narrower(dims: Sequence[int], dim: int) -> None:
-    """Refuse numbers of dimensions that are no reduction.
-
-    Raises:
-        UserError: naming the first.
-    """
-    for wanted in dims:
-        if not 1 <= wanted < dim:
-            raise UserError(f"{wanted} dimensions are no reduction of the student's {dim}; name fewer")
-
-
-# A student's weights in half the bytes.
+    known = {"rank_agreement": figures.teacher_rank_agreement, "recall_at_10": figures.teacher_recall_at_10}
+    known = {name: value for name, value in known.items() if value is not None}
+    metrics = {"held_out": {**known, "rows": figures.measured_rows}} if known and sample.own else {}
+    reduction = Reduction(
+        **msgspec.structs.asdict(figures),
+        full_dim=distillation["student"]["target_dims"][-1],
+        sentences=sample.source,
+        own=sample.own,
+        rows=len(sample.fit),
+    )
+    save_student(
+        folder, reduced.student, {**distillation, "metrics": metrics, "reduction": msgspec.to_builtins(reduction)}
+    )
 
 
 def copy_student(source: Path, folder: Path) -> None:
-    """Copy a student and its record; neither checkpoints and logs, nor what else lies in its folder.
+    """Copy a student and its record, without checkpoints, logs, and whatever else lies in its folder.
 
     Raises:
         UserError: there is no student that can be read in `source`.
@@ -273,12 +256,11 @@ def copy_student(source: Path, folder: Path) -> None:
     for name, file in student_files(source).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / name)
-    record = moved_record(load_distillation(source), source, folder)
-    write_json(folder / DISTILLATION, record)
+    write_json(folder / DISTILLATION, moved_record(load_distillation(source), source, folder))
 
 
 def halve_weights(folder: Path) -> None:
-    """Store the weights in a student's folder as float16, which its record says; whoever loads it gets float32 of them.
+    """Store the weights in a student's folder as float16, and say so in its record; loading gives float32 of them.
 
     Raises:
         UserError: a weight lies outside of what float16 can hold.

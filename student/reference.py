@@ -12,19 +12,17 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.manifest import ShardFolder, require_manifest
 from sentence_distill.pipeline.records import Fingerprint, as_dict, differing_fields
-from sentence_distill.pipeline.shards import Shard, shard_texts
+from sentence_distill.pipeline.shards import Shard
 from sentence_distill.pipeline.teacher import READING
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.files import find_shards
 from sentence_distill.student.metrics import rarest_counts
 
 SENTENCES = 4096
-LENGTHS = (8, 16, 32, 64)
-_TEXTS_OF_A_LENGTH = 32
 
 
 def sentences_of_shards(shards: Path, count: int = SENTENCES) -> list[str]:
-    """At most `count` sentences, spread evenly over the shards.
+    """Read at most `count` sentences, spread evenly over the shards.
 
     Raises:
         UserError: the shards are not complete, or keep no text.
@@ -45,7 +43,7 @@ def sentences_of_shards(shards: Path, count: int = SENTENCES) -> list[str]:
 
 
 def sentences_of_file(file: Path, count: int = SENTENCES) -> list[str]:
-    """The first `count` lines of a text file that are not empty.
+    """Read the first `count` lines of a text file that are not empty.
 
     Raises:
         UserError: it is not there, holds none, or is not UTF-8.
@@ -57,49 +55,12 @@ def sentences_of_file(file: Path, count: int = SENTENCES) -> list[str]:
                 if len(sentences) < count and line.strip():
                     sentences.append(line.strip())
     except FileNotFoundError:
-        raise UserError(f"--sentences {file} is not there; it should be a text file with one sentence a line") from None
+        raise UserError(f"--sentences {file} is not there; it should be text with one sentence per line") from None
     except UnicodeDecodeError as error:
         raise UserError(f"--sentences {file} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     if not sentences:
         raise UserError(f"--sentences {file} holds no sentence")
     return sentences
-
-
-def cut_to_lengths(tokenizer: Any, sentences: Sequence[str]) -> dict[int, list[str]]:
-    """Texts of exactly 8, 16, 32 and 64 tokens, at most 32 of each: sentences in a row, cut behind a token.
-
-    Args:
-        tokenizer: a `tokenizers.Tokenizer`; special tokens are not counted.
-        sentences: what to cut from; they are used again where they are too few.
-    """
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    by_length: dict[int, list[str]] = {}
-    for length in LENGTHS:
-        texts = [cut for cut in _cuts(tokenizer, sentences, length) if _tokens(tokenizer, cut) == length]
-        if texts:
-            by_length[length] = texts
-    return by_length
-
-
-def _cuts(tokenizer: Any, sentences: Sequence[str], length: int) -> list[str]:
-    cuts: list[str] = []
-    joined = ""
-    # A token is one character at least: so many sentences make all the texts that are wanted.
-    for number in range(length * _TEXTS_OF_A_LENGTH):
-        joined = f"{joined} {sentences[number % len(sentences)]}".strip()
-        offsets = tokenizer.encode(joined, add_special_tokens=False).offsets
-        if len(offsets) >= length:
-            cuts.append(joined[: offsets[length - 1][1]])
-            joined = ""
-        if len(cuts) == _TEXTS_OF_A_LENGTH:
-            break
-    return cuts
-
-
-def _tokens(tokenizer: Any, text: str) -> int:
-    # Cut inside a word, a text may have another number of tokens than was counted.
-    return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 # Held-out rows of shards, with what the measures of fidelity need to know of each.
@@ -110,25 +71,23 @@ _SAME_TEACHER = ("teacher_weights", "tokenizer", "pooling", "normalize")
 
 @dataclass(frozen=True)
 class Reference:
-    """Held-out rows and the teacher's vectors of them.
-
-    Args:
-        shards: where they are from.
-        fingerprint: of the run that made the shards.
-        tokens: of n sentences.
-        targets: float32[n, sum of dims], the teacher's layers one beside the other.
-        dim: width of one layer.
-        rarest: int64[n], how often the rarest token of each row occurs in the rows to train on.
-        texts: n sentences; None where the shards keep no text.
-    """
+    """Held-out rows and the teacher's vectors of them."""
 
     shards: Path
     fingerprint: Fingerprint
+    """Of the run that made the shards."""
     tokens: Tokens
     targets: torch.Tensor
-    dim: int
+    """float32[n, sum of dims]: the teacher's layers side by side."""
     rarest: np.ndarray
+    """int64[n]: count of each sentence's rarest token in the rows to train on."""
     texts: list[str] | None
+    """None if the shards keep no text."""
+
+    @property
+    def dim(self) -> int:
+        """Width of one layer of the teacher."""
+        return self.fingerprint.layer_dim
 
     @classmethod
     def read(
@@ -147,32 +106,12 @@ class Reference:
         """
         stream = ShardStream(shards, held_out=held_out, layers=layers, train_fraction=train_fraction)
         tokens, targets = stream.held_out()
-        return cls(
-            shards=shards,
-            fingerprint=stream.fingerprint,
-            tokens=tokens,
-            targets=targets,
-            dim=stream.fingerprint.layer_dim,
-            rarest=rarest_counts(tokens, token_counts(stream)),
-            texts=held_out_texts(stream, len(tokens)),
-        )
-
-    def require_teacher_of(self, distillation: dict[str, Any]) -> None:
-        """Refuse a student of another teacher than the shards'.
-
-        Raises:
-            UserError: naming what differs.
-        """
-        require_teacher(self.shards, self.fingerprint, distillation)
+        rarest = rarest_counts(tokens, token_counts(stream))
+        return cls(shards, stream.fingerprint, tokens, targets, rarest, stream.held_out_texts())
 
 
 def require_teacher(shards: Path, fingerprint: Fingerprint, distillation: dict[str, Any]) -> None:
-    """Refuse shards of another teacher than a student's.
-
-    Args:
-        shards: the folder, for the message.
-        fingerprint: of the run that made them.
-        distillation: of the student.
+    """Refuse shards, made by the run of `fingerprint`, of another teacher than a student's.
 
     Raises:
         UserError: naming what differs.
@@ -185,57 +124,33 @@ def require_teacher(shards: Path, fingerprint: Fingerprint, distillation: dict[s
         raise UserError(f"{shards} holds vectors of another teacher: {'; '.join(differing)}; name others with --shards")
 
 
-def require_own(shards: Path, fingerprint: Fingerprint, distillation: dict[str, Any]) -> None:
-    """Refuse shards that only bear the name of those that a student was trained on.
-
-    Where a student comes from another folder or machine, the recorded name may stand for anything here.
-
-    Args:
-        shards: the folder, for the message.
-        fingerprint: of the run that made them.
-        distillation: of the student.
-
-    Raises:
-        UserError: naming what differs.
-    """
-    if differing := differing_fields(distillation["corpus"]["fingerprint"], fingerprint):
-        raise UserError(
-            f"{shards} is not what the student was trained on: {'; '.join(differing)}; name the folder with --shards"
-        )
-
-
 def own_shards(distillation: dict[str, Any], folder: Path) -> Path:
-    """The folder of shards that the student in `folder` was trained on.
+    """Find the shards that the student in `folder` was trained on.
 
     Raises:
-        UserError: it is no longer there, or something else is there now.
+        UserError: they are no longer there, or something else is there now: if a student comes from another folder or
+            machine, the recorded name may stand for anything here.
     """
     shards = find_shards(distillation, folder)
     if not shards.is_dir():
         raise UserError(f"no folder {shards}, where the student's shards were; name them with --shards")
-    require_own(shards, require_manifest(shards).fingerprint, distillation)
+    trained, found = distillation["corpus"]["fingerprint"], require_manifest(shards).fingerprint
+    if differing := differing_fields(trained, found):
+        raise UserError(
+            f"{shards} is not what the student was trained on: {'; '.join(differing)}; name the folder with --shards"
+        )
     return shards
 
 
 def is_own(fingerprint: Fingerprint, distillation: dict[str, Any]) -> bool:
-    """Whether shards are those that a student was trained on."""
+    """Tell whether shards are those that a student was trained on."""
     return not differing_fields(distillation["corpus"]["fingerprint"], fingerprint)
 
 
 def token_counts(stream: ShardStream) -> np.ndarray:
-    """int64[vocabulary]: how often each token occurs in the rows to train on; one shard is in memory at a time."""
+    """Count each token in the rows to train on, int64[vocabulary]; one shard is in memory at a time."""
     vocabulary = stream.fingerprint.vocabulary
     counts = np.zeros(vocabulary, dtype=np.int64)
     for path, train, _ in stream.split():
         counts += np.bincount(Shard.open(path).tokens.take(train).ids, minlength=vocabulary)
     return counts
-
-
-def held_out_texts(stream: ShardStream, count: int) -> list[str] | None:
-    """The sentences of the first `count` held-out rows; None where the shards keep no text."""
-    if not stream.fingerprint.keep_text:
-        return None
-    texts: list[str] = []
-    for path, _, held_out in stream.split():
-        texts += shard_texts(path, held_out[: count - len(texts)])
-    return texts

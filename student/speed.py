@@ -1,4 +1,4 @@
-"""Measure the speed of models, one process each."""
+"""Costs of models: sentences per second, latency, start-up, memory and size, each model in a process of its own."""
 
 import json
 import os
@@ -9,156 +9,289 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+import msgspec
 import numpy as np
+import torch
+from tokenizers import Tokenizer
 
 from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue import Examples
+from sentence_distill.data.glue import load_sts
+from sentence_distill.data.options import command_line
+from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
 from sentence_distill.pipeline.load import Located
-from sentence_distill.student.contender import LONGEST_S
-from sentence_distill.student.contenders import Contender, Field, gather
-from sentence_distill.student.environment import PACKAGES, environment
-from sentence_distill.student.models import megabytes
-from sentence_distill.student.peers import make_peers, parameters_of
-from sentence_distill.student.reference import cut_to_lengths
+from sentence_distill.student.config import EvalConfig, SpeedConfig
+from sentence_distill.student.environment import cores, environment
+from sentence_distill.student.evaluate import free_name
+from sentence_distill.student.figures import (
+    SPEED,
+    Environment,
+    Latency,
+    Rates,
+    SpeedRecord,
+    Timed,
+    figures_file,
+    models_of,
+    sts_file,
+    write_figures,
+)
+from sentence_distill.student.files import is_student, load_distillation
+from sentence_distill.student.models import find_model, find_teacher, in_torch, megabytes, parameters, short_names
+from sentence_distill.student.reference import own_shards, sentences_of_file, sentences_of_shards
+from sentence_distill.student.speed_worker import LONGEST_S, Contender
+
+LENGTHS = (8, 16, 32, 64)
+_TEXTS_OF_A_LENGTH = 32
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+
+
+def measure_speed(config: EvalConfig, speed: SpeedConfig) -> SpeedRecord:
+    """Time models as `sd eval --speed` does, all with the same sentences, and write speed.json.
+
+    Nothing is merged with earlier figures: only models that took turns can be compared.
+
+    Raises:
+        UserError: there is no model or no sentence, or none of the models could be timed.
+    """
+    named, file = models_of(config), figures_file(config, SPEED)
+    sentences = _sentences(config, speed, named)
+    located = [find_model(model) for model in named]
+    sts = sts_file(config)
+    pairs = load_sts(sts) if sts else None
+    contenders, skipped = gather(located, short_names(named), config.teacher)
+    results: dict[str, Result] = {}
+    for contender, folder in contenders:
+        try:
+            costs = Timed(
+                model=contender.model,
+                timed_as=contender.timed_as,
+                parameters=parameters(folder),
+                megabytes=megabytes(folder),
+            )
+            results[contender.name] = Result(contender, costs)
+        except UserError as error:
+            skipped[contender.name] = str(error)
+    texts: dict[str, Any] = {"sentences": sentences, "batch_sizes": sorted(set(speed.batch_sizes)), "by_length": {}}
+    tokenizer = next(located[0].folder.rglob("tokenizer.json"), None)
+    if tokenizer is None:
+        skipped["speed by length"] = f"{named[0]} has no tokenizer.json to cut sentences with"
+    else:
+        texts["by_length"] = cut_to_lengths(Tokenizer.from_file(str(tokenizer)), sentences)
+    texts["pairs"] = pairs and {"texts": pairs.texts, "scores": [float(score) for score in pairs.labels]}
+    threads = speed.threads or tuple(sorted({1, cores()}))
+    with tempfile.TemporaryDirectory() as temporary:
+        shared = Path(temporary) / "texts.json"
+        shared.write_text(json.dumps(texts), encoding="utf-8")
+        for number in threads:
+            # Quality does not depend on threads: it is measured once, with the most.
+            _race(
+                results, number, speed.rounds, shared, skipped, with_pairs=pairs is not None and number == threads[-1]
+            )
+    if not results:
+        reasons = "; ".join(f"{what}: {why}" for what, why in skipped.items())
+        raise UserError(f"nothing could be timed, and nothing was written ({reasons})")
+    for result in results.values():
+        result.summarize(texts, skipped)
+    record = SpeedRecord(
+        contenders={name: result.costs for name, result in results.items()},
+        threads=list(threads),
+        skipped=skipped,
+        sentences=len(sentences),
+        rounds=speed.rounds,
+        sts_pairs=len(pairs.labels) if pairs else None,
+        environment=msgspec.convert(environment(), Environment),
+        command=f"{command_line('eval', config)} --speed{command_line('', speed).removeprefix('sd')}",
+    )
+    write_figures(file, record)
+    return record
+
+
+def _sentences(config: EvalConfig, speed: SpeedConfig, named: Sequence[str]) -> list[str]:
+    if speed.sentences:
+        return sentences_of_file(speed.sentences)
+    shards = config.shards
+    for student in filter(is_student, named):
+        shards = shards or own_shards(load_distillation(Path(student)), Path(student))
+    if shards is None:
+        raise UserError("which sentences to encode? name some with --shards, or a text file with --sentences")
+    return sentences_of_shards(shards)
+
+
+def gather(
+    models: Sequence[Located], names: Sequence[str], teacher: str | None
+) -> tuple[list[tuple[Contender, Path]], dict[str, str]]:
+    """List the ways in which models are timed: a student by ONNX Runtime and by PyTorch, and its teacher.
+
+    Args:
+        models: what `find_model` found.
+        names: of them.
+        teacher: where the first student's teacher is, see `find_teacher`.
+
+    Returns:
+        Contenders, each with the folder of its weights, no two of one name; and which are missing, with the reason.
+    """
+    cpu = torch.device("cpu")
+    found: list[tuple[Contender, Path]] = []
+    skipped: dict[str, str] = {}
+    of_teacher: list[tuple[Contender, Path]] = []
+    for located, name in zip(models, names, strict=True):
+        folder = str(located.folder)
+        if not is_student(folder):
+            precision = in_torch(pick_precision("auto", cpu, (*TEACHER, *STUDENT)))
+            found.append((Contender(model=name, folder=folder, runner="other", timed_as=precision), located.folder))
+            continue
+        # As sd encode runs it, then by PyTorch.
+        onnx = Contender(model=name, folder=folder, runner="onnx", timed_as="int8 in ONNX Runtime")
+        by_torch = replace(onnx, runner="torch", timed_as=in_torch(torch.float32))
+        found += [(onnx, located.folder), (by_torch, located.folder)]
+        if not of_teacher and "teacher" not in skipped:
+            own, precision = free_name("teacher", names), in_torch(pick_precision("auto", cpu, TEACHER))
+            try:
+                place = find_teacher(load_distillation(located.folder), teacher).folder
+                contender = replace(onnx, model=own, runner="teacher", timed_as=precision, teacher=teacher)
+                of_teacher.append((contender, place))
+            except UserError as error:
+                skipped[own] = str(error)
+    return found + of_teacher, skipped
+
+
+def cut_to_lengths(tokenizer: Tokenizer, sentences: Sequence[str]) -> dict[int, list[str]]:
+    """Cut texts of exactly 8, 16, 32 and 64 tokens, special ones not counted; at most 32 of each.
+
+    Each is some sentences in a row, cut after a token; sentences are used again if they are too few.
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    by_length: dict[int, list[str]] = {}
+    for length in LENGTHS:
+        cuts: list[str] = []
+        joined = ""
+        # A token is one character at least: so many sentences make all the texts that are wanted.
+        for number in range(length * _TEXTS_OF_A_LENGTH):
+            joined = f"{joined} {sentences[number % len(sentences)]}".strip()
+            offsets = tokenizer.encode(joined, add_special_tokens=False).offsets
+            if len(offsets) >= length:
+                cuts.append(joined[: offsets[length - 1][1]])
+                joined = ""
+            if len(cuts) == _TEXTS_OF_A_LENGTH:
+                break
+        # Cut inside a word, a text may have another number of tokens than was counted.
+        if texts := [cut for cut in cuts if len(tokenizer.encode(cut, add_special_tokens=False).ids) == length]:
+            by_length[length] = texts
+    return by_length
 
 
 @dataclass
 class Result:
-    """What is known of one contender.
-
-    Args:
-        contender: who it is.
-        facts: "megabytes", "parameters", "dim", "startup_seconds", "peak_megabytes"; "sts_spearman" where asked for.
-        rounds: by number of threads, what `contender.one_round` gave each time.
-    """
+    """What is known of one contender."""
 
     contender: Contender
-    facts: dict[str, Any]
+    costs: Timed
     rounds: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    """By number of threads, what `speed_worker.one_round` gave each time."""
+
+    def summarize(self, texts: dict[str, Any], skipped: dict[str, str]) -> None:
+        """Turn rounds into figures; what took too long to measure is listed in `skipped`."""
+        for threads, rounds in self.rounds.items():
+            latency = [milliseconds for one in rounds for milliseconds in one["latency_ms"]]
+            p50, p99 = (float(percentile) for percentile in np.percentile(latency, [50, 99]))
+            medians: dict[str, dict[int, float]] = {}
+            for by, what, wanted in (
+                ("by_batch", "sentences per call", texts["batch_sizes"]),
+                ("by_length", "tokens per sentence", texts["by_length"]),
+            ):
+                kept = [key for key in wanted if all(str(key) in one[by] for one in rounds)]
+                medians[by] = {int(key): statistics.median(one[by][str(key)] for one in rounds) for key in kept}
+                if missing := [str(key) for key in wanted if key not in kept]:
+                    skipped[f"{self.contender.name}, threads {threads}: {', '.join(missing)} {what}"] = (
+                        f"one call would take over {LONGEST_S:.0f} s"
+                    )
+            self.costs.threads[threads] = Rates(**medians, latency_ms=Latency(p50, p99))
 
 
-class Race:
-    """All contenders with one number of threads: their processes live at once, and idle while it is not their turn."""
+def _race(
+    results: dict[str, Result], threads: int, rounds: int, texts: Path, skipped: dict[str, str], *, with_pairs: bool
+) -> None:
+    """Start all contenders, let them take turns, and end them; one that fails is moved to `skipped`."""
+    workers: dict[str, Worker] = {}
 
-    def __init__(self, results: Sequence[Result], found: Field, threads: int, texts: Path) -> None:
-        """Who takes part.
+    def start(result: Result) -> None:
+        worker = stack.enter_context(Worker(replace(result.contender, threads=threads), texts))
+        workers[result.contender.name] = worker
+        result.costs.dim, result.costs.startup_seconds = worker.dim, worker.startup_seconds
 
-        Args:
-            results: what is measured is added.
-            found: who fails is skipped there, with the reason, and takes no further part.
-            threads: how many each may use.
-            texts: file of what they encode.
-        """
-        self._results = results
-        self._found = found
-        self._threads = threads
-        self._texts = texts
-        self._workers: dict[str, Worker] = {}
+    def measure(result: Result) -> None:
+        answer = workers[result.contender.name].ask(len(result.rounds.setdefault(threads, [])))
+        result.costs.peak_megabytes = answer.pop("peak_megabytes")
+        result.rounds[threads].append(answer)
 
-    def run(self, rounds: int, *, with_pairs: bool) -> None:
-        """Start all, let them take `rounds` turns, and `with_pairs` score the pairs once; then end all."""
-        plural = "thread" if self._threads == 1 else "threads"
-        turns = len(self._results) * (1 + rounds + with_pairs)
-        with ExitStack() as stack, progress.task(f"{self._threads} {plural}", turns, "turns") as advance:
+    def score(result: Result) -> None:
+        result.costs.sts_spearman = workers[result.contender.name].ask("sts")["sts_spearman"]
 
-            def each(turn: Callable[[Result], None]) -> None:
-                for result in self._results:
-                    self._take(turn, result)
-                    advance(1, result.contender.name)
-
-            each(lambda result: self._start(result, stack))
-            for number in range(rounds):
-                each(lambda result, number=number: self._measure(result, number))  # type: ignore[misc]
-            if with_pairs:
-                each(self._score)
-
-    def _take(self, turn: Callable[[Result], None], result: Result) -> None:
-        if result.contender.name in self._found.skipped:
-            return
-        try:
-            turn(result)
-        except UserError as error:
-            self._found.skipped[result.contender.name] = str(error)
-
-    def _start(self, result: Result, stack: ExitStack) -> None:
-        worker = stack.enter_context(Worker(result.contender, self._threads, self._texts))
-        self._workers[result.contender.name] = worker
-        result.facts.update(worker.facts)
-
-    def _measure(self, result: Result, number: int) -> None:
-        answer = self._workers[result.contender.name].ask(number)
-        result.facts["peak_megabytes"] = answer["peak_megabytes"]
-        result.rounds.setdefault(self._threads, []).append(answer)
-
-    def _score(self, result: Result) -> None:
-        result.facts["sts_spearman"] = self._workers[result.contender.name].ask("spearman")
-
-
-# A contender's process, seen from the command that times it.
-
-_MODULE = "sentence_distill.student.contender"
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+    turns: list[Callable[[Result], None]] = [start, *[measure] * rounds, *[score] * with_pairs]
+    title = f"{threads} thread{'s' if threads > 1 else ''}"
+    with ExitStack() as stack, progress.task(title, len(turns) * len(results), "turns") as advance:
+        for turn in turns:
+            for name, result in list(results.items()):
+                try:
+                    turn(result)
+                except UserError as error:
+                    skipped[name] = str(error)
+                    del results[name]
+                advance(1, name)
 
 
 class Worker:
-    """A process that runs one contender and idles while it is not asked; a context manager, which ends it.
+    """A process that runs one contender and idles while it is not asked; a context manager, which ends it."""
 
-    Attributes:
-        facts: "dim", and "startup_seconds" from the start of `python` to the first vector.
-    """
-
-    def __init__(self, contender: Contender, threads: int, texts: Path) -> None:
+    def __init__(self, contender: Contender, texts: Path) -> None:
         """Start the process and wait for its first vector.
 
         Args:
             contender: what to run.
-            threads: how many it may use.
             texts: JSON file of what it will encode.
 
         Raises:
             UserError: the model could not be loaded.
         """
-        spec = {**contender.spec(), "threads": threads, "texts": str(texts)}
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", **dict.fromkeys(_THREADS, str(threads))}
+        variables = dict.fromkeys(_THREADS, str(contender.threads))
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         started = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE, json.dumps(spec)],
+            [sys.executable, "-m", "sentence_distill.student.speed_worker", contender.to_json(), str(texts)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=environment,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **variables},
         )
         try:
-            self.facts = self._answer()
+            self.dim = int(self._answer()["dim"])
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
-        self.facts["startup_seconds"] = time.perf_counter() - started
+        self.startup_seconds = time.perf_counter() - started
 
-    def ask(self, request: int | str) -> Any:
-        """Have it measure, see `contender.main`.
+    def ask(self, request: int | str) -> dict[str, Any]:
+        """Let it measure, see `speed_worker.main`.
 
         Raises:
             UserError: the process is gone; with the last thing that it said.
         """
         assert self._process.stdin is not None
-        # Of a process that is gone, what it said is read below.
+        # If the process is gone, what it said is read below.
         with suppress(BrokenPipeError):
             print(json.dumps(request), file=self._process.stdin, flush=True)
         return self._answer()
 
-    def _answer(self) -> Any:
+    def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         if line := self._process.stdout.readline():
-            return json.loads(line)
+            return json.loads(line)  # type: ignore[no-any-return]
         code = self._process.wait()
         if code < 0:
             raise UserError(f"its process was ended by signal {-code}; is memory short?")
@@ -166,152 +299,10 @@ class Worker:
         said = self._errors.read().strip().splitlines() or [f"its process ended with code {code}"]
         raise UserError(said[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: "))
 
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
     def __enter__(self) -> "Worker":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-# What a model costs: sentences a second, latency, start-up, memory and size, beside what a user would pick instead.
-
-_PEERS = ("model2vec", "onnxruntime", "scikit-learn")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeedConfig:
-    """How speed is measured."""
-
-    threads: tuple[int, ...]
-    """Numbers of threads, ascending; each contender is started anew for each."""
-    rounds: int = 3
-    """In each round all contenders take turns; the median counts."""
-    batch_sizes: tuple[int, ...] = (1, 8, 32, 128, 512)
-    """Sentences of a call, ascending."""
-
-
-def measure_speed(
-    models: Sequence[tuple[str, Located]],
-    sentences: Sequence[str],
-    *,
-    teacher: str | None,
-    pairs: Examples | None,
-    config: SpeedConfig,
-) -> dict[str, Any]:
-    """Time models and what else is here, each in a process of its own, all with the same sentences.
-
-    Args:
-        models: as the user named them, and what `find_model` found.
-        sentences: from which all calls are cut.
-        teacher: see `open_teacher`.
-        pairs: sentence pairs with human scores; quality stands beside speed then.
-        config: threads, rounds, batch sizes.
-
-    Returns:
-        What speed.json holds; docs/evaluation.md says what each figure is.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        workdir = Path(temporary)
-        found = gather(models, teacher, workdir)
-        make_peers(found, sentences)
-        texts = _texts(models, sentences, pairs, config, found)
-        file = workdir / "texts.json"
-        file.write_text(json.dumps(texts), encoding="utf-8")
-        results = _sizes(found)
-        for threads in config.threads:
-            # Quality does not depend on threads: it is measured once, with the most.
-            with_pairs = pairs is not None and threads == config.threads[-1]
-            Race(results, found, threads, file).run(config.rounds, with_pairs=with_pairs)
-        contenders = {
-            result.contender.name: _summary(result, texts, found)
-            for result in results
-            if result.contender.name not in found.skipped
-        }
-    return {
-        "environment": environment((*PACKAGES, *_PEERS)),
-        "sentences": len(sentences),
-        "rounds": config.rounds,
-        "threads": list(config.threads),
-        "sts_pairs": None if pairs is None else len(pairs.labels),
-        "contenders": contenders,
-        "skipped": found.skipped,
-    }
-
-
-def _sizes(found: Field) -> list[Result]:
-    """The contenders with their sizes; one whose files can't be read is skipped."""
-    results = []
-    for contender in found.contenders:
-        try:
-            sizes = {"parameters": parameters_of(contender, found), "megabytes": megabytes(contender.folder)}
-            results.append(Result(contender, sizes))
-        except UserError as error:
-            found.skipped[contender.name] = str(error)
-    return results
-
-
-def _texts(
-    models: Sequence[tuple[str, Located]],
-    sentences: Sequence[str],
-    pairs: Examples | None,
-    config: SpeedConfig,
-    found: Field,
-) -> dict[str, Any]:
-    """What all contenders encode."""
-    from tokenizers import Tokenizer
-
-    texts: dict[str, Any] = {"sentences": list(sentences), "batch_sizes": config.batch_sizes, "by_length": {}}
-    name, located = models[0]
-    if (tokenizer := next(located.folder.rglob("tokenizer.json"), None)) is None:
-        found.skipped["speed by length"] = f"{name} has no tokenizer.json to cut sentences with"
-    else:
-        try:
-            texts["by_length"] = cut_to_lengths(Tokenizer.from_file(str(tokenizer)), sentences)
-        # tokenizers raises nothing more precise; the measurement goes on without this.
-        except Exception as error:
-            found.skipped["speed by length"] = f"{tokenizer} can't be read ({error})"
-    if pairs is not None:
-        first, second = (list(column) for column in pairs.texts)
-        texts["pairs"] = {"first": first, "second": second, "scores": [float(score) for score in pairs.labels]}
-    return texts
-
-
-def _summary(result: Result, texts: dict[str, Any], found: Field) -> dict[str, Any]:
-    """A contender's figures; what took too long to measure is listed in `found.skipped`."""
-    contender = result.contender
-    threads = {}
-    for number, rounds in result.rounds.items():
-        latency = [milliseconds for one in rounds for milliseconds in one["latency_ms"]]
-        threads[str(number)] = {
-            **{by: _medians([one[by] for one in rounds]) for by in ("by_batch", "by_length")},
-            "latency_ms": {"p50": float(np.percentile(latency, 50)), "p99": float(np.percentile(latency, 99))},
-        }
-        for by, what, wanted in (
-            ("by_batch", "sentences a call", texts["batch_sizes"]),
-            ("by_length", "tokens a sentence", texts["by_length"]),
-        ):
-            if missing := [str(key) for key in wanted if str(key) not in threads[str(number)][by]]:
-                found.skipped[f"{contender.name}, threads {number}: {', '.join(missing)} {what}"] = (
-                    f"one call would take over {LONGEST_S:.0f} s"
-                )
-    return {
-        "model": contender.model,
-        "runner": contender.runner,
-        "precision": contender.precision,
-        "threads": threads,
-        **result.facts,
-    }
-
-
-def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The median of each rate; one that a round left out as too slow is left out."""
-    kept = [key for key in rounds[0] if all(key in one for one in rounds)]
-    return {key: statistics.median(one[key] for one in rounds) for key in kept}
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()

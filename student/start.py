@@ -78,7 +78,7 @@ def initial_words(distillation: dict[str, Any], folder: Path) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """A student to begin with.
 
     Attributes:
@@ -94,7 +94,7 @@ class Start:
     weights: list[str]
 
     @classmethod
-    def load(cls, init: str) -> "Start | None":
+    def load(cls, init: str) -> "WarmStart | None":
         """The student that `--init` names; None where it names a way to draw new weights.
 
         Raises:

@@ -9,7 +9,7 @@ from torch.nn import functional
 from sentence_distill.data.errors import UserError
 from sentence_distill.student.config import TrainConfig
 from sentence_distill.student.dataset import Batch
-from sentence_distill.student.distributed import Ranks
+from sentence_distill.student.distributed import ProcessGroup
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.losses import distillation_loss
 
@@ -41,12 +41,14 @@ class Stepper:
         pieces: parts in which a process computes its share of a batch; doubled whenever memory runs out.
     """
 
-    def __init__(self, encoder: StudentEncoder, config: TrainConfig, precision: torch.dtype, ranks: Ranks) -> None:
+    def __init__(
+        self, encoder: StudentEncoder, config: TrainConfig, precision: torch.dtype, group: ProcessGroup
+    ) -> None:
         self.encoder = encoder
         self.pieces = 1
         self._config = config
         self._precision = precision
-        self._ranks = ranks
+        self._group = group
 
     def gradient(self, batch: Batch, step: int) -> tuple[torch.Tensor, Words]:
         """Compute the gradient of a batch's loss, this process's part of it.
@@ -64,11 +66,11 @@ class Stepper:
         """
         words = self._words(batch.input_ids, step)
         targets = self._move(batch.targets).float()
-        share = torch.arange(len(targets), device=targets.device)[self._ranks.share]
+        share = torch.arange(len(targets), device=targets.device)[self._group.share]
         # In a list of its own, so that the graph of a pass that ran out of memory can be let go of.
         vectors = [self._forward(words, share)]
         leaf = vectors[0].detach().requires_grad_()
-        whole = self._ranks.gather(leaf, len(targets))
+        whole = self._group.gather(leaf, len(targets))
         loss = distillation_loss(whole.split(self.encoder.config.target_dims, dim=1), targets, self._config)
         (loss.sum() / self._config.batch_size).backward()
         self._backward(words, share, vectors, leaf.grad)
@@ -76,9 +78,9 @@ class Stepper:
 
     def _move(self, tensor: torch.Tensor) -> torch.Tensor:
         """To the device of the run, without a wait for what it is computing."""
-        if self._ranks.device.type != "cuda":
+        if self._group.device.type != "cuda":
             return tensor
-        return tensor.pin_memory().to(self._ranks.device, non_blocking=True)
+        return tensor.pin_memory().to(self._group.device, non_blocking=True)
 
     def _words(self, input_ids: torch.Tensor, step: int) -> Words:
         # On the CPU, where the size of the result is known without a wait for the device.
@@ -140,7 +142,7 @@ class Stepper:
                 "a single sentence does not fit into memory; take a smaller --hidden or fewer --layers"
             ) from error
         self.pieces *= 2
-        if self._ranks.device.type == "cuda":
+        if self._group.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _vectors(self, words: Words, share: torch.Tensor) -> torch.Tensor:

@@ -1,47 +1,57 @@
-"""A teacher fine-tuned on a task."""
+"""A teacher fine-tuned on a task, and its logits for task-specific distillation."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
 
+from sentence_distill.data import progress
+from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.glue import Task
+from sentence_distill.data.hashing import bytes_hash
+from sentence_distill.data.labelled import FIELDS, json_line, synthetic_examples
+from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
-from sentence_distill.pipeline.files import system_errors
+from sentence_distill.pipeline.config import EmbedConfig
+from sentence_distill.pipeline.embed import embed_corpus
+from sentence_distill.pipeline.files import lock_folder, replacing, system_errors, write_json
 from sentence_distill.pipeline.load import (
     LOADING_ERRORS,
     Located,
     load_tokenizer,
     require_vocabulary,
-    separator_tokens,
     special_tokens,
     unusable,
 )
+from sentence_distill.pipeline.pairs import separator_tokens
 from sentence_distill.pipeline.teacher_folder import read_folder
-from sentence_distill.student.finetune import ExampleTokens, Padded
+from sentence_distill.student.config import LOOP
+from sentence_distill.student.files import FINETUNED_TEACHER
+from sentence_distill.student.fit import ExampleTokens, Fitter, Padded
+from sentence_distill.student.task_data import Labelled, Outcome, TaskData, TeacherRecord, from_logits
 
 _MOST_TOKENS = 256
-# Before, between and behind a pair, at most.
+# Before, between and after a pair, at most.
 _SPECIAL_TOKENS = 4
+# Maximum words of an example; what the teacher can't hold is rejected by its tokens.
+_MOST_WORDS = 1000
+_SHARD_ROWS = 8192
+_MOST_COPIES = 20
 
 
 class TeacherClassifier(nn.Module):
-    """A pre-trained transformer under the head that transformers puts on it; pairs are read as one text.
-
-    Attributes:
-        model: a `…ForSequenceClassification`.
-    """
+    """A pre-trained transformer under the head that transformers puts on it; pairs are read as one text."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        """Put a model and its tokenizer together.
-
-        Args:
-            model: see the class.
-            tokenizer: transformers' fast tokenizer, which is saved with the model.
-        """
+        """Put a `…ForSequenceClassification` and transformers' fast tokenizer, which is saved with it, together."""
         super().__init__()
         self.model = model
         self._tokenizer = tokenizer
@@ -110,7 +120,7 @@ class TeacherClassifier(nn.Module):
         )
 
     def forward(self, batch: Padded) -> torch.Tensor:
-        """Logits, float[b, outputs]."""
+        """Return logits, float[b, outputs]."""
         assert batch.first is not None
         places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
         inputs = {"input_ids": batch.input_ids, "attention_mask": (places < batch.lengths[:, None]).long()}
@@ -119,14 +129,19 @@ class TeacherClassifier(nn.Module):
         return self.model(**inputs).logits  # type: ignore[no-any-return]
 
     def pretrained(self) -> list[nn.Parameter]:
-        """The encoder's weights."""
+        """Return the encoder's weights."""
         return list(self.model.base_model.parameters())
 
-    def save(self, folder: Path) -> None:
-        """Write it as transformers does; `sd embed --teacher` takes the folder."""
+    def save(self, folder: Path, task: Task, outcome: Outcome) -> None:
+        """Write the model as transformers does, and its record; `sd embed --teacher` takes the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        before = {path.name for path in folder.iterdir()}
         with system_errors(folder):
             self.model.save_pretrained(folder)
             self._tokenizer.save_pretrained(folder)
+        files = tuple(sorted({path.name for path in folder.iterdir()} - before))
+        record = TeacherRecord(task=task.name, files=files, **msgspec.structs.asdict(outcome))
+        write_json(folder / FINETUNED_TEACHER, msgspec.to_builtins(record))
 
 
 def _cut_longest_first(first: Tokens, second: Tokens, most: int) -> tuple[Tokens, Tokens]:
@@ -143,25 +158,100 @@ def _cut_longest_first(first: Tokens, second: Tokens, most: int) -> tuple[Tokens
     )
 
 
-def mask_token(folder: Path) -> str:
-    """What stands for a masked word in a saved teacher's vocabulary; for an unknown one, where it knows no mask."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return str(tokenizer.mask_token or tokenizer.unk_token)
-
-
-def longest_text(folder: Path) -> int:
-    """The most tokens of an example that a saved teacher embeds, special ones not counted."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    # What sd embed takes of a teacher ends where its tokenizer would cut.
-    cut = int(AutoTokenizer.from_pretrained(folder, local_files_only=True).model_max_length)
-    return min(most_tokens(AutoConfig.from_pretrained(folder, local_files_only=True)), cut) - _SPECIAL_TOKENS
-
-
 def most_tokens(config: Any) -> int:
-    """The most tokens of an example, special ones counted, by a model's configuration."""
-    # RoBERTa-like models start their positions behind the padding id; XLNet's and T5's have no end.
+    """Return the maximum tokens of an example, special ones counted, by a model's configuration."""
+    # RoBERTa-like models start their positions after the padding id; XLNet's and T5's have no end.
     positions = int(getattr(config, "max_position_embeddings", None) or -1)
     return min(_MOST_TOKENS, positions - 2) if positions > 0 else _MOST_TOKENS
+
+
+@dataclass(frozen=True)
+class TaskTeacher:
+    """A teacher that is fine-tuned on tasks, each in a folder of its own; what is there already is not done again.
+
+    Of several runs that need the same folder one makes what is missing, and the others wait for it.
+    """
+
+    located: Located
+    """The pre-trained teacher."""
+    folder: Path
+    """Where the tasks' folders go."""
+    fitter: Fitter
+    synthetic: int
+    """Approximate number of augmented examples of a task. Each of its own examples has the same number of copies, at
+    most 20, as in Tang et al."""
+
+    def finetuned(self, data: TaskData, seed: int) -> tuple[Path, Outcome]:
+        """Return the folder of the teacher fine-tuned on a task, and its scores on dev.
+
+        Args:
+            data: the task.
+            seed: seed of the head, the order of examples and dropout.
+        """
+        with self._held(data, seed) as place:
+            folder = place / "teacher"
+            with suppress(FileNotFoundError):
+                return folder, msgspec.json.decode((folder / FINETUNED_TEACHER).read_bytes(), type=Outcome)
+            start = partial(TeacherClassifier.load, self.located, data.task, seed)
+            model, outcome = self.fitter.fit(start, data, seed=seed, label="teacher")
+            model.save(folder, data.task, outcome)
+            return folder, outcome
+
+    def logits(self, data: TaskData, seed: int) -> Labelled:
+        """Return the task's text and augmented copies of it, with the fine-tuned teacher's logits as targets.
+
+        Args:
+            data: the task.
+            seed: seed of the teacher and of augmentation.
+        """
+        from transformers import AutoConfig, AutoTokenizer
+
+        teacher, _ = self.finetuned(data, seed)
+        tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
+        # `sd embed` takes no more of a text than the tokenizer would keep.
+        longest = most_tokens(AutoConfig.from_pretrained(teacher, local_files_only=True))
+        columns = tuple(list(column) for column in data.train.texts)
+        copies = min(_MOST_COPIES, -(-self.synthetic // len(columns[0])))
+        text, shards = teacher.parent / f"text-{copies}.jsonl", teacher.parent / f"logits-{copies}"
+        with self._held(data, seed):
+            with replacing(text) as file:
+                for example in zip(*columns, strict=True):
+                    file.write(json_line(example))
+                mask = str(tokenizer.mask_token or tokenizer.unk_token)
+                for example in synthetic_examples(columns, copies=copies, mask=mask, seed=seed):
+                    file.write(json_line(example))
+            embed_corpus(
+                corpus=Corpus.open([str(text)], format="jsonl", text_column=",".join(FIELDS[len(columns)])),
+                located=Located(teacher, f"{self.located.name} fine-tuned on {data.task.name}"),
+                config=EmbedConfig(
+                    out=str(shards),
+                    rules=SentenceRules(split=False, min_words=1, max_words=_MOST_WORDS),
+                    shard_rows=_SHARD_ROWS,
+                    max_tokens=min(longest, int(tokenizer.model_max_length)) - _SPECIAL_TOKENS,
+                    dtype="float32",
+                    device=str(self.fitter.device),
+                    precision="bf16" if self.fitter.precision == torch.bfloat16 else "fp32",
+                ),
+            )
+        return from_logits(shards, data)
+
+    @contextmanager
+    def _held(self, data: TaskData, seed: int) -> Iterator[Path]:
+        """Hold the folder of a task for this process alone."""
+        place = self.place(data, seed)
+        place.mkdir(parents=True, exist_ok=True)
+        message = f"{data.task.name}: another run makes its teacher in {place}; waiting for it"
+        with lock_folder(place, wait=True, waiting=lambda: progress.log(message)):
+            yield place
+
+    def place(self, data: TaskData, seed: int) -> Path:
+        """Return the folder of a task, named after all that its teacher depends on, so that nothing in it is stale."""
+        identity = {
+            "teacher": self.located.name,
+            "weights": self.located.weights_hashes(),
+            "seed": seed,
+            "finetuning": {**asdict(self.fitter.config), "loop": LOOP},
+            "computed": f"{self.fitter.precision} on {self.fitter.device.type}",
+            "data": data.hash,
+        }
+        return self.folder / f"{data.task.name}-{bytes_hash(json.dumps(identity).encode())[:8]}"

@@ -1,9 +1,7 @@
-"""Train a student on shards."""
+"""Train a student on shards: stage two."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
@@ -11,122 +9,170 @@ from safetensors.torch import load_file
 
 from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.data.options import command_line
 from sentence_distill.data.progress import Advance
 from sentence_distill.data.tokenization import TextTokenizer
+from sentence_distill.pipeline.files import lock_folder, made_folder
+from sentence_distill.pipeline.hardware import TRAINING, pick_precision
 from sentence_distill.pipeline.manifest import require_vectors
-from sentence_distill.pipeline.processes import keep_freed_memory
 from sentence_distill.pipeline.records import TOKENIZER, WORD_EMBEDDINGS, as_dict
-from sentence_distill.student.checkpoint import Checkpoints, State
-from sentence_distill.student.config import StudentConfig, TrainConfig, default_held_out
+from sentence_distill.student.checkpoint import Checkpoints, TrainingState, remove_earlier, remove_unused, resumes
+from sentence_distill.student.config import SIZES, StudentConfig, TrainConfig, default_held_out
 from sentence_distill.student.dataset import Batch, LostShardError, ShardStream
-from sentence_distill.student.distributed import LostRankError, Ranks
+from sentence_distill.student.distributed import LostProcessError, ProcessGroup
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.files import shards_place
-from sentence_distill.student.log import Meter, TrainingLog
+from sentence_distill.student.log import Meter, TrainingLog, summary_writer
 from sentence_distill.student.metrics import SCORES, fidelity, public_targets
 from sentence_distill.student.model import Student, encode_tokens, save_student
 from sentence_distill.student.optim import Optimizer, learning_rate
-from sentence_distill.student.start import Start, initial_embeddings
+from sentence_distill.student.records import Distillation, read_distillation
+from sentence_distill.student.start import WarmStart, initial_embeddings
 from sentence_distill.student.step import Stepper
-
-
-class HeldOut:
-    """Sentences that are never trained on."""
-
-    def __init__(self, stream: ShardStream) -> None:
-        """Read them.
-
-        Raises:
-            UserError: they are too few.
-        """
-        self._tokens, self._targets = stream.held_out()
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def scores(self, encoder: StudentEncoder, ranks: Ranks) -> dict[str, float]:
-        """Fidelity of the student (see `fidelity`), the same for all processes.
-
-        One measures and tells the others, so that all take the same decision: another machine might round otherwise.
-
-        Raises:
-            LostRankError: another process is gone.
-        """
-        scores = torch.zeros(len(SCORES), dtype=torch.float64, device=ranks.device)
-        if ranks.main:
-            dim, normalize = encoder.config.target_dims[-1], encoder.config.normalize
-            targets = public_targets(self._targets, dim, normalize=normalize)
-            found = fidelity(encode_tokens(encoder, self._tokens), targets)
-            scores.copy_(torch.tensor([found[name] for name in SCORES]))
-        ranks.sum([scores])
-        return dict(zip(SCORES, scores.tolist(), strict=True))
-
-
-# Stage two: the student learns the teacher's vectors from the shards.
 
 LOG_EVERY = 50
 # Processes tell each other of the clock and of a request to stop; it costs a wait for the device.
 _AGREE_EVERY = 10
 
 
+def train_student(config: TrainConfig | None = None, /, **options: Any) -> Distillation | None:
+    """Train a student on the shards of `sd embed`, and write it to a folder.
+
+    Args:
+        config: the options; or give them by name, as in `train_student(shards="shards", size="small")`.
+        **options: fields of `TrainConfig`.
+
+    Returns:
+        The record of the student; None in processes other than the first one of a distributed run.
+
+    Raises:
+        UserError: an option does not fit, or the run can't begin or was stopped.
+    """
+    if config is None:
+        known = {field.name for field in fields(TrainConfig)}
+        if unknown := options.keys() - known:
+            raise UserError(f"train_student has no option {min(unknown)!r}; it takes {', '.join(sorted(known))}")
+        config = TrainConfig(**options)
+    elif options:
+        config = replace(config, **options)
+    return open_training(config).complete()
+
+
+def open_training(config: TrainConfig) -> "Trainer":
+    """Check the options and the folders of a run, and build its student; nothing is written.
+
+    Raises:
+        UserError: an option does not fit, or a folder holds something else.
+    """
+    if ":/" in str(config.shards):
+        raise UserError(
+            f"{config.shards} is a URL, and shards are mapped into memory; copy them to a local folder first"
+        )
+    resuming = resumes(config.out, resume=config.resume, overwrite=config.overwrite)
+    trainer = Trainer(config)
+    trainer.resuming = resuming
+    return trainer
+
+
+def student_shape(config: TrainConfig, start: WarmStart | None) -> StudentConfig:
+    """Return the shape of the student that a run trains.
+
+    Raises:
+        UserError: the shards are not usable, or the start has another shape than the options ask for.
+    """
+    fingerprint = require_vectors(config.shards).fingerprint
+    names = (*SIZES["base"], "pooling")
+    shape: dict[str, Any] = dict(SIZES.get(config.size or "", {}))
+    shape |= {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    if start is None:
+        shape = {**SIZES["base"], **shape}
+    else:
+        for name, value in shape.items():
+            if value != start.shape[name]:
+                raise UserError(
+                    f"--{name.replace('_', '-')} would be {value}, and that of {start.name} is {start.shape[name]}; "
+                    "leave out --size and what changes it, or begin with --init pca"
+                )
+        shape = start.shape
+    layers = len(config.target_layers or fingerprint.layers)
+    return StudentConfig(
+        vocabulary=fingerprint.vocabulary,
+        target_dims=(fingerprint.layer_dim,) * layers,
+        # Without the squared error the length of the student's vectors is open, so they get length 1.
+        normalize=fingerprint.normalize or not config.mse,
+        **shape,
+    )
+
+
+class HeldOutSet:
+    """Sentences that are never trained on."""
+
+    def __init__(self, stream: ShardStream) -> None:
+        self._tokens, self._targets = stream.held_out()
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def scores(self, encoder: StudentEncoder, group: ProcessGroup) -> dict[str, float]:
+        """Measure the student's fidelity (see `fidelity`), the same for all processes.
+
+        One measures and tells the others, so that all take the same decision: another machine might round otherwise.
+
+        Raises:
+            LostProcessError: another process is gone.
+        """
+        scores = torch.zeros(len(SCORES), dtype=torch.float64, device=group.device)
+        if group.main:
+            dim, normalize = encoder.config.target_dims[-1], encoder.config.normalize
+            targets = public_targets(self._targets, dim, normalize=normalize)
+            found = fidelity(encode_tokens(encoder, self._tokens), targets)
+            scores.copy_(torch.tensor([found[name] for name in SCORES]))
+        group.sum([scores])
+        return dict(zip(SCORES, scores.tolist(), strict=True))
+
+
 class Trainer:
     """One training run, or one process's part in it.
 
     Attributes:
-        stop_requested: set it, from a signal handler for one, to stop behind the step that is under way.
+        stop_requested: set it, from a signal handler for one, to stop after the current step.
+        resuming: whether `complete` resumes the run in the folder.
     """
 
-    def __init__(
-        self,
-        *,
-        shards: Path,
-        out: Path,
-        student: StudentConfig,
-        config: TrainConfig,
-        ranks: Ranks,
-        precision: torch.dtype,
-        start: Start | None = None,
-        checkpoint_every: float = 300.0,
-        keep_checkpoints: int = 2,
-    ) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         """Check the shards and build the student with its initial weights.
-
-        Args:
-            shards: a complete folder of shards.
-            out: folder of the student, its checkpoints and its log.
-            student: shape of the student.
-            config: options of the training.
-            ranks: the processes that train together.
-            precision: bfloat16 computes the LSTM under autocast; weights and loss stay float32.
-            start: what `config.init` names, if that is a student.
-            checkpoint_every: seconds between two checkpoints; a kill costs at most this much work.
-            keep_checkpoints: how many stay.
 
         Raises:
             UserError: nothing is left to train on, or the shards do not fit the start.
         """
+        self.command = command_line("train-student", config)
+        self.resuming = self.stop_requested = False
+        self.start = WarmStart.load(config.init)
+        if self.start and config.out.exists() and config.out.samefile(self.start.folder):
+            # A run that is stopped could not be resumed without it.
+            raise UserError(f"{config.out} is the student to begin with, and stays as it is; give another --out")
+        shape = student_shape(config, self.start)
         if config.held_out is None:
-            config = replace(config, held_out=default_held_out(require_vectors(shards).totals.rows))
+            config = replace(config, held_out=default_held_out(require_vectors(config.shards).totals.rows))
         assert config.held_out is not None
-        self.config = config
-        self.out = out
-        self.ranks = ranks
-        self.precision = precision
+        self.config, self.out = config, config.out
+        self.group = ProcessGroup(config.device)
+        if not self.group.main:
+            progress.show_on(progress.Silent())
+        self.precision = pick_precision(config.precision, self.group.device, TRAINING)
         self.stream = ShardStream(
-            shards, held_out=config.held_out, layers=config.target_layers, train_fraction=config.train_fraction
+            config.shards, held_out=config.held_out, layers=config.target_layers, train_fraction=config.train_fraction
         )
-        self.held_out = HeldOut(self.stream)
+        self.held_out = HeldOutSet(self.stream)
         torch.manual_seed(config.seed)
-        self.encoder = StudentEncoder(student)
-        self.tokenizer = TextTokenizer((shards / TOKENIZER).read_text(encoding="utf-8"))
-        self.start = start
-        self._set_initial_weights(shards)
-        self.encoder.to(ranks.device)
+        self.encoder = StudentEncoder(shape)
+        self.tokenizer = TextTokenizer((config.shards / TOKENIZER).read_text(encoding="utf-8"))
+        self._set_initial_weights()
+        self.encoder.to(self.group.device)
         self.optimizer = Optimizer(self.encoder, config)
-        self.stepper = Stepper(self.encoder, config, precision, ranks)
-        self.checkpoints = Checkpoints(out, keep_checkpoints)
-        self.state = State()
-        self.stop_requested = False
+        self.stepper = Stepper(self.encoder, config, self.precision, self.group)
+        self.checkpoints = Checkpoints(config.out, config.keep_checkpoints)
+        self.state = TrainingState()
         self.history: list[dict[str, float]] = []
         per_epoch = (self.stream.steps(config.batch_size, config.seed, epoch) for epoch in range(config.epochs))
         self.steps = min(sum(per_epoch), config.max_steps or 1 << 62)
@@ -134,15 +180,14 @@ class Trainer:
             raise UserError(
                 "no row is left to train on; take a larger corpus, lower --held-out or raise --train-fraction"
             )
-        self._checkpoint_every = checkpoint_every
-        self._loss = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        self._loss = torch.zeros((), dtype=torch.float64, device=self.group.device)
         self._began = self._saved = time.monotonic()
         self._meter = Meter(0)
 
-    def _set_initial_weights(self, shards: Path) -> None:
-        """Those of the start, or the word embeddings that `config.init` asks for beside random weights."""
+    def _set_initial_weights(self) -> None:
+        """Copy those of the start, or draw them and put in the word embeddings that `--init` asks for."""
         if self.start is None:
-            words = load_file(shards / WORD_EMBEDDINGS)["weight"].float()
+            words = load_file(self.config.shards / WORD_EMBEDDINGS)["weight"].float()
             generator, table = torch.Generator().manual_seed(self.config.seed), self.encoder.embedding.weight
             with torch.no_grad():
                 table.copy_(initial_embeddings(self.config.init, words, table.shape[1], generator))
@@ -150,35 +195,69 @@ class Trainer:
             for note in self.start.copy_into(self.encoder, self.tokenizer):
                 progress.log(note)
 
-    def run(self, *, tensorboard: bool = False) -> None:
-        """Train to the end.
+    def complete(self) -> Distillation | None:
+        """Train to the end and write the student; in other processes than the first one, train only.
 
-        Args:
-            tensorboard: write TensorBoard's events.
+        Raises:
+            UserError: see `run`.
+        """
+        if not self.group.main:
+            if self.resuming:
+                self.resume()
+            self.run()
+            return None
+        if self.config.tensorboard:
+            # Before an earlier run is removed for one that can't begin.
+            summary_writer()
+        with made_folder(self.out), lock_folder(self.out):
+            try:
+                self.checkpoints.remove_temporaries()
+                if self.resuming:
+                    self.resume()
+                    progress.log(f"resuming from step {self.state.step:,}")
+                else:
+                    self.checkpoints.remove()
+                    remove_earlier(self.out)
+                parameters = sum(weight.numel() for weight in self.encoder.parameters())
+                progress.log(
+                    f"student: {parameters:,} parameters; {self.steps:,} steps over {self.stream.train_rows:,} "
+                    f"sentences, {len(self.held_out):,} held out; {self.group.size} process(es), on {self.group.device}"
+                )
+                self.run()
+                self.write_student()
+                self.checkpoints.remove()
+            except BaseException:
+                remove_unused(self.out)
+                raise
+        return read_distillation(self.out)
+
+    def run(self) -> None:
+        """Train to the end.
 
         Raises:
             UserError: the loss is no longer finite, a stop was requested, or another process of the run died.
             OSError: a checkpoint could not be written.
         """
-        log = self._open_log(tensorboard) if self.ranks.main else None
+        log = self._open_log() if self.group.main else None
         self._saved = time.monotonic()
         self._began = self._saved - self.state.seconds
         self._meter = Meter(self.state.sentences)
-        if self.ranks.device.type == "cpu":
-            keep_freed_memory()
         self.encoder.train()
         try:
             with progress.task("train", self._sentences(), "sentences", self.state.sentences) as advance:
-                self.ranks.share_first(list(self.encoder.parameters()))
+                self.group.share_first(list(self.encoder.parameters()))
                 if self.start is not None and not self.state.step:
-                    self._validate_start(self.start)
+                    # The start stays the best so far until a validation is better.
+                    entry = {"step": 0, **self.held_out.scores(self.encoder, self.group)}
+                    progress.log(f"{self.start.name}, before training: held-out cosine {entry['cosine']:.4f}")
+                    self._keep_as_best(entry)
                 self._validate_if_due(log)
                 while not self._finished():
                     self._epoch(advance, log)
             # What is left is to write the student, which a full disk may prevent.
             self.save()
             self.checkpoints.wait()
-        except (LostRankError, LostShardError) as error:
+        except (LostProcessError, LostShardError) as error:
             raise UserError(f"{error}; {self._save_what_is_left()}") from error
         except torch.OutOfMemoryError as error:
             raise UserError(
@@ -189,26 +268,12 @@ class Trainer:
             if log is not None:
                 log.close()
 
-    def _save_what_is_left(self) -> str:
-        """Save the last whole step, which is that of all processes, from whichever of them is left; say so."""
-        if not self.state.step:
-            return "no step was done yet"
-        self._write_checkpoint()
-        self.checkpoints.wait()
-        return f"stopped at step {self.state.step:,}; the same command resumes from there"
-
-    def best_student(self) -> tuple[Student, dict[str, float]]:
-        """The student of the best validation and its entry of the history; for the main process, which wrote it."""
-        best = self.checkpoints.best()
-        self.encoder.load_state_dict(best["model"])
-        return Student(self.encoder.cpu(), self.tokenizer), best["entry"]
-
-    def _open_log(self, tensorboard: bool) -> TrainingLog:
+    def _open_log(self) -> TrainingLog:
         validated = int(self.history[-1]["step"]) if self.history else 0
-        return TrainingLog(self.out, step=self.state.step, validated=validated, tensorboard=tensorboard)
+        return TrainingLog(self.out, step=self.state.step, validated=validated, tensorboard=self.config.tensorboard)
 
     def _sentences(self) -> int | None:
-        """How many there are to train on if patience does not end the run before; None where a clock ends it."""
+        """Count those to train on if patience does not end the run before; None if a clock ends it."""
         if self.config.max_time is not None:
             return None
         whole = self.config.epochs * self.stream.train_rows
@@ -223,26 +288,30 @@ class Trainer:
         )
 
     def _epoch(self, advance: Advance, log: TrainingLog | None) -> None:
-        for batch in self._meter.waiting(self._batches()):
+        """Train on the rest of the current epoch."""
+        config, state = self.config, self.state
+        batches = self.stream.batches(
+            batch_size=config.batch_size, seed=config.seed, epoch=state.epoch, skip=state.step_in_epoch
+        )
+        for batch in self._meter.waiting(batches):
             loss, norm = self._step(batch)
-            advance(len(loss), self._report(loss, norm, log) if self.state.step % LOG_EVERY == 0 else "")
+            advance(len(loss), self._report(loss, norm, log) if state.step % LOG_EVERY == 0 else "")
             stop = self._agree()
             self._validate_if_due(log)
-            self._save_or_stop(stop)
+            self.checkpoints.check()
+            if stop:
+                self.save()
+                self.checkpoints.wait()
+                raise UserError(
+                    f"stopped at step {state.step:,} of {self.steps:,}; the same command resumes from there"
+                )
+            if time.monotonic() - self._saved >= config.checkpoint_every:
+                self.save()
             if self._finished():
                 return
-        self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
+        state.epoch, state.step_in_epoch = state.epoch + 1, 0
         if self._validate_if_due(log):
             self.save()
-
-    def _batches(self) -> Iterator[Batch]:
-        """The rest of the current epoch."""
-        return self.stream.batches(
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            epoch=self.state.epoch,
-            skip=self.state.step_in_epoch,
-        )
 
     def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Train on a batch: the loss of each sentence, and the norm of the gradient."""
@@ -253,9 +322,9 @@ class Trainer:
             progress.log(f"memory ran out; a batch is computed in {self.stepper.pieces} pieces from now on")
         weights = [*self.optimizer.dense, words.rows]
         for weight in weights:
-            # A process whose share of a small batch is empty.
+            # A process whose rows of a small batch are none.
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        self.ranks.sum([weight.grad for weight in weights if weight.grad is not None])
+        self.group.sum([weight.grad for weight in weights if weight.grad is not None])
         done = (state.step + 1) / (self.steps + 1)
         if config.max_time is not None:
             done = max(done, min(1.0, state.seconds / config.max_time))
@@ -268,19 +337,19 @@ class Trainer:
         return loss, norm
 
     def _agree(self) -> bool:
-        """Let all processes know the same of the clock and of a request to stop; whether there is one."""
-        if self.ranks.size > 1 and self.state.step % _AGREE_EVERY:
+        """Let all processes know the same of the clock and of a request to stop; return whether there is one."""
+        if self.group.size > 1 and self.state.step % _AGREE_EVERY:
             return False
         seconds = time.monotonic() - self._began
-        told = torch.tensor([seconds if self.ranks.main else 0.0, float(self.stop_requested)])
-        if self.ranks.size > 1:
-            told = told.to(self.ranks.device)
-            self.ranks.sum([told])
+        told = torch.tensor([seconds if self.group.main else 0.0, float(self.stop_requested)])
+        if self.group.size > 1:
+            told = told.to(self.group.device)
+            self.group.sum([told])
         self.state.seconds, stops = told.tolist()
         return stops > 0
 
     def _report(self, loss: torch.Tensor, norm: torch.Tensor, log: TrainingLog | None) -> str:
-        """Log the step that was done; what the progress bar shows of it."""
+        """Log the last step; return what the progress bar shows of it."""
         self._require_finite(torch.stack([loss.mean(), norm]))
         rates = self._meter.rates(self.state.sentences)
         values = {
@@ -305,36 +374,16 @@ class Trainer:
                 f"{self.optimizer.rate:.2g}); begin again with a lower --learning-rate, --overwrite"
             )
 
-    def _save_or_stop(self, stop: bool) -> None:
-        self.checkpoints.check()
-        if stop:
-            self.save()
-            self.checkpoints.wait()
-            raise UserError(
-                f"stopped at step {self.state.step:,} of {self.steps:,}; the same command resumes from there"
-            )
-        if time.monotonic() - self._saved >= self._checkpoint_every:
-            self.save()
-
     def _validate_if_due(self, log: TrainingLog | None) -> bool:
-        """Validate at the end, and each epoch or so many steps, once each; whether it was time."""
+        """Validate at the end, and each epoch or so many steps, once each, keeping the best weights; say if it was due.
+
+        A run that lost a process after its last step makes up for the validation when it is resumed.
+        """
         config, state = self.config, self.state
         regular = state.step % config.validate_every if config.validate_every else state.step_in_epoch
         if state.sentences == state.validated or (regular and not self._finished()):
             return False
-        self._validate(log)
-        return True
-
-    def _validate_start(self, start: Start) -> None:
-        """Measure what training begins with, which stays the best so far until a validation is better."""
-        entry = {"step": 0, **self.held_out.scores(self.encoder, self.ranks)}
-        progress.log(f"{start.name}, before training: held-out cosine {entry['cosine']:.4f}")
-        self._keep_as_best(entry)
-
-    def _validate(self, log: TrainingLog | None) -> None:
-        """Measure the student on the held-out sentences, and keep its weights if it is the best so far."""
-        state = self.state
-        scores = self.held_out.scores(self.encoder, self.ranks)
+        scores = self.held_out.scores(self.encoder, self.group)
         self._require_finite(torch.tensor([self._loss.item(), scores["cosine"]]))
         entry = {
             "epoch": state.sentences / self.stream.train_rows,
@@ -354,24 +403,60 @@ class Trainer:
         state.worse += 1
         if entry["cosine"] > state.best:
             self._keep_as_best(entry)
+        return True
 
     def _keep_as_best(self, entry: dict[str, float]) -> None:
         self.state.best, self.state.worse = entry["cosine"], 0
-        if self.ranks.main:
+        if self.group.main:
             self.checkpoints.save_best({"model": self.encoder.state_dict(), "entry": entry})
 
+    def best_student(self) -> tuple[Student, dict[str, float]]:
+        """Return the student of the best validation and its entry of the history; for the main process."""
+        best = self.checkpoints.best()
+        self.encoder.load_state_dict(best["model"])
+        return Student(self.encoder.cpu(), self.tokenizer), best["entry"]
+
+    def write_student(self) -> None:
+        """Write the best student into the run's folder, with its record and card."""
+        student, best = self.best_student()
+        fingerprint, start = as_dict(self.stream.fingerprint), self.start
+        teacher = {name: fingerprint[name] for name in ("teacher", "teacher_weights", "pooling", "normalize")}
+        teacher["layers"] = list(self.config.target_layers or fingerprint["layers"])
+        save_student(
+            self.out,
+            student,
+            {
+                "command": self.command,
+                "teacher": teacher,
+                "corpus": {"rows": self.stream.manifest.totals.rows, "fingerprint": fingerprint},
+                "shards": shards_place(self.config.shards, self.out),
+                "training": self.config.recipe(),
+                **({"start": {"student": start.name, "weights": start.weights}} if start else {}),
+                "history": self.history,
+                "metrics": {"held_out": {**{name: best[name] for name in SCORES}, "rows": len(self.held_out)}},
+            },
+        )
+
     def identity(self) -> dict[str, Any]:
-        """What two runs must share to be the same run; the number of processes is not part of it."""
+        """Return what two runs must share to be the same run; the number of processes is not part of it."""
         student = {f"student {field}": value for field, value in asdict(self.encoder.config).items()}
         shards = {f"shards' {field}": value for field, value in as_dict(self.stream.fingerprint).items()}
         start = {"weights of init": self.start.weights} if self.start else {}
-        return {**student, **asdict(self.config), **start, **shards, "precision": str(self.precision)}
+        return {**student, **self.config.recipe(), **start, **shards, "precision": str(self.precision)}
 
     def save(self) -> None:
         """Let a checkpoint be written, by the first process."""
         self._saved = time.monotonic()
-        if self.ranks.main:
+        if self.group.main:
             self._write_checkpoint()
+
+    def _save_what_is_left(self) -> str:
+        """Save the last whole step, which is that of all processes, from whichever of them is left; say so."""
+        if not self.state.step:
+            return "no step was done yet"
+        self._write_checkpoint()
+        self.checkpoints.wait()
+        return f"stopped at step {self.state.step:,}; the same command resumes from there"
 
     def _write_checkpoint(self) -> None:
         # A gradient that was not finite shows in the weights, and one of them would spoil the run for good.
@@ -389,7 +474,7 @@ class Trainer:
         )
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint.
+        """Restore the newest checkpoint.
 
         Raises:
             UserError: there is none, or it is of another run; the options that differ are named.
@@ -398,15 +483,14 @@ class Trainer:
         if missing := {"identity", "state", "history", "model", "optimizers"} - checkpoint.keys():
             raise UserError(f"the checkpoint in {self.out} is of another version ({missing}); --overwrite begins again")
         # An option that came later is at its default in a run from before.
-        identity = {**asdict(TrainConfig()), **checkpoint["identity"]}
-        if differing := _differing_options(identity, self.identity()):
+        if differing := _differing_options({**TrainConfig().recipe(), **checkpoint["identity"]}, self.identity()):
             raise UserError(
                 f"{self.out} holds a stopped run with other options: {'; '.join(differing)}; give those of that run to "
                 "resume it, or --overwrite begins again"
             )
         self.encoder.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizers"])
-        self.state = State(**checkpoint["state"])
+        self.state = TrainingState(**checkpoint["state"])
         self.history = checkpoint["history"]
         self._loss.fill_(self.state.loss)
 
@@ -416,10 +500,18 @@ _DERIVED = ("student vocabulary", "student target_dims", "student normalize")
 
 
 def _differing_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The options in which two runs differ, as a user gives them; see `Trainer.identity`."""
-    fields = [field for field in sorted(old.keys() | new.keys()) if old.get(field) != new.get(field)]
+    """Name the options in which two runs differ, as a user gives them; see `Trainer.identity`."""
+
+    def shown(value: Any) -> str:
+        if value is None:
+            return "given"
+        if isinstance(value, list | tuple):
+            return ",".join(map(str, value))
+        return {"torch.float32": "fp32", "torch.bfloat16": "bf16"}.get(str(value), str(value))
+
+    differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     options, shards = [], []
-    for field in fields:
+    for field in differing:
         if field.startswith("shards' "):
             name = field.removeprefix("shards' ")
             shards.append(next((part for part in ("corpus", "teacher") if name.startswith(part)), name))
@@ -427,44 +519,8 @@ def _differing_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             options.append("--init names a student with other weights")
         elif field not in _DERIVED:
             option = field.removeprefix("student ").replace("_", "-")
-            options.append(f"--{option} was {_shown(old.get(field))}, not {_shown(new.get(field))}")
+            options.append(f"--{option} was {shown(old.get(field))}, not {shown(new.get(field))}")
     if shards:
         different = ", ".join(dict.fromkeys(shards)).replace("_", " ")
         options.append(f"--shards are not the same: another {different}")
-    return options or [field.removeprefix("student ") for field in fields]
-
-
-def _shown(value: Any) -> str:
-    """An option's value as it is given."""
-    if value is None:
-        return "given"
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return {"torch.float32": "fp32", "torch.bfloat16": "bf16"}.get(str(value), str(value))
-
-
-# From a finished training run to a student's folder.
-
-
-def write_trained(trainer: Trainer, shards: Path) -> dict[str, float]:
-    """Write the best student of a run into its folder; return its held-out scores and over how many rows they are."""
-    student, best = trainer.best_student()
-    scores = {**{name: best[name] for name in SCORES}, "rows": len(trainer.held_out)}
-    fingerprint = as_dict(trainer.stream.fingerprint)
-    teacher = {name: fingerprint[name] for name in ("teacher", "teacher_weights", "pooling", "normalize")}
-    teacher["layers"] = list(trainer.config.target_layers or fingerprint["layers"])
-    start = trainer.start
-    save_student(
-        trainer.out,
-        student,
-        {
-            "teacher": teacher,
-            "corpus": {"rows": trainer.stream.manifest.totals.rows, "fingerprint": fingerprint},
-            "shards": shards_place(shards, trainer.out),
-            "training": asdict(trainer.config),
-            **({"start": {"student": start.name, "weights": start.weights}} if start else {}),
-            "history": trainer.history,
-            "metrics": {"held_out": scores},
-        },
-    )
-    return scores
+    return options or [field.removeprefix("student ") for field in differing]

@@ -13,8 +13,7 @@ _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 _STARTING = Lock()
 
-# OpenMP's threads do not live on in a forked process, where waiting for them would never end.
-os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+_process = os.getpid()
 
 
 def map_on_cores(function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list[_Result]:
@@ -23,6 +22,11 @@ def map_on_cores(function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -
     An LSTM's steps are too small to be split: two batches side by side are a third faster than one after the other on
     two cores. Few tasks are computed one after the other, each on all cores. The caller's own number of threads stays.
     """
+    global _process
+    if os.getpid() != _process:
+        # OpenMP's threads do not live on in a forked process, where waiting for them would never end.
+        _process = os.getpid()
+        torch.set_num_threads(1)
     cores = torch.get_num_threads()
     if cores == 1 or len(tasks) < 2 * cores:
         return [function(task) for task in tasks]

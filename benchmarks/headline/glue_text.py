@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sentence_distill.data.glue import TASKS, GlueFolder, GlueHub, GlueTask, TaskMissing, open_glue
+from sentence_distill.data.glue import TASKS, GlueSource, GlueTask, TaskMissing, open_glue
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     print(f"{options.out}: {len(written):,} sentences")
 
 
-def read(glue: GlueFolder | GlueHub, task: GlueTask, split: str) -> Iterator[str]:
+def read(glue: GlueSource, task: GlueTask, split: str) -> Iterator[str]:
     """The sentences of a split, of all its columns, in one line each; none where it is not there."""
     try:
         texts = glue.load(task, split).texts

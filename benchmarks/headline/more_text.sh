@@ -2,7 +2,7 @@
 # What more text brings: students of a whole corpus, read once, beside those of its first lines (run.sh), on held-out
 # sentences of these lines, which are held out of both. STEPS ends a training early, SIZES picks.
 # With 261,409 articles of English Wikipedia two hours of embedding on two cores, 38 minutes for small; each step goes on
-# where it was stopped. What docs/results.md shows was made by SIZES="tiny small", then by SIZES="base large" STEPS=15625;
+# where it was stopped. What benchmarks/students.md shows was made by SIZES="tiny small", then by SIZES="base large" STEPS=15625;
 # run.sh with EPOCHS=1 then goes on with the same folder. A size that PART lacks is only trained.
 # usage: more_text.sh CORPUS GLUE_DIR WORKDIR PART      (PART: a folder that run.sh filled from the first lines of CORPUS)
 set -eu

@@ -2,8 +2,8 @@
 
 usage: python benchmarks/headline/package.py STUDENT [--name wiki-small] [--glue GLUE_JSON]
 
-The figures are those in STUDENT's folder: sd reduce --float16 and sd eval come before, so that they are of what is
-shipped.
+The figures are those in STUDENT's folder: sd export --format folder --float16 and sd eval come before, so that
+they are of what is shipped.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from sentence_distill import Student
 vectors = Student.load("NAME").encode(["A sentence.", "Another one."])
 ```
 
-`sd encode --student NAME --input FILE --out FILE` encodes files. `sd reduce NAME --float16 --out FOLDER` copies it
-out, for SentenceTransformer(FOLDER) and for whatever writes beside a student.
+`sd encode --student NAME --input FILE --out FILE` encodes files. `sd export NAME --format folder --float16 --out
+FOLDER` copies it, for SentenceTransformer(FOLDER) and for commands that write next to a student.
 
 """
 GLUE = "GLUE was measured before the weights were rounded to float16.\n\n"

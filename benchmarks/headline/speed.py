@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import xxhash
 from encode_speed import NAMES, batch_sizes, contend, read_pairs, summary
+from peers import make_static
 from record import forget_made
 
 from sentence_distill.pipeline.load import locate_teacher
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.environment import environment
-from sentence_distill.student.peers import make_static
-from sentence_distill.student.reference import held_out_texts
 
 _OF_A_STUDENT = ("student-int8", "student-bf16")
 _OF_THE_TEACHER = ("st", "sd-bf16", "model2vec")
@@ -36,7 +35,7 @@ _SINGLE, _PARTS = 200, ("p50", "p99")
 def prepare(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Path], np.ndarray]:
     """A folder for each size and one for the teacher, with what the contenders read; and the scores of the pairs."""
     stream = ShardStream(options.shards, held_out=_HELD_OUT)
-    texts = held_out_texts(stream, options.sentences)
+    texts = stream.held_out_texts(options.sentences)
     assert texts, "the shards keep no text"
     pairs, scores = read_pairs(options.sts)
     files = {"sentences.txt": texts, "pairs.txt": pairs}

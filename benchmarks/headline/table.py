@@ -1,4 +1,4 @@
-"""From what run.sh left in its folder to a dated result, its plots, and their tables in docs/results.md.
+"""From what run.sh left in its folder to a dated result, its plots, and their tables in benchmarks/students.md.
 
 usage: python benchmarks/headline/table.py WORKDIR
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from record import write_result
 
-from sentence_distill.student.glue import ROWS
+from sentence_distill.student.config import ROWS
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- made by benchmarks/headline/table.py -->", "<!-- end -->"
@@ -35,6 +35,12 @@ _QUALITY = (*RECALL, "sts_spearman")
 _MEASURED = ("sentences_per_second", "ratio", "sentences_per_cpu_second", "p50_ms", "p99_ms", *_QUALITY)
 
 
+def read_measured(folder: Path) -> dict[str, Any]:
+    """Figures of the student in eval.json of its folder; empty if there are none."""
+    figures = read(folder / "eval.json")
+    return figures["models"][figures["student"]] if figures.get("student") else {}
+
+
 def read(path: Path) -> dict[str, Any]:
     """A file of figures, or nothing where it is not there."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -47,7 +53,7 @@ def shape(student: dict[str, Any]) -> str:
 
 def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
     """What is known of the student in a folder."""
-    record, measured = (read(folder / name) for name in ("distillation.json", "eval.json"))
+    record, measured = read(folder / "distillation.json"), read_measured(folder)
     student, training, rows = record["student"], record["training"], record["corpus"]["rows"]
     row: dict[str, Any] = {
         "kind": "student",
@@ -61,7 +67,7 @@ def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
         "megabytes": round(measured["size"]["megabytes"], 1),
         "export_megabytes": round(sum(file.stat().st_size for file in _exported(folder)) / 1e6, 1) or None,
         **{name: round(measured["held_out"][name], 4) for name in FIDELITY},
-        "sts_spearman": round(measured["sts_spearman"]["student"], 4),
+        "sts_spearman": round(measured["sts_spearman"], 4),
     }
     for found in speed.get("rows", []):
         if found["model"] == folder.name:
@@ -94,7 +100,7 @@ def curve_rows(workdir: Path) -> list[dict[str, Any]]:
     """Students of one size and number of steps, each of another share of the sentences."""
     found = []
     for folder in workdir.glob("fraction-*"):
-        record, measured = read(folder / "distillation.json"), read(folder / "eval.json")
+        record, measured = read(folder / "distillation.json"), read_measured(folder)
         if measured:
             training = record["training"]
             sentences = record["corpus"]["rows"] * (1 - training["held_out"]) * training["train_fraction"]
@@ -107,7 +113,7 @@ def curve_rows(workdir: Path) -> list[dict[str, Any]]:
                     "seen": round(sentences * record["history"][-1]["epoch"]),
                     "steps": training["max_steps"],
                     **{name: round(measured["held_out"][name], 4) for name in FIDELITY},
-                    "sts_spearman": round(measured["sts_spearman"]["student"], 4),
+                    "sts_spearman": round(measured["sts_spearman"], 4),
                 }
             )
     return sorted(found, key=lambda row: row["sentences"])
@@ -238,9 +244,9 @@ def main() -> None:
     setting = {"corpus": read(folders[0] / "distillation.json")["corpus"], "speed": speed}
     path = write_result("headline", setting, rows)
     plot(rows, speed, path.with_suffix(".svg"))
-    picture = f"![Quality over speed](../benchmarks/results/{path.stem}.svg)"
+    picture = f"![Quality over speed](results/{path.stem}.svg)"
     made = [*sizes_table(rows, speed), "", picture, *glue_table(rows), *curve_table(rows)]
-    replace_made(ROOT / "docs/results.md", made)
+    replace_made(ROOT / "benchmarks/students.md", made)
 
 
 if __name__ == "__main__":

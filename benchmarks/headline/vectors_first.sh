@@ -22,11 +22,11 @@ learn() { test -f "$2/task.json" || of_task finetune "$1" --logits logits --epoc
 
 mask=$(python -c 'import sys; from transformers import AutoTokenizer; print(AutoTokenizer.from_pretrained(sys.argv[1]).mask_token)' "$teacher")
 test -f teacher/tokenizer.json || of_task finetune "$teacher" --epochs "$teacher_epochs" --out teacher
-test -f text.jsonl || of_task augment --copies "$copies" --mask "$mask" --out text.jsonl
+test -f text.jsonl || python "$here/augment.py" text.jsonl --task "$task" --glue-dir "$glue" --copies "$copies" --mask "$mask"
 of_logits="--corpus text.jsonl" of_vectors=
 if test "$task" = SST-2; then
     test -f review.txt || python "$here/review_text.py" "$corpus" review.txt
-    test -f review.jsonl || sd augment --text review.txt --copies 0 --mask "$mask" --out review.jsonl
+    test -f review.jsonl || python "$here/augment.py" review.jsonl --text review.txt --copies 0
     test -f other.txt || python "$here/glue_text.py" "$glue" other.txt --tasks MNLI CoLA RTE MRPC --sentences 40000
     of_logits="$of_logits --corpus review.jsonl" of_vectors="--corpus other.txt"
 fi

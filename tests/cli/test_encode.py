@@ -121,7 +121,7 @@ def test_standard_input_becomes_standard_output(student_folder, expected, format
 
 def test_an_export_encodes_files_without_pytorch(sd, student_folder, text_file, expected, tmp_path, capsys):
     exported, out = tmp_path / "onnx", tmp_path / "v.npy"
-    assert sd("export", student_folder, "--onnx", "--out", exported) == 0
+    assert sd("export", student_folder, "--out", exported) == 0
     arguments = ["encode", "--student", str(exported), "--input", str(text_file), "--out", str(out)]
     script = f"""
 import sys

@@ -11,6 +11,7 @@ import pytest
 
 from sentence_distill import Classifier
 from sentence_distill.data.errors import UserError
+from sentence_distill.pipeline.files import lock_folder
 from sentence_distill.student.model import Student
 from sentence_distill.student.onnx_student import OnnxStudent
 from tests.conftest import contents, make_sentences
@@ -46,8 +47,8 @@ def test_an_export_gives_the_students_vectors_and_says_how_close_and_fast_it_is(
 
 
 def test_int8_is_a_quarter_of_the_size_and_close(sd, distilled):
-    assert sd("export", "--onnx", "--out", "plain") == 0
-    assert sd("export", "--onnx", "--int8", "--out", "small") == 0
+    assert sd("export", "--out", "plain") == 0
+    assert sd("export", "--int8", "--out", "small") == 0
     record = json.loads(Path("small/export.json").read_text())
     assert (record["int8"], record["dim"]) == (True, 32)
     assert 0.999 < record["agreement"]["cosine"] < 1
@@ -56,12 +57,12 @@ def test_int8_is_a_quarter_of_the_size_and_close(sd, distilled):
 
 def test_a_file_may_measure(sd, homeless, capsys):
     Path("text.txt").write_text("cat dog bird\n" * 3, encoding="utf-8")
-    assert sd("export", "distilled", "--onnx", "--sentences", "text.txt") == 0
+    assert sd("export", "distilled", "--sentences", "text.txt") == 0
     assert "3 sentences (text.txt): mean 1.0000" in capsys.readouterr().out
 
 
 def test_without_sentences_an_export_is_made_and_not_measured(sd, homeless, capsys):
-    assert sd("export", "distilled", "--onnx") == 0
+    assert sd("export", "distilled") == 0
     assert "not measured: no folder gone, where the student's shards were" in capsys.readouterr().out
     assert (homeless / "onnx" / "model.onnx").exists()
 
@@ -69,11 +70,13 @@ def test_without_sentences_an_export_is_made_and_not_measured(sd, homeless, caps
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ((), 2, "--onnx"),
-        (("--onnx", "--shards", "no-such"), 1, "no-such"),
-        (("--onnx", "--sentences", "no-such"), 1, "no-such is not there"),
-        (("--onnx", "--out", "words.txt"), 1, "is a file"),
-        (("--onnx", "--out", "distilled"), 1, "which sd export did not write"),
+        (("--format", "folder"), 2, "give --dim, --float16, or both"),
+        (("--float16",), 2, "--float16 goes with --format folder"),
+        (("--format", "folder", "--float16", "--int8"), 2, "--int8 and --sentences go with an ONNX file"),
+        (("--shards", "no-such"), 1, "no-such"),
+        (("--sentences", "no-such"), 1, "no-such is not there"),
+        (("--out", "words.txt"), 1, "is a file"),
+        (("--out", "distilled"), 1, "which sd export did not write"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(sd, homeless, capsys, options, code, message):
@@ -87,25 +90,25 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(sd, homeless, capsys, o
 
 
 def test_a_folder_that_is_no_student_is_refused(sd, tmp_path, capsys):
-    assert sd("export", tmp_path, "--onnx") == 1
+    assert sd("export", tmp_path) == 1
     assert "sd train-student" in capsys.readouterr().err
 
 
 def test_what_a_user_added_to_an_export_is_not_replaced(sd, homeless, capsys):
-    assert sd("export", "distilled", "--onnx") == 0
+    assert sd("export", "distilled") == 0
     (homeless / "onnx" / "notes.txt").write_text("mine")
     before = contents(homeless)
-    assert sd("export", "distilled", "--onnx", "--int8") == 1
+    assert sd("export", "distilled", "--int8") == 1
     assert "holds notes.txt" in capsys.readouterr().err
     assert contents(homeless) == before
 
 
 def test_an_export_that_fails_leaves_the_one_before(sd, homeless, monkeypatch):
-    assert sd("export", "distilled", "--onnx") == 0
+    assert sd("export", "distilled") == 0
     before = contents(homeless)
     monkeypatch.setattr("sentence_distill.student.export._record", lambda *of: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        sd("export", "distilled", "--onnx", "--int8")
+        sd("export", "distilled", "--int8")
     assert contents(homeless) == before
 
 
@@ -113,27 +116,31 @@ def test_other_shards_under_the_recorded_name_do_not_measure(sd, homeless, argum
     """As beside a student from the hub, whose record names a folder of another machine."""
     Path("other.txt").write_text("\n".join(make_sentences(600, seed=9)), encoding="utf-8")
     assert sd(*arguments, "--corpus", "other.txt", "--out", "gone") == 0
-    assert sd("export", "distilled", "--onnx") == 0
+    assert sd("export", "distilled") == 0
     assert "not measured: gone is not what the student was trained on: another number" in capsys.readouterr().out
     assert "agreement" not in json.loads((homeless / "onnx" / "export.json").read_text())
-    assert sd("export", "distilled", "--onnx", "--shards", "gone") == 0
+    assert sd("export", "distilled", "--shards", "gone") == 0
     assert "agreement" in json.loads((homeless / "onnx" / "export.json").read_text())
 
 
 def test_what_a_killed_export_left_goes_with_the_next_and_nothing_else(sd, homeless):
-    with subprocess.Popen(["true"]) as ended:
-        pass
-    dead = [homeless / f".onnx.{kind}.{ended.pid}-0a1b2c3d.incomplete" for kind in ("new", "old")]
-    others = [
-        homeless / f".onnx.new.{os.getppid()}-0a1b2c3d.incomplete",
-        homeless / f".onnx-small.new.{ended.pid}-0a1b2c3d.incomplete",
-        homeless / ".onnx.new.mine.incomplete",
-    ]
+    dead = [homeless / f".onnx.{kind}.incomplete" for kind in ("new", "old")]
+    others = [homeless / ".onnx-small.new.incomplete", homeless / ".onnx.new.mine.incomplete"]
     for path in dead + others:
         path.mkdir()
         (path / "model.onnx").write_bytes(b"half")
-    assert sd("export", "distilled", "--onnx") == 0
-    assert [path.exists() for path in dead + others] == [False, False, True, True, True]
+    assert sd("export", "distilled") == 0
+    assert [path.exists() for path in dead + others] == [False, False, True, True]
+
+
+def test_an_export_that_another_run_is_writing_is_left_alone(sd, homeless, capsys):
+    new = homeless / ".onnx.new.incomplete"
+    new.mkdir()
+    (homeless / "onnx").mkdir()
+    with lock_folder(homeless / "onnx"):
+        assert sd("export", "distilled") == 1
+        assert f"is in use by process {os.getpid()}" in capsys.readouterr().err
+    assert new.exists()
 
 
 SCRIPT = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -150,7 +157,7 @@ def run_readme(folder, end):
 
 
 def test_the_readme_of_an_export_shows_how_to_run_it(sd, homeless, tmp_path):
-    assert sd("export", "distilled", "--onnx") == 0
+    assert sd("export", "distilled") == 0
     assert run_readme(homeless / "onnx", f"np.save({str(tmp_path / 'v.npy')!r}, run({SENTENCES!r}))") == "(2, 32)\n"
     expected = Student.load(homeless, backend="torch").encode(SENTENCES)
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
@@ -183,7 +190,7 @@ def columns_of(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fine_tuned_student_is_exported_as_its_classifier(sd, finetuned, tmp_path, capsys, kind, int8):
     out = tmp_path / "out"
-    assert sd("export", finetuned / kind, "--onnx", "--out", out, *(["--int8"] if int8 else [])) == 0
+    assert sd("export", finetuned / kind, "--out", out, *(["--int8"] if int8 else [])) == 0
     shown, record = capsys.readouterr().out, json.loads((out / "export.json").read_text())
     files = {"model.onnx", "tokenizer.json", "export.json", "README.md"}
     if "scores" in kind:
@@ -222,7 +229,7 @@ def test_sentences_measure_a_classifier(sd, finetuned, tmp_path, capsys):
         ("scores", "largest difference to the score of the student in PyTorch, 3 sentences (text.txt): "),
     ):
         out = tmp_path / kind
-        assert sd("export", finetuned / kind, "--onnx", "--sentences", tmp_path / "text.txt", "--out", out) == 0
+        assert sd("export", finetuned / kind, "--sentences", tmp_path / "text.txt", "--out", out) == 0
         assert line in capsys.readouterr().out
         assert line[1:] in (out / "README.md").read_text(encoding="utf-8")
 
@@ -230,7 +237,7 @@ def test_sentences_measure_a_classifier(sd, finetuned, tmp_path, capsys):
 def test_an_export_of_a_classifier_that_fails_leaves_nothing_and_a_later_one_replaces_it(
     sd, finetuned, tmp_path, monkeypatch
 ):
-    command = ("export", finetuned / "classes", "--onnx", "--out", tmp_path / "out")
+    command = ("export", finetuned / "classes", "--out", tmp_path / "out")
     with monkeypatch.context() as broken:
         broken.setattr("sentence_distill.student.export.readme", lambda *of: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -248,14 +255,14 @@ def test_an_export_of_a_classifier_that_fails_leaves_nothing_and_a_later_one_rep
 
 def test_an_export_is_no_source_and_runs_in_the_command_of_its_kind(sd, homeless, finetuned, tmp_path, capsys):
     (tmp_path / "in.txt").write_text("The cat.\n")
-    assert sd("export", "distilled", "--onnx") == 0
-    assert sd("export", finetuned / "classes", "--onnx", "--out", "classifier") == 0
+    assert sd("export", "distilled") == 0
+    assert sd("export", finetuned / "classes", "--out", "classifier") == 0
     capsys.readouterr()
     for command, message in (
         (("encode", "--student", "classifier", "--input", "in.txt"), "sd predict classifier --input FILE"),
         (("predict", "distilled/onnx", "--input", "in.txt"), "sd encode --student distilled/onnx --input FILE"),
         (("predict", "classifier", "--input", "in.txt", "--device", "cuda"), "runs on the CPU and not on cuda"),
-        (("export", "classifier", "--onnx"), "classifier is an export already"),
+        (("export", "classifier"), "classifier is an export already"),
     ):
         assert sd(*command) == 1
         shown = capsys.readouterr().err
@@ -270,7 +277,7 @@ def test_a_transformer_and_half_of_a_classifier_are_refused(sd, classifier_folde
         (classifier_folder, "is a transformer, and sd export takes students"),
         (half, "sd finetune"),
     ):
-        assert sd("export", folder, "--onnx", "--out", tmp_path / "out") == 1
+        assert sd("export", folder, "--out", tmp_path / "out") == 1
         shown = capsys.readouterr().err
         assert message in shown
         assert len(shown.strip().splitlines()) == 1
@@ -283,22 +290,26 @@ def test_a_transformer_and_half_of_a_classifier_are_refused(sd, classifier_folde
         ("labels.json", None, "labels.json is damaged"),
         ("labels.json", '{"0": "neg"}', "should be a list of names"),
         ("labels.json", '["neg", "pos"]', "names 2 classes, and the model has 3"),
-        ("export.json", '{"int8": true, "parameters": 1, "student": {}, "kind": "ranker"}', "kind 'ranker'"),
+        ("export.json", {"kind": "ranker"}, "Invalid enum value 'ranker'"),
+        ("export.json", {"kind": "encoder"}, "kind 'encoder' with a task"),
+        ("export.json", {"int8": "yes"}, "Expected `bool`, got `str`"),
         ("export.json", "[]", "export.json is damaged"),
     ],
 )
 def test_a_damaged_classifier_is_one_line(sd, finetuned, tmp_path, name, content, message):
-    assert sd("export", finetuned / "classes", "--onnx", "--out", tmp_path / "out") == 0
+    assert sd("export", finetuned / "classes", "--out", tmp_path / "out") == 0
     file = tmp_path / "out" / name
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(file.read_text()) | content)
     file.unlink() if content is None else file.write_text(content)
     with pytest.raises(UserError, match=message) as error:
         Classifier.load(tmp_path / "out")
-    assert "sd export STUDENT --onnx --out" in str(error.value)
+    assert "sd export STUDENT --out" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_the_guides_script_runs_without_torch_and_without_this_package(sd, homeless, tmp_path):
-    assert sd("export", "distilled", "--onnx") == 0
+    assert sd("export", "distilled") == 0
     script = SCRIPT.findall(GUIDE.read_text(encoding="utf-8"))[0]
     end = f"np.save('vectors.npy', encode({SENTENCES!r}))\nassert vectors.shape == (2, 32)\n"
     result = subprocess.run([sys.executable, "-c", WITHOUT_TORCH + script + end], capture_output=True, text=True)

@@ -36,3 +36,13 @@ def test_commands_that_are_to_be_run_next_can_be_pasted_whatever_the_path(sd, tm
         ("logits", "sd finetune STUDENT --task NAME --logits"),
     ):
         assert next_command("my shards", {"pooling": pooling}) == f"{command} 'my shards'"
+
+
+def test_a_mistake_shows_its_traceback_only_where_that_is_asked_for(sd, capsys, monkeypatch):
+    assert sd("train-student", "--shards", "no-such") == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    monkeypatch.setenv("SD_DEBUG", "1")
+    assert sd("train-student", "--shards", "no-such") == 1
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("Traceback")
+    assert last.startswith("error: ")

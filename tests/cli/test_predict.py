@@ -124,7 +124,7 @@ def test_standard_input_goes_to_standard_output(folder):
 
 
 def test_an_export_predicts_the_same_without_torch(sd, folder, tmp_path):
-    assert sd("export", folder, "--onnx", "--out", tmp_path / "export") == 0
+    assert sd("export", folder, "--out", tmp_path / "export") == 0
     source = _csv(tmp_path / "in.csv", [("id", "text"), *((n, text) for n, (text, _) in enumerate(ROWS)), (6, "")])
     assert sd("predict", folder, "--input", source, "--out", tmp_path / "torch.csv", "--all") == 0
     program = "import sys; sys.modules['torch'] = None; from sentence_distill.cli.main import main; main()"

@@ -29,12 +29,13 @@ NOTHING = "error: stopped; nothing was written"
     ("function", "number", "arguments", "message"),
     [
         ("student.evaluate.speed", signal.SIGINT, ["eval", "{student}", "--shards", "{shards}"], NOTHING),
-        ("student.report.page.gather", signal.SIGTERM, ["report", "{student}", "--out", "{new}"], NOTHING),
-        ("student.export.write_onnx", signal.SIGINT, ["export", "{student}", "--onnx", "--out", "{new}"],
+        ("student.report.gather", signal.SIGTERM, ["report", "{student}", "--out", "{new}"], NOTHING),
+        ("student.export.write_onnx", signal.SIGINT, ["export", "{student}", "--out", "{new}"],
          NOTHING),
         ("student.reduce.find_directions", signal.SIGTERM,
-         ["reduce", "{student}", "--shards", "{shards}", "--dim", "8", "--out", "{new}"], NOTHING),
-        ("student.fit.finetune", signal.SIGINT, ["finetune", "{student}", "--train", "{train}", "--out",
+         ["export", "{student}", "--shards", "{shards}", "--dim", "8", "--format", "folder", "--out", "{new}"],
+         NOTHING),
+        ("student.finetune.Fitter", signal.SIGINT, ["finetune", "{student}", "--train", "{train}", "--out",
          "{new}"], NOTHING),
         ("student.train.ShardStream", signal.SIGTERM, ["train-student", "--shards", "{shards}", "--out",
          "{new}"], "error: stopped before the end"),
@@ -103,10 +104,9 @@ def test_what_is_cheap_to_check_is_checked_before_pytorch_is_imported(student_fo
         ["eval", student_folder, "--shards", tmp_path / "none"],
         ["eval", student_folder, "--sts", tmp_path / "none.tsv"],
         ["report", student_folder, "--out", tmp_path / "mine"],
-        ["report", student_folder, "--shards", tmp_path / "none"],
-        ["export", student_folder, "--onnx", "--out", tmp_path / "mine"],
-        ["export", student_folder, "--onnx", "--sentences", tmp_path / "none"],
-        ["reduce", student_folder, "--dim", "8", "--shards", tmp_path / "none"],
+        ["export", student_folder, "--out", tmp_path / "mine"],
+        ["export", student_folder, "--sentences", tmp_path / "none"],
+        ["export", student_folder, "--dim", "8", "--shards", tmp_path / "none"],
     ):
         script = (
             "import sys\nfrom sentence_distill.cli.main import main\n"

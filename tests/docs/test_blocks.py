@@ -91,7 +91,7 @@ def parse(monkeypatch):
     idle(group)
     # Neither files nor a configuration have to be there.
     monkeypatch.setattr(click.Path, "convert", lambda self, value, parameter, context: Path(value))
-    monkeypatch.setattr("sentence_distill.cli.legacy_options._read", lambda path: {})
+    monkeypatch.setattr("sentence_distill.cli.options._read", lambda path: {})
 
     def parse_arguments(arguments: list[str]) -> None:
         group.main(arguments, prog_name="sd", standalone_mode=False)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sentence_distill.student.encoder import near_length_batches
+from sentence_distill.student.batches import near_length_batches
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,9 +1,11 @@
 import json
 
+import msgspec
 import pytest
 from huggingface_hub import ModelCard
 
 from sentence_distill.student.card import model_card
+from sentence_distill.student.figures import GlueFigures, SpeedRecord
 from tests.conftest import make_sentences
 
 EVALUATED = {
@@ -71,8 +73,8 @@ def test_the_card_says_what_may_have_ended_the_training(distillation, limits, sa
 def test_the_card_shows_what_sd_eval_measured_of_student_and_teacher(distillation):
     card = model_card(distillation)
     assert "| STS-B, Spearman, no fine-tuning | 0.8340 | 0.8670 |" in card
-    assert "| sentences a second | 2,161 | 434 |" in card
-    assert "| recall of the teacher's 10 nearest neighbours, held out | 0.54 |" in card
+    assert "| sentences per second | 2,161 | 434 |" in card
+    assert "| recall of the teacher's 10 nearest neighbors, held out | 0.54 |" in card
     assert "| Tokens of the sentence | 1 to 8 | from 9 |" in card
     assert "| 0 to 0 | 1 to 2,000 |" in card
 
@@ -83,10 +85,16 @@ def test_figures_of_glue_and_of_speed_are_shown_where_they_are_known(distillatio
         "environment": {"cores": 2, "cpu": "a processor"},
         "threads": [2],
         "contenders": {
-            "student (sd, fp32)": {"threads": {"2": {"by_batch": {"1": 357.0}}}, "parameters": 10_000, "megabytes": 1.5}
+            "student (sd, fp32)": {
+                "model": "x",
+                "threads": {"2": {"by_batch": {"1": 357.0}}},
+                "parameters": 10_000,
+                "megabytes": 1.5,
+            }
         },
     }
-    card = model_card(distillation, glue={"rows": {"distilled": {"SST-2": [result]}}}, speed=speed)
+    glue = msgspec.convert({"rows": {"distilled": {"SST-2": [result]}}}, GlueFigures)
+    card = model_card(distillation, glue=glue, speed=msgspec.convert(speed, SpeedRecord, strict=False))
     assert "| system | SST-2, accuracy |" in card
     assert "86.5" in card
     assert "2 cores of a processor" in card

@@ -13,18 +13,19 @@ from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import TASKS, GlueFolder
 from sentence_distill.data.labelled import synthetic_examples
+from sentence_distill.data.options import command_line
 from sentence_distill.pipeline.files import lock_folder
 from sentence_distill.pipeline.load import Located
 from sentence_distill.pipeline.manifest import Logits
+from sentence_distill.student.classifier import load_classifier, new_classifier
+from sentence_distill.student.config import FinetuneConfig, FinetuneOptions, GlueConfig, Hyperparameters
 from sentence_distill.student.files import load_distillation
-from sentence_distill.student.finetune import FinetuneConfig, Labelled, finetune
 from sentence_distill.student.fit import Fitter
-from sentence_distill.student.glue import new_classifier
+from sentence_distill.student.glue_results import read_results
 from sentence_distill.student.model import load_student
-from sentence_distill.student.own_task import load_classifier
 from sentence_distill.student.start import initial_words
-from sentence_distill.student.task_data import TaskData, from_logits
-from sentence_distill.student.task_distillation import TaskTeacher
+from sentence_distill.student.task_data import Labelled, TaskData, from_logits
+from sentence_distill.student.task_teacher import TaskTeacher
 
 
 @pytest.fixture
@@ -110,19 +111,19 @@ class Heard(progress.Silent):
 def test_of_two_runs_one_makes_a_task_s_teacher_and_the_other_waits(teacher_folder, glue_dir, tmp_path, monkeypatch):
     data, heard = TaskData.load(GlueFolder(glue_dir), TASKS["RTE"]), Heard()
     monkeypatch.setattr(progress, "_display", heard)
-    fitter = Fitter(config=FinetuneConfig(), device=torch.device("cpu"), precision=torch.float32)
+    fitter = Fitter(Hyperparameters(), torch.device("cpu"), torch.float32)
     teacher = TaskTeacher(located=Located(teacher_folder, "bert"), folder=tmp_path / "x", fitter=fitter, synthetic=0)
-    place, found = teacher._place(data, 0), []
+    place, found = teacher.place(data, 0), []
     place.mkdir(parents=True)
     second = threading.Thread(target=lambda: found.append(teacher.finetuned(data, 0)))
     with lock_folder(place):
         second.start()
         assert "RTE: another run makes its teacher" in heard.lines.get(timeout=60)
         (place / "teacher").mkdir()
-        record = {"outcome": {"scores": {"dev": {"accuracy": 0.5}}, "step": 7, "seconds": 1.0}, "learning_rate": 0.1}
+        record = {"task": "RTE", "scores": {"dev": {"accuracy": 0.5}}, "step": 7, "seconds": 1.0, "learning_rate": 0.1}
         (place / "teacher" / "finetuning.json").write_text(json.dumps(record))
     second.join(timeout=60)
-    assert [(folder, outcome.step) for folder, outcome, _ in found] == [(place / "teacher", 7)]
+    assert [(folder, outcome.step) for folder, outcome in found] == [(place / "teacher", 7)]
     assert not (place / ".lock").exists()
 
 
@@ -214,6 +215,26 @@ def test_a_damaged_file_of_figures_is_not_overwritten(sd, student_folder, glue_d
     assert out.read_text() == "{"
 
 
+def test_a_wrong_value_in_a_file_of_figures_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "glue.json").write_text('{"source": "x", "rows": {"distilled": 3}}')
+    with pytest.raises(UserError, match=r"glue\.json is damaged .*--overwrite replaces it"):
+        read_results(tmp_path / "glue.json")
+
+
+def test_configs_are_made_in_python_and_say_their_command():
+    config = FinetuneConfig(model="mine", train="a/my-data.csv.gz", finetuning=FinetuneOptions(epochs=2))
+    assert config.name == "my-data"
+    assert command_line("finetune", config) == "sd finetune mine --train a/my-data.csv.gz --epochs 2"
+    chosen = GlueConfig(rows=("teacher", "distilled"), from_scratch=True, frozen=True, fractions=(0.1, 1.0))
+    assert chosen.chosen_rows == ("scratch", "scratch-words", "frozen", "teacher")
+    command = "sd eval --glue --rows teacher,distilled --from-scratch --frozen --train-fraction 0.1,1"
+    assert command_line("eval --glue", chosen) == command
+    with pytest.raises(UserError, match="give --train"):
+        FinetuneConfig(model="mine")
+    with pytest.raises(UserError, match="--train-fraction must be above 0, not 0"):
+        GlueConfig(fractions=(0.0,))
+
+
 def test_the_three_commands_of_task_specific_distillation(
     sd, student_folder, teacher_folder, glue_dir, tmp_path, capsys
 ):
@@ -222,7 +243,7 @@ def test_the_three_commands_of_task_specific_distillation(
     assert sd("finetune", teacher_folder, *task, "--out", teacher, "--learning-rate", "2e-3", "--epochs", "30") == 0
     pairs = TaskData.load(GlueFolder(glue_dir), TASKS["RTE"]).train.texts
     copies = synthetic_examples(tuple(map(list, pairs)), copies=2, mask="[MASK]", seed=0)
-    rows = [*zip(*pairs, strict=True), *zip(*copies, strict=True)]
+    rows = [*zip(*pairs, strict=True), *copies]
     text.write_text("".join(json.dumps({"sentence1": a, "sentence2": b}) + "\n" for a, b in rows), encoding="utf-8")
     fields = ("--text-column", "sentence1,sentence2", "--min-words", "1")
     assert sd("embed", "--corpus", text, *fields, "--teacher", teacher, "--out", logits) == 0
@@ -276,42 +297,46 @@ def test_a_row_whose_teacher_is_not_here_is_skipped_with_the_reason(sd, student_
 def test_patience_and_steps_end_fine_tuning_early(student_folder, glue_dir):
     data = TaskData.load(GlueFolder(glue_dir), TASKS["SST-2"])
     student = load_student(student_folder)
-    config = FinetuneConfig(epochs=50, learning_rates=(1e-2,), batch_size=16, patience=2)
-    fitted = fit(student, data, config)
+    config = Hyperparameters(epochs=50, learning_rates=(1e-2,), batch_size=16, patience=2)
+    _, outcome = fit(student, data, config)
     # It is perfect within a few epochs, and then no evaluation is better.
-    assert fitted.outcome.scores["dev"]["accuracy"] == 1.0
-    assert fitted.outcome.step < 300
+    assert outcome.scores["dev"]["accuracy"] == 1.0
+    assert outcome.step < 300
     assert config.steps(160) == 500
-    assert FinetuneConfig(epochs=50, max_steps=70, batch_size=16).steps(160) == 70
-    assert FinetuneConfig(epochs=50, max_steps=7, batch_size=16).steps(160) == 10
+    assert Hyperparameters(epochs=50, max_steps=70, batch_size=16).steps(160) == 70
+    assert Hyperparameters(epochs=50, max_steps=7, batch_size=16).steps(160) == 10
     # A few examples are seen often enough to be learned.
-    assert FinetuneConfig(epochs=2, batch_size=16).steps(16) == 200
+    assert Hyperparameters(epochs=2, batch_size=16).steps(16) == 200
+
+
+def test_a_number_of_epochs_that_was_asked_for_is_cut_by_asked_for_steps_alone():
+    default = Hyperparameters(epochs=6, max_steps=2000, batch_size=64)
+    assert default.steps(640_000) == 10_000
+    assert default.steps(64_000) == 2000
+    asked = FinetuneOptions(epochs=6).over(default)
+    assert asked.steps(64_000) == 6000
+    assert asked.describe(64_000) == "at most 6,000 steps, 6 epochs of 64,000 examples"
+    assert FinetuneOptions(epochs=2).over(default).steps(64) == 2
+    assert FinetuneOptions(epochs=6, max_steps=2500).over(default).steps(64_000) == 2500
+    assert FinetuneOptions(max_steps=5000).over(default).steps(64_000) == 5000
+    assert FinetuneOptions(learning_rates=(1e-3, 1e-3, 3e-4)).over(default).learning_rates == (1e-3, 3e-4)
+    assert FinetuneOptions().over(default) == default
 
 
 @pytest.mark.parametrize(("epochs", "waited"), [(20, 60), (60, 200)])
 def test_a_long_schedule_waits_for_a_third_of_its_steps(student_folder, glue_dir, epochs, waited):
     data = TaskData.load(GlueFolder(glue_dir), TASKS["SST-2"])
     done = []
-    config = FinetuneConfig(epochs=epochs, batch_size=16)
-    outcome = finetune(
-        new_classifier(load_student(student_folder), data, 0),
-        data.train,
-        data.dev,
-        classes=2,
-        metrics=("accuracy",),
-        learning_rate=1e-2,
-        config=config,
-        seed=0,
-        device=torch.device("cpu"),
-        precision=torch.float32,
-        advance=done.append,
-    )
+    config = Hyperparameters(epochs=epochs, batch_size=16)
+    model = new_classifier(load_student(student_folder), data.task, 0)
+    fitter = Fitter(config, torch.device("cpu"), torch.float32)
+    outcome = fitter.train(model, data, data.train, rate=1e-2, seed=0, advance=done.append)
     assert len(done) == outcome.step + waited < config.steps(160)
 
 
 def fit(student, data, config, train=None):
-    fitter = Fitter(config=config, device=torch.device("cpu"), precision=torch.float32)
-    return fitter.fit(lambda: new_classifier(student, data, 0), data, train=train, seed=0, label="test")
+    fitter = Fitter(config, torch.device("cpu"), torch.float32)
+    return fitter.fit(lambda: new_classifier(student, data.task, 0), data, train=train, seed=0, label="test")
 
 
 def test_a_low_encoder_rate_keeps_the_encoder_near_where_it_was(student_folder, glue_dir):
@@ -319,8 +344,8 @@ def test_a_low_encoder_rate_keeps_the_encoder_near_where_it_was(student_folder, 
     student = load_student(student_folder)
 
     def moved(rate):
-        fitted = fit(student, data, FinetuneConfig(epochs=4, encoder_rate=rate, patience=100))
-        pairs = zip(student.encoder.parameters(), fitted.model.encoder.parameters(), strict=True)
+        model, _ = fit(student, data, Hyperparameters(epochs=4, encoder_rate=rate, patience=100))
+        pairs = zip(student.encoder.parameters(), model.encoder.parameters(), strict=True)
         return sum((before - after).abs().sum().item() for before, after in pairs)
 
     assert 0 < moved(0.01) < 0.1 * moved(1.0)
@@ -331,8 +356,8 @@ def test_logits_are_learned_by_their_squared_error(student_folder, glue_dir):
     student = load_student(student_folder)
     # A teacher that calls the cats 3 and the dogs -1, which no cross-entropy would lead to.
     logits = np.stack([2 - 4 * data.train.targets, 4 * data.train.targets - 1], axis=1).astype(np.float32)
-    config = FinetuneConfig(epochs=40, learning_rates=(5e-3,), patience=1000)
-    classifier = fit(student, data, config, Labelled(data.train.texts, logits)).model.eval()
+    config = Hyperparameters(epochs=40, learning_rates=(5e-3,), patience=1000)
+    classifier = fit(student, data, config, Labelled(data.train.texts, logits))[0].eval()
     tokens = classifier.tokenize(data.train.texts)
     with torch.inference_mode():
         learned = classifier(tokens.padded(np.arange(160), torch.device("cpu"))).numpy()

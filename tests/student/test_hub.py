@@ -177,10 +177,10 @@ def test_sd_finetune_and_sd_eval_take_a_name_on_the_hub_for_the_student_that_it_
     assert "teacher" in json.loads((tmp_path / "eval.json").read_text())["skipped"]
 
 
-def test_sd_reduce_takes_a_name_on_the_hub(hub, sd, student_folder, corpus_file, tmp_path, monkeypatch):
+def test_sd_export_takes_a_name_on_the_hub(hub, sd, student_folder, corpus_file, tmp_path, monkeypatch):
     assert sd("push", student_folder, "me/small") == 0
     monkeypatch.chdir(tmp_path)
-    assert sd("reduce", "me/small@main", "--dim", "4", "--corpus", corpus_file) == 0
+    assert sd("export", "me/small@main", "--format", "folder", "--dim", "4", "--corpus", corpus_file) == 0
     assert Student.load(tmp_path / "small-4").dim == 4
 
 

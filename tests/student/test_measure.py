@@ -6,20 +6,22 @@ import numpy as np
 import pytest
 import torch
 
+import sentence_distill
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import Tokens
 from sentence_distill.student.card import model_card
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.files import load_distillation
-from sentence_distill.student.metrics import by_frequency, by_length, rank_agreement, rarest_counts, recall_figures
-from sentence_distill.student.models import (
-    find_model,
-    find_teacher,
-    megabytes,
-    open_model,
-    open_student,
-    short_names,
+from sentence_distill.student.metrics import (
+    by_frequency,
+    by_length,
+    nearest_examples,
+    rank_agreement,
+    rarest_counts,
+    recall_figures,
 )
+from sentence_distill.student.model import encode_tokens
+from sentence_distill.student.models import find_model, find_teacher, megabytes, open_model, parameters, short_names
 from sentence_distill.student.reference import Reference
 
 
@@ -72,27 +74,30 @@ def test_recall_over_few_held_out_sentences_is_not_measured_and_that_is_said(
     assert reason in shown
     assert f"recall@10: {reason}" in shown
     assert re.search(rf"held-out sentences +{rows} ", shown)
-    held_out = json.loads((tmp_path / "eval.json").read_text())["held_out"]
+    (figures,) = json.loads((tmp_path / "eval.json").read_text())["models"].values()
+    held_out = figures["held_out"]
     assert not any("recall" in name for name in held_out)
     assert reason in (folder / "README.md").read_text(encoding="utf-8")
-    assert sd("report", folder, "--out", tmp_path / "page.html", "--shards", shards) == 0
+    assert sd("report", folder, "--out", tmp_path / "page.html") == 0
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert reason in page
     assert f"over {rows} sentences" in page
-    assert "nearest neighbours found" not in page
-    assert sd("reduce", folder, "--shards", shards) == 0
+    assert "nearest neighbors found" not in page
+    assert sd("export", folder, "--dim", "8,16", "--shards", shards) == 0
     assert f"recall@10: {reason}" in capsys.readouterr().out
-    assert sd("reduce", folder, "--shards", shards, "--dim", "8", "--out", tmp_path / "narrow") == 0
+    assert (
+        sd("export", folder, "--shards", shards, "--dim", "8", "--format", "folder", "--out", tmp_path / "narrow") == 0
+    )
     assert set(load_distillation(tmp_path / "narrow")["metrics"]["held_out"]) == {"rank_agreement", "rows"}
 
 
 def test_every_row_falls_into_one_length():
     lengths = np.array([0, 1, 8, 9, 16, 17, 48, 49, 500])
     parts = by_length(np.linspace(0, 1, 9, dtype=np.float32), lengths)
-    assert [(part["least"], part["most"], part["rows"]) for part in parts] == [
+    assert [(part.least, part.most, part.rows) for part in parts] == [
         (1, 8, 3), (9, 16, 2), (17, 24, 1), (33, 48, 1), (49, None, 2)
     ]  # fmt: skip
-    assert parts[0]["cosine"] == pytest.approx(0.125)
+    assert parts[0].cosine == pytest.approx(0.125)
 
 
 def test_fifths_by_the_rarest_token_hold_all_rows_in_order():
@@ -103,10 +108,10 @@ def test_fifths_by_the_rarest_token_hold_all_rows_in_order():
     assert rarest_counts(Tokens.of([[1, 2]]), counts).tolist() == [7]
     rarest = rarest[[0, 1, 2, 4, 5]]
     parts = by_frequency(np.array([0.5, 0.6, 0.3, 0.2, 0.1], dtype=np.float32), rarest)
-    assert [(part["least"], part["rows"]) for part in parts] == [(0, 1), (1, 1), (7, 1), (50, 1), (100, 1)]
-    assert [round(part["cosine"], 1) for part in parts] == [0.1, 0.2, 0.3, 0.5, 0.6]
-    assert sum(part["rows"] for part in by_frequency(np.zeros(103), np.arange(103))) == 103
-    assert [part["rows"] for part in by_frequency(np.zeros(2), np.arange(2))] == [1, 1]
+    assert [(part.least, part.rows) for part in parts] == [(0, 1), (1, 1), (7, 1), (50, 1), (100, 1)]
+    assert [round(part.cosine, 1) for part in parts] == [0.1, 0.2, 0.3, 0.5, 0.6]
+    assert sum(part.rows for part in by_frequency(np.zeros(103), np.arange(103))) == 103
+    assert [part.rows for part in by_frequency(np.zeros(2), np.arange(2))] == [1, 1]
 
 
 def test_words_are_counted_in_the_rows_to_train_on(shards):
@@ -122,7 +127,7 @@ def test_words_are_counted_in_the_rows_to_train_on(shards):
 
 def test_held_out_sentences_are_those_of_the_rows(shards, student_folder):
     reference = Reference.read(shards, 0.1, None)
-    student = open_student(student_folder, "student").student
+    student = open_model(find_model(str(student_folder)), "student").student
     tokens = student.tokenize(reference.texts)
     np.testing.assert_array_equal(reference.tokens.ids, tokens.ids)
     np.testing.assert_array_equal(reference.tokens.offsets, tokens.offsets)
@@ -134,9 +139,9 @@ def test_a_student_opens_as_itself_and_through_sentence_transformers(student_fol
     own, other = (open_model(find_model(str(folder)), "x") for folder in (student_folder, bare))
     assert own.student is not None
     assert other.student is None
-    assert own.parameters == other.parameters == sum(p.numel() for p in own.student.encoder.parameters())
+    assert parameters(student_folder) == parameters(bare) == sum(p.numel() for p in own.student.encoder.parameters())
     record = (student_folder / "distillation.json").stat().st_size / 1e6
-    assert own.megabytes == pytest.approx(other.megabytes + record)
+    assert megabytes(student_folder) == pytest.approx(megabytes(bare) + record)
     sentences = ["The red cat ran.", "One ship."]
     np.testing.assert_allclose(own.encode(sentences), other.encode(sentences), atol=1e-5)
 
@@ -167,7 +172,7 @@ def test_a_card_shows_figures_and_leaves_tables_out(student_folder):
     metrics = {"held_out": {"cosine": 0.87654, "by_length": parts, "recall_at_10": 0.54321, "rows": 4321}}
     card = model_card({**distillation, "metrics": metrics})
     assert "| cosine to the teacher, held out | 0.8765 |" in card
-    assert "nearest neighbours, held out | 0.5432 |" in card
+    assert "nearest neighbors, held out | 0.5432 |" in card
     assert "| held-out sentences | 4,321 |" in card
     assert "4,321 sentences of the corpus that were held out" in card
     assert "least" not in card
@@ -178,16 +183,42 @@ def test_names_in_tables_are_short_where_that_tells_models_apart():
 
 
 def run(sd, capsys, *arguments):
+    capsys.readouterr()
     assert sd("eval", *arguments) == 0, capsys.readouterr().err
-    return capsys.readouterr().out
+    captured = capsys.readouterr()
+    return captured.err + captured.out
+
+
+def test_neighbors_of_some_held_out_sentences_are_recorded(shards, student_folder):
+    reference = Reference.read(shards, 0.1, None)
+    encoded = encode_tokens(open_model(find_model(str(student_folder)), "x").student.encoder, reference.tokens)
+    targets = reference.targets
+    examples = nearest_examples(reference.texts, encoded, targets)
+    assert len(examples) == 6
+    for example in examples:
+        query = reference.texts.index(example.query)
+        for found, vectors in ((example.student, encoded), (example.teacher, targets)):
+            assert {reference.texts.index(one.text) for one in found} == neighbours(vectors, query, 3)
+        assert example.shared == sum(one.shared for one in example.student)
+
+
+def test_python_measures_as_the_command_does(student_folder, shards, tmp_path):
+    file = tmp_path / "eval.json"
+    record = sentence_distill.evaluate(models=str(student_folder), shards=str(shards), json_file=file)
+    assert record.models["student"].held_out.rows > 50
+    assert len(record.models["student"].examples) == 6
+    written = json.loads(file.read_text())
+    assert written["command"] == f"sd eval {student_folder} --shards {shards} --json {file}"
+    assert written["environment"]["versions"]["torch"]
 
 
 def test_one_student_is_measured_in_its_folder(sd, student_folder, few_are_enough, capsys):
     shown = run(sd, capsys, student_folder)
-    assert "recall of the teacher's 10 neighbours" in shown
+    assert "recall of the teacher's 10 neighbors" in shown
     assert "cosine by length: 9-16 tokens" in shown
     assert "cosine by rarest token: seen" in shown
-    held_out = json.loads((student_folder / "eval.json").read_text())["held_out"]
+    figures = json.loads((student_folder / "eval.json").read_text())
+    held_out = figures["models"][figures["student"]]["held_out"]
     assert 0 < held_out["recall_at_10"] <= 1
     for parts in (held_out["by_length"], held_out["by_frequency"]):
         assert sum(part["rows"] for part in parts) == held_out["rows"]
@@ -209,7 +240,7 @@ def test_another_corpus_is_measured_but_is_not_what_the_card_says(sd, student_fo
     assert not (student / "eval.json").exists(), "a folder of the recorded name holds something else"
     shown = run(sd, capsys, student, "--shards", shards)
     assert "not what the student was trained on" in shown
-    held_out = json.loads((student / "eval.json").read_text())["held_out"]
+    held_out = json.loads((student / "eval.json").read_text())["models"]["student"]["held_out"]
     assert held_out["other_corpus"] == str(shards)
     assert "by_frequency" not in held_out
     assert load_distillation(student)["metrics"]["held_out"] == own
@@ -238,7 +269,7 @@ def test_a_student_that_can_only_be_read_is_measured_all_the_same(sd, student_fo
     shown = run(sd, capsys, student, "--json", tmp_path / "mine.json")
     assert f"{student} can't be written (Permission denied): its record and card stay" in shown
     assert "sentences/s" in shown
-    assert json.loads((tmp_path / "mine.json").read_text())["held_out"]
+    assert json.loads((tmp_path / "mine.json").read_text())["models"]["student"]["held_out"]
     # Where the figures should go into that folder, nothing is measured first.
     monkeypatch.setattr("os.access", lambda path, mode: False)
     for kind in ((), ("--speed",)):
@@ -270,7 +301,7 @@ def test_what_to_do_next_names_a_student(sd, student_folder, teacher_folder, sha
     shown = run(sd, capsys, teacher_folder, student_folder, "--json", tmp_path / "both.json")
     assert shown.splitlines()[-1] == (
         f"next: sd encode --student {student_folder} --input FILE --out vectors.parquet, "
-        f"sd export {student_folder} --onnx, sd report {student_folder}"
+        f"sd export {student_folder}, sd report {student_folder}"
     )
     # --student is the same as one MODEL, which need be no student.
     shown = run(sd, capsys, "--student", teacher_folder, "--json", tmp_path / "one.json", "--shards", shards)
@@ -313,13 +344,13 @@ def test_shards_need_only_the_layers_that_a_student_approximates(
     figures = []
     for place in (wide, shards):
         run(sd, capsys, folder, "--shards", place)
-        measured = json.loads((folder / "eval.json").read_text())["held_out"]
+        measured = json.loads((folder / "eval.json").read_text())["models"]["student"]["held_out"]
         figures.append([measured[name] for name in ("cosine", "rank_agreement", "mse", "rows")])
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
-    assert sd("reduce", folder, "--shards", shards) == 0
+    assert sd("export", folder, "--dim", "8,16", "--shards", shards) == 0
     assert sd("train-student", "--shards", wide, "--out", tmp_path / "both", *options) == 0
     capsys.readouterr()
-    assert sd("reduce", tmp_path / "both", "--shards", shards) == 1
+    assert sd("export", tmp_path / "both", "--dim", "8", "--shards", shards) == 1
     assert "layers 2 of the teacher, not 1" in capsys.readouterr().err
 
 
@@ -331,7 +362,7 @@ def test_words_that_were_not_trained_on_are_not_counted(shards):
 
 def test_modules_in_a_models_own_folder_count_once(student_folder, tmp_path):
     folder = shutil.copytree(student_folder, tmp_path / "student")
-    size = open_student(folder, "x").megabytes
+    size = megabytes(folder)
     written = (folder / "modules.json").read_text()
     assert '"path": ""' in written
     (folder / "modules.json").write_text(written.replace('"path": ""', '"path": "."'))
@@ -346,8 +377,8 @@ def test_what_is_loaded_and_measured_is_said_while_it_is(sd, student_folder, tea
     assert sd("eval", student_folder, *options, "--json", tmp_path / "eval.json") == 0
     said = capsys.readouterr().err.splitlines()
     rows = load_distillation(student_folder)["metrics"]["held_out"]["rows"]
-    assert [line.split(", ")[0] for line in said] == [
-        f"loading student {student_folder} …",
+    assert [line.split(", ")[0] for line in said[:6]] == [
+        f"loading {student_folder} …",
         f"loading teacher {teacher_folder.name} …",
         f"held-out fidelity of student: {rows} sentences",
         "speed: 5,400 of 5,400 sentences",

@@ -26,7 +26,7 @@ def test_f1_is_of_class_one_and_not_of_both():
 
 
 def test_ties_share_their_ranks():
-    # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: the covariance is 4.5, the variances 4.5 and 5.
+    # ProcessGroup 1, 2.5, 2.5, 4 against 1, 2, 3, 4: the covariance is 4.5, the variances 4.5 and 5.
     scores = task_metrics(("spearman",), np.array([0, 2, 2, 5.0]), np.array([1, 2, 3, 4.0]))
     assert scores["spearman"] == pytest.approx(4.5 / np.sqrt(4.5 * 5))
 

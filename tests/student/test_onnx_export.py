@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,9 +8,8 @@ from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.student.config import StudentConfig
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.export import write_onnx
-from sentence_distill.student.export_folder import ExportRecord
 from sentence_distill.student.model import Student
-from sentence_distill.student.onnx_student import OnnxStudent
+from sentence_distill.student.onnx_student import ExportRecord, OnnxStudent
 
 WORDS = [f"w{number}" for number in range(60)]
 
@@ -63,7 +60,7 @@ def test_a_vector_does_not_depend_on_what_it_is_encoded_with(tmp_path, int8):
 
 def test_a_folder_without_an_export_is_an_error_that_says_how_to_make_one(tmp_path):
     for read in (OnnxStudent.of_export, ExportRecord.read):
-        with pytest.raises(UserError, match="sd export STUDENT --onnx"):
+        with pytest.raises(UserError, match="sd export STUDENT --out"):
             read(tmp_path)
 
 
@@ -74,15 +71,5 @@ def test_a_damaged_export_is_said_to_be_with_the_way_out(tmp_path, name, damage)
     file = tmp_path / name
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 100\n"
     file.write_bytes(pointer if damage == "pointer" else file.read_bytes()[:-100])
-    with pytest.raises(
-        UserError, match=r"^the export in .* is damaged \(.*\); make it again: sd export STUDENT --onnx"
-    ):
+    with pytest.raises(UserError, match=r"^the export in .* is damaged \(.*\); make it again: sd export STUDENT --out"):
         OnnxStudent.of_export(tmp_path)
-
-
-def test_the_record_of_an_export_of_version_0_1_0_is_read(tmp_path):
-    old = {"format": "onnx", "inputs": ["input_ids", "attention_mask"], "output": "sentence_embedding", "dim": 16}
-    old |= {"parameters": 9, "int8": True, "student": {}, "agreement": {"with": "text.txt", "sentences": 3}}
-    (tmp_path / "export.json").write_text(json.dumps(old))
-    record = ExportRecord.read(tmp_path)
-    assert (record.kind, record.outputs, record.dim, record.int8) == ("encoder", ("sentence_embedding",), 16, True)

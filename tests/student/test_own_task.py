@@ -13,8 +13,8 @@ from sentence_distill import Classifier, Student
 from sentence_distill.data.labelled import read_labelled
 from sentence_distill.pipeline.files import lock_folder
 from sentence_distill.pipeline.manifest import Logits
-from sentence_distill.student.finetune import STUDENT
-from sentence_distill.student.own_task import make_own_task
+from sentence_distill.student.config import STUDENT
+from sentence_distill.student.task_data import TaskData
 
 LEARNS = ("--learning-rate", "5e-3", "--device", "cpu")
 PRICES = {"dog": 1000.5, "cat": 2000.0, "bird": 4000.0}
@@ -152,12 +152,12 @@ def test_whole_numbers_are_classes_unless_they_are_called_scores(tmp_path):
     train = str(_write(tmp_path / "stars.jsonl", rows))
     given = {"columns": ("text",), "label": "label", "seed": 0}
     table = read_labelled(train, ("text",), "label")
-    classes = make_own_task("stars", table, None, **given)
-    assert classes.data.task.labels == ("0", "1", "2")
-    assert len(classes.data.dev["dev"].targets) == 3
-    scores = make_own_task("stars", table, None, **given, regression=True)
-    assert scores.data.task.regression
-    assert scores.data.train.targets.mean() == pytest.approx(0, abs=1e-6)
+    classes = TaskData.of_tables("stars", table, None, **given)
+    assert classes.task.labels == ("0", "1", "2")
+    assert len(classes.dev["dev"].targets) == 3
+    scores = TaskData.of_tables("stars", table, None, **given, regression=True)
+    assert scores.task.regression
+    assert scores.train.targets.mean() == pytest.approx(0, abs=1e-6)
 
 
 def test_a_teacher_learns_one_s_own_task_and_a_student_its_logits(
@@ -182,7 +182,7 @@ def test_a_folder_that_can_not_be_written_or_is_in_use_is_refused_before_the_wor
     def no_work(*arguments, **options):
         raise AssertionError
 
-    monkeypatch.setattr("sentence_distill.student.fit.finetune", no_work)
+    monkeypatch.setattr("sentence_distill.student.fit.Fitter.fit", no_work)
     command = ("--train", animals.parent / "animals.jsonl", "--text-column", "line", "--label-column", "animal")
     (tmp_path / "file").write_text("")
     assert sd("finetune", student_folder, *command, "--out", tmp_path / "file" / "out") == 1
@@ -190,7 +190,10 @@ def test_a_folder_that_can_not_be_written_or_is_in_use_is_refused_before_the_wor
     out = tmp_path / "out"
     out.mkdir()
     with lock_folder(out):
-        for made in (("finetune", student_folder, *command), ("reduce", student_folder, "--float16")):
+        for made in (
+            ("finetune", student_folder, *command),
+            ("export", student_folder, "--format", "folder", "--float16"),
+        ):
             assert sd(*made, "--out", out) == 1
             assert f"{out} is in use by process {os.getpid()}" in capsys.readouterr().err
     # A run that fails leaves no empty folder.
@@ -249,6 +252,3 @@ def test_the_length_of_fine_tuning_says_what_limits_it():
         "at most 2,000 steps, 2 epochs of 64,000 examples of 6: --finetune-steps"
     )
     assert replace(STUDENT, epochs=2, least_steps=0).steps(135) == 6
-    # Figures of GLUE that were made with the default are still those of the default.
-    assert "least_steps" not in STUDENT.identity()
-    assert replace(STUDENT, least_steps=0).identity()["least_steps"] == 0

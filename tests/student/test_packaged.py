@@ -57,7 +57,7 @@ def test_it_stays_below_ten_megabytes_and_says_what_it_is():
 def test_sentence_transformers_reads_a_copy_of_it(sd, tmp_path):
     from sentence_transformers import SentenceTransformer
 
-    assert sd("reduce", SMALL, "--float16", "--out", tmp_path / "copy") == 0
+    assert sd("export", SMALL, "--format", "folder", "--float16", "--out", tmp_path / "copy") == 0
     theirs = SentenceTransformer(str(tmp_path / "copy"), device="cpu").encode(["One sentence.", "Another."])
     np.testing.assert_allclose(
         theirs, Student.load(SMALL, backend="torch").encode(["One sentence.", "Another."]), atol=1e-5
@@ -66,7 +66,7 @@ def test_sentence_transformers_reads_a_copy_of_it(sd, tmp_path):
 
 def test_its_copy_keeps_its_licence_and_what_was_fine_tuned_of_it_has_none(sd, tmp_path):
     copy, tuned, train = tmp_path / "copy", tmp_path / "tuned", tmp_path / "train.csv"
-    assert sd("reduce", SMALL, "--float16", "--out", copy) == 0
+    assert sd("export", SMALL, "--format", "folder", "--float16", "--out", copy) == 0
     assert "license: apache-2.0" in (copy / "README.md").read_text(encoding="utf-8")
     train.write_text("text,label\n" + "".join(f"good film {n},1\nbad film {n},0\n" for n in range(20)))
     assert sd("finetune", copy, "--train", train, "--epochs", "1", "--out", tuned) == 0
@@ -105,14 +105,14 @@ def test_other_commands_take_it_by_its_name_and_leave_its_folder_alone(sd, tmp_p
         "text,label\n" + "".join(f"good film {n},1\nbad film {n},0\n" for n in range(20))
     )
     assert sd("finetune", SMALL, "--train", "train.csv", "--epochs", "1", "--out", "tuned") == 0
-    assert sd("export", SMALL, "--onnx") == 2
+    assert sd("export", SMALL) == 2
     assert "name one for its export" in capsys.readouterr().err
     for command in (["eval", "--glue", SMALL], ["report", SMALL], ["push", SMALL, "me/x", "--dry-run"]):
         assert sd(*command) == 1
-        assert "copy it to a folder of yours: sd reduce wiki-small --float16" in capsys.readouterr().err
+        assert "copy it to a folder of yours: sd export wiki-small --format folder --float16" in capsys.readouterr().err
     assert sd("eval", SMALL) == 1
     assert "wiki-small lies inside the package, where no figures can go" in capsys.readouterr().err
-    assert sd("reduce", SMALL) == 1
+    assert sd("export", SMALL, "--dim", "64,128") == 1
     assert "name text with --corpus" in capsys.readouterr().err
     assert contents(FOLDER) == before
 

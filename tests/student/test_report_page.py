@@ -43,8 +43,15 @@ def report(sd, student_folder, tmp_path_factory):
     (folder / "glue.json").write_text(json.dumps({"rows": glue}))
     parts = [{"least": 1, "most": 8, "rows": 9, "cosine": 0.8}, {"least": 9, "most": None, "rows": 9, "cosine": 0.9}]
     scores = {"cosine": 0.85, "mean_vector_cosine": 0.2, "by_length": parts, "by_frequency": parts}
-    sts = {"student": 0.8, "teacher": 0.9}
-    (folder / "eval.json").write_text(json.dumps({"held_out": scores, "sts_spearman": sts}))
+    near = [{"text": "The red cat ran under the old tree.", "cosine": 0.9, "shared": True}] * 3
+    student = {
+        "held_out": scores,
+        "sts_spearman": 0.8,
+        "examples": [{"query": "A cat.", "teacher": near, "student": near}],
+    }
+    models = {"student": student, "teacher": {"sts_spearman": 0.9}}
+    figures = {"student": "student", "teacher": "teacher", "models": models, "skipped": {}}
+    (folder / "eval.json").write_text(json.dumps(figures))
     contenders = {
         name: {"model": name, "threads": {"1": {"by_batch": {"1": 90.0, "128": rate}}}, "sts_spearman": quality}
         for name, rate, quality in (("student", 900.0, 0.8), ("teacher", 100.0, 0.9))

@@ -14,7 +14,7 @@ from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.hub import SMALL, locate_student
 from sentence_distill.student.model import load_student
-from sentence_distill.student.start import Start
+from sentence_distill.student.start import WarmStart
 
 # One step that changes next to nothing.
 NO_STEP = ("--max-steps", "1", "--learning-rate", "1e-12", "--held-out", "0.1", "--batch-size", "16")
@@ -101,7 +101,7 @@ def test_a_student_of_another_vocabulary_gives_each_word_its_vector(train, stude
 
 
 def test_a_word_that_the_start_lacks_begins_as_its_word_in_lower_case_or_its_mean(student_folder):
-    start = Start.load(str(student_folder))
+    start = WarmStart.load(str(student_folder))
     encoder = StudentEncoder(replace(start.student.encoder.config, vocabulary=5))
     untouched = encoder.embedding.weight.detach().clone()
     notes = start.copy_into(encoder, word_level("Cat", "zebra", "dog", "bird"))
@@ -113,7 +113,7 @@ def test_a_word_that_the_start_lacks_begins_as_its_word_in_lower_case_or_its_mea
 
 
 def test_a_student_that_lacks_more_than_half_of_the_tokens_is_refused(student_folder):
-    start = Start.load(str(student_folder))
+    start = WarmStart.load(str(student_folder))
     encoder = StudentEncoder(replace(start.student.encoder.config, vocabulary=5))
     with pytest.raises(UserError, match="student has 2 of the 5 tokens of the shards, too few to begin with"):
         start.copy_into(encoder, word_level("cat", "dog", "Ġcat", "Ġdog", "▁bird"))
@@ -143,7 +143,7 @@ def test_a_run_is_not_resumed_where_its_start_has_become_another(train, student_
     def stop(*_):
         raise UserError("stopped before the student was written")
 
-    monkeypatch.setattr("sentence_distill.student.train.write_trained", stop)
+    monkeypatch.setattr("sentence_distill.student.train.Trainer.write_student", stop)
     start = shutil.copytree(student_folder, tmp_path / "start")
     options = ("--epochs", "1", "--held-out", "0.1", "--batch-size", "16")
     assert train(start, *options)[0] == 1

@@ -6,7 +6,7 @@ import torch
 from sentence_distill.data.errors import UserError
 from sentence_distill.student.config import StudentConfig, TrainConfig
 from sentence_distill.student.dataset import Batch
-from sentence_distill.student.distributed import Ranks
+from sentence_distill.student.distributed import ProcessGroup
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.optim import Optimizer
 from sentence_distill.student.step import Stepper
@@ -26,7 +26,7 @@ def make(**options):
     encoder = StudentEncoder(
         StudentConfig(vocabulary=30, target_dims=(4, 5), normalize=True, embedding_dim=7, hidden=6)
     )
-    return Stepper(encoder, TrainConfig(**{**CONFIG, **options}), torch.float32, Ranks("cpu"))
+    return Stepper(encoder, TrainConfig(**{**CONFIG, **options}), torch.float32, ProcessGroup("cpu"))
 
 
 def gradients(stepper, batch, step=0):

@@ -70,9 +70,20 @@ def test_held_out_rows_are_those_that_are_not_trained_on(shards):
     stream = ShardStream(shards, held_out=0.1)
     input_ids, targets = stream.held_out()
     table = all_rows(shards)
-    expected = [ids for id_, ids in zip(table["id"], table["input_ids"], strict=True) if id_ < 0.1 * 2**64]
-    assert [ids.tolist() for ids in input_ids] == expected
+    rows = zip(table["id"], table["input_ids"], table["embedding"], strict=True)
+    expected = [(ids, vector) for id_, ids, vector in sorted(rows) if id_ < 0.1 * 2**64]
+    assert [ids.tolist() for ids in input_ids] == [ids for ids, _ in expected]
+    np.testing.assert_array_equal(targets.numpy(), np.array([vector for _, vector in expected], dtype=np.float32))
     assert len(targets) == len(expected) == len(table["id"]) - stream.train_rows
+
+
+def test_the_rows_to_validate_on_are_those_of_the_lowest_ids_of_all_shards(shards, monkeypatch):
+    monkeypatch.setattr("sentence_distill.student.dataset._HELD_OUT_ROWS", 20)
+    input_ids, targets = ShardStream(shards, held_out=0.1).held_out()
+    table = all_rows(shards)
+    expected = sorted(zip(table["id"], table["input_ids"], strict=True))[:20]
+    assert [ids.tolist() for ids in input_ids] == [ids for _, ids in expected]
+    assert len(targets) == 20
 
 
 def test_skipped_batches_leave_the_rest_as_it_was(shards):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.student.config import StudentConfig, TrainConfig
-from sentence_distill.student.distributed import LostRankError, Ranks
+from sentence_distill.student.config import TrainConfig
+from sentence_distill.student.distributed import LostProcessError
 from sentence_distill.student.log import draw_curves, read_metrics
 from sentence_distill.student.losses import distillation_loss, relational_loss
 from sentence_distill.student.metrics import fidelity
@@ -20,16 +20,8 @@ from sentence_distill.student.train import Trainer
 
 
 def make(shards, out, **options):
-    student = StudentConfig(vocabulary=45, target_dims=(32,), normalize=True, embedding_dim=8, hidden=8)
-    config = TrainConfig(**{"epochs": 3, "batch_size": 16, "held_out": 0.1, **options})
-    return Trainer(
-        shards=shards,
-        out=out,
-        student=student,
-        config=config,
-        ranks=Ranks("cpu"),
-        precision=torch.float32,
-    )
+    small = {"embedding_dim": 8, "hidden": 8, "device": "cpu", "precision": "fp32", "epochs": 3, "batch_size": 16}
+    return Trainer(TrainConfig(shards=shards, out=out, **{**small, "held_out": 0.1, **options}))
 
 
 def trained(trainer):
@@ -220,9 +212,9 @@ def test_a_run_ends_at_its_last_step_with_a_learning_rate_near_nothing(shards, t
     assert trainer.state.sentences < 60 * 16 + 1
 
 
-def test_weights_of_a_student_that_was_not_given_are_not_replaced_by_others(shards, tmp_path):
+def test_word_embeddings_of_an_unknown_kind_are_not_replaced_by_others():
     with pytest.raises(UserError, match="init 'wiki-small' is none of pca, random, and no student was given"):
-        make(shards, tmp_path, init="wiki-small")
+        initial_embeddings("wiki-small", torch.randn(9, 4), 2, torch.Generator())
 
 
 def test_a_run_limited_in_time_ends_with_it_and_lowers_the_learning_rate_in_it(shards, tmp_path, monkeypatch):
@@ -282,7 +274,7 @@ def test_the_log_has_each_step_once_however_often_the_run_was_stopped(shards, tm
 def test_curves_and_tensorboard_s_events_are_made_of_a_run(shards, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    make(shards, tmp_path, epochs=1).run(tensorboard=True)
+    make(shards, tmp_path, epochs=1, tensorboard=True).run()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [50]
@@ -341,8 +333,8 @@ def test_a_run_that_lost_a_process_at_its_last_validation_makes_it_up(shards, tm
     expected = trained(whole)
     trainer = make(shards, tmp_path / "student", max_steps=20)
 
-    def lost(encoder, ranks):
-        raise LostRankError("another process of the run is gone")
+    def lost(encoder, group):
+        raise LostProcessError("another process of the run is gone")
 
     trainer.held_out.scores = lost
     with pytest.raises(UserError, match=r"stopped at step 20.*resumes from there"):
@@ -363,9 +355,23 @@ def test_weights_that_are_not_finite_never_become_a_checkpoint(shards, tmp_path)
     assert not any(tmp_path.glob("checkpoints/*"))
 
 
+def test_a_student_is_trained_from_python(shards, tmp_path):
+    from sentence_distill import Student, train_student
+
+    options = {"embedding_dim": 8, "hidden": 8, "max_steps": 3, "held_out": 0.1}
+    record = train_student(shards=shards, out=tmp_path / "student", **options)
+    assert record.metrics["held_out"]["cosine"] == record.history[-1]["cosine"]
+    assert record.training.max_steps == 3
+    flags = "--embedding-dim 8 --hidden 8 --max-steps 3 --held-out 0.1"
+    assert record.command == f"sd train-student --shards {shards} --out {tmp_path / 'student'} {flags}"
+    assert Student.load(tmp_path / "student").dim == 32
+    with pytest.raises(UserError, match="train_student has no option 'epoch'; it takes batch_size, "):
+        train_student(epoch=3)
+
+
 def test_scores_are_those_of_the_weights_that_are_kept(shards, tmp_path):
     trainer = make(shards, tmp_path, epochs=2)
     trainer.run()
     student, entry = trainer.best_student()
-    found = trainer.held_out.scores(student.encoder, trainer.ranks)
+    found = trainer.held_out.scores(student.encoder, trainer.group)
     assert found == {name: entry[name] for name in found}

@@ -1,4 +1,4 @@
-"""Charts and tables of a report."""
+"""Charts as SVG for a page's own HTML, in colors that the page's style sheet sets."""
 
 import io
 import re
@@ -12,74 +12,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell.
-
-    Attributes:
-        text: as it is read.
-        value: what the column is sorted by; None is always last.
-        best: whether it is the best of its column.
-        notes: numbers of footnotes.
-        detail: in small letters below the text.
-    """
-
-    text: str
-    value: float | None = None
-    best: bool = False
-    notes: tuple[int, ...] = ()
-    detail: str = ""
-
-
-EMPTY = Cell("")
-
-
-@dataclass(frozen=True)
-class Column:
-    """Head of a column, with a second line."""
-
-    title: str
-    unit: str = ""
-    numeric: bool = True
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows that stay together however the table is sorted; the first cell of each is its name."""
-
-    title: str
-    rows: Sequence[Sequence[Cell]]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with groups of rows."""
-
-    caption: str
-    columns: Sequence[Column]
-    groups: Sequence[Rows]
-
-
-def number(value: float, form: str = ",.3f") -> Cell:
-    """A cell for a number."""
-    return Cell(format(value, form), value)
-
-
-# Charts of a report: SVG for a page's own HTML, in colours that the page's style sheet sets.
-
-# matplotlib wants real colours; each stands for a variable of the style sheet, so that a page can turn dark.
+# matplotlib wants real colors; each stands for a variable of the style sheet, so that a page can turn dark.
 _INK, _GRID = "#000001", "#000002"
 _SERIES = tuple(f"#0000{number:02x}" for number in range(0xA1, 0xAA))
 _VARIABLES = {
     _INK: "var(--muted)",
     _GRID: "var(--rule)",
-    **{colour: f"var(--c{number})" for number, colour in enumerate(_SERIES, start=1)},
+    **{color: f"var(--c{number})" for number, color in enumerate(_SERIES, start=1)},
 }
-COLOURS = len(_SERIES)
+COLORS = len(_SERIES)
 _MARKERS = "osD^vPX*h"
 _SIZE = (4.1, 2.7)
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "axes.spines.top": False,
@@ -106,44 +50,34 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Series:
-    """One line, or the points of one thing.
-
-    Attributes:
-        name: what it is.
-        points: x and y.
-        colour: 0 to `COLOURS` - 1.
-        deviations: of each y, where several were measured; drawn as bars.
-        markers: whether each point is marked.
-        line: whether points are joined.
-        labels: beside each point, where there is something to say.
-    """
+    """One line, or the points of one thing."""
 
     name: str
     points: Sequence[tuple[float, float]]
-    colour: int = 0
+    color: int = 0
+    """0 to `COLORS` - 1."""
     deviations: Sequence[float] = ()
+    """Standard deviation of each y, drawn as bars."""
     markers: bool = True
     line: bool = True
+    """Whether points are joined."""
     labels: Sequence[str] = ()
+    """Text next to each point."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart on a page.
-
-    Attributes:
-        title: above it.
-        svg: safe to stand in HTML.
-        summary: for who can't see it.
-    """
+    """A chart on a page."""
 
     title: str
     svg: str
+    """Safe to stand in HTML."""
     summary: str
+    """For readers who can't see it."""
 
 
 def require_matplotlib() -> None:
-    """Fail now, before anything is measured.
+    """Fail now, before anything is read.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -174,13 +108,13 @@ def draw(
         x: name of the axis.
         y: name of the axis.
         log_x: whether x is logarithmic.
-        categories: names of x = 0, 1, …, where x is no number.
-        summary: what it shows; by default it says where each series begins and ends.
+        categories: names of x = 0, 1, …, if x is no number.
+        summary: what it shows; by default the first and last point of each series.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_style(identifier)):
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": identifier}):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         if log_x:
@@ -193,38 +127,28 @@ def draw(
     return Chart(title, svg, f"{title}; {y or 'value'} by {x}. {summary}")
 
 
-def swatch(identifier: str, colour: int) -> str:
-    """A line with its marker, for a legend in HTML.
-
-    Args:
-        identifier: unlike that of any chart of the page; begins with a letter.
-        colour: as in `Series`.
-    """
+def swatch(identifier: str, color: int) -> str:
+    """Draw a line with its marker, for a legend in HTML; arguments as in `draw` and `Series`."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_style(identifier)):
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": identifier}):
         figure = Figure(figsize=(0.4, 0.2))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set(xlim=(0, 2), ylim=(-1, 1))
-        _draw_series(axes, Series("", [(0, 0), (1, 0), (2, 0)], colour=colour), marked=[1])
+        _draw_series(axes, Series("", [(0, 0), (1, 0), (2, 0)], color=color), marked=[1])
     return _svg(figure, identifier)
 
 
-def _style(identifier: str) -> Any:
-    """Settings of matplotlib, under which the same drawing gives the same ids."""
-    return {**_STYLE, "svg.hashsalt": identifier}
-
-
 def _draw_series(axes: "Axes", series: Series, marked: Sequence[int] | None = None) -> None:
-    colour = _SERIES[series.colour % COLOURS]
+    color = _SERIES[series.color % COLORS]
     xs, ys = zip(*series.points, strict=True) if series.points else ((), ())
     if series.deviations:
-        axes.errorbar(xs, ys, series.deviations, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
-    marker = _MARKERS[series.colour % COLOURS] if series.markers else ""
+        axes.errorbar(xs, ys, series.deviations, fmt="none", ecolor=color, elinewidth=1, capsize=2)
+    marker = _MARKERS[series.color % COLORS] if series.markers else ""
     width = 1.5 if series.line else 0
-    axes.plot(xs, ys, color=colour, linewidth=width, marker=marker, markersize=5, markevery=marked)
+    axes.plot(xs, ys, color=color, linewidth=width, marker=marker, markersize=5, markevery=marked)
     for point, label in zip(series.points, series.labels, strict=False):
         axes.annotate(label, point, xytext=(6, 4), textcoords="offset points", fontsize=8.5)
 
@@ -257,7 +181,7 @@ def _summary(series: Series) -> str:
 
 
 def _svg(figure: "Figure", identifier: str) -> str:
-    """A figure as a part of a page: no addresses, ids of its own, the page's fonts and colours."""
+    """Write a figure as a part of a page: no addresses, ids of its own, the page's fonts and colors."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()

@@ -1,0 +1,163 @@
+"""The process in which `sd eval --speed` times one model; it imports no more than that model needs."""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Encode = Callable[[Sequence[str]], Any]
+_SINGLE_CALLS = 64
+_FEWEST_SENTENCES = 128
+# The same calls are made again until so much time has passed.
+_SECONDS = 0.2
+LONGEST_S = 5.0
+"""Seconds after which no call is made again, of a slow model; a single call that would take longer is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A model, run in one way."""
+
+    model: str
+    folder: str
+    """Of a teacher, that of its student."""
+    runner: Literal["onnx", "torch", "teacher", "other"]
+    """A student by ONNX Runtime or PyTorch, a student's teacher, or what sentence-transformers opens."""
+    timed_as: str
+    """What it computes in, as "int8 in ONNX Runtime"."""
+    teacher: str | None = None
+    """Where the teacher is, if it was named."""
+    threads: int = 1
+
+    @property
+    def name(self) -> str:
+        """Name in tables and files."""
+        return f"{self.model} ({self.timed_as})"
+
+    def to_json(self) -> str:
+        """Write it for the process that runs it."""
+        return json.dumps(asdict(self))
+
+    def load(self) -> Encode:
+        """Load the model as a function from sentences to vectors.
+
+        Raises:
+            UserError: the folder holds no such model.
+        """
+        folder = Path(self.folder)
+        # Imported here: what starting takes is one of the figures, and a student needs no PyTorch.
+        if self.runner == "onnx":
+            from sentence_distill.student.onnx_student import OnnxStudent
+
+            return OnnxStudent.of_student(folder, self.threads).encode
+        if self.runner == "torch":
+            from sentence_distill.student.model import load_student
+
+            return load_student(folder).encode
+        from sentence_distill.pipeline.load import Located
+        from sentence_distill.student.files import load_distillation
+        from sentence_distill.student.models import open_model, open_teacher
+
+        if self.runner == "teacher":
+            return open_teacher(load_distillation(folder), self.teacher, self.model).timed
+        return open_model(Located(folder, self.model), self.model).timed
+
+
+def one_round(
+    encode: Encode,
+    number: int,
+    *,
+    sentences: Sequence[str],
+    batch_sizes: Sequence[int],
+    by_length: dict[str, list[str]],
+) -> dict[str, Any]:
+    """Measure once: single sentences, then each batch size, then each length.
+
+    Args:
+        encode: the model.
+        number: of the round; each takes other sentences.
+        sentences: from which calls are cut.
+        batch_sizes: ascending.
+        by_length: texts by their number of tokens.
+
+    Returns:
+        "latency_ms" of each call with one sentence, and sentences per second "by_batch" and "by_length".
+    """
+    rates: dict[int, float] = {}
+    latency = _times(encode, _calls(sentences, 1, _SINGLE_CALLS, number))
+    rate = len(latency) / sum(latency)
+    for size in batch_sizes:
+        if size / rate > LONGEST_S:
+            break
+        if size > 1:
+            times = _times(encode, _calls(sentences, size, -(-_FEWEST_SENTENCES // size), number))
+            rate = size * len(times) / sum(times)
+        rates[size] = rate
+    lengths: dict[str, float] = {}
+    seconds_per_token = 0.0
+    for length, texts in by_length.items():
+        if seconds_per_token * int(length) * len(texts) > LONGEST_S:
+            break
+        times = _times(encode, [texts])
+        lengths[length] = len(texts) * len(times) / sum(times)
+        seconds_per_token = 1 / lengths[length] / int(length)
+    return {"latency_ms": [1000 * seconds for seconds in latency], "by_batch": rates, "by_length": lengths}
+
+
+def _calls(sentences: Sequence[str], size: int, count: int, number: int) -> list[list[str]]:
+    """Cut a round's calls, `count` of `size` sentences each."""
+    places = range(number * size * count, (number + 1) * size * count)
+    of_round = [sentences[place % len(sentences)] for place in places]
+    return [of_round[first : first + size] for first in range(0, size * count, size)]
+
+
+def _times(encode: Encode, calls: list[list[str]]) -> list[float]:
+    """Seconds of each call; whole passes over them, until they are long enough to tell."""
+    times: list[float] = []
+    while sum(times) < _SECONDS:
+        for call in calls:
+            started = time.perf_counter()
+            encode(call)
+            times.append(time.perf_counter() - started)
+            if sum(times) > LONGEST_S:
+                return times
+    return times
+
+
+def peak_megabytes() -> float:
+    """Return the most memory that this process has had (resident)."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
+    except (OSError, StopIteration):
+        # On Linux this would count the process that started this one, too.
+        unit = 1e6 if sys.platform == "darwin" else 1e6 / 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def main() -> None:
+    """Load, say so, and answer each line of standard input: a round's number, or "sts"."""
+    # What libraries print must not mix with the answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    encode = Contender(**json.loads(sys.argv[1])).load()
+    print(json.dumps({"dim": encode(["One sentence to begin with."]).shape[1]}), file=answers)
+    texts = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    pairs = texts.pop("pairs")
+    for line in sys.stdin:
+        if (asked := json.loads(line)) == "sts":
+            from sentence_distill.student.metrics import sts_spearman
+
+            answer: dict[str, Any] = {"sts_spearman": sts_spearman(encode, pairs["texts"], pairs["scores"])}
+        else:
+            answer = {**one_round(encode, asked, **texts), "peak_megabytes": peak_megabytes()}
+        print(json.dumps(answer), file=answers)
+
+
+if __name__ == "__main__":
+    main()
