@@ -66,7 +66,7 @@ def main() -> None:
             sys.exit(_run())
     except UserError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         # Installed without what it needs; a package whose version is asked for is missed by an error of this kind too.
         package = (error.name or str(error)).partition(".")[0]

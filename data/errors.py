@@ -1,12 +1,20 @@
-"""The one exception that stands for a user's mistake, and what others say."""
+"""The exceptions that stand for a user's mistake, and the first line of others."""
 
 
 class UserError(Exception):
     """Something that the user can mend.
 
     The message is one line that says what was wrong, where, and what to do next. The command line prints it
-    without a traceback and exits with 1.
+    without a traceback and exits with `exit_code`.
     """
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """Options that can't stand together, or one that is missing."""
+
+    exit_code = 2
 
 
 def first_line(error: BaseException) -> str:
