@@ -14,6 +14,7 @@ from sentence_distill.cli.out_file import check_free, holds_keys
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import load_sts
 from sentence_distill.data.options import fields_of
+from sentence_distill.pipeline.processes import keep_freed_memory
 from sentence_distill.student.config import EvalConfig, GlueConfig, SpeedConfig
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
     check_free(file, config.overwrite, option="--json", own=lambda path: holds_keys(path, _FIGURES[kind]))
     if sts := sts_file(config):
         load_sts(sts)
+    keep_freed_memory()
     with stopped_by_signals(_KEPT[kind].format(file)):
         if glue:
             student = Path(models[0])

@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,24 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sentence_distill.data.errors import UserError
 
 if TYPE_CHECKING:
-    from sentence_distill.data.sources import Source
-
-
-def check_out_file(out: Path, sources: "Sequence[Source]", overwrite: bool) -> None:
-    """Refuse a file that can't be written, is read, or is there already.
-
-    Args:
-        out: the file.
-        sources: what the command reads.
-        overwrite: whether it may take the place of one that is there.
-
-    Raises:
-        UserError: it is refused.
-    """
-    check_parent(out)
-    if any(source.is_file(out) for source in sources):
-        raise UserError(f"--out {out} is the input itself; name another file")
-    check_free(out, overwrite)
+    pass
 
 
 def check_parent(out: Path, option: str = "--out") -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from sentence_distill.cli.out_file import check_out_file
+from sentence_distill.cli.out_file import check_free, check_parent
 
 
 @click.command()
@@ -17,7 +17,7 @@ from sentence_distill.cli.out_file import check_out_file
     show_default=True,
     help="File to write, a paragraph a line.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace --out where it is there already.")
+@click.option("--overwrite", is_flag=True, help="Replace --out if it is there already.")
 def sample(out: Path, overwrite: bool) -> None:
     """Write the packaged sample corpus: summaries of 10,000 Wikipedia articles.
 
@@ -26,7 +26,8 @@ def sample(out: Path, overwrite: bool) -> None:
     from sentence_distill.data.hub import sample_paragraphs
     from sentence_distill.pipeline.files import write_atomically
 
-    check_out_file(out, [], overwrite)
+    check_parent(out)
+    check_free(out, overwrite)
     paragraphs = list(sample_paragraphs())
     write_atomically(out, "".join(f"{paragraph}\n" for paragraph in paragraphs).encode())
     click.echo(

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake, and what others say."""
+"""The exceptions that stand for a user's mistake, and the first line of others."""
 
 
 class UserError(Exception):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sentence_distill.data.errors import UserError
 
@@ -14,6 +14,8 @@ LINE_FORMATS = ("text", "wikiextractor")
 TABLE_FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow")
 """Formats whose rows have columns."""
 FORMATS = (*LINE_FORMATS, *TABLE_FORMATS)
+InputFormat = Literal["text", "wikiextractor", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
+"""One of `FORMATS`, as the type of an option."""
 
 # Between the two sides of a pair: a sentence can't hold one, because normalisation makes it a blank.
 PAIR_SEPARATOR = "\t"

@@ -119,7 +119,7 @@ def find_sources(
     """
     sources = [source for location in locations for source in _expand(location, leave_out, log)]
     if not sources:
-        raise UserError("no corpus was given; name a file, a folder, a glob or a URL")
+        raise UserError("there is nothing to read; name a file, a folder, a glob or a URL")
     return sources
 
 
@@ -145,12 +145,12 @@ def _expand(location: str, leave_out: Path | None, log: Callable[[str], None]) -
         files = {file for match in matched for file in _files_at(fs, match, leave_out, log)}
         found = [f for f in sorted(files) if not _hidden(f[len(root) :])]
         if not found:
-            raise UserError(f"corpus {location!r} is not there, or holds no file; check the path")
+            raise UserError(f"{location} is not there, or holds no file; check the path")
         return [source(file, file[len(root) :].lstrip("/")) for file in found]
     except UserError:
         raise
     except Exception as error:  # wrong credentials, say: each store has errors of its own
-        raise UserError(f"corpus {location!r} can't be opened: {all_said(error)}") from error
+        raise UserError(f"{location} can't be opened: {all_said(error)}") from error
 
 
 def _files_at(
@@ -228,7 +228,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 def _refuse(error: OSError) -> NoReturn:
     raise UserError(
-        f"folder {error.filename} of the corpus can't be listed ({error.strerror}); make it readable, or name "
+        f"folder {error.filename} can't be listed ({error.strerror}); make it readable, or name "
         "the files and folders to read instead"
     ) from error
 

@@ -210,6 +210,8 @@ class CsvTable:
         # A CSV that is parted by tabs quotes as others do.
         self._quoting = quoting("\t" if kind == "tsv" else ",")
         self._header = next(self._parsed(self._lines), [])
+        if not self._header:
+            raise UserError(f"{name} is empty; its first line should name the columns")
         check_columns(name, self._header, columns, only)
 
     def rows(self, start: Position, lines: Iterator[tuple[str, int, bool]] | None = None) -> Iterator[Row]:

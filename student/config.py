@@ -7,7 +7,17 @@ from typing import Any, Literal
 
 from sentence_distill.data.errors import UsageError, UserError
 from sentence_distill.data.glue import TASKS, GlueName
-from sentence_distill.data.options import SEED, check, fields_of, option, parse_choices, parse_list, parse_seconds
+from sentence_distill.data.options import (
+    SEED,
+    check,
+    fields_of,
+    option,
+    parse_choices,
+    parse_list,
+    parse_names,
+    parse_seconds,
+)
+from sentence_distill.data.records import InputFormat
 from sentence_distill.student.environment import cores
 
 POOLINGS = ("mean", "max", "mean+max")
@@ -564,3 +574,112 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """Options of `sd encode`."""
+
+    inputs: tuple[str, ...] = option(
+        (),
+        "The same as the argument INPUT; may be repeated.",
+        argument=True,
+        repeated=True,
+        flags=("--input",),
+        metavar="INPUT...",
+    )
+    student: str | None = option(
+        None,
+        "Folder or name on the hub of a student, or folder of its export.",
+        shown="distilled; if there is none, the packaged wiki-small",
+        metavar="NAME",
+    )
+    out: str = option(
+        "-",
+        "File of the vectors; a run that was stopped is resumed.",
+        shown="standard output",
+        flags=("--out", "-o"),
+        metavar="FILE",
+    )
+    format: Literal["jsonl", "parquet", "arrow", "npy"] | None = option(
+        None, "Format of --out.", shown="by its name; to standard output jsonl"
+    )
+    input_format: InputFormat | None = option(None, "Format of the input.", shown="found from content and name")
+    text_column: str = option("text", "Column of the text.", aliases=("--text-field",), metavar="NAME")
+    columns: tuple[str, ...] | None = option(
+        None,
+        "Columns of the input to write next to the vectors.",
+        shown="all",
+        parse=parse_names,
+        metavar="NAME[,NAME]",
+    )
+    keep_columns: bool = option(True, "Write the vectors alone; npy always does.", flags=("--no-text",))
+    dtype: Literal["float32", "float16"] = option("float32", "Type of the vectors.")
+    backend: Literal["auto", "onnx", "torch"] = option(
+        "auto",
+        "Compute in ONNX Runtime with int8, the fastest on a CPU, or in PyTorch. auto takes PyTorch on a GPU, or if "
+        "--precision or --device is given.",
+    )
+    precision: Literal["auto", "bf16", "fp32"] | None = option(
+        None, "Compute dtype in PyTorch.", shown="auto, bf16 if the hardware supports it"
+    )
+    device: str | None = option(None, "Device of PyTorch: auto, cpu, cuda or cuda:N.", shown="auto", metavar="DEVICE")
+    threads: int | None = option(None, "Number of CPU threads.", shown="all cores", least=1)
+    overwrite: bool = option(
+        False, "Replace --out if it is there already; begin again if another run was stopped.", given=False
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not self.inputs:
+            raise UsageError("name what to read: a file, a folder, a glob or a URL, or - for standard input")
+        if "-" in self.inputs and (len(self.inputs) > 1 or self.out != "-"):
+            raise UsageError(
+                "standard input goes to standard output alone, since it can't be read again; give a file to be able "
+                "to resume after a stop"
+            )
+        if self.out == "-" and self.format == "npy":
+            raise UsageError("--format npy needs a file, since the number of rows stands at its start; name --out")
+        if not self.keep_columns and self.columns is not None:
+            raise UsageError("--no-text writes no column next to the vectors, --columns some; give one of them")
+        if self.backend == "onnx" and (of_torch := self.option_of_torch):
+            raise UsageError(f"{of_torch} is of PyTorch, and the backend is onnx")
+
+    @property
+    def option_of_torch(self) -> str | None:
+        """An option that asks for PyTorch."""
+        given = {"--precision": self.precision, "--device": self.device}
+        return next((name for name, value in given.items() if value is not None), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Options of `sd predict`."""
+
+    folder: str = option(
+        MISSING, "Folder of a fine-tuned student, or of its export; or a name on the hub.", argument=True
+    )
+    inputs: tuple[str, ...] = option(
+        ("-",),
+        "The same as the argument INPUT; may be repeated.  [default: - (standard input)]",
+        argument=True,
+        repeated=True,
+        flags=("--input",),
+        metavar="INPUT...",
+    )
+    out: str = option("-", "File to write; - is standard output.", flags=("--out", "-o"), metavar="FILE")
+    format: Literal["jsonl", "csv", "tsv", "parquet"] | None = option(
+        None, "Format of --out.", shown="by its name; to standard output jsonl"
+    )
+    input_format: InputFormat | None = option(None, "Format of the input.", shown="found from content and name")
+    text_column: str | None = option(
+        None, "Column of the texts, two for pairs.", shown="as in fine-tuning", metavar="NAME[,NAME]"
+    )
+    every_class: bool = option(False, "Write the probability of every class.", flags=("--all",))
+    device: str = option("auto", "Device to compute on: auto, cpu, cuda or cuda:N.", metavar="DEVICE")
+    overwrite: bool = option(False, "Replace --out if it is there already.", given=False)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if "-" in self.inputs and len(self.inputs) > 1:
+            raise UsageError("standard input can't be joined with files; name one or the other")

@@ -1,28 +1,51 @@
 """Encode the texts of files into files of vectors."""
 
-import json
 import os
-import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.ipc
 
 from sentence_distill.data import progress
-from sentence_distill.data.corpus import Corpus
-from sentence_distill.data.errors import UserError
-from sentence_distill.data.records import Position, Record, Row
+from sentence_distill.data.corpus import Corpus, text_columns
+from sentence_distill.data.errors import UsageError, UserError
+from sentence_distill.data.records import Position, Row
+from sentence_distill.data.row_writer import (
+    VECTOR_FORMATS,
+    fitted,
+    joined_schema,
+    make_batch,
+    settled,
+    vector_writer,
+)
 from sentence_distill.data.tokenization import Tokens
-from sentence_distill.pipeline.files import TEMPORARY, lock_folder, replacing, write_atomically
-from sentence_distill.pipeline.records import differing_fields
-from sentence_distill.student.vector_files import fitted, joined_schema, make_batch, settled, vector_writer
+from sentence_distill.student.config import DEFAULT_STUDENT, EncodeConfig
+from sentence_distill.student.file_job import (
+    STREAM,
+    Counts,
+    Parts,
+    check_output,
+    open_input,
+    output_format,
+    parts_folder,
+    read_ahead,
+)
+from sentence_distill.student.hub import SMALL, locate_student
+from sentence_distill.student.onnx_encoder import open_onnx
+from sentence_distill.student.onnx_student import ExportRecord, OnnxStudent, is_export
+
+# Rows of a part, which is what a kill costs at most.
+WINDOW = 1 << 15
+# Or fewer, where they are long.
+WINDOW_CHARACTERS = 1 << 24
+# Who reads a pipe does not want to wait long.
+_PIPE_WINDOW = 1 << 12
 
 
 class TextEncoder(Protocol):
@@ -39,243 +62,185 @@ class TextEncoder(Protocol):
         """float32[n, dim] of n tokenized sentences."""
 
     def identity(self) -> dict[str, str]:
-        """What the vectors depend on: hashes by name."""
+        """Return what the vectors depend on: hashes by name."""
 
 
-# Rows of a part, which is what a kill costs at most.
-WINDOW = 1 << 15
-# Or fewer, where they are long.
-WINDOW_CHARACTERS = 1 << 24
-# Who reads a pipe does not want to wait long.
-_PIPE_WINDOW = 1 << 12
-_RUN = "run.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeConfig:
-    """What the rows of a file of vectors are."""
-
-    dtype: str = "float32"
-    """Of the vectors, float32 or float16."""
-    columns: tuple[str, ...] | None = None
-    """The columns of the input that are kept beside the vectors; None keeps all."""
-    format: str
-    """One of `vector_files.FORMATS`."""
-
-
-@dataclass
+@dataclass(frozen=True)
 class Encoded:
-    """What a run did: rows written, those that have no text by reason, and where the first of them stands."""
+    """What was written."""
 
-    rows: int = 0
-    without_text: dict[str, int] = field(default_factory=dict)
-    first_without: str = ""
-
-    def add(self, window: "_Window") -> None:
-        """Count a window."""
-        self.rows += len(window.rows)
-        for row, record in zip(window.rows, window.records, strict=True):
-            if record.text is None:
-                self.without_text[record.reason] = self.without_text.get(record.reason, 0) + 1
-                self.first_without = self.first_without or row.where
-
-    def describe(self) -> str:
-        """The reasons for which records have no text."""
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in self.without_text.items())
-        return f"{reasons}; the first: {self.first_without}"
+    counts: Counts
+    dim: int
+    format: str
 
 
 @dataclass
 class _Window:
-    """Rows that are encoded together, their texts as records, and the tokens of those."""
+    """Rows that are encoded together, the reasons of those without text, and the tokens of all."""
 
     rows: list[Row]
-    records: list[Record]
+    reasons: list[str]
     tokens: Tokens
 
+    def __bool__(self) -> bool:
+        return bool(self.rows)
 
-class FileEncoder:
-    """Encodes the rows of a corpus, one vector a row, in their order; a row without text gets zeros."""
 
-    def __init__(self, encoder: TextEncoder, corpus: Corpus, config: EncodeConfig) -> None:
-        self._encoder, self._corpus, self._config = encoder, corpus, config
-        self._columns = () if config.format == "npy" else config.columns
-        # Of all rows so far.
-        self._schema: pa.Schema | None = None
-        self._stopped = False
+def encode_files(config: EncodeConfig) -> Encoded:
+    """Write one vector for each row of the input, in order; a row without text gets zeros.
 
-    def stream(self, file: BinaryIO) -> Encoded:
-        """Write to a pipe.
+    A file is there once it is complete. What a run that was stopped has encoded lies next to it, and the same run
+    resumes after it.
 
-        Raises:
-            UserError: the corpus can't be read to its end.
-        """
-        done, rows = Encoded(), self._corpus.rows()
+    Raises:
+        UserError: the input can't be read to its end, has no text, or the output is there or is another run's.
+    """
+    columns = text_columns(config.text_column)
+    if len(columns) > 1:
+        raise UsageError(f"--text-column {config.text_column}: one column; a pair is encoded in two runs, a side each")
+    format = output_format(config.out, config.format, VECTOR_FORMATS)
+    check_output(config.out, config.overwrite)
+    leave_out = None if config.out == STREAM else parts_folder(config.out)
+    corpus = open_input(config.inputs, config.input_format, config.text_column, leave_out=leave_out)
+    if STREAM not in config.inputs:
+        check_output(config.out, config.overwrite, corpus.sources)
+        corpus.check()
+    encoder = open_encoder(config)
+    if format == "npy" or not config.keep_columns:
+        config = replace(config, columns=(), keep_columns=True)
+    job = _EncodeJob(encoder, corpus, config, format)
+    return Encoded(job.stream() if config.out == STREAM else job.write(), encoder.dim, format)
+
+
+class _EncodeJob:
+    def __init__(self, encoder: TextEncoder, corpus: Corpus, config: EncodeConfig, format: str) -> None:
+        self._encoder, self._corpus, self._config, self._format = encoder, corpus, config, format
+
+    def stream(self) -> Counts:
+        """Write to standard output."""
+        counts, rows, file = Counts(), self._corpus.rows(), sys.stdout.buffer
         with progress.task("encode", None, "sentences") as advance, ExitStack() as opened:
-            write = None
+            write = schema = None
             # Not read ahead: a thread that waits for a pipe could not be stopped.
-            while (window := self._read(rows, _PIPE_WINDOW)).rows:
+            while window := self._read(rows, _PIPE_WINDOW):
                 batch = self._batch(window)
                 if write is None:
-                    self._schema = settled(batch.schema)
-                    write = opened.enter_context(vector_writer(file, self._config.format, self._schema, seekable=False))
-                write(batch if self._config.format == "jsonl" else self._like_first(batch, window.rows[0].where))
+                    schema = settled(batch.schema)
+                    write = opened.enter_context(vector_writer(file, self._format, schema, seekable=False))
+                if self._format != "jsonl":
+                    batch = _like_first(batch, schema, window.rows[0].where)
+                write(batch)
                 file.flush()
-                done.add(window)
+                counts.add_rows(window.rows, window.reasons)
                 advance(len(window.rows))
-        return done
+        return counts
 
-    def write(self, out: Path, *, overwrite: bool = False) -> Encoded:
-        """Write a file; the windows that an earlier, stopped run left beside it are not encoded again.
-
-        Args:
-            out: the file, which is there when it is complete.
-            overwrite: begin again if the stopped run was another one.
-
-        Raises:
-            UserError: as `stream`; or no record has text, or the earlier run was another one, or is still at work.
-        """
-        parts = parts_folder(out)
-        parts.mkdir(parents=True, exist_ok=True)
-        with lock_folder(parts):
-            try:
-                self._check_run(parts, overwrite)
-                done, number = self._encode_parts(parts)
-            except BaseException:
-                if not _sidecar(_part(parts, 0)).exists():
-                    # There is nothing to resume.
-                    shutil.rmtree(parts, ignore_errors=True)
-                raise
-            if done.rows and sum(done.without_text.values()) == done.rows:
-                shutil.rmtree(parts)
-                raise UserError(f"none of the {done.rows:,} rows has text ({done.describe()}); nothing was written")
-            self._join(parts, number, out)
-            # In one step: half of a run that is over must not look like one to go on with.
-            over = parts.with_name(parts.name + TEMPORARY)
-            shutil.rmtree(over, ignore_errors=True)
-            os.rename(parts, over)
-        shutil.rmtree(over)
-        return done
-
-    def _like_first(self, batch: pa.RecordBatch, where: str) -> pa.RecordBatch:
-        """Return the batch with the columns that the first rows decided on, which Arrow and Parquet can't change."""
-        if joined_schema(self._schema, batch.schema, where) != self._schema:
-            raise UserError(
-                f"{where} and on: there are other columns, or types, than in the first rows; write jsonl, write to a "
-                "file, or name the columns to keep with --columns"
-            )
-        return fitted(batch, self._schema)
-
-    def _check_run(self, parts: Path, overwrite: bool) -> None:
+    def write(self) -> Counts:
+        """Write a file; parts that a stopped run left are not encoded again."""
+        parts = Parts(Path(self._config.out))
         run = {
             **self._encoder.identity(),
             "input": [[source.name, source.content_hash()] for source in self._corpus.sources],
             "text_column": self._corpus.text_column,
             "input_format": self._corpus.format,
             "window": [WINDOW, WINDOW_CHARACTERS],
-            **asdict(self._config),
+            "dtype": self._config.dtype,
+            "columns": self._config.columns,
+            "format": self._format,
         }
-        file = parts / _RUN
-        if file.exists() and _sidecar(_part(parts, 0)).exists():
-            differing = differing_fields(json.loads(file.read_text(encoding="utf-8")), run)
-            if not differing:
-                return
-            if not overwrite:
-                raise UserError(
-                    f"{parts} holds what another run encoded: {'; '.join(differing)}; --overwrite begins again, or "
-                    "name another --out"
-                )
-        # Nothing to resume: delete orphaned parts.
-        for part in parts.glob("part-*"):
-            part.unlink()
-        write_atomically(file, json.dumps(run, indent=1).encode())
+        with parts.open(run, self._config.overwrite):
+            # A run resumes after the last row that it has.
+            rows = islice(self._corpus.rows(parts.last or Position()), 1 if parts.last else 0, None)
+            with progress.task("encode", None, "sentences", parts.counts.rows) as advance:
+                for window in read_ahead(lambda stopped: self._read(rows, WINDOW, stopped)):
+                    parts.add(self._batch(window), window.rows, window.reasons)
+                    advance(len(window.rows))
+            counts = parts.counts
+            if counts.rows and counts.empty == counts.rows:
+                parts.remove()
+                raise UserError(f"none of the {counts.rows:,} rows has text ({counts.describe()}); nothing was written")
+            parts.join(self._format, self._batch(_Window([], [], self._encoder.tokenize([]))).schema)
+        return counts
 
-    def _encode_parts(self, parts: Path) -> tuple[Encoded, int]:
-        """What all windows came to, and how many parts they are."""
-        done, start, number = Encoded(), None, 0
-        while _sidecar(part := _part(parts, number)).exists():
-            state = json.loads(_sidecar(part).read_text(encoding="utf-8"))
-            start, number = Position(**state.pop("last")), number + 1
-            done = Encoded(**state)
-            with _opened(part) as batches:
-                self._schema = joined_schema(self._schema, batches.schema, part.name)
-        if number:
-            progress.log(f"resuming after {done.rows:,} rows, which {parts} holds")
-        with progress.task("encode", None, "sentences", done.rows) as advance:
-            for window, batch in self._windows_ahead(start):
-                # Values that can't stand in one file show now, and not when all is done.
-                self._schema = joined_schema(self._schema, batch.schema, window.rows[0].where)
-                done.add(window)
-                part, number = _part(parts, number), number + 1
-                with replacing(part) as file, vector_writer(file, "arrow", batch.schema, seekable=True) as write:
-                    write(batch)
-                state = {**asdict(done), "last": asdict(window.rows[-1].position)}
-                write_atomically(_sidecar(part), json.dumps(state).encode())
-                advance(len(window.rows))
-        return done, number
-
-    def _join(self, parts: Path, number: int, out: Path) -> None:
-        # A file without a row has vectors all the same.
-        empty = make_batch([], (), np.empty((0, self._encoder.dim)), self._config.dtype)
-        schema = settled(self._schema or empty.schema)
-        with (
-            replacing(out) as file,
-            vector_writer(file, self._config.format, schema, seekable=True) as write,
-        ):
-            for part in (_part(parts, place) for place in range(number)):
-                with _opened(part) as batches:
-                    write(fitted(batches.get_batch(0), schema))
-
-    def _windows_ahead(self, after: Position | None) -> Iterator[tuple[_Window, pa.RecordBatch]]:
-        """Yield windows with their vectors; the next one is read and tokenized meanwhile."""
-        # A run goes on behind the last row that it has.
-        rows = islice(self._corpus.rows(after or Position()), 0 if after is None else 1, None)
-        reader = ThreadPoolExecutor(1)
-        try:
-            coming = reader.submit(self._read, rows, WINDOW)
-            while (window := coming.result()).rows:
-                coming = reader.submit(self._read, rows, WINDOW)
-                yield window, self._batch(window)
-        finally:
-            # Whoever stops a run does not want to wait for what is read ahead.
-            self._stopped = True
-            reader.shutdown(wait=True, cancel_futures=True)
-
-    def _read(self, rows: Iterator[Row], size: int) -> _Window:
+    def _read(self, rows: Iterator[Row], size: int, stopped: Callable[[], bool] = lambda: False) -> _Window:
         window: list[Row] = []
-        records: list[Record] = []
+        texts: list[str] = []
+        reasons: list[str] = []
         characters, columns = 0, self._corpus.columns
-        while len(window) < size and characters < WINDOW_CHARACTERS and not self._stopped:
+        while len(window) < size and characters < WINDOW_CHARACTERS and not stopped():
             if (row := next(rows, None)) is None:
                 break
+            record = row.record(columns)
             window.append(row)
-            records.append(row.record(columns))
-            characters += len(records[-1].text or "")
-        return _Window(window, records, self._encoder.tokenize([record.text or "" for record in records]))
+            texts.append(record.text or "")
+            reasons.append(record.reason)
+            characters += len(texts[-1])
+        return _Window(window, reasons, self._encoder.tokenize(texts))
 
     def _batch(self, window: _Window) -> pa.RecordBatch:
-        vectors = self._encoder.vectors(window.tokens)
-        vectors[[record.text is None for record in window.records]] = 0
-        return make_batch(window.rows, self._columns, vectors, self._config.dtype)
+        empty = not window.rows
+        vectors = np.empty((0, self._encoder.dim)) if empty else self._encoder.vectors(window.tokens)
+        vectors[[bool(reason) for reason in window.reasons]] = 0
+        return make_batch(window.rows, () if empty else self._config.columns, vectors, self._config.dtype)
 
 
-@contextmanager
-def _opened(part: Path) -> Iterator[pa.ipc.RecordBatchFileReader]:
-    try:
-        with pa.memory_map(str(part)) as mapped:
-            yield pa.ipc.open_file(mapped)
-    except (pa.ArrowException, FileNotFoundError) as error:
-        raise UserError(f"{part} is damaged or gone ({error}); remove {part.parent} and begin again") from error
+def _like_first(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBatch:
+    """Return the batch with the columns that the first rows decided on, which Arrow and Parquet can't change."""
+    if joined_schema(schema, batch.schema, where) != schema:
+        raise UserError(
+            f"{where} and on: there are other columns, or types, than in the first rows; write jsonl, write to a "
+            "file, or name the columns to keep with --columns"
+        )
+    return fitted(batch, schema)
 
 
-def parts_folder(out: Path) -> Path:
-    """Where a run keeps what it has encoded until `out` is complete."""
-    return out.with_name(f"{out.name}.parts")
+def open_encoder(config: EncodeConfig) -> TextEncoder:
+    """Open the student, or its export, in what is to compute, and say which that is."""
+    if config.threads:
+        # The tokenizers library reads it when it is first used.
+        os.environ["RAYON_NUM_THREADS"] = str(config.threads)
+    student = config.student or DEFAULT_STUDENT
+    if config.student is None and not Path(student).exists():
+        progress.log(f"there is no {student} here: the packaged student {SMALL} encodes")
+        student = SMALL
+    of_torch, threads = config.option_of_torch, config.threads or 0
+    if is_export(Path(student)):
+        if of_torch:
+            raise UsageError(f"{of_torch} is of PyTorch, and {student} is an export, which runs in ONNX Runtime")
+        if config.backend == "torch":
+            raise UsageError(f"{student} is an export, which PyTorch does not run; name the student's folder")
+        dtype = "int8" if ExportRecord.read(Path(student)).int8 else "float32"
+        export = OnnxStudent.of_export(Path(student), threads)
+        progress.log(f"encoding by {student}: {dtype} in ONNX Runtime")
+        return export
+    if config.backend == "onnx" or (config.backend == "auto" and not of_torch and not _has_gpu()):
+        folder = locate_student(student)
+        if opened := open_onnx(config.backend, lambda: OnnxStudent.of_student(folder, threads)):
+            progress.log(f"encoding by {student}: int8 in ONNX Runtime")
+            return opened
+    return _open_torch(student, config)
 
 
-def _part(parts: Path, number: int) -> Path:
-    return parts / f"part-{number:06d}.arrow"
+def _has_gpu() -> bool:
+    # PyTorch takes most of a second to import, which is left out where no driver of a GPU is (NVIDIA's, WSL's, AMD's).
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
-def _sidecar(part: Path) -> Path:
-    return part.with_suffix(".json")
+def _open_torch(student: str, config: EncodeConfig) -> TextEncoder:
+    import torch
+
+    from sentence_distill.pipeline.hardware import STUDENT, pick_device, pick_precision
+    from sentence_distill.student.model import Student, TorchEncoder
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = pick_device(config.device or "auto")
+    precision = pick_precision(config.precision or "auto", device, STUDENT)
+    loaded = Student.load(student, backend="torch")
+    loaded.encoder.to(device)
+    progress.log(f"encoding by {student}: {str(precision).removeprefix('torch.')} in PyTorch on {device}")
+    return TorchEncoder(loaded, precision)

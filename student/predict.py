@@ -1,19 +1,22 @@
 """Predict classes and scores for files of texts."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from sentence_distill.data import progress
+from sentence_distill.data.corpus import text_columns
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Task
-from sentence_distill.data.progress import Advance
-from sentence_distill.data.records import Row
-from sentence_distill.data.row_writer import RowWriter
-from sentence_distill.student.onnx_student import is_export
+from sentence_distill.data.row_writer import ROW_FORMATS, open_writer
+from sentence_distill.student.config import PredictConfig
+from sentence_distill.student.file_job import STREAM, Counts, check_output, open_input, open_output, output_format
+from sentence_distill.student.hub import locate_student
+from sentence_distill.student.onnx_student import OnnxClassifier, is_export
 
 if TYPE_CHECKING:
     import torch
@@ -52,12 +55,8 @@ class Classifier:
         Raises:
             UserError: there is none, or it is damaged.
         """
-        from sentence_distill.student.hub import locate_student
-
         folder = locate_student(name)
         if is_export(folder):
-            from sentence_distill.student.onnx_student import OnnxClassifier
-
             if str(device) != "cpu":
                 raise UserError(
                     f"{folder} is an export, which runs on the CPU and not on {device}; leave the device out"
@@ -74,14 +73,24 @@ class Classifier:
         return self.task.labels
 
     def predict(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> list[str] | np.ndarray:
-        """Return n names of classes, in a regression float32[n] scores, for n texts or pairs of texts."""
+        """Predict.
+
+        Args:
+            texts: n texts; of a task of pairs n pairs.
+
+        Returns:
+            n names of classes; in a regression float32[n] scores.
+        """
         outputs = self.outputs(self._columns(texts))
         if self.task.regression:
             return outputs[:, 0]
         return [self.classes[number] for number in outputs.argmax(axis=1)]
 
     def predict_proba(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> np.ndarray:
-        """Return probabilities of the classes for n texts or pairs, float32[n, classes]: the softmax, not calibrated.
+        """Probabilities of the classes, float32[n, classes]: softmax of the logits, which nothing has calibrated.
+
+        Args:
+            texts: n texts; of a task of pairs n pairs.
 
         Raises:
             ValueError: the task is a regression.
@@ -95,7 +104,7 @@ class Classifier:
         return self._predictor.outputs(columns)
 
     def _columns(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> list[list[str]]:
-        """Return the texts of each column.
+        """The texts of each column.
 
         Raises:
             ValueError: they are no texts, or no pairs.
@@ -116,58 +125,64 @@ PREDICTION, PROBABILITY = "prediction", "probability"
 CHUNK_ROWS = 8192
 
 
-@dataclass
-class Counts:
-    """What was predicted.
-
-    Args:
-        rows: all.
-        empty: those without text; they get the prediction of an empty one.
-    """
-
-    rows: int = 0
-    empty: int = 0
-
-
-def predict_rows(
-    classifier: Classifier,
-    rows: Iterable[Row],
-    writer: RowWriter,
-    *,
-    columns: Sequence[str],
-    every_class: bool = False,
-    advance: Advance = lambda count, note="": None,
-) -> Counts:
-    """Write each row with its prediction, in order.
+def predict_files(config: PredictConfig) -> Counts:
+    """Write each row of the input with its prediction, in order.
 
     A row gets the columns `prediction` and `probability`, with `every_class` also a `probability_CLASS` of each; in a
-    regression `prediction` alone, a number.
-
-    Args:
-        classifier: what predicts.
-        rows: of a file or a stream.
-        writer: takes them.
-        columns: the one or two columns of texts.
-        every_class: write the probability of each class.
-        advance: called with the number of rows done.
+    regression `prediction` alone, a number. A row without text gets the prediction of an empty one.
 
     Raises:
-        UserError: a row lacks a column of texts, has one of the name of a prediction, or can't be written.
+        UserError: the input can't be read to its end or has no row, a row lacks a column of texts, has one of the name
+            of a prediction, or can't be written; or the output can't be.
     """
-    counts = Counts()
-    for chunk in _chunks(rows, CHUNK_ROWS):
-        texts = tuple([row.text(column) for row in chunk] for column in columns)
-        predictions = _predictions(classifier, texts, every_class)
-        for row in chunk:
-            if taken := predictions[0].keys() & row.cells.keys():
-                raise UserError(f"{row.where}: there is a column {min(taken)!r} already; rename it")
-        writer.write(
-            [replace(row, cells={**row.cells, **found}) for row, found in zip(chunk, predictions, strict=True)]
-        )
-        counts.rows += len(chunk)
-        counts.empty += sum(not any(text.strip() for text in row) for row in zip(*texts, strict=True))
-        advance(len(chunk))
+    format = output_format(config.out, config.format, ROW_FORMATS)
+    given = text_columns(config.text_column) if config.text_column is not None else ()
+    if config.out != STREAM and not Path(config.out).resolve().parent.is_dir():
+        raise UserError(f"--out {config.out}: there is no folder {Path(config.out).parent}")
+    corpus = None
+    if STREAM not in config.inputs:
+        # Before the student: a wrong path shows at once.
+        corpus = open_input(config.inputs, config.input_format, "text")
+    check_output(config.out, config.overwrite, corpus.sources if corpus else ())
+    classifier = _load(config)
+    trained = classifier.task.columns
+    if given and len(given) != len(trained):
+        raise UserError(f"--text-column {config.text_column}: {config.folder} reads {len(trained)} column(s) of texts")
+    if config.every_class and classifier.task.regression:
+        raise UserError(f"--all: {config.folder} gives scores, not classes")
+    columns = given or trained
+    chosen = ",".join(columns)
+    corpus = replace(corpus, text_column=chosen) if corpus else open_input([STREAM], config.input_format, chosen)
+    counts, rows = Counts(), corpus.rows()
+    with (
+        open_output(config.out) as file,
+        open_writer(file, format) as writer,
+        progress.task("predict", None, "rows") as advance,
+    ):
+        while chunk := list(islice(rows, CHUNK_ROWS)):
+            texts = [[row.text(column) for row in chunk] for column in columns]
+            predictions = _predictions(classifier, texts, config.every_class)
+            for row in chunk:
+                if taken := predictions[0].keys() & row.cells.keys():
+                    raise UserError(f"{row.where}: there is a column {min(taken)!r} already; rename it")
+            writer.write(
+                [replace(row, cells={**row.cells, **found}) for row, found in zip(chunk, predictions, strict=True)]
+            )
+            empty = [not any(text.strip() for text in sides) for sides in zip(*texts, strict=True)]
+            counts.add_rows(chunk, ["empty" if each else "" for each in empty])
+            advance(len(chunk))
+        if not counts.rows:
+            raise UserError(f"{'standard input' if STREAM in config.inputs else ', '.join(config.inputs)} holds no row")
     return counts
+
+
+def _load(config: PredictConfig) -> Classifier:
+    if is_export(Path(config.folder)):
+        return Classifier.load(config.folder, "cpu" if config.device == "auto" else config.device)
+    # PyTorch takes most of a second to import, and an export does without.
+    from sentence_distill.pipeline.hardware import pick_device
+
+    return Classifier.load(config.folder, pick_device(config.device))
 
 
 def _predictions(classifier: Classifier, texts: Sequence[Sequence[str]], every_class: bool) -> list[dict[str, Any]]:
@@ -183,9 +198,3 @@ def _predictions(classifier: Classifier, texts: Sequence[Sequence[str]], every_c
             row |= {f"{PROBABILITY}_{name}": p for name, p in zip(classifier.classes, probabilities, strict=True)}
         found.append(row)
     return found
-
-
-def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    iterator = iter(rows)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

@@ -14,6 +14,7 @@ import pytest
 from sentence_distill import Student
 from sentence_distill.student import encode_files
 from sentence_distill.student import model as torch_encoder
+from sentence_distill.student.file_job import parts_folder
 from sentence_distill.student.onnx_encoder import OnnxEncoder
 from tests.conftest import contents, make_sentences, wait_for
 
@@ -197,7 +198,7 @@ def test_the_backend_is_as_asked_and_pytorch_on_a_gpu(
     assert sd(*arguments, "--backend", "onnx", "--precision", "fp32") == 2
     assert "--precision is of PyTorch, and the backend is onnx" in capsys.readouterr().err
     # Where a GPU is, auto takes PyTorch, which then finds the device.
-    monkeypatch.setattr("sentence_distill.cli.encode._has_gpu", lambda: True)
+    monkeypatch.setattr("sentence_distill.student.encode_files._has_gpu", lambda: True)
     assert sd(*arguments) == 0
     assert "in PyTorch on" in capsys.readouterr().err
 
@@ -283,7 +284,7 @@ def test_parts_that_cannot_be_trusted_are_not_joined(encode, text_file, expected
     out = tmp_path / "v.npy"
     arguments = ("--input", text_file, "--out", out)
     stopped_after(encode, monkeypatch, 3, *arguments)
-    parts = encode_files.parts_folder(out)
+    parts = parts_folder(out)
     (parts / "part-000001.arrow").write_bytes(b"ARROW1")
     assert encode(*arguments) == 1
     assert "part-000001.arrow is damaged or gone" in capsys.readouterr().err

@@ -171,7 +171,7 @@ def test_the_input_is_never_replaced(sd, folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "link.jsonl").symlink_to("in.jsonl")
     for source, out in (("in.jsonl", "./in.jsonl"), ("link.jsonl", "in.jsonl"), ("*.jsonl", "link.jsonl")):
         assert sd("predict", folder, "--input", source, "--out", out, "--overwrite") == 1
-        assert "is the input itself" in capsys.readouterr().err
+        assert "is among the input" in capsys.readouterr().err
     assert (tmp_path / "in.jsonl").read_text() == '{"text": "The cat."}\n'
 
 

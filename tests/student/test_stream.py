@@ -121,3 +121,15 @@ def test_a_folder_that_is_no_finished_run_is_an_error_that_says_what_to_do(shard
         (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match=message):
         ShardStream(folder, held_out=0.1)
+
+
+def test_held_out_texts_are_those_of_the_held_out_tokens_lowest_ids_first(shards):
+    table = all_rows(shards)
+    stream = ShardStream(shards, held_out=0.3)
+    tokens, targets = stream.held_out()
+    rows = sorted((row for row, id_ in enumerate(table["id"]) if id_ < 0.3 * 2**64), key=table["id"].__getitem__)
+    assert stream.held_out_texts() == [table["text"][row] for row in rows]
+    for place, row in enumerate(rows):
+        assert tokens.take(np.array([place])).ids.tolist() == table["input_ids"][row]
+        assert targets[place].tolist() == pytest.approx(table["embedding"][row])
+    assert stream.held_out_texts(5) == [table["text"][row] for row in rows[:5]]
