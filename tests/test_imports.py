@@ -1,6 +1,7 @@
 """Who may import whom: data flows one way."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,24 @@ def test_parts_import_only_those_below_them(part):
     for file in (ROOT / part).rglob("*.py"):
         wrong = {other for other, _ in imported(file)} - {*below}
         assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports inside functions count: one that hides a circle is a fault of design."""
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts): file
+        for part in PARTS
+        for file in (ROOT / part).rglob("*.py")
+    }
+    graph = {}
+    for module, file in files.items():
+        graph[module] = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sentence_distill."):
+                base = node.module.removeprefix("sentence_distill.")
+                graph[module] |= {name if (name := f"{base}.{alias.name}") in files else base for alias in node.names}
+    assert set().union(*graph.values()) <= files.keys() | set(PARTS)
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        raise AssertionError(" imports ".join(reversed(error.args[1]))) from None
