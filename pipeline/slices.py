@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,7 +35,10 @@ from sentence_distill.pipeline.shards import (
     write_list,
     write_shard,
 )
-from sentence_distill.pipeline.teacher import PendingEmbeddings, Teacher
+
+if TYPE_CHECKING:
+    # Processes that read ahead need no PyTorch, which takes seconds to import.
+    from sentence_distill.pipeline.teacher import PendingEmbeddings, Teacher
 
 # A few vectors may overflow; beyond this share something is wrong with the teacher or its precision.
 _MOST_NON_FINITE = 0.01
@@ -280,7 +283,7 @@ class Waits:
 
 def embed_slices(
     job: Job,
-    teacher: Teacher,
+    teacher: "Teacher",
     todo: Sequence[Slice],
     *,
     readers: int,
