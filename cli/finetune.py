@@ -36,9 +36,13 @@ def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
     """
     out = out or Path("finetuned") / config.name
     with new_folder(out, overwrite, earlier=is_finetuned, command="sd finetune"):
+        from sentence_distill.student.task_data import read_task
+
+        data = read_task(config)
+        # PyTorch takes seconds to import, and a wrong file shows before.
         from sentence_distill.student.finetune import finetune as run
 
-        finetuned = run(config)
+        finetuned = run(config, data)
         with whole_or_none(out):
             finetuned.save(out)
     click.echo(f"{out}: {finetuned.describe()}")

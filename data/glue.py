@@ -28,7 +28,7 @@ class Task:
 
     @property
     def regression(self) -> bool:
-        """Whether labels are numbers, as the 0 to 5 of STS-B, and not classes."""
+        """True if labels are numbers, as the 0 to 5 of STS-B, and not classes."""
         return not self.labels
 
     @property

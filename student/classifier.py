@@ -35,13 +35,7 @@ class StudentClassifier(nn.Module):
     """
 
     def __init__(self, student: Student, columns: int, outputs: int) -> None:
-        """Put a new head on a student, whose encoder is shared and not copied.
-
-        Args:
-            student: encoder and tokenizer.
-            columns: 1, or 2 for pairs.
-            outputs: classes, or 1 in a regression.
-        """
+        """Put a new head on a student, whose encoder is shared and not copied, for 1 column of texts or for pairs."""
         super().__init__()
         self.encoder = student.encoder
         self.tokenizer = student.tokenizer
@@ -59,7 +53,7 @@ class StudentClassifier(nn.Module):
 
     @property
     def student(self) -> Student:
-        """The student under the head."""
+        """The student, without the head."""
         return Student(self.encoder, self.tokenizer)
 
     def tokenize(self, texts: Sequence[Sequence[str]]) -> ExampleTokens:
@@ -67,22 +61,22 @@ class StudentClassifier(nn.Module):
         return ExampleTokens(tuple(self.student.tokenize(column) for column in texts))
 
     def forward(self, batch: Padded) -> torch.Tensor:
-        """Logits, float[b, outputs]."""
+        """Return logits, float[b, outputs]."""
         return self.logits(self.encoder.pool_padded(batch.input_ids, batch.lengths).chunk(self.columns))
 
     def logits(self, pooled: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Logits, float[b, outputs], from pooled states, float[b, pooled_dim] of each column."""
+        """Return logits, float[b, outputs], from pooled states, float[b, pooled_dim] of each column."""
         if self.columns == 1:
             return self.head(pooled[0])  # type: ignore[no-any-return]
         u, v = pooled
         return self.head(torch.cat([u, v, (u - v).abs(), u * v], dim=1))  # type: ignore[no-any-return]
 
     def head_arrays(self) -> dict[str, np.ndarray]:
-        """The head's weights as float32 arrays, by their names in `head.state_dict`."""
+        """Return the head's weights as float32 arrays, by their names in `head.state_dict`."""
         return {name: weight.float().cpu().numpy() for name, weight in self.head.state_dict().items()}
 
     def pretrained(self) -> list[nn.Parameter]:
-        """The weights that came with the student, and not with the task."""
+        """Return the weights that came with the student, and not with the task."""
         return list(self.encoder.parameters())
 
 

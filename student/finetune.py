@@ -6,12 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sentence_distill.data import progress
-from sentence_distill.data.corpus import text_columns
-from sentence_distill.data.errors import UsageError, UserError
-from sentence_distill.data.glue import TASKS, TaskMissing, open_glue
-from sentence_distill.data.labelled import read_labelled
 from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
-from sentence_distill.pipeline.manifest import require_manifest
 from sentence_distill.student.classifier import (
     StudentClassifier,
     match_labels,
@@ -20,12 +15,20 @@ from sentence_distill.student.classifier import (
     save_classifier,
 )
 from sentence_distill.student.config import STUDENT, TEACHER, FinetuneConfig
-from sentence_distill.student.files import is_student, is_unfinished, load_distillation, moved_record
+from sentence_distill.student.files import is_student, load_distillation, moved_record
 from sentence_distill.student.fit import Fitter
 from sentence_distill.student.metrics import shown_score
 from sentence_distill.student.model import load_student
 from sentence_distill.student.models import find_model
-from sentence_distill.student.task_data import Labelled, Outcome, TaskData, from_logits, scale_of
+from sentence_distill.student.task_data import (
+    Labelled,
+    Outcome,
+    TaskData,
+    from_logits,
+    not_a_student,
+    read_task,
+    scale_of,
+)
 from sentence_distill.student.task_teacher import TeacherClassifier
 
 
@@ -43,7 +46,7 @@ class Finetuned:
 
     @property
     def is_student(self) -> bool:
-        """Whether it is a student, and not a teacher."""
+        """True for a student, False for a teacher."""
         return isinstance(self.model, StudentClassifier)
 
     def save(self, folder: Path) -> None:
@@ -65,28 +68,24 @@ class Finetuned:
         return f"{kind} fine-tuned on {self.data.task.name}, {'; '.join(parts)} (best at step {self.outcome.step:,})"
 
 
-def finetune(config: FinetuneConfig) -> Finetuned:
+def finetune(config: FinetuneConfig, data: TaskData | None = None) -> Finetuned:
     """Fine-tune a teacher or a student.
+
+    Args:
+        config: what to do.
+        data: what `read_task` returns for the config, if it was called before.
 
     Raises:
         UserError: an input can't be used, or fine-tuning diverged.
     """
-    learns_logits = config.logits is not None
-    if learns_logits and Path(config.model).is_dir() and not is_student(config.model):
-        raise UsageError(f"--logits is what a student learns from, and {config.model} is none")
-    # What costs little is checked before the model, which may have to be downloaded.
-    if is_unfinished(Path(config.model)):
-        load_distillation(Path(config.model))
-    if config.logits is not None:
-        require_manifest(config.logits)
-    data = _read_task(config)
+    data = data or read_task(config)
     located = find_model(config.model)
     device = pick_device(config.device)
     of_student = is_student(str(located.folder))
     # Read now: the folder may be the one that is replaced.
     distillation = load_distillation(located.folder) if of_student else {}
-    if learns_logits and not of_student:
-        raise UsageError(f"--logits is what a student learns from, and {config.model} is none")
+    if config.logits is not None and not of_student:
+        raise not_a_student(config.model)
     fitter = Fitter(
         config.finetuning.over(STUDENT if of_student else TEACHER), device, pick_precision("auto", device, FINETUNING)
     )
@@ -99,31 +98,6 @@ def finetune(config: FinetuneConfig) -> Finetuned:
         model, outcome = fitter.fit(start, data, seed=config.seed, label="finetune")
     progress.log(outcome.ended)
     return Finetuned(model, outcome, data, located.folder, distillation)
-
-
-def _read_task(config: FinetuneConfig) -> TaskData:
-    if config.task is not None:
-        try:
-            return TaskData.load(open_glue(config.glue_dir), TASKS[config.task])
-        except TaskMissing as error:
-            raise UserError(f"--glue-dir {config.glue_dir}: {error}") from None
-    columns = text_columns(config.text_column, "--text-column")
-    train = read_labelled(str(config.train), columns, config.label_column)
-    dev = read_labelled(config.dev, columns, config.label_column) if config.dev else None
-    data = TaskData.of_tables(
-        config.name,
-        train,
-        dev,
-        columns=columns,
-        label=config.label_column,
-        regression=config.regression,
-        seed=config.seed,
-    )
-    progress.log(f"{config.name}: {data.describe()}")
-    if dev is None:
-        held_out = data.dev_counts["dev"]
-        progress.log(f"held out of {train.name}: {held_out:,} examples, which pick the best step; --dev names others")
-    return data
 
 
 def _finetune_student(

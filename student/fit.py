@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -156,8 +157,11 @@ class Fitter:
         between = min(max(per_epoch, _FEWEST_BETWEEN), _MOST_BETWEEN)
         patience = max(config.patience, steps // (3 * between))
         optimizer = _Optimizer(model, rate, config, steps)
-        best, ended = _Best(), ""
-        for step, rows in enumerate(_endless(tokens, config.batch_size, np.random.default_rng(seed)), start=1):
+        rng = np.random.default_rng(seed)
+        batches = chain.from_iterable(tokens.batches(config.batch_size, rng) for _ in repeat(None))
+        best_scores: Scores = {}
+        best_step, best_state, worse, ended = 0, {}, 0, ""
+        for step, rows in enumerate(batches, start=1):
             model.train()
             logits = self._logits(model, tokens, rows)
             _loss(logits, targets[torch.from_numpy(rows)], task.regression).backward()
@@ -173,19 +177,22 @@ class Fitter:
             scores = {
                 name: task_metrics(task.metrics, data.dev[name].targets, values) for name, values in predictions.items()
             }
-            best.offer(scores, step, model)
+            worse += 1
+            if not best_scores or main_score(scores) > main_score(best_scores):
+                best_scores, best_step, worse = scores, step, 0
+                best_state = {name: value.detach().clone() for name, value in model.state_dict().items()}
             if step == steps:
                 epochs = steps / per_epoch
                 ended = f"ran all {epochs:.3g} epoch{'s' if epochs != 1 else ''}, {steps:,} steps"
                 break
-            if best.worse == patience:
+            if worse == patience:
                 evaluations = f"{patience} evaluation{'s' if patience != 1 else ''}"
                 ended = f"stopped early at step {step:,} of {steps:,}: no better on dev in {evaluations}"
                 break
-        if best.step:
-            model.load_state_dict(best.state)
-        seconds = time.monotonic() - started
-        return Outcome(scores=best.scores, learning_rate=rate, step=best.step, seconds=seconds, ended=ended)
+        if best_step:
+            model.load_state_dict(best_state)
+        seconds = round(time.monotonic() - started, 1)
+        return Outcome(scores=best_scores, learning_rate=rate, step=best_step, seconds=seconds, ended=ended)
 
     @torch.inference_mode()
     def predict(self, model: TaskModel, tokens: ExampleTokens, regression: bool) -> np.ndarray:
@@ -202,27 +209,6 @@ class Fitter:
     def _logits(self, model: TaskModel, tokens: ExampleTokens, rows: np.ndarray) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             return model(tokens.padded(rows, self.device)).float()
-
-
-@dataclass
-class _Best:
-    """The best step so far, its weights, and the number of evaluations since then that were no better."""
-
-    scores: Scores = field(default_factory=dict)
-    step: int = 0
-    state: dict[str, torch.Tensor] = field(default_factory=dict)
-    worse: int = 0
-
-    def offer(self, scores: Scores, step: int, model: nn.Module) -> None:
-        self.worse += 1
-        if not self.scores or main_score(scores) > main_score(self.scores):
-            self.scores, self.step, self.worse = scores, step, 0
-            self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def _endless(tokens: ExampleTokens, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    while True:
-        yield from tokens.batches(size, rng)
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor, regression: bool) -> torch.Tensor:

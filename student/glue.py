@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 
@@ -264,18 +265,8 @@ class _Run:
             result, made = self._results.find(row, task, seed, fraction, data.hash), None
             if result is None or self._config.submission:
                 made = self._maker.make(row, data.share(fraction, seed), rates=rates, seed=seed)
-                outcome = made.outcome
-                result = Result(
-                    seed=seed,
-                    fraction=fraction,
-                    scores=outcome.scores,
-                    learning_rate=outcome.learning_rate,
-                    step=outcome.step,
-                    seconds=round(outcome.seconds, 1),
-                    ended=outcome.ended,
-                    examples=made.examples,
-                    data=data.hash,
-                )
+                figures = msgspec.structs.asdict(made.outcome)
+                result = Result(seed=seed, fraction=fraction, examples=made.examples, data=data.hash, **figures)
                 self._results.add(row, task, result)
                 write_results(self._json_file, self._results)
             # The first seed tries all learning rates, and the best serves the others.

@@ -33,7 +33,7 @@ class Result(Outcome, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentFinetuning(Hyperparameters):
-    """How the students were fine-tuned."""
+    """Record of the students' fine-tuning."""
 
     loop: int = LOOP
     synthetic: int = 0
@@ -55,7 +55,7 @@ class Results(msgspec.Struct, kw_only=True):
     rows: dict[str, dict[str, list[Result]]] = {}
     """Results by row and task."""
     skipped: dict[str, str] = {}
-    """What could not be done, with the reason."""
+    """Tasks, rows and test sets that could not be done, with the reason."""
 
     def find(self, row: str, task: str, seed: int, fraction: float, data: str) -> Result | None:
         """Return a result that is there already, over the same examples."""

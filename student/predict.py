@@ -74,24 +74,14 @@ class Classifier:
         return self.task.labels
 
     def predict(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> list[str] | np.ndarray:
-        """Predict.
-
-        Args:
-            texts: n texts; of a task of pairs n pairs.
-
-        Returns:
-            n names of classes; in a regression float32[n] scores.
-        """
+        """Return n names of classes, in a regression float32[n] scores, for n texts or pairs of texts."""
         outputs = self.outputs(self._columns(texts))
         if self.task.regression:
             return outputs[:, 0]
         return [self.classes[number] for number in outputs.argmax(axis=1)]
 
     def predict_proba(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> np.ndarray:
-        """Probabilities of the classes, float32[n, classes]: softmax of the logits, which nothing has calibrated.
-
-        Args:
-            texts: n texts; of a task of pairs n pairs.
+        """Return probabilities of the classes for n texts or pairs, float32[n, classes]: the softmax, not calibrated.
 
         Raises:
             ValueError: the task is a regression.
@@ -105,7 +95,7 @@ class Classifier:
         return self._predictor.outputs(columns)
 
     def _columns(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> list[list[str]]:
-        """The texts of each column.
+        """Return the texts of each column.
 
         Raises:
             ValueError: they are no texts, or no pairs.

@@ -10,18 +10,22 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue import Examples, GlueSource, GlueTask, Task, TaskMissing
+from sentence_distill.data import progress
+from sentence_distill.data.corpus import text_columns
+from sentence_distill.data.errors import UsageError, UserError
+from sentence_distill.data.glue import TASKS, Examples, GlueSource, GlueTask, Task, TaskMissing, open_glue
 from sentence_distill.data.hashing import bytes_hash
-from sentence_distill.data.labelled import LabelledTable, examples_of, hold_out, make_task
-from sentence_distill.pipeline.manifest import read_logits
+from sentence_distill.data.labelled import LabelledTable, examples_of, hold_out, make_task, read_labelled
+from sentence_distill.pipeline.manifest import read_logits, require_manifest
+from sentence_distill.student.config import FinetuneConfig
+from sentence_distill.student.files import is_student, is_unfinished, load_distillation
 
 Scores = dict[str, dict[str, float]]
 """The metrics of each dev set, by their names."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What fitting a model to a task came to, at the best step on dev."""
+    """Result of fitting a model to a task, at the best step on dev."""
 
     scores: Scores
     learning_rate: float = 0.0
@@ -118,19 +122,10 @@ class TaskData:
         regression: bool | None = None,
         seed: int,
     ) -> "TaskData":
-        """Make a task of a user's own tables.
+        """Make a task of a user's own tables; without `dev`, `seed` draws a tenth of the training examples.
 
         Scores of a regression are brought to mean 0 and deviation 1, so that a learning rate serves ratings of 1 to 5
-        and prices alike; neither correlation sees it.
-
-        Args:
-            name: name of the task.
-            train: training examples.
-            dev: examples that pick the best step; None holds out a tenth of the training examples.
-            columns: the one or two columns of texts, see `read_labelled`.
-            label: the column of labels.
-            regression: whether labels are scores; None decides with `is_score`.
-            seed: draws what is held out.
+        and prices alike; neither correlation sees it. If `regression` is None, `is_score` decides.
 
         Raises:
             UserError: a row can't be used; it says which.
@@ -192,6 +187,48 @@ def scale_of(scores: np.ndarray, name: str) -> tuple[float, float]:
 
 def _labelled(examples: Examples, mean: float = 0.0, deviation: float = 1.0) -> Labelled:
     return Labelled(examples.texts, ((np.array(examples.labels) - mean) / deviation).astype(np.float32))
+
+
+def read_task(config: FinetuneConfig) -> TaskData:
+    """Read the examples of a task; what else costs little is checked before.
+
+    Raises:
+        UserError: a file is not there or can't be used, or the model is no student that could learn.
+    """
+    model = Path(config.model)
+    if config.logits is not None and model.is_dir() and not is_student(config.model) and not is_unfinished(model):
+        raise not_a_student(config.model)
+    if is_unfinished(model):
+        load_distillation(model)
+    if config.logits is not None:
+        require_manifest(config.logits)
+    if config.task is not None:
+        try:
+            return TaskData.load(open_glue(config.glue_dir), TASKS[config.task])
+        except TaskMissing as error:
+            raise UserError(f"--glue-dir {config.glue_dir}: {error}") from None
+    columns = text_columns(config.text_column, "--text-column")
+    train = read_labelled(str(config.train), columns, config.label_column)
+    dev = read_labelled(config.dev, columns, config.label_column) if config.dev else None
+    data = TaskData.of_tables(
+        config.name,
+        train,
+        dev,
+        columns=columns,
+        label=config.label_column,
+        regression=config.regression,
+        seed=config.seed,
+    )
+    progress.log(f"{config.name}: {data.describe()}")
+    if dev is None:
+        held_out = data.dev_counts["dev"]
+        progress.log(f"held out of {train.name}: {held_out:,} examples, which pick the best step; --dev names others")
+    return data
+
+
+def not_a_student(model: str) -> UserError:
+    """Return the error of a model that can't learn from logits."""
+    return UsageError(f"--logits is what a student learns from, and {model} is none")
 
 
 def from_logits(shards: Path, data: TaskData) -> Labelled:

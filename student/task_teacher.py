@@ -189,7 +189,13 @@ class TaskTeacher:
             seed: seed of the head, the order of examples and dropout.
         """
         with self._held(data, seed) as place:
-            return self._finetuned(place / "teacher", data, seed)
+            folder = place / "teacher"
+            with suppress(FileNotFoundError):
+                return folder, msgspec.json.decode((folder / FINETUNED_TEACHER).read_bytes(), type=Outcome)
+            start = partial(TeacherClassifier.load, self.located, data.task, seed)
+            model, outcome = self.fitter.fit(start, data, seed=seed, label="teacher")
+            model.save(folder, data.task, outcome)
+            return folder, outcome
 
     def logits(self, data: TaskData, seed: int) -> Labelled:
         """Return the task's text and augmented copies of it, with the fine-tuned teacher's logits as targets.
@@ -198,46 +204,35 @@ class TaskTeacher:
             data: the task.
             seed: seed of the teacher and of augmentation.
         """
-        with self._held(data, seed) as place:
-            teacher, _ = self._finetuned(place / "teacher", data, seed)
-            return self._logits(teacher, data, seed)
-
-    def _finetuned(self, folder: Path, data: TaskData, seed: int) -> tuple[Path, Outcome]:
-        with suppress(FileNotFoundError):
-            return folder, msgspec.json.decode((folder / FINETUNED_TEACHER).read_bytes(), type=TeacherRecord)
-        start = partial(TeacherClassifier.load, self.located, data.task, seed)
-        model, outcome = self.fitter.fit(start, data, seed=seed, label="teacher")
-        model.save(folder, data.task, outcome)
-        return folder, outcome
-
-    def _logits(self, teacher: Path, data: TaskData, seed: int) -> Labelled:
         from transformers import AutoConfig, AutoTokenizer
 
+        teacher, _ = self.finetuned(data, seed)
         tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
         # `sd embed` takes no more of a text than the tokenizer would keep.
         longest = most_tokens(AutoConfig.from_pretrained(teacher, local_files_only=True))
         columns = tuple(list(column) for column in data.train.texts)
         copies = min(_MOST_COPIES, -(-self.synthetic // len(columns[0])))
         text, shards = teacher.parent / f"text-{copies}.jsonl", teacher.parent / f"logits-{copies}"
-        with replacing(text) as file:
-            for example in zip(*columns, strict=True):
-                file.write(json_line(example))
-            mask = str(tokenizer.mask_token or tokenizer.unk_token)
-            for example in synthetic_examples(columns, copies=copies, mask=mask, seed=seed):
-                file.write(json_line(example))
-        embed_corpus(
-            corpus=Corpus.open([str(text)], format="jsonl", text_column=",".join(FIELDS[len(columns)])),
-            located=Located(teacher, f"{self.located.name} fine-tuned on {data.task.name}"),
-            out=shards,
-            config=EmbedConfig(
-                rules=SentenceRules(split=False, min_words=1, max_words=_MOST_WORDS),
-                shard_rows=_SHARD_ROWS,
-                max_tokens=min(longest, int(tokenizer.model_max_length)) - _SPECIAL_TOKENS,
-                dtype="float32",
-            ),
-            device=str(self.fitter.device),
-            precision="bf16" if self.fitter.precision == torch.bfloat16 else "fp32",
-        )
+        with self._held(data, seed):
+            with replacing(text) as file:
+                for example in zip(*columns, strict=True):
+                    file.write(json_line(example))
+                mask = str(tokenizer.mask_token or tokenizer.unk_token)
+                for example in synthetic_examples(columns, copies=copies, mask=mask, seed=seed):
+                    file.write(json_line(example))
+            embed_corpus(
+                corpus=Corpus.open([str(text)], format="jsonl", text_column=",".join(FIELDS[len(columns)])),
+                located=Located(teacher, f"{self.located.name} fine-tuned on {data.task.name}"),
+                out=shards,
+                config=EmbedConfig(
+                    rules=SentenceRules(split=False, min_words=1, max_words=_MOST_WORDS),
+                    shard_rows=_SHARD_ROWS,
+                    max_tokens=min(longest, int(tokenizer.model_max_length)) - _SPECIAL_TOKENS,
+                    dtype="float32",
+                ),
+                device=str(self.fitter.device),
+                precision="bf16" if self.fitter.precision == torch.bfloat16 else "fp32",
+            )
         return from_logits(shards, data)
 
     @contextmanager

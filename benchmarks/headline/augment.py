@@ -2,7 +2,7 @@
 
 The texts are the training examples of a task of GLUE, or the lines of a file.
 
-usage: python benchmarks/headline/augment.py OUT (--task NAME --glue-dir DIR | --text FILE) [--copies N] [--mask MASK]
+usage: python benchmarks/headline/augment.py OUT (--task NAME --glue-dir DIR | --text FILE) [--copies N] [--mask TOKEN]
 """
 
 import argparse

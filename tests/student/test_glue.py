@@ -13,13 +13,15 @@ from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import TASKS, GlueFolder
 from sentence_distill.data.labelled import synthetic_examples
+from sentence_distill.data.options import command_line
 from sentence_distill.pipeline.files import lock_folder
 from sentence_distill.pipeline.load import Located
 from sentence_distill.pipeline.manifest import Logits
 from sentence_distill.student.classifier import load_classifier, new_classifier
-from sentence_distill.student.config import FinetuneOptions, Hyperparameters
+from sentence_distill.student.config import FinetuneConfig, FinetuneOptions, GlueConfig, Hyperparameters
 from sentence_distill.student.files import load_distillation
 from sentence_distill.student.fit import Fitter
+from sentence_distill.student.glue_results import read_results
 from sentence_distill.student.model import load_student
 from sentence_distill.student.start import initial_words
 from sentence_distill.student.task_data import Labelled, TaskData, from_logits
@@ -211,6 +213,26 @@ def test_a_damaged_file_of_figures_is_not_overwritten(sd, student_folder, glue_d
     assert sd("eval", "--glue", student_folder, "--glue-dir", glue_dir, "--json", out) == 1
     assert f"{out} is there already" in capsys.readouterr().err
     assert out.read_text() == "{"
+
+
+def test_a_wrong_value_in_a_file_of_figures_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "glue.json").write_text('{"source": "x", "rows": {"distilled": 3}}')
+    with pytest.raises(UserError, match=r"glue\.json is damaged .*--overwrite replaces it"):
+        read_results(tmp_path / "glue.json")
+
+
+def test_configs_are_made_in_python_and_say_their_command():
+    config = FinetuneConfig(model="mine", train="a/my-data.csv.gz", finetuning=FinetuneOptions(epochs=2))
+    assert config.name == "my-data"
+    assert command_line("finetune", config) == "sd finetune mine --train a/my-data.csv.gz --epochs 2"
+    chosen = GlueConfig(rows=("teacher", "distilled"), from_scratch=True, frozen=True, fractions=(0.1, 1.0))
+    assert chosen.chosen_rows == ("scratch", "scratch-words", "frozen", "teacher")
+    command = "sd eval --glue --rows teacher,distilled --from-scratch --frozen --train-fraction 0.1,1"
+    assert command_line("eval --glue", chosen) == command
+    with pytest.raises(UserError, match="give --train"):
+        FinetuneConfig(model="mine")
+    with pytest.raises(UserError, match="--train-fraction must be above 0, not 0"):
+        GlueConfig(fractions=(0.0,))
 
 
 def test_the_three_commands_of_task_specific_distillation(
