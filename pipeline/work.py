@@ -10,7 +10,7 @@ from itertools import chain, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,10 @@ from sentence_distill.pipeline.plan import Slice
 from sentence_distill.pipeline.processes import deaf_to_ctrl_c, receive, sendable
 from sentence_distill.pipeline.shards import token_dtype
 from sentence_distill.pipeline.slices import SliceText, commit_slice, prepare_slice
-from sentence_distill.pipeline.teacher import Launched, Teacher
+
+if TYPE_CHECKING:
+    # Processes that read ahead need no PyTorch, which takes seconds to import.
+    from sentence_distill.pipeline.teacher import Launched, Teacher
 
 
 class ReadAhead:
@@ -170,7 +173,7 @@ class Waits:
 
 def embed_slices(
     job: Job,
-    teacher: Teacher,
+    teacher: "Teacher",
     todo: Sequence[Slice],
     *,
     readers: int,
@@ -225,7 +228,7 @@ def _commit(
     job: Job,
     writer: ThreadPoolExecutor,
     text: SliceText,
-    launched: Launched,
+    launched: "Launched",
     before: "Future[None] | None",
     waits: Waits,
 ) -> "Future[None]":
