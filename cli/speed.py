@@ -81,11 +81,12 @@ def evaluate_speed(
 
 
 def _sentences(models: tuple[str, ...], shards: Path | None, file: Path | None) -> list[str]:
+    from sentence_distill.data.lines import sentences_of_file
     from sentence_distill.student.files import is_student, load_distillation
-    from sentence_distill.student.reference import own_shards, sentences_of_file, sentences_of_shards
+    from sentence_distill.student.reference import SENTENCES, own_shards, sentences_of_shards
 
     if file is not None:
-        return sentences_of_file(file)
+        return sentences_of_file(file, SENTENCES)
     students = [model for model in models if is_student(model)]
     if shards is None and students:
         shards = own_shards(load_distillation(Path(students[0])), Path(students[0]))

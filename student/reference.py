@@ -44,27 +44,6 @@ def sentences_of_shards(shards: Path, count: int = SENTENCES) -> list[str]:
     return sentences
 
 
-def sentences_of_file(file: Path, count: int = SENTENCES) -> list[str]:
-    """The first `count` lines of a text file that are not empty.
-
-    Raises:
-        UserError: it is not there, holds none, or is not UTF-8.
-    """
-    sentences: list[str] = []
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for line in lines:
-                if len(sentences) < count and line.strip():
-                    sentences.append(line.strip())
-    except FileNotFoundError:
-        raise UserError(f"--sentences {file} is not there; it should be a text file with one sentence a line") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--sentences {file} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    if not sentences:
-        raise UserError(f"--sentences {file} holds no sentence")
-    return sentences
-
-
 def cut_to_lengths(tokenizer: Any, sentences: Sequence[str]) -> dict[int, list[str]]:
     """Texts of exactly 8, 16, 32 and 64 tokens, at most 32 of each: sentences in a row, cut behind a token.
 
