@@ -15,7 +15,6 @@ from sentence_distill.data.glue import Examples, Task
 from sentence_distill.data.hashing import sentence_id
 from sentence_distill.data.records import Row
 from sentence_distill.data.sentences import normalise
-from sentence_distill.data.sources import detect_format
 
 _HELD_OUT = 0.1
 
@@ -198,45 +197,10 @@ def _take(examples: Examples, rows: np.ndarray) -> Examples:
     return Examples(texts, [examples.labels[row] for row in rows])
 
 
-# Text without labels, single or in pairs: read from a user's files, written as the JSON lines that stage one reads.
+# Text without labels, single or in pairs, as the JSON lines that stage one reads.
 
 FIELDS = {1: ("sentence",), 2: ("sentence1", "sentence2")}
 """Names of the JSON fields of a single text and of a pair."""
-
-
-def read_unlabelled(locations: Sequence[str]) -> tuple[list[str], ...]:
-    """Read one or two columns of texts: an example a line, the two texts of a pair parted by a tab.
-
-    Blank lines are no examples. The first example says whether all are single texts or pairs.
-
-    Args:
-        locations: see `find_sources`; compressed files too.
-
-    Raises:
-        UserError: a file is not there or holds something else; it names file and line.
-    """
-    corpus = Corpus.open(locations, format="text")
-    for source in corpus.sources:
-        if (kind := detect_format(source)) != "text":
-            raise UserError(
-                f"{source.name} is {kind}, whose lines would be taken for examples as they stand; write its texts to a "
-                ".txt file, an example a line, a pair with a tab between"
-            )
-    rows: list[tuple[str, ...]] = []
-    for record in corpus.records():
-        where = f"{corpus.sources[record.position.file].name}, line {record.position.record + 1}"
-        if record.text is None:
-            raise UserError(f"{where} can't be read: {record.reason}")
-        row = tuple(text.strip() for text in record.text.rstrip("\r\n").split("\t"))
-        if len(row) > 2 or not all(row):
-            raise UserError(f"{where} is neither one text nor two with a tab between them")
-        if rows and len(row) != len(rows[0]):
-            kind = "a pair" if len(row) == 2 else "no pair"
-            raise UserError(f"{where} is {kind}, unlike the lines before it; give single texts or pairs, not both")
-        rows.append(row)
-    if not rows:
-        raise UserError(f"{', '.join(locations)}: no text in there; write one example a line")
-    return tuple(list(column) for column in zip(*rows, strict=True))
 
 
 def json_line(example: tuple[str, ...]) -> bytes:

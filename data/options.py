@@ -173,7 +173,7 @@ def _value_of(config: Any, name: str) -> Any:
 def written(value: Any) -> str:
     """Write a value as the command line takes it."""
     if isinstance(value, float):
-        return f"{value:g}"
+        return short if float(short := f"{value:g}") == value else repr(value)
     return ",".join(map(written, value)) if isinstance(value, tuple) else str(value)
 
 

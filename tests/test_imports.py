@@ -1,6 +1,8 @@
 """Who may import whom: data flows one way."""
 
 import ast
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,18 @@ def test_parts_import_only_those_below_them(part):
     for file in (ROOT / part).rglob("*.py"):
         wrong = {other for other, _ in imported(file)} - {*below}
         assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
+
+
+def test_benchmarks_import_what_is_there():
+    missing = []
+    for file in (ROOT / "benchmarks").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sentence_distill"):
+                # A module of a package is no attribute of it before it is imported.
+                missing += [
+                    f"{file.relative_to(ROOT)}: {node.module}.{alias.name}"
+                    for alias in node.names
+                    if not (find_spec(node.module) and hasattr(import_module(node.module), alias.name))
+                    and not find_spec(f"{node.module}.{alias.name}")
+                ]
+    assert not missing
