@@ -19,7 +19,7 @@ from typing import Any
 
 from record import RESULTS, write_result
 
-from sentence_distill.data.sources import find_sources, open_source
+from sentence_distill.data.sources import find_sources
 
 # Sentences a line of a WikiExtractor file, tags, titles and blank lines counted.
 _SENTENCES_A_LINE = 0.94
@@ -92,7 +92,7 @@ def main() -> None:
     part, out = options.workdir / "part.txt", options.workdir / "scale-shards"
     rows = []
     for sentences in options.sentences:
-        with open_source(find_sources([str(options.corpus)])[0]) as stream, part.open("wb") as file:
+        with find_sources([str(options.corpus)])[0].open() as stream, part.open("wb") as file:
             file.writelines(islice(stream, int(sentences / _SENTENCES_A_LINE)))
         shutil.rmtree(out, ignore_errors=True)
         command = [sys.executable, __file__, str(part), str(out), "--once"]

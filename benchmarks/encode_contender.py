@@ -51,9 +51,9 @@ def _before(name: str, student: Path, workdir: Path) -> Encode:
     from sentence_distill.student.onnx_student import OnnxStudent
 
     if name == "before":
-        from sentence_distill.pipeline.precision import pick_precision
+        from sentence_distill.pipeline.hardware import STUDENT, pick_precision
 
-        loaded, precision = Student.load(student), pick_precision("auto", torch.device("cpu"))
+        loaded, precision = Student.load(student), pick_precision("auto", torch.device("cpu"), STUDENT)
         return lambda sentences: loaded.encode(sentences, precision)
     export = workdir / "before-onnx"
     if not export.exists():

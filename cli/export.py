@@ -7,7 +7,6 @@ import click
 
 from sentence_distill.cli.console import stopped_by_signals
 from sentence_distill.cli.options import options_of
-from sentence_distill.data.errors import UserError
 from sentence_distill.student.config import ExportConfig
 
 if TYPE_CHECKING:
@@ -46,15 +45,9 @@ def export(config: ExportConfig) -> None:
       sd export distilled --dim 64,128,256
       sd export distilled --dim 128 --format folder --out distilled-128/
     """
-    from sentence_distill.pipeline.manifest import require_vectors
+    from sentence_distill.student.export_folder import check_export
 
-    # PyTorch takes seconds to import, and what is not there shows before.
-    if config.out and config.out.exists() and not config.out.is_dir():
-        raise UserError(f"--out {config.out} is a file; name a folder")
-    if config.sentences and not config.sentences.exists():
-        raise UserError(f"--sentences {config.sentences} is not there; it should be text with one sentence per line")
-    if config.shards:
-        require_vectors(config.shards)
+    check_export(config)
     from sentence_distill.student.export import export as run
 
     exported = run(config)

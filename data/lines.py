@@ -5,8 +5,10 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record
 from sentence_distill.data.sentences import THAI, UNSPACED
 from sentence_distill.data.sources import Source, refuse_no_text
@@ -178,3 +180,24 @@ def shown_bytes(text: str) -> str:
 def _skip(stream: BinaryIO, size: int) -> None:
     while size > 0 and (chunk := stream.read(min(size, 1 << 20))):
         size -= len(chunk)
+
+
+def sentences_of_file(file: Path, count: int) -> list[str]:
+    """Return the first `count` lines of a text file that are not empty.
+
+    Raises:
+        UserError: it is not there, holds none, or is not UTF-8.
+    """
+    sentences: list[str] = []
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for line in lines:
+                if len(sentences) < count and line.strip():
+                    sentences.append(line.strip())
+    except FileNotFoundError:
+        raise UserError(f"--sentences {file} is not there; it should be a text file with one sentence a line") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--sentences {file} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    if not sentences:
+        raise UserError(f"--sentences {file} holds no sentence")
+    return sentences

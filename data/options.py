@@ -202,7 +202,7 @@ def _value_of(config: Any, name: str) -> Any:
 def written(value: Any) -> str:
     """Write a value as the command line takes it."""
     if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+        return short if float(short := f"{value:g}") == value else repr(value)
     return ",".join(map(written, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -180,11 +180,6 @@ def save_classifier(
     save_student(folder, model.student, {**distillation, **changed})
 
 
-def is_classifier(folder: Path) -> bool:
-    """Return whether the student in a folder was fine-tuned on a task."""
-    return (folder / TASK).exists() or (folder / HEAD).exists()
-
-
 def load_classifier(folder: Path) -> tuple[StudentClassifier, Task]:
     """Read a fine-tuned student, and the task that it knows.
 

@@ -1,12 +1,9 @@
 """`sd export`: a student or classifier as an ONNX file, or as a smaller student's folder."""
 
 import json
-import os
 import shlex
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,42 +16,33 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 
 from sentence_distill.data import progress
-from sentence_distill.data.errors import UsageError, UserError
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
+from sentence_distill.data.lines import sentences_of_file
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.files import (
-    LOCK_NAME,
-    TEMPORARY,
-    lock_folder,
-    made_folder,
     write_atomically,
     write_json,
 )
-from sentence_distill.student.classifier import TorchClassifier, is_classifier, load_classifier
+from sentence_distill.student.classifier import TorchClassifier, load_classifier
 from sentence_distill.student.config import ExportConfig
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.environment import versions
+from sentence_distill.student.export_folder import check_export, replacing_export
 from sentence_distill.student.files import (
-    CARD,
-    DISTILLATION,
-    FIGURES,
     HEAD,
     MAX_TOKENS,
+    is_classifier,
     load_distillation,
     module_weights,
     moved_record,
-    student_files,
 )
-from sentence_distill.student.hub import locate_student
 from sentence_distill.student.model import Student, load_student
 from sentence_distill.student.models import Encode
 from sentence_distill.student.onnx_encoder import OUTPUT, PROBABILITIES, SCORES, inputs_of_column
 from sentence_distill.student.onnx_graph import Head, build_graph
 from sentence_distill.student.onnx_student import (
-    EXPORT_FILES,
-    EXPORT_FOLDER,
     EXPORT_README,
-    EXPORT_RECORD,
     LABELS,
     MODEL,
     TOKENIZER,
@@ -65,17 +53,9 @@ from sentence_distill.student.onnx_student import (
     Latency,
     OnnxClassifier,
     OnnxStudent,
-    is_export,
 )
-from sentence_distill.student.reduce import (
-    Fidelity,
-    Reduced,
-    copy_student,
-    halve_weights,
-    reduce,
-    save_reduced,
-)
-from sentence_distill.student.reference import own_shards, sentences_of_file
+from sentence_distill.student.reduce import Fidelity, copy_student, halve_weights, reduce, save_reduced
+from sentence_distill.student.reference import own_shards
 
 _MEASURED_SENTENCES = 1000
 _CALLS = 200
@@ -116,6 +96,26 @@ class _Source:
         model, task = load_classifier(folder)
         return cls(folder, distillation, model.student, TorchClassifier(model, task))
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.classifier.task.labels if self.classifier else ()
+
+    @property
+    def head(self) -> Head | None:
+        if self.classifier is None:
+            return None
+        model, task = self.classifier.model, self.classifier.task
+        return Head(model.head_arrays(), model.columns, task.regression)
+
+    @property
+    def parameters(self) -> int:
+        """Number of the weights that the graph has."""
+        encoder = self.student.encoder
+        used: list[torch.nn.Module] = [encoder]
+        if self.classifier:
+            used = [encoder.embedding, encoder.lstm, self.classifier.model.head]
+        return sum(weight.numel() for module in used for weight in module.parameters())
+
 
 def export(config: ExportConfig) -> Exported:
     """Write a student as an ONNX file, or with `format="folder"` as a smaller student; measure how close it is.
@@ -125,130 +125,45 @@ def export(config: ExportConfig) -> Exported:
     Raises:
         UserError: there is no student, the folder to write holds something else, or named text is not there.
     """
-    folder = locate_student(config.student)
-    _require_student(folder, config.student)
-    if config.dim and is_classifier(folder):
-        # Its head reads other states than these vectors, and its record's scores are of that head.
-        raise UserError(
-            f"{config.student} is fine-tuned on a task, for which its vectors are not used; reduce the student that "
-            "it was made of, then fine-tune that (sd finetune), or halve its bytes: --format folder --float16"
-        )
-    if len(config.dim) > 1:
-        return Exported(None, fidelity=_reduce(config, _Source.load(folder)).fidelity)
-    out = config.out or _default_out(config, folder)
-    with replacing_folder(out, config) as new:
-        write = _write_onnx_folder if config.format == "onnx" else _write_student_folder
-        return replace(write(config, folder, new), folder=out)
+    folder, out = check_export(config)
+    if out is None:
+        return Exported(None, fidelity=_reduced(config, _Source.load(folder), None)[1])
+    with replacing_export(out, config) as new:
+        return replace(_write(config, folder, new), folder=out)
 
 
-def _write_student_folder(config: ExportConfig, folder: Path, new: Path) -> Exported:
-    fidelity: tuple[Fidelity, ...] = ()
-    if config.dim:
-        source = _Source.load(folder)
-        reduced = _reduce(config, source)
-        fidelity = reduced.fidelity
-        if config.shards and not reduced.sample.own:
-            progress.log(f"{config.shards} is not what the student was trained on: its card shows none of the figures")
-        save_reduced(new, reduced, moved_record(source.distillation, folder, new))
-    else:
+def _write(config: ExportConfig, folder: Path, new: Path) -> Exported:
+    if config.format == "folder" and not config.dim:
         copy_student(folder, new)
-    if config.float16:
         halve_weights(new)
-    return Exported(new, fidelity=fidelity)
-
-
-def _write_onnx_folder(config: ExportConfig, folder: Path, new: Path) -> Exported:
-    source, head = _Source.load(folder), None
-    labels: tuple[str, ...] = ()
+        return Exported(new)
+    source = _Source.load(folder)
     fidelity: tuple[Fidelity, ...] = ()
-    if classifier := source.classifier:
-        labels = classifier.task.labels
-        head = Head(classifier.model.head_arrays(), classifier.model.columns, classifier.task.regression)
     if config.dim:
-        reduced = _reduce(config, source)
-        source, fidelity = replace(source, student=reduced.student), reduced.fidelity
-    write_onnx(source.student, new, int8=config.int8, head=head)
-    if labels:
-        write_json(new / LABELS, labels)
+        source, fidelity = _reduced(config, source, new if config.format == "folder" else None)
+    if config.format == "folder":
+        if config.float16:
+            halve_weights(new)
+        return Exported(new, fidelity=fidelity)
+    write_onnx(source.student, new, int8=config.int8, head=source.head)
+    if source.labels:
+        write_json(new / LABELS, source.labels)
     record, skipped = _measured(_record(source, config.int8), source, new, config)
     record.write(new)
-    write_atomically(new / EXPORT_README, readme(record, labels).encode())
-    return Exported(new, record, labels, skipped, fidelity)
+    write_atomically(new / EXPORT_README, readme(record, source.labels).encode())
+    return Exported(new, record, source.labels, skipped, fidelity)
 
 
-def _reduce(config: ExportConfig, source: _Source) -> Reduced:
-    student, record, folder = source.student, source.distillation, source.folder
-    return reduce(student, record, folder, config.dim, shards=config.shards, corpus=config.corpus)
-
-
-def _require_student(folder: Path, name: str) -> None:
-    if is_export(folder):
-        raise UserError(f"{name} is an export already; name the folder of the student that it was made of")
-    if not (folder / DISTILLATION).exists() and (folder / "config.json").exists():
-        raise UserError(
-            f"{name} is a transformer, and sd export takes students; distill it (sd embed, sd train-student), or "
-            "export the transformer itself with Hugging Face's optimum"
-        )
-    load_distillation(folder)
-
-
-def _default_out(config: ExportConfig, folder: Path) -> Path:
-    """STUDENT/onnx; or STUDENT-64 next to a student's folder, and for one on the hub in the current folder."""
-    name = config.student
-    if config.format == "onnx":
-        if folder != Path(name):
-            raise UsageError(f"{name} is no folder of yours; name one for its export: --out FOLDER")
-        return folder / EXPORT_FOLDER
-    if not Path(name).exists():
-        name = name.partition("@")[0].rpartition("/")[2]
-    return Path(f"{name.rstrip('/')}-{config.dim[0] if config.dim else 'float16'}")
-
-
-@contextmanager
-def replacing_folder(folder: Path, config: ExportConfig) -> Iterator[Path]:
-    """Yield a new folder to write into, which takes the place of `folder` when the block ends well.
-
-    Raises:
-        UserError: it holds something that no such export wrote, or another run is about to write it.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; name a folder")
-    place = folder.resolve()
-    with made_folder(place), lock_folder(place):
-        _require_replaceable(folder, config)
-        # Only the holder of the lock writes these, so whatever is there is of an export that was killed.
-        new, old = (place.with_name(f".{place.name}.{name}{TEMPORARY}") for name in ("new", "old"))
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        try:
-            yield new
-            shutil.rmtree(old, ignore_errors=True)
-            # Two names can't be swapped in one step: between these two lines there is no export, never half of one.
-            os.rename(place, old)
-            os.rename(new, place)
-            shutil.rmtree(old)
-        except BaseException:
-            if old.exists() and not place.exists():
-                os.rename(old, place)
-            raise
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-
-
-def _require_replaceable(folder: Path, config: ExportConfig) -> None:
-    names = {path.name for path in folder.iterdir()} - {LOCK_NAME}
-    known: set[str] = set()
-    if config.format == "onnx":
-        known = EXPORT_FILES if EXPORT_RECORD in names else known
-    elif DISTILLATION in names:
-        record = load_distillation(folder)
-        if record.get("weights") == "float16" or ("reduction" in record and not is_classifier(folder)):
-            known = {CARD, DISTILLATION, *FIGURES, "glue", *(Path(file).parts[0] for file in student_files(folder))}
-            known |= {EXPORT_FOLDER} if is_export(folder / EXPORT_FOLDER) else set()
-    if other := names - known:
-        raise UserError(f"{folder} holds {min(other)}, which sd export did not write; name another folder with --out")
-    if names and config.format == "folder" and not config.overwrite:
-        raise UserError(f"{folder} is there already; name another folder with --out, or --overwrite replaces it")
+def _reduced(config: ExportConfig, source: _Source, new: Path | None) -> tuple[_Source, tuple[Fidelity, ...]]:
+    """Project a student's vectors to fewer dimensions, measure what is left, and write the student into `new`."""
+    reduced = reduce(
+        source.student, source.distillation, source.folder, config.dim, shards=config.shards, corpus=config.corpus
+    )
+    if new is not None:
+        if config.shards and not reduced.sample.own:
+            progress.log(f"{config.shards} is not what the student was trained on: its card shows none of the figures")
+        save_reduced(new, reduced, moved_record(source.distillation, source.folder, new))
+    return replace(source, student=reduced.student), reduced.fidelity
 
 
 # The ONNX file and its tokenizer, which run without PyTorch and without this package.
@@ -273,42 +188,31 @@ def _plain_tokenizer(tokenizer: TextTokenizer) -> Tokenizer:
 
 
 def _record(source: _Source, int8: bool) -> ExportRecord:
-    encoder, weights = source.student.encoder, module_weights(source.folder)
-    record = ExportRecord(
+    shape, classifier = source.student.encoder.config, source.classifier
+    task = classifier.task if classifier else None
+    weights = [*module_weights(source.folder), *([source.folder / HEAD] if classifier else [])]
+    kind, output = ("encoder", OUTPUT) if task is None else ("classifier", PROBABILITIES)
+    if task and task.regression:
+        kind, output = "regression", SCORES
+    return ExportRecord(
         format="onnx",
-        kind="encoder",
-        inputs=inputs_of_column(0),
-        outputs=(OUTPUT,),
-        dim=source.student.dim,
-        normalize=encoder.config.normalize,
+        kind=kind,  # type: ignore[arg-type]
+        inputs=tuple(name for column in range(len(task.columns) if task else 1) for name in inputs_of_column(column)),
+        outputs=(output,),
+        dim=None if task else source.student.dim,
+        normalize=None if task else shape.normalize,
         max_tokens=MAX_TOKENS,
-        parameters=_count(encoder),
+        parameters=source.parameters,
         int8=int8,
-        vocabulary=encoder.config.vocabulary,
+        vocabulary=shape.vocabulary,
+        task=ExportedTask(name=task.name, columns=task.columns, label=task.label, metrics=task.metrics)
+        if task
+        else None,
         student=ExportedStudent(
             teacher=source.distillation["teacher"]["teacher"], weights=tuple(map(file_hash, weights))
         ),
         versions=versions(_PACKAGES),
     )
-    if source.classifier is None:
-        return record
-    model, task = source.classifier.model, source.classifier.task
-    return structs.replace(
-        record,
-        kind="regression" if task.regression else "classifier",
-        inputs=tuple(name for column in range(len(task.columns)) for name in inputs_of_column(column)),
-        outputs=(SCORES if task.regression else PROBABILITIES,),
-        dim=None,
-        normalize=None,
-        # The head takes the place of the projection.
-        parameters=_count(encoder.embedding, encoder.lstm, model.head),
-        task=ExportedTask(name=task.name, columns=task.columns, label=task.label, metrics=task.metrics),
-        student=structs.replace(record.student, weights=(*record.student.weights, file_hash(source.folder / HEAD))),
-    )
-
-
-def _count(*modules: torch.nn.Module) -> int:
-    return sum(weight.numel() for module in modules for weight in module.parameters())
 
 
 # How close an export comes to its student in PyTorch, and how fast both are.
@@ -336,7 +240,7 @@ def _measured(record: ExportRecord, source: _Source, new: Path, config: ExportCo
         opened = OnnxClassifier.open(new, classifier.task, threads=1)
         exported, original = (lambda texts: opened.outputs([texts])), lambda texts: classifier.outputs([texts])
     else:
-        exported = OnnxStudent.open(new, threads=1).encode
+        exported = OnnxStudent.of_export(new, threads=1).encode
     return structs.replace(
         record,
         agreement=agreement(origin, record.outputs[0], exported(texts), original(texts)),

@@ -170,6 +170,11 @@ def module_weights(folder: Path) -> list[Path]:
     return sorted({file for file in files if file.exists()})
 
 
+def is_classifier(folder: Path) -> bool:
+    """Return whether the student in a folder was fine-tuned on a task."""
+    return (folder / TASK).exists() or (folder / HEAD).exists()
+
+
 def student_files(folder: Path) -> dict[str, Path]:
     """Return the files that loading a student reads, its head included, by their paths in its folder."""
     files = {name: folder / name for name in STUDENT_FILES if (folder / name).exists()}

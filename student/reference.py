@@ -42,27 +42,6 @@ def sentences_of_shards(shards: Path, count: int = SENTENCES) -> list[str]:
     return sentences
 
 
-def sentences_of_file(file: Path, count: int = SENTENCES) -> list[str]:
-    """Read the first `count` lines of a text file that are not empty.
-
-    Raises:
-        UserError: it is not there, holds none, or is not UTF-8.
-    """
-    sentences: list[str] = []
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for line in lines:
-                if len(sentences) < count and line.strip():
-                    sentences.append(line.strip())
-    except FileNotFoundError:
-        raise UserError(f"--sentences {file} is not there; it should be text with one sentence per line") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--sentences {file} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    if not sentences:
-        raise UserError(f"--sentences {file} holds no sentence")
-    return sentences
-
-
 # Held-out rows of shards, with what the measures of fidelity need to know of each.
 
 # Layers are not among them: reading those that a student approximates says which are missing.

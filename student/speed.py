@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import load_sts
+from sentence_distill.data.lines import sentences_of_file
 from sentence_distill.data.options import command_line
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
 from sentence_distill.pipeline.load import Located
@@ -41,7 +42,7 @@ from sentence_distill.student.figures import (
 )
 from sentence_distill.student.files import is_student, load_distillation
 from sentence_distill.student.models import find_model, find_teacher, in_torch, megabytes, parameters, short_names
-from sentence_distill.student.reference import own_shards, sentences_of_file, sentences_of_shards
+from sentence_distill.student.reference import SENTENCES, own_shards, sentences_of_shards
 from sentence_distill.student.speed_worker import LONGEST_S, Contender
 
 LENGTHS = (8, 16, 32, 64)
@@ -112,7 +113,7 @@ def measure_speed(config: EvalConfig, speed: SpeedConfig) -> SpeedRecord:
 
 def _sentences(config: EvalConfig, speed: SpeedConfig, named: Sequence[str]) -> list[str]:
     if speed.sentences:
-        return sentences_of_file(speed.sentences)
+        return sentences_of_file(speed.sentences, SENTENCES)
     shards = config.shards
     for student in filter(is_student, named):
         shards = shards or own_shards(load_distillation(Path(student)), Path(student))

@@ -2,6 +2,8 @@
 
 import ast
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,18 @@ def test_no_modules_import_each_other_in_a_circle():
         tuple(TopologicalSorter(graph).static_order())
     except CycleError as error:
         raise AssertionError(" imports ".join(reversed(error.args[1]))) from None
+
+
+def test_benchmarks_import_what_is_there():
+    missing = []
+    for file in (ROOT / "benchmarks").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sentence_distill"):
+                # A module of a package is no attribute of it before it is imported.
+                missing += [
+                    f"{file.relative_to(ROOT)}: {node.module}.{alias.name}"
+                    for alias in node.names
+                    if not (find_spec(node.module) and hasattr(import_module(node.module), alias.name))
+                    and not find_spec(f"{node.module}.{alias.name}")
+                ]
+    assert not missing

@@ -8,13 +8,14 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.lines import sentences_of_file
 from sentence_distill.pipeline.load import Located
 from sentence_distill.pipeline.shards import Shard
 from sentence_distill.student import speed_worker
 from sentence_distill.student.metrics import sts_spearman
 from sentence_distill.student.model import load_student
 from sentence_distill.student.models import find_model, open_model, parameters
-from sentence_distill.student.reference import sentences_of_file, sentences_of_shards
+from sentence_distill.student.reference import sentences_of_shards
 from sentence_distill.student.speed import Contender, Worker, cut_to_lengths, gather
 from tests.conftest import make_sentences
 
@@ -111,7 +112,7 @@ def test_a_wrong_file_of_sentences_is_named(tmp_path, content, message):
     if content is not None:
         (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        sentences_of_file(tmp_path / "x.txt")
+        sentences_of_file(tmp_path / "x.txt", 1)
 
 
 def test_calls_that_would_take_too_long_are_left_out(monkeypatch):
