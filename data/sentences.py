@@ -76,32 +76,24 @@ def split_sentences(text: str, rules: SentenceRules) -> Iterator[Candidate]:
         yield Candidate(PAIR_SEPARATOR.join(sides), next(filter(None, reasons), ""))
         return
     # A line is a paragraph in every format, so a sentence never crosses a line end.
-    lines = [line for part in (text.splitlines() if rules.split else [text]) if (line := normalise(part))]
-    try:
-        sentences = [sentence for line in lines for sentence in _split(line, rules.language)] if rules.split else lines
-    except _SplitterFailed:
-        yield Candidate(text, "splitter failed")
-        return
+    sentences = [line for part in (text.splitlines() if rules.split else [text]) if (line := normalise(part))]
+    if rules.split:
+        # sentencex is a compiled extension that some machines lack; without splitting it isn't needed.
+        import sentencex
+
+        try:
+            parts = [part.strip() for line in sentences for part in sentencex.segment(rules.language, line)]
+        except BaseException as error:
+            # A panic of Rust is no Exception and can't be named. Seen at "R\u00a0.", which no normalized line holds.
+            if type(error).__name__ != "PanicException":
+                raise
+            yield Candidate(text, "splitter failed")
+            return
+        sentences = list(filter(None, parts))
     if not sentences:
         yield Candidate("", "empty")
     for sentence in sentences:
         yield Candidate(sentence, _problem(sentence, rules))
-
-
-class _SplitterFailed(Exception): ...
-
-
-def _split(line: str, language: str) -> list[str]:
-    # sentencex is a compiled extension that some machines lack; without splitting it isn't needed.
-    import sentencex
-
-    try:
-        return [sentence for part in sentencex.segment(language, line) if (sentence := part.strip())]
-    except BaseException as error:
-        # A panic of Rust is no Exception and can't be named. Seen at "R\u00a0.", which no normalized line holds.
-        if type(error).__name__ == "PanicException":
-            raise _SplitterFailed from error
-        raise
 
 
 def normalise(text: str) -> str:
