@@ -155,7 +155,8 @@ def check(config: Any) -> None:
 def command_line(command: str, config: Any) -> str:
     """Return the command that runs a job with these options; defaults are left out."""
     values = dict(_values(config))
-    parts, flags = [], []
+    parts: list[str] = []
+    flags: list[str] = []
     for each in fields_of(type(config)):
         value = values[each.name]
         if value == each.default or not each.given:
