@@ -1,23 +1,20 @@
 """What commands print, and how signals stop them."""
 
-import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.progress import Advance
+from sentence_distill.data.progress import Advance, Silent
 
 LOG_EVERY_S = 15.0
 
 
-class ConsoleDisplay:
+class ConsoleDisplay(Silent):
     """Shows messages and the progress of tasks on standard error."""
 
     def log(self, message: str) -> None:
@@ -26,7 +23,7 @@ class ConsoleDisplay:
 
     @contextmanager
     def task(self, name: str, total: int | None, unit: str, done: int = 0) -> Iterator[Advance]:
-        """Show a task, with its rate and the time left."""
+        """Show a task, with its rate and the time left: as a bar, or in a log as a line now and then."""
         with (_bar if sys.stderr.isatty() else _lines)(name, total, unit, done) as advance:
             yield advance
 
@@ -62,22 +59,18 @@ def _bar(name: str, total: int | None, unit: str, before: int) -> Iterator[Advan
 @contextmanager
 def _lines(name: str, total: int | None, unit: str, before: int) -> Iterator[Advance]:
     started = last = time.monotonic()
-    done = before
-    shown = ""
+    done, shown = before, ""
 
     def show(now: float) -> None:
         rate = (done - before) / max(1e-9, now - started)
         line = f"{name}: {done:,}{f' of {total:,}' if total is not None else ''} {unit}, {rate:,.0f}/s"
         if total and rate:
             line += f", {timedelta(seconds=round((total - done) / rate))} left"
-        if shown:
-            line += f", {shown}"
-        print(line, file=sys.stderr, flush=True)
+        print(line + (f", {shown}" if shown else ""), file=sys.stderr, flush=True)
 
     def advance(count: int, note: str = "") -> None:
         nonlocal done, last, shown
-        done += count
-        shown = note or shown
+        done, shown = done + count, note or shown
         now = time.monotonic()
         if now - last >= LOG_EVERY_S:
             last = now
@@ -88,16 +81,23 @@ def _lines(name: str, total: int | None, unit: str, before: int) -> Iterator[Adv
         show(time.monotonic())
 
 
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1, least_width: int = 0) -> None:
+    """Print a table; its first `names` columns are names, the others numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*heads, box=None, header_style="bold")
+    for number, column in enumerate(table.columns):
+        column.no_wrap = number == 0
+        column.justify = "left" if number < names else "right"
+    for row in rows:
+        table.add_row(*row)
+    Console(width=max(Console().width, least_width)).print(table)
+
+
 def drop_standard_output() -> None:
-    """Forget what was not yet read of it: who reads it has gone or waits, and the end of the process would wait too."""
+    """Forget unread output: its reader has gone or waits, and the end of the process would wait too."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def write_json(path: Path, figures: dict[str, Any]) -> None:
-    """Write a command's figures."""
-    from sentence_distill.pipeline.files import write_atomically
-
-    write_atomically(path, (json.dumps(figures, indent=1) + "\n").encode())
 
 
 # Ctrl-C and a scheduler's SIGTERM, as one line that says what is kept.
@@ -106,19 +106,31 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
+def on_signals(stop: Callable[[int], None]) -> Iterator[None]:
+    """Call `stop` at the first of both signals in the block; a second one ends the process at once, without a word."""
+
+    def handle(number: int, frame: object) -> None:
+        for each in heard:
+            signal.signal(each, signal.SIG_DFL)
+        stop(number)
+
+    # One that is ignored, as a shell does for what it runs in the background, stays ignored.
+    heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) == handle:
+                signal.signal(number, handler)
+
+
+@contextmanager
 def stopped_by_signals(message: str | Callable[[], str]) -> Iterator[None]:
-    """Let both signals interrupt the block, and end it with `message`; a second one ends the process at once.
-
-    Args:
-        message: one line, or what makes it when the block has ended.
-
-    Raises:
-        UserError: a signal came.
-    """
+    """Let both signals interrupt the block, and end it with `message`, or what makes it when the block has ended."""
     process = os.getpid()
 
-    def stop(number: int, frame: object) -> None:
-        end_at_once_next()
+    def stop(number: int) -> None:
         if os.getpid() != process:
             # A forked child ends as it would without this handler.
             os.kill(os.getpid(), number)
@@ -127,21 +139,8 @@ def stopped_by_signals(message: str | Callable[[], str]) -> Iterator[None]:
         os.write(2, b"stopping; another signal ends it at once\n")
         raise KeyboardInterrupt
 
-    # One that is ignored, as a shell does for what it runs in the background, stays ignored.
-    heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in heard}
     try:
-        yield
+        with on_signals(stop):
+            yield
     except KeyboardInterrupt:
         raise UserError(message if isinstance(message, str) else message()) from None
-    finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) == stop:
-                signal.signal(number, handler)
-
-
-def end_at_once_next() -> None:
-    """Let the next signal end the process as the system does, without a word."""
-    for number in _SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)

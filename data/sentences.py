@@ -32,14 +32,14 @@ LANGUAGES = frozenset(_ISO_639_1.split())
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceRules:
-    """What becomes a sentence."""
+    """Rules for what becomes a sentence."""
 
     split: bool = option(True, "Split each line into sentences; pairs are never split.", flags=("--split/--no-split",))
     language: str = option("en", "Language of the splitter's rules, an ISO 639-1 code.")
     min_words: int = option(3, "Reject sentences with fewer words.", least=1)
     max_words: int = option(100, "Reject sentences with more words: mostly lists and tables that can't be split.")
     pairs: bool = False
-    """Records are pairs of sentences, see `join_sides`; each side has to keep the rules."""
+    """Records are pairs of sentences, see `Row.record`; each side has to keep the rules."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -54,63 +54,50 @@ class SentenceRules:
 
     @property
     def splitter(self) -> str:
-        """Name and version of what splits, because another version may split otherwise."""
+        """Name and version of the splitter, because another version may split otherwise."""
         return f"sentencex {version('sentencex')} on normalised lines" if self.split else "none"
 
 
 class Candidate(NamedTuple):
-    """A normalised sentence, with the `reason` why it is rejected, or "" where it is none."""
+    """A normalized sentence, with the `reason` why it is rejected, or ""."""
 
     text: str
     reason: str = ""
 
 
 def split_sentences(text: str, rules: SentenceRules) -> Iterator[Candidate]:
-    """Yield the sentences of one record in order, normalised and checked against `rules`.
+    """Yield the sentences of one record in order, normalized and checked against `rules`.
 
     A record that holds nothing at all yields one candidate with the reason "empty"; a pair is one candidate.
     """
     if rules.pairs:
-        yield _pair(text, rules)
+        sides = [normalise(side) for side in text.split(PAIR_SEPARATOR)]
+        reasons = [_problem(side, rules) if side else "empty" for side in sides]
+        yield Candidate(PAIR_SEPARATOR.join(sides), next(filter(None, reasons), ""))
         return
     # A line is a paragraph in every format, so a sentence never crosses a line end.
-    lines = [line for part in (text.splitlines() if rules.split else [text]) if (line := normalise(part))]
-    try:
-        sentences = [sentence for line in lines for sentence in _split(line, rules.language)] if rules.split else lines
-    except _SplitterFailed:
-        yield Candidate(text, "splitter failed")
-        return
+    sentences = [line for part in (text.splitlines() if rules.split else [text]) if (line := normalise(part))]
+    if rules.split:
+        # sentencex is a compiled extension that some machines lack; without splitting it isn't needed.
+        import sentencex
+
+        try:
+            parts = [part.strip() for line in sentences for part in sentencex.segment(rules.language, line)]
+        except BaseException as error:
+            # A panic of Rust is no Exception and can't be named. Seen at "R\u00a0.", which no normalized line holds.
+            if type(error).__name__ != "PanicException":
+                raise
+            yield Candidate(text, "splitter failed")
+            return
+        sentences = list(filter(None, parts))
     if not sentences:
         yield Candidate("", "empty")
     for sentence in sentences:
         yield Candidate(sentence, _problem(sentence, rules))
 
 
-def _pair(text: str, rules: SentenceRules) -> Candidate:
-    sides = [normalise(side) for side in text.split(PAIR_SEPARATOR)]
-    reasons = [_problem(side, rules) if side else "empty" for side in sides]
-    return Candidate(PAIR_SEPARATOR.join(sides), next(filter(None, reasons), ""))
-
-
-class _SplitterFailed(Exception):
-    pass
-
-
-def _split(line: str, language: str) -> list[str]:
-    # sentencex is a compiled extension that some machines lack; without splitting it isn't needed.
-    import sentencex
-
-    try:
-        return [sentence for part in sentencex.segment(language, line) if (sentence := part.strip())]
-    except BaseException as error:
-        # A panic of Rust is no Exception and can't be named. Seen at "R\u00a0.", which no normalised line holds.
-        if type(error).__name__ == "PanicException":
-            raise _SplitterFailed from error
-        raise
-
-
 def normalise(text: str) -> str:
-    """NFC, each run of white space and control characters one blank, none at the ends."""
+    """Return text in NFC, each run of white space and control characters one blank, none at the ends."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
     # Of all white space and control characters a blank alone is printable, so most text is clean as it is.
@@ -120,7 +107,7 @@ def normalise(text: str) -> str:
 
 
 def count_words(sentence: str) -> int:
-    """Return how many words a normalised sentence has.
+    """Return how many words a normalized sentence has.
 
     Words are separated by blanks. In scripts without blanks between words, two characters count as one, and in Thai and
     Lao four, which is about how long words are there.

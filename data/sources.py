@@ -1,64 +1,65 @@
-"""Find the files of a corpus and the format of each."""
+"""The files of a corpus: find them, open them, and decompress them to the end of every stream."""
 
-import codecs
+import bz2
+import gzip
+import io
+import lzma
 import os
 import re
-import tarfile
+import select
+import sys
+import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, NoReturn
+from typing import IO, Any, NoReturn
 
 import fsspec
+import pyarrow as pa
 from fsspec.core import OpenFile, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.hashing import stream_hash
-from sentence_distill.data.streams import (
-    SUFFIXES,
-    all_said,
-    compression_of,
-    cut_short,
-    opened,
-    seekable,
-)
 
-_WILDCARD = re.compile(r"[*?\[]")
 HEAD_BYTES = 4096
-"""What `Source.head` reads."""
-_LOCAL = "file://"
 STANDARD_INPUT = "-"
+READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+"""What reading a source raises if its file is damaged or cut short."""
+_MAGIC = {
+    b"\x1f\x8b\x08": "gzip",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+_COMPRESSED = (".gz", ".bz2", ".xz", ".lzma", ".zst", ".zstd", ".lz4")
+_LOCAL = "file://"
+_WILDCARD = re.compile(r"[*?\[]")
 # A folder that holds a file of these is one of tables: what else lies in it describes them.
 _TABLES = (".parquet", ".arrow", ".feather", ".ipc", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 _TEXTS = (".txt", ".text")
-# Written by `datasets` and the hub's tools beside the data.
+# Written by `datasets` and the hub's tools next to the data.
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
 _ABOUT = re.compile(r"(readme|licen[cs]e|notice|changelog|citation)(\.[a-z]+)?", re.IGNORECASE)
+_BUFFER = 1 << 20
+_SIGNAL_S = 0.2
+_Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file of a corpus.
-
-    `url` is what fsspec opens, `name` what messages and manifests show (never a folder of this machine). Standard input
-    is a `stream` that is open already, and decompressed.
-    """
+    """One file of a corpus; standard input is a `stream` that is open already, and decompressed."""
 
     url: str
+    """What fsspec opens."""
     name: str
+    """What messages and manifests show, never a folder of this machine."""
     size: int
     compression: str | None
-    stream: BinaryIO | None = field(default=None, compare=False)
-
-    @property
-    def plain_name(self) -> str:
-        """The name without the suffix of its compression."""
-        for suffix in SUFFIXES:
-            if self.name.lower().endswith(suffix):
-                return self.name[: -len(suffix)]
-        return self.name
+    stream: io.BufferedReader | None = field(default=None, compare=False)
 
     def is_file(self, path: Path) -> bool:
         """Return whether it is the file at `path`, by whatever name or link."""
@@ -66,56 +67,58 @@ class Source:
         return local != self.url and path.exists() and path.samefile(local)
 
     def head(self) -> bytes:
-        """Read the first bytes of the decompressed content."""
-        with self.open() as stream:
+        """Read the first `HEAD_BYTES` of the decompressed content."""
+        with cut_short(self.name), self.open() as stream:
             return stream.read(HEAD_BYTES)
 
     @contextmanager
-    def open(self) -> Iterator[BinaryIO]:
-        """Open the decompressed content as buffered bytes; see `streams.decompressed`."""
+    def open(self) -> Iterator[io.BufferedReader]:
+        """Open the decompressed content as buffered bytes; see `decompressed`."""
         if self.stream is not None:
             yield self.stream
-            return
-        with opened(self._file(), self.compression) as stream:
-            yield stream
+        else:
+            with self._opened(self.compression) as stream:
+                yield stream
 
     @contextmanager
     def open_seekable(self) -> Iterator[IO[bytes]]:
-        """Open the decompressed content for random access."""
-        with self.open() as stream, seekable(stream, self.compression) as content:
-            yield content
+        """Open the decompressed content for random access; what is compressed passes through a temporary file."""
+        with self.open() as stream:
+            if self.compression is None:
+                yield stream
+                return
+            with tempfile.TemporaryFile() as copy:
+                while chunk := stream.read(1 << 22):
+                    copy.write(chunk)
+                copy.seek(0)
+                yield copy
 
     def content_hash(self) -> str:
-        """Return the xxh3-128 of the file as it lies there, compressed or not.
-
-        Raises:
-            UserError: it can't be read to its end.
-        """
-        with cut_short(self.name), opened(self._file(), None) as stream:
+        """Return the xxh3-128 of the file as it lies there, compressed or not."""
+        with cut_short(self.name), self._opened(None) as stream:
             return stream_hash(stream)
 
-    def _file(self) -> OpenFile:
+    @contextmanager
+    def _opened(self, compression: str | None) -> Iterator[io.BufferedReader]:
         # Of a local file's name nothing is syntax: "::" would make a chain of it.
         if self.url.startswith(_LOCAL):
-            return OpenFile(LocalFileSystem(), self.url.removeprefix(_LOCAL))
-        return fsspec.open(self.url, "rb")
+            file = OpenFile(LocalFileSystem(), self.url.removeprefix(_LOCAL))
+        else:
+            file = fsspec.open(self.url, "rb")
+        # Held open by it: of a file in an archive the archive too.
+        with closing(file):
+            with _as_read_errors():
+                stream = file.open()
+            yield decompressed(stream, compression)
 
 
 def find_sources(
-    locations: Sequence[str], leave_out: Path | None = None, log: Callable[[str], None] = lambda line: None
+    locations: Sequence[str], leave_out: Path | None = None, log: _Log = lambda line: None
 ) -> list[Source]:
-    """List the files of `locations`, in the order given and by name inside a folder or glob.
+    """List the files of paths, folders (to any depth), globs and fsspec URLs, in their order and then by name.
 
-    Of a folder, hidden files, READMEs and licenses are left out; so is all that is no data file where it holds tables
-    (Parquet, Arrow, JSON, CSV or TSV), as a clone of a dataset does.
-
-    Args:
-        locations: files, folders (searched to any depth), globs, and fsspec URLs.
-        leave_out: a folder whose files are no corpus when a folder or glob is searched: the run's own output.
-        log: called with a line that names what else was left out of a folder.
-
-    Raises:
-        UserError: a location that is not there, can't be read, or holds no file.
+    Of a folder, hidden files, READMEs and licenses are left out, and `log` is told; so is all that is no data file if
+    it holds tables, as a clone of a dataset does. Nothing in the folder `leave_out`, the run's own output, is a source.
     """
     sources = [source for location in locations for source in _expand(location, leave_out, log)]
     if not sources:
@@ -123,39 +126,38 @@ def find_sources(
     return sources
 
 
-def _expand(location: str, leave_out: Path | None, log: Callable[[str], None]) -> list[Source]:
+def _expand(location: str, leave_out: Path | None, log: _Log) -> list[Source]:
     try:
-        if os.path.isfile(location):
-            local = os.path.abspath(location)
-            return [_source(LocalFileSystem(), local, os.path.basename(local), f"{_LOCAL}{local}")]
-        chain = "" if os.path.exists(location) else location.partition("::")[2]
-        # Of a local path nothing is syntax.
-        exists = os.path.exists(location)
-        fs, path = (LocalFileSystem(), os.path.abspath(location)) if exists else url_to_fs(location)
+        if os.path.exists(location):
+            # Of a local path nothing is syntax.
+            fs, path, chain = LocalFileSystem(), os.path.abspath(location), ""
+        else:
+            (fs, path), chain = url_to_fs(location), location.partition("::")[2]
 
         def source(file: str, name: str) -> Source:
+            with fs.open(file, "rb") as stream:
+                compression = compression_of(stream.read(16))
             url = fs.unstrip_protocol(file) + (f"::{chain}" if chain else "")
-            return _source(fs, file, name, url)
+            return Source(url, name, int(fs.size(file) or 0), compression)
 
         if fs.isfile(path):
             return [source(path, path.rsplit("/", 1)[-1])]
-        # Names begin behind the folder, or behind the part of a glob that has no wildcard.
-        root = path if fs.isdir(path) else _WILDCARD.split(path)[0].rsplit("/", 1)[0]
-        matched = [path] if fs.isdir(path) else fs.glob(path) if _WILDCARD.search(path) else []
+        # Names begin after the folder, or after the part of a glob that has no wildcard.
+        is_folder = fs.isdir(path)
+        root = path if is_folder else _WILDCARD.split(path)[0].rsplit("/", 1)[0]
+        matched = [path] if is_folder else fs.glob(path) if _WILDCARD.search(path) else []
         files = {file for match in matched for file in _files_at(fs, match, leave_out, log)}
-        found = [f for f in sorted(files) if not _hidden(f[len(root) :])]
+        found = [file for file in sorted(files) if not _hidden(file[len(root) :])]
         if not found:
             raise UserError(f"{location} is not there, or holds no file; check the path")
         return [source(file, file[len(root) :].lstrip("/")) for file in found]
     except UserError:
         raise
     except Exception as error:  # wrong credentials, say: each store has errors of its own
-        raise UserError(f"{location} can't be opened: {all_said(error)}") from error
+        raise UserError(f"{location} can't be opened: {_all_said(error)}") from error
 
 
-def _files_at(
-    fs: fsspec.AbstractFileSystem, place: str, leave_out: Path | None, log: Callable[[str], None]
-) -> set[str]:
+def _files_at(fs: fsspec.AbstractFileSystem, place: str, leave_out: Path | None, log: _Log) -> set[str]:
     """Return the data files of a folder to any depth, or the file that `place` is; pipes and devices are none."""
     local = isinstance(fs, LocalFileSystem)
     is_folder = os.path.isdir(place) if local else fs.isdir(place)
@@ -169,12 +171,8 @@ def _files_at(
     return {file for file in found if not local or os.path.isfile(file) or not os.path.exists(file)}
 
 
-def _data_files(place: str, found: Iterable[str], log: Callable[[str], None]) -> list[str]:
-    """Leave out of a folder's files what describes the others.
-
-    Raises:
-        UserError: it is a dataset of several splits, or one in it is.
-    """
+def _data_files(place: str, found: Iterable[str], log: _Log) -> list[str]:
+    """Leave out of a folder's files what describes the others; refuse a dataset of several splits."""
     files = [file for file in found if not _hidden(file[len(place) :])]
     by_folder: dict[str, set[str]] = {}
     for file in files:
@@ -192,29 +190,25 @@ def _data_files(place: str, found: Iterable[str], log: Callable[[str], None]) ->
     for file in files:
         folder, _, name = file.rpartition("/")
         # A saved dataset's rows lie in data-*.arrow; the others are caches of operations on it.
-        if folder in saved and not (name.endswith(".arrow") and not name.startswith(("cache-", "tmp"))):
-            continue
-        if name not in _DESCRIPTIONS and not _ABOUT.fullmatch(name):
+        is_rows = name.endswith(".arrow") and not name.startswith(("cache-", "tmp"))
+        if (is_rows or folder not in saved) and name not in _DESCRIPTIONS and not _ABOUT.fullmatch(name):
             kept.append(file)
-    if any(_is_named(file, _TABLES) for file in kept):
-        kept = [file for file in kept if _is_named(file, (*_TABLES, *_TEXTS))]
+    if any(plain_name(file).endswith(_TABLES) for file in kept):
+        kept = [file for file in kept if plain_name(file).endswith((*_TABLES, *_TEXTS))]
     if left := sorted(set(files) - set(kept)):
         others = f" and {len(left) - 1:,} more" if len(left) > 1 else ""
         log(f"left out of {place}, since it is no data: {left[0][len(place) :].lstrip('/')}{others}")
     return kept
 
 
-def _is_named(file: str, suffixes: tuple[str, ...]) -> bool:
-    name = PurePosixPath(file).name.lower()
-    return name.removesuffix(next((end for end in SUFFIXES if name.endswith(end)), "")).endswith(suffixes)
+def plain_name(file: str) -> str:
+    """Return a file's name in lower case, without the suffix of its compression."""
+    path = PurePosixPath(file.lower())
+    return path.stem if path.suffix in _COMPRESSED else path.name
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Yield all that is no folder below a local one; fsspec drops what it can't list, and follows no link to a folder.
-
-    Raises:
-        UserError: a folder can't be listed.
-    """
+    """Yield all files below a local folder; fsspec drops what it can't list, and follows no link to a folder."""
     visited = set()
     for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         # A link may lead back to a folder that it lies in.
@@ -251,166 +245,150 @@ def _hidden(relative: str) -> bool:
     return any(part.startswith((".", "_SUCCESS")) for part in relative.split("/"))
 
 
-def _source(fs: fsspec.AbstractFileSystem, path: str, name: str, url: str) -> Source:
-    with fs.open(path, "rb") as stream:
-        head = stream.read(16)
-    return Source(url=url, name=name, size=int(fs.size(path) or 0), compression=compression_of(head))
+# Decompression, and errors of one kind wherever the bytes come from.
 
 
-# What a file is: found from its first bytes, then from its name, and refused by what it is if it holds no text.
-
-_SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-}
-# UTF-32's begins with UTF-16's, so it comes first.
-_BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
-_UNPACK = "unpack it first, or name a file in it as fsspec does: "
-_EXTRACT = "extract its text first, into a .txt file or JSON lines"
-_NO_TEXT = (
-    (b"PK\x03\x04", "a zip archive, or an Office file, which is one", f"{_UNPACK}zip://NAME::FILE.zip"),
-    (b"PK\x05\x06", "an empty zip archive", "name a file that holds text"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
-    (b"Rar!\x1a\x07", "a RAR archive", "unpack it first"),
-    (b"!<arch>\n", "an ar archive", "unpack it first"),
-    (b"%PDF-", "a PDF", _EXTRACT),
-    (b"%!PS", "PostScript", _EXTRACT),
-    (b"{\\rtf", "RTF", _EXTRACT),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file", _EXTRACT),
-    (b"\x89PNG\r\n", "a PNG image", "name a file that holds text"),
-    (b"\xff\xd8\xff", "a JPEG image", "name a file that holds text"),
-    (b"\x7fELF", "a program", "name a file that holds text"),
-    (b"SQLite format 3\x00", "an SQLite database", "export its table as CSV or JSON lines"),
-    (b"\x89HDF\r\n", "an HDF5 file", "write its text as Parquet or JSON lines"),
-    (b"\x93NUMPY", "a NumPy array", "write its text as Parquet or JSON lines"),
-    (b"Obj\x01", "an Avro file", "convert it to Parquet or JSON lines"),
-)
-# Letters that could begin a text as well: these files hold zero bytes too.
-_NO_TEXT_WITH_ZEROS = (
-    (b"GIF8", "a GIF image", "name a file that holds text"),
-    (b"RIFF", "a RIFF file (sound, film or WebP)", "name a file that holds text"),
-    (b"OggS", "an Ogg file", "name a file that holds text"),
-    (b"ORC", "an ORC file", "convert it to Parquet"),
-    (b"FEA1", "a Feather file of version 1", "write it as version 2, which is Arrow, or as Parquet"),
-)
-# A page, or a dump of a wiki.
-_MARKUP = (
-    (re.compile(rb"<!doctype\s+html|<html[\s>]", re.IGNORECASE), "an HTML page", _EXTRACT),
-    (re.compile(rb"<mediawiki[\s>]"), "a dump of a wiki", "extract its articles with WikiExtractor first"),
-    (re.compile(rb"<\?xml[\s?]"), "XML", _EXTRACT),
-)
-
-_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
-_FEWEST_CONTROLS, _CONTROL_SHARE = 8, 0.05
+def compression_of(head: bytes) -> str | None:
+    """Return what compressed a file that begins with at least 13 bytes `head`; None if nothing did."""
+    if found := next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None):
+        return found
+    # zstd and lz4 may begin with frames that carry no content; pzstd writes one. Which of the two follows shows only
+    # after it, and lz4's tools write none.
+    if len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:
+        return "zstd"
+    # .lzma of before xz has no magic, but its properties, a dictionary's size and a length that is unknown or sane.
+    is_lzma = head.startswith(b"\x5d\x00\x00") and len(head) >= 13
+    return "xz" if is_lzma and (head[5:13] == b"\xff" * 8 or head[10:13] == b"\0" * 3) else None
 
 
-def detect_format(source: Source) -> str:
-    """Return the one of `FORMATS` that a file has, from its first bytes if they are distinctive, else from its name.
+def decompressed(file: Any, compression: str | None) -> io.BufferedReader:
+    """Return the decompressed content of an open file as buffered bytes.
 
-    Raises:
-        UserError: it can't be read, or holds no text: an archive, a page, an image.
+    Every stream, member or frame of a compressed file is read to its end, and so is padding between them; whatever is
+    damaged, cut short or no such stream raises one of `READ_ERRORS`.
     """
-    with cut_short(source.name):
-        head = source.head()
-    name = source.plain_name.lower()
-    named = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head.startswith(b"ARROW1"):
-        return "arrow"
-    if named == "arrow" and head[:4] == b"\xff\xff\xff\xff":  # a stream, as `datasets` saves
-        return "arrow"
-    if head and named in ("parquet", "arrow"):
-        raise UserError(f"{source.name} is named as {named}, and is none; check where it is from")
-    return format_of_text(source.name, head, named)
+    stream: Any = file
+    if compression == "gzip":
+        stream = gzip.GzipFile(fileobj=file, mode="rb")
+    elif compression in ("bz2", "xz"):
+        stream = _Streams(file, bz2.BZ2Decompressor if compression == "bz2" else lzma.LZMADecompressor)
+    elif compression is not None:
+        # Arrow's reader reports a file that was cut short, which zstandard's does not.
+        stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), compression)
+    return io.BufferedReader(_Checked(stream), _BUFFER)
 
 
-def format_of_text(name: str, head: bytes, named: str | None = None) -> str:
-    """Return the format of a file or stream that is neither Parquet nor Arrow.
+class _Streams(io.RawIOBase):
+    """Decompresses bz2 or xz streams that follow each other.
 
-    Args:
-        name: of it, for messages.
-        head: its first bytes, decompressed.
-        named: the format that its name stands for.
-
-    Raises:
-        UserError: it holds no text.
+    Python's own readers take a stream that begins with damage, or follows padding, for garbage to be left out.
     """
-    refuse_no_text(name, head)
-    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    if start.startswith(b"<doc "):
-        return "wikiextractor"
-    if named in (None, "jsonl") and re.match(rb"\[\s*(\{\s*[\"}]|\])", start):
-        return "json"
-    if named is not None:
-        return "json" if named == "jsonl" and start.startswith(b"[") and name.lower().endswith(".json") else named
-    return "jsonl" if re.match(rb"\{\s*\"", start) else "text"
+
+    def __init__(self, file: Any, decompressor: Callable[[], Any]) -> None:
+        self._file, self._new = file, decompressor
+        self._decompressor = decompressor()
+        # Not yet decompressed, in front of the file's next bytes.
+        self._waiting = b""
+        self._begun = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._decompressor.eof:
+                self._waiting = self._decompressor.unused_data
+                self._decompressor, self._begun = self._new(), False
+            if self._decompressor.needs_input and not self._waiting:
+                self._waiting = self._file.read(1 << 16)
+                if not self._waiting:
+                    if self._begun:
+                        raise EOFError("the compressed file ended before its last stream did")
+                    return 0
+            if not self._begun:
+                self._waiting = self._waiting.lstrip(b"\0")
+                self._begun = bool(self._waiting)
+                if not self._begun:
+                    continue
+            data = self._decompressor.decompress(self._waiting, len(buffer))
+            self._waiting = b""
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
 
 
-def refuse_no_text(name: str, head: bytes, *, markup: bool = True) -> None:
-    """Refuse what is no text in UTF-8, by what it is.
-
-    Args:
-        name: of the file or stream, for messages.
-        head: its first bytes, decompressed.
-        markup: refuse pages and XML too; False if the user says what the file is.
-
-    Raises:
-        UserError: it says what, and what to do.
-    """
-    head = head[:HEAD_BYTES]
-    # Most lines of the other encodings are UTF-8 too, with a zero byte at each letter.
-    for mark, encoding in _BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
-            raise UserError(f"{name} is {encoding}, not UTF-8; convert it first: iconv -f {encoding} -t UTF-8")
-    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    for magic, what, advice in (*_NO_TEXT, *(_NO_TEXT_WITH_ZEROS if b"\0" in head else ())):
-        if head.startswith(magic):
-            raise UserError(f"{name} is {what}, not text; {advice}")
-    for pattern, what, advice in _MARKUP if markup else ():
-        # An XML declaration, a comment or a processing instruction may stand before the first tag.
-        if pattern.match(start) or (start.startswith((b"<?xml", b"<!--")) and pattern.search(start)):
-            raise UserError(f"{name} is {what}, not text; {advice}")
-    if _is_tar(head):
-        raise UserError(f"{name} is a tar archive, not text; {_UNPACK}tar://NAME::FILE.tar")
-    if compression_of(head) is not None:
-        raise UserError(f"{name} is compressed twice, or is a compressed file inside an archive; decompress it once")
-    # A stray control character makes no binary file of a text.
-    if (controls := len(_CONTROL.findall(head))) >= _FEWEST_CONTROLS and controls > _CONTROL_SHARE * len(head):
-        if encoding := _unmarked_encoding(head):
-            raise UserError(f"{name} is {encoding}, not UTF-8; convert it first: iconv -f {encoding} -t UTF-8")
-        raise UserError(f"{name} is a binary file, not text; name a file that holds text")
-
-
-def _is_tar(head: bytes) -> bool:
-    """Return whether a tar archive begins with `head`; its header has a checksum, and no magic in old ones."""
-    if len(head) < 512 or not head[:512].strip(b"\0"):
-        return False
+@contextmanager
+def cut_short(name: str) -> Iterator[None]:
+    """Make a `UserError` that names the file of a `READ_ERRORS`."""
     try:
-        tarfile.TarInfo.frombuf(head[:512], "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return False
-    return True
+        yield
+    except READ_ERRORS as error:
+        raise UserError(f"{name} can't be read to its end: {first_line(error)}") from error
 
 
-def _unmarked_encoding(head: bytes) -> str:
-    """Return the encoding of text of mostly ASCII letters without a byte-order mark, or ""."""
-    even, odd = head[0 : len(head) // 2 * 2 : 2], head[1::2]
-    for zeros, encoding in ((odd, "UTF-16LE"), (even, "UTF-16BE")):
-        others = even if zeros is odd else odd
-        if len(zeros) > 1 and zeros.count(0) > 0.7 * len(zeros) and others.count(0) < 0.1 * len(others):
-            return encoding
-    return ""
+def _all_said(error: Exception) -> str:
+    """Return all that a store's error says: its first line alone often says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _as_read_errors() -> Iterator[None]:
+    """Make a `READ_ERRORS` of what a store or its network raises; each has errors of its own."""
+    try:
+        yield
+    except READ_ERRORS:
+        raise
+    except Exception as error:
+        raise OSError(_all_said(error)) from error
+
+
+class _Checked(io.RawIOBase):
+    """A stream all of whose errors are `READ_ERRORS`."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._stream.seekable())
+
+    def readinto(self, buffer: Any) -> int:
+        with _as_read_errors():
+            return int(self._stream.readinto(buffer))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _as_read_errors():
+            return int(self._stream.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+
+def standard_input() -> io.BufferedReader:
+    """Open standard input as buffered bytes; a signal ends a wait for them at once."""
+    try:
+        descriptor = sys.stdin.fileno()
+    except io.UnsupportedOperation:  # a program put a stream of its own there
+        return sys.stdin.buffer  # type: ignore[return-value]
+    return io.BufferedReader(_StandardInput(descriptor), _BUFFER)
+
+
+class _StandardInput(io.RawIOBase):
+    """Reads a descriptor, and waits for it in short steps.
+
+    Python hands a signal to its handler when a system call returns. One that comes just before a read begins would wait
+    for the next bytes, for ever if none come.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not select.select([self._descriptor], [], [], _SIGNAL_S)[0]:
+            pass
+        return os.readv(self._descriptor, [buffer])

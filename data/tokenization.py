@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+_logger = logging.getLogger(__name__)
 # nanotoken is young. It has to agree with `tokenizers` on these whenever a tokenizer is loaded: what implementations
 # of WordPiece disagree on (accents, case, scripts without blanks, controls, special tokens, long words).
 _HARD_TEXTS = (
@@ -54,13 +55,13 @@ class Tokens:
 
     @classmethod
     def of(cls, lists: Sequence[Sequence[int]], dtype: Any = np.uint32) -> "Tokens":
-        """From a list of ids for each text."""
+        """Join a list of ids for each text."""
         ids = np.fromiter(chain.from_iterable(lists), dtype, count=sum(map(len, lists)))
         return cls(ids, _offsets([len(each) for each in lists]))
 
     @classmethod
     def concatenated(cls, parts: "Sequence[Tokens]") -> "Tokens":
-        """The texts of the first of several parts, then those of the second, …."""
+        """Return the texts of the first of several parts, then those of the second, …."""
         ids = np.concatenate([part.ids for part in parts]) if parts else np.empty(0, dtype=np.uint32)
         return cls(ids, _offsets(np.concatenate([np.empty(0, dtype=np.int64), *(part.lengths for part in parts)])))
 
@@ -72,34 +73,30 @@ class Tokens:
 
     @property
     def lengths(self) -> np.ndarray:
-        """int[n]: the tokens of each text."""
+        """Tokens of each text, int[n]."""
         return np.diff(self.offsets)
 
     def astype(self, dtype: Any) -> "Tokens":
-        """The same with ids of another type."""
+        """Return the same with ids of another type."""
         return Tokens(self.ids.astype(dtype, copy=False), self.offsets)
 
     def take(self, rows: np.ndarray, most: "int | np.ndarray | None" = None) -> "Tokens":
-        """The texts int[k] `rows`, in that order, each cut behind its first `most` tokens (an int, or int[k])."""
+        """Return the texts int[k] `rows`, in that order, each cut after its first `most` tokens (an int, or int[k])."""
         lengths = self.lengths[rows] if most is None else np.minimum(self.lengths[rows], most)
         offsets = _offsets(lengths)
         places = np.repeat(self.offsets[rows].astype(np.int64) - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Tokens(self.ids[places], offsets)
 
     def cut(self, most: int) -> "Tokens":
-        """Each text cut behind its first `most` tokens; without a copy where none is longer."""
+        """Cut each text after its first `most` tokens; without a copy if none is longer."""
         return self if self.lengths.max(initial=0) <= most else self.take(np.arange(len(self)), most)
 
     def rectangle(self, rows: np.ndarray, length: int) -> np.ndarray:
-        """int64[k, length]: the ids of texts that all have `length` of them."""
+        """Return int64[k, length], the ids of texts that all have `length` of them."""
         return self.ids[self.offsets[rows].astype(np.int64)[:, None] + np.arange(length)].astype(np.int64)
 
     def padded(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pad the texts with 0 behind their ends.
-
-        Returns:
-            int64[n, longest], at least one wide, and int64[n] lengths.
-        """
+        """Pad the texts with 0 at their ends; return int64[n, longest], at least one wide, and int64[n] lengths."""
         lengths = self.lengths.astype(np.int64)
         out = np.zeros((len(self), max(1, int(lengths.max(initial=0)))), dtype=np.int64)
         # In the order of rows, which is that of the ids.
@@ -107,17 +104,16 @@ class Tokens:
         return out, lengths
 
     def wrapped(self, prefix: Sequence[int], suffix: Sequence[int]) -> "Tokens":
-        """Every text with the special tokens `prefix` before and `suffix` behind it."""
-        around = [_repeated(ids, len(self), self.ids.dtype) for ids in (prefix, suffix)]
-        return Tokens.joined([around[0], self, around[1]])
+        """Put the special tokens `prefix` before and `suffix` after every text."""
+        before, after = (
+            Tokens(np.tile(np.array(ids, dtype=self.ids.dtype), len(self)), len(ids) * np.arange(len(self) + 1))
+            for ids in (prefix, suffix)
+        )
+        return Tokens.joined([before, self, after])
 
     @classmethod
     def joined(cls, parts: "Sequence[Tokens]") -> "Tokens":
-        """Texts made of the texts of several parts, side by side: the first of all parts, then the second, ….
-
-        Args:
-            parts: n texts each; the ids get the type of the widest.
-        """
+        """Join n texts of several parts side by side: the first of all parts, then the second, …."""
         lengths = np.stack([part.lengths for part in parts], axis=1).astype(np.int64)
         starts = _offsets(lengths.reshape(-1))
         ids = np.empty(starts[-1], dtype=np.result_type(*(part.ids.dtype for part in parts)))
@@ -133,27 +129,15 @@ def _offsets(lengths: Any) -> np.ndarray:
     return offsets
 
 
-def _repeated(ids: Sequence[int], times: int, dtype: Any) -> Tokens:
-    return Tokens(np.tile(np.array(ids, dtype=dtype), times), len(ids) * np.arange(times + 1))
-
-
 class TextTokenizer:
     """Texts to token ids, without special tokens, truncation or padding.
 
-    Attributes:
-        backend: the same as a `tokenizers.Tokenizer`, for libraries that want one; its post-processor adds special
-            tokens where it is asked to.
+    `backend` is the same as a `tokenizers.Tokenizer`, for libraries that want one; its post-processor adds special
+    tokens if it is asked to.
     """
 
     def __init__(self, tokenizer_json: str) -> None:
-        """Load a tokenizer.
-
-        Args:
-            tokenizer_json: content of a tokenizer.json.
-
-        Raises:
-            ValueError: it can't be read.
-        """
+        """Load the content of a tokenizer.json; a ValueError says that it can't be read."""
         try:
             self.backend = Tokenizer.from_str(tokenizer_json)
         except Exception as error:  # the library has no class of its own for that
@@ -170,11 +154,11 @@ class TextTokenizer:
         return _by_tokenizers(self.backend, texts)
 
     def to_str(self) -> str:
-        """The tokenizer as the content of a tokenizer.json."""
+        """Return the tokenizer as the content of a tokenizer.json."""
         return str(self.backend.to_str())
 
     def vocabulary(self) -> dict[str, int]:
-        """Each token's id, added tokens included."""
+        """Return each token's id, added tokens included."""
         return dict(self.backend.get_vocab())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -189,27 +173,21 @@ def _open_wordpiece(tokenizer_json: str, backend: Tokenizer) -> Any:
     try:
         import nanotoken
     except ImportError:
-        _log(f"nanotoken is not installed here: {_SLOWER}")
-        return None
+        return _fall_back("nanotoken is not installed here")
     settings |= dict.fromkeys(("post_processor", "truncation", "padding"))
     try:
         wordpiece = nanotoken.WordPieceTokenizer.from_json(json.dumps(settings))
     except nanotoken.UnsupportedTokenizerError as error:
-        _log(f"{error}: {_SLOWER}")
-        return None
+        return _fall_back(str(error))
     found = Tokens(*wordpiece.encode_batch(list(_HARD_TEXTS), add_special_tokens=False, parallel=False))
     expected = _by_tokenizers(backend, _HARD_TEXTS)
     if not (np.array_equal(found.ids, expected.ids) and np.array_equal(found.offsets, expected.offsets)):
-        _log(f"nanotoken and tokenizers disagree about this tokenizer: {_SLOWER}")
-        return None
+        return _fall_back("nanotoken and tokenizers disagree about this tokenizer")
     return wordpiece
 
 
-_SLOWER = "the tokenizers library serves, with the same ids and more slowly"
-
-
-def _log(message: str) -> None:
-    logging.getLogger(__name__).warning(message)
+def _fall_back(reason: str) -> None:
+    _logger.warning("%s: the tokenizers library serves, with the same ids and more slowly", reason)
 
 
 def _by_tokenizers(backend: Tokenizer, texts: Sequence[str]) -> Tokens:

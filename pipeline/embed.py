@@ -11,7 +11,7 @@ from sentence_distill.data import progress
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.options import command_line, configured
-from sentence_distill.data.streams import standard_input
+from sentence_distill.data.sources import standard_input
 from sentence_distill.pipeline.config import HUB_PREFIX, MAX_TOKENS, EmbedConfig
 from sentence_distill.pipeline.engines import Engine, open_engine
 from sentence_distill.pipeline.files import (

@@ -357,7 +357,7 @@ def test_a_file_that_is_there_is_kept_unless_it_may_be_replaced(encode, text_fil
     [
         (["--input", "none.txt", "--out", "v.npy"], "none.txt"),
         (["--input", "-", "--out", "v.npy"], "standard input goes to standard output alone"),
-        (["--input", "-", "--input-format", "parquet"], "can't be read as parquet"),
+        (["--input", "-", "--input-format", "parquet"], "can't be read as Parquet"),
         (["--input", "x.txt", "--out", "v.txt"], "say --format"),
         (["--input", "x.txt", "--format", "npy"], "name --out"),
         (["--input", "x.txt", "--out", ".", "--format", "npy", "--overwrite"], "is a folder"),

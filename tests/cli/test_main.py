@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from sentence_distill.cli.shards import next_command
+from sentence_distill.cli.embed import next_command
 
 
 @pytest.mark.parametrize("moment", ["import", "version"])

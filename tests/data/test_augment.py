@@ -2,11 +2,11 @@ from collections import Counter
 
 import pytest
 
-from sentence_distill.data.labelled import AugmentConfig, synthetic_examples
+from sentence_distill.data.labelled import synthetic_examples
 
 WORDS = [f"w{i}" for i in range(12)]
-ALWAYS_MASK = AugmentConfig(p_mask=1, p_ngram=0)
-ONLY_NGRAMS = AugmentConfig(p_mask=0, p_ngram=1)
+ALWAYS_MASK = {"p_mask": 1, "p_ngram": 0}
+ONLY_NGRAMS = {"p_mask": 0, "p_ngram": 1}
 # Each of its words is another, so that a copy shows where it was cut.
 SENTENCES = [" ".join(f"{word}.{row}" for word in WORDS) for row in range(200)]
 
@@ -19,22 +19,20 @@ def augment(texts, **options):
 
 def test_the_examples_come_first_and_their_copies_after_them():
     texts = (["the old dog ran", "a red house"],)
-    (column,) = augment(texts, copies=1, mask="[MASK]", seed=0, config=ALWAYS_MASK)
+    (column,) = augment(texts, copies=1, mask="[MASK]", seed=0, **ALWAYS_MASK)
     assert column == ["the old dog ran", "a red house", "[MASK] [MASK] [MASK] [MASK]", "[MASK] [MASK] [MASK]"]
     assert augment(texts, copies=0, mask="[MASK]", seed=0) == texts
 
 
 def test_what_is_there_already_is_dropped():
-    (column,) = augment((["one two", "three four", ""],), copies=5, mask="?", seed=0, config=ALWAYS_MASK)
+    (column,) = augment((["one two", "three four", ""],), copies=5, mask="?", seed=0, **ALWAYS_MASK)
     assert column == ["one two", "three four", "", "? ?"]
-    unchanged = AugmentConfig(p_mask=0, p_ngram=0)
-    assert list(synthetic_examples((["one  two", "two"],), copies=5, mask="?", seed=0, config=unchanged)) == []
+    unchanged = {"p_mask": 0, "p_ngram": 0}
+    assert list(synthetic_examples((["one  two", "two"],), copies=5, mask="?", seed=0, **unchanged)) == []
 
 
 def test_n_grams_are_runs_of_one_to_five_words_equally_often():
-    copies = [
-        copy.split() for (copy,) in synthetic_examples((SENTENCES,), copies=9, mask="?", seed=0, config=ONLY_NGRAMS)
-    ]
+    copies = [copy.split() for (copy,) in synthetic_examples((SENTENCES,), copies=9, mask="?", seed=0, **ONLY_NGRAMS)]
     for words in copies:
         first = int(words[0].split(".")[0][1:])
         assert [word.split(".")[0] for word in words] == WORDS[first : first + len(words)]
@@ -46,7 +44,7 @@ def test_n_grams_are_runs_of_one_to_five_words_equally_often():
 
 
 def test_a_text_shorter_than_the_n_gram_stays_whole():
-    copies = list(synthetic_examples((["a b"],), copies=50, mask="?", seed=0, config=ONLY_NGRAMS))
+    copies = list(synthetic_examples((["a b"],), copies=50, mask="?", seed=0, **ONLY_NGRAMS))
     assert sorted(copies) == [("a",), ("b",)]
 
 
@@ -62,7 +60,7 @@ def test_words_are_masked_and_texts_cut_with_the_paper_s_probabilities():
 
 def test_pairs_have_the_first_the_second_and_both_sentences_augmented_in_turn():
     pairs = (["a b"] * 1, ["c d"])
-    copies = synthetic_examples(pairs, copies=3, mask="?", seed=0, config=ALWAYS_MASK)
+    copies = synthetic_examples(pairs, copies=3, mask="?", seed=0, **ALWAYS_MASK)
     assert list(copies) == [("? ?", "c d"), ("a b", "? ?"), ("? ?", "? ?")]
 
 
@@ -74,4 +72,4 @@ def test_the_same_seed_gives_the_same_examples_and_another_seed_others():
 
 def test_a_probability_above_one_is_refused():
     with pytest.raises(ValueError, match="between 0 and 1"):
-        AugmentConfig(p_mask=1.5)
+        next(synthetic_examples((["a"],), copies=1, mask="?", seed=0, p_mask=1.5))

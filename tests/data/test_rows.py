@@ -5,12 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from sentence_distill.data.corpus import Corpus
+from sentence_distill.data.corpus import Corpus, detect_format
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.labelled import read_labelled
 from sentence_distill.data.records import Position, Row
 from sentence_distill.data.row_writer import open_writer
-from sentence_distill.data.sources import detect_format, find_sources
+from sentence_distill.data.sources import find_sources
 from sentence_distill.data.tables import read_table
 
 

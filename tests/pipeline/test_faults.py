@@ -24,7 +24,7 @@ from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.sentences import SentenceRules
-from sentence_distill.data.streams import cut_short
+from sentence_distill.data.sources import cut_short
 from sentence_distill.pipeline import files
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.embed import EmbedRun
