@@ -67,7 +67,7 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
     if len(set(config.models)) < len(config.models):
         raise click.UsageError("a MODEL is named twice")
 
-    from sentence_distill.student.figures import figures_file, models_of, sts_file
+    from sentence_distill.student.figures import figures_file, models_of
     from sentence_distill.student.files import TASK, is_student, load_distillation
     from sentence_distill.student.hub import require_own_folder
 
@@ -89,8 +89,8 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
 
         require_vectors(config.shards)
     check_free(file, config.overwrite, option="--json", own=lambda path: holds_keys(path, _FIGURES[kind]))
-    if sts := sts_file(config):
-        load_sts(sts)
+    if config.sts_file:
+        load_sts(config.sts_file)
     keep_freed_memory()
     with stopped_by_signals(_KEPT[kind].format(file)):
         if glue:
@@ -133,8 +133,7 @@ def _add(table: "Table", name: str, form: str, values: "Sequence[Any]") -> None:
 def _print_eval(record: "EvalRecord") -> None:
     from rich.console import Console
 
-    from sentence_distill.student.figures import HeldOut
-    from sentence_distill.student.metrics import too_few
+    from sentence_distill.student.figures import HeldOut, too_few
 
     models = list(record.models.values())
     held_out = [model.held_out or HeldOut() for model in models]

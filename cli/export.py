@@ -69,7 +69,7 @@ def _print_fidelity(found: "Sequence[Fidelity]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sentence_distill.student.metrics import too_few
+    from sentence_distill.student.figures import too_few
 
     shown = {name: title for name, title in _COLUMNS.items() if getattr(found[0], name) is not None}
     table = Table("dimensions", *shown.values(), box=None, header_style="bold")

@@ -11,15 +11,14 @@ from sentence_distill.data.glue import set_name
 from sentence_distill.student.config import ROWS, GlueConfig
 
 if TYPE_CHECKING:
-    from sentence_distill.student.glue_results import Result, Results
+    from sentence_distill.student.figures import GlueFigures, GlueScores
 
 
 def run_glue(
     config: GlueConfig, student: Path, glue_dir: Path | None, json_file: Path, teacher: str | None, overwrite: bool
 ) -> None:
     """Score a student on GLUE and print the table; see `evaluate_glue`."""
-    from sentence_distill.student.glue import evaluate_glue
-    from sentence_distill.student.glue_results import PARTS, ZIP_NAME
+    from sentence_distill.student.glue import PARTS, ZIP_NAME, evaluate_glue
 
     if config.submission:
         names = {path.name for path in config.submission.iterdir()} if config.submission.exists() else set()
@@ -32,7 +31,7 @@ def run_glue(
             click.echo(f"  gluebenchmark.com refuses it without {', '.join(submission.missing)}")
 
 
-def _print_table(results: "Results", config: GlueConfig) -> None:
+def _print_table(results: "GlueFigures", config: GlueConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -50,7 +49,7 @@ def _print_table(results: "Results", config: GlueConfig) -> None:
         click.echo(f"skipped: {what}: {why}")
 
 
-def _figure(results: "list[Result]", dev: str, metric: str) -> str:
+def _figure(results: "list[GlueScores]", dev: str, metric: str) -> str:
     values = [100 * result.scores[dev][metric] for result in results if dev in result.scores]
     if not values:
         return ""

@@ -14,8 +14,7 @@ from sentence_distill.pipeline.shards import Shard
 from sentence_distill.student import speed_worker
 from sentence_distill.student.metrics import sts_spearman
 from sentence_distill.student.model import load_student
-from sentence_distill.student.models import find_model, open_model, parameters
-from sentence_distill.student.reference import sentences_of_shards
+from sentence_distill.student.models import find_model, open_model, parameters, sentences_of_shards
 from sentence_distill.student.speed import Contender, Worker, cut_to_lengths, gather
 from tests.conftest import make_sentences
 
@@ -190,7 +189,7 @@ def test_a_model_that_is_damaged_is_skipped_and_the_others_are_timed(sd, student
 def test_a_process_that_is_killed_is_said_to_be(student_folder, tmp_path):
     (tmp_path / "texts.json").write_text('{"pairs": null}')
     contender = Contender(model="student", folder=str(student_folder), runner="onnx", timed_as="int8")
-    with Worker(contender, tmp_path / "texts.json") as worker:
+    with Worker(contender, 1, tmp_path / "texts.json") as worker:
         worker._process.kill()
         with pytest.raises(UserError, match="signal 9"):
             worker.ask(0)
