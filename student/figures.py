@@ -373,21 +373,6 @@ class CorpusOrigin(msgspec.Struct, kw_only=True):
     """Options and inputs that the shards depend on, as their manifest has them."""
 
 
-class WarmStartOrigin(msgspec.Struct, kw_only=True):
-    """The student that a training began with."""
-
-    student: str
-    weights: list[str] = []
-    """Hashes of its weight files."""
-
-
-class ReductionOrigin(msgspec.Struct, kw_only=True):
-    """How the vectors of a student were projected to fewer dimensions."""
-
-    full_dim: int
-    sentences: str = ""
-
-
 class Metrics(msgspec.Struct, kw_only=True):
     """Figures of `sd eval` among a student's metrics, by measure; those by model have the keys student and teacher."""
 
@@ -413,10 +398,12 @@ class Distillation(msgspec.Struct, kw_only=True):
     weights: str = "float32"
     command: str = ""
     """The command that trained it; empty if that is not known."""
-    start: WarmStartOrigin | None = None
+    start: dict[str, Any] | None = None
+    """The student that the training began with, and the hashes of its weights."""
     history: list[dict[str, float]] = []
     """The validations, first to last."""
-    reduction: ReductionOrigin | None = None
+    reduction: dict[str, Any] | None = None
+    """How its vectors were projected to fewer dimensions, see `reduce.Reduction`."""
     dev_examples: dict[str, int] | None = None
     """Examples of each set of the task that the student was fine-tuned on."""
     glue_task: str | None = None

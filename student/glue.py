@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,7 +18,17 @@ import torch
 from sentence_distill.data import progress
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue import DIAGNOSTIC, TASKS, GlueSource, GlueTask, TaskMissing, open_glue, set_name
+from sentence_distill.data.glue import (
+    DIAGNOSTIC,
+    HUB_NAME,
+    TASKS,
+    GlueFolder,
+    GlueSource,
+    GlueTask,
+    TaskMissing,
+    open_glue,
+    set_name,
+)
 from sentence_distill.data.hashing import bytes_hash, file_hash
 from sentence_distill.data.labelled import FIELDS, json_line, synthetic_examples
 from sentence_distill.data.sentences import SentenceRules
@@ -80,127 +89,12 @@ def evaluate_glue(
     source = open_glue(glue_dir)
     # Two runs over one file would lose each other's figures.
     with lock_folder(json_file.parent, name=f".lock-{json_file.name}"):
-        # Next to the figures: a student that others share may be read-only.
-        maker = RowMaker(config, student, teacher, json_file.parent / "glue")
-        new = GlueFigures(
-            source="nyu-mll/glue" if glue_dir is None else "a folder of TSV files",
-            student=[file_hash(file) for file in module_weights(student)],
-            computed=f"{str(maker.fitter.precision).removeprefix('torch.')} on {maker.fitter.device.type}",
-            finetuning={**asdict(maker.fitter.config), "loop": LOOP, "synthetic": config.synthetic},
-            teacher_finetuning=asdict(maker.teacher_fitter.config),
-            rows={},
-        )
-        figures = new if fresh else _resume(json_file, new)
-        run = _Run(config, source, maker, figures, json_file)
+        run = GlueRun(config, source, student, json_file, teacher)
+        if not fresh:
+            run.resume()
         for task in config.tasks:
             run.score(task)
-    return figures, write_submission(config.submission, run.predictions) if config.submission else None
-
-
-def _resume(path: Path, new: GlueFigures) -> GlueFigures:
-    """Return the figures in a file, or `new` if there is no file; refuse those that depend on something else."""
-    if (old := read_figures(path, GlueFigures)) is None:
-        return new
-
-    def dependencies(figures: GlueFigures) -> dict[str, Any]:
-        nested = msgspec.to_builtins(figures)
-        flat = {name: nested[name] for name in ("source", "student", "computed")}
-        for name in ("finetuning", "teacher_finetuning"):
-            flat |= {f"{name} {key}": value for key, value in nested[name].items()}
-        return flat
-
-    if differing := differing_fields(dependencies(old), dependencies(new)):
-        raise UserError(
-            f"{path} holds figures of another run, which differs in {'; '.join(differing)}; write these elsewhere with "
-            "--json, or --overwrite replaces it"
-        )
-    old.skipped = {}
-    return old
-
-
-class _Run:
-    """A run over rows, tasks, shares of the training examples, and seeds."""
-
-    def __init__(
-        self, config: GlueConfig, source: GlueSource, maker: "RowMaker", figures: GlueFigures, json_file: Path
-    ) -> None:
-        self._config, self._source, self._maker = config, source, maker
-        self._figures, self._json_file = figures, json_file
-        self.predictions: dict[str, tuple[list[int], np.ndarray]] = {}
-        """For each part of the submission the rows' numbers and what the best model over the seeds gives them."""
-
-    def score(self, task: str) -> None:
-        """Make the models of a task. If its data is missing, or a row's teacher, that is skipped with the reason."""
-        try:
-            data = TaskData.load(self._source, TASKS[task])
-        except (TaskMissing, UserError) as error:
-            self._skip(task, str(error))
-            return
-        if data.missing:
-            self._skip(task, data.missing)
-        for row, fraction in product(self._config.chosen_rows, self._config.fractions):
-            best: Made | None = None
-            try:
-                for made in self._seeds(row, data, fraction):
-                    if best is None or main_score(made.outcome.scores) > main_score(best.outcome.scores):
-                        best = made
-            except UserError as error:
-                self._skip(f"{ROWS[row]}: {task}", str(error))
-            if self._config.submission and best is not None:
-                self._predict(task, best)
-
-    def _seeds(self, row: str, data: TaskData, fraction: float) -> Iterator["Made"]:
-        """Make a model a seed, unless its scores are there and no predictions are asked for."""
-        task, rates = data.task.name, None
-        seeds = range(self._config.seed, self._config.seed + self._config.seeds)
-        # If only a share of the examples is used, the seed draws it.
-        for seed in seeds[:1] if row in WITHOUT_SEED and fraction == 1.0 else seeds:
-            scores, made = self._figures.find(row, task, seed, fraction, data.hash), None
-            if scores is None or self._config.submission:
-                made = self._maker.make(row, data.share(fraction, seed), rates=rates, seed=seed)
-                outcome = msgspec.structs.asdict(made.outcome)
-                scores = GlueScores(seed=seed, fraction=fraction, examples=made.examples, data=data.hash, **outcome)
-                self._figures.add(row, task, scores)
-                self._write()
-            # The first seed tries all learning rates, and the best serves the others.
-            rates = rates or (scores.learning_rate,)
-            share = "" if fraction == 1.0 else f", {scores.examples:,} examples"
-            progress.log(f"{task}, {row}, seed {seed}{share}: {_describe(scores)}")
-            if made is not None:
-                yield made
-
-    def _predict(self, task: str, made: "Made") -> None:
-        """Predict the test splits that are the model's of a task."""
-        for name, (part, split) in PARTS.items():
-            if _MODEL_OF.get(part.name, part.name) != task:
-                continue
-            try:
-                examples = self._source.load_test(part, split)
-                self.predictions[name] = examples.ids, made.predict(examples.texts)
-            except (TaskMissing, UserError) as error:
-                self._skip(name, str(error))
-
-    def _skip(self, what: str, reason: str) -> None:
-        self._figures.skipped[what] = reason
-        self._write()
-
-    def _write(self) -> None:
-        """Write glue.json, with this day and machine among the environments."""
-        if (now := Environment.here()) not in self._figures.environments:
-            self._figures.environments.append(now)
-        write_figures(self._json_file, self._figures)
-
-
-def _describe(result: GlueScores) -> str:
-    """Return one line with the metrics of each dev set, in percent."""
-    scores = "; ".join(
-        f"{dev} " + ", ".join(f"{metric} {100 * value:.1f}" for metric, value in metrics.items())
-        for dev, metrics in result.scores.items()
-    )
-    return scores + (f" (step {result.step:,}, learning rate {result.learning_rate:g})" if result.step else "")
-
-
-# The models of the table's rows.
+    return run.figures, write_submission(config.submission, run.predictions) if config.submission else None
 
 
 @dataclass(frozen=True)
@@ -213,17 +107,112 @@ class Made:
     """Number of examples that it learned from."""
 
 
-class RowMaker:
-    """Makes the models of rows; the teacher is asked for only if a row needs it."""
+class GlueRun:
+    """A run over rows, tasks, shares of the training examples, and seeds."""
 
-    def __init__(self, config: GlueConfig, folder: Path, teacher: str | None, work: Path) -> None:
-        """Load the student; see `evaluate_glue`. Teachers that are fine-tuned on tasks go to `work`."""
+    def __init__(
+        self, config: GlueConfig, source: GlueSource, folder: Path, json_file: Path, teacher: str | None
+    ) -> None:
+        """Load the student in `folder`; `teacher` is where its teacher is, see `find_teacher`."""
+        self.config, self.source, self.json_file = config, source, json_file
         self.student, self._distillation = load_student(folder), load_distillation(folder)
+        self._folder, self._given = folder, teacher
         device = pick_device(config.device)
         precision = pick_precision("auto", device, FINETUNING)
         self.fitter = Fitter(STUDENT.given(config.finetuning), device, precision)
         self.teacher_fitter = Fitter(TEACHER.given(config.teacher_finetuning), device, precision)
-        self._folder, self._given, self._work, self._synthetic = folder, teacher, work, config.synthetic
+        self.figures = GlueFigures(
+            source="a folder of TSV files" if isinstance(source, GlueFolder) else HUB_NAME,
+            student=[file_hash(file) for file in module_weights(folder)],
+            computed=f"{str(precision).removeprefix('torch.')} on {device.type}",
+            finetuning={**asdict(self.fitter.config), "loop": LOOP, "synthetic": config.synthetic},
+            teacher_finetuning=asdict(self.teacher_fitter.config),
+            rows={},
+        )
+        self.predictions: dict[str, tuple[list[int], np.ndarray]] = {}
+        """For each part of the submission the rows' numbers and what the best model over the seeds gives them."""
+
+    def resume(self) -> None:
+        """Go on with the figures in the file, if there is one; refuse those that depend on something else."""
+        if (old := read_figures(self.json_file, GlueFigures)) is None:
+            return
+        dependencies = []
+        for figures in (old, self.figures):
+            nested = msgspec.to_builtins(figures)
+            flat = {name: nested[name] for name in ("source", "student", "computed")}
+            for name in ("finetuning", "teacher_finetuning"):
+                flat |= {f"{name} {key}": value for key, value in nested[name].items()}
+            dependencies.append(flat)
+        if differing := differing_fields(*dependencies):
+            raise UserError(
+                f"{self.json_file} holds figures of another run, which differs in {'; '.join(differing)}; write these "
+                "elsewhere with --json, or --overwrite replaces it"
+            )
+        self.figures = old
+        self.figures.skipped = {}
+
+    def score(self, task: str) -> None:
+        """Make the models of a task. If its data is missing, or a row's teacher, that is skipped with the reason."""
+        try:
+            data = TaskData.load(self.source, TASKS[task])
+        except (TaskMissing, UserError) as error:
+            self._skip(task, str(error))
+            return
+        if data.missing:
+            self._skip(task, data.missing)
+        for row, fraction in product(self.config.chosen_rows, self.config.fractions):
+            best: Made | None = None
+            try:
+                for made in self._seeds(row, data, fraction):
+                    if best is None or main_score(made.outcome.scores) > main_score(best.outcome.scores):
+                        best = made
+            except UserError as error:
+                self._skip(f"{ROWS[row]}: {task}", str(error))
+            if self.config.submission and best is not None:
+                self._predict(task, best)
+
+    def _seeds(self, row: str, data: TaskData, fraction: float) -> Iterator[Made]:
+        """Make a model a seed, unless its scores are there and no predictions are asked for."""
+        task, rates = data.task.name, None
+        seeds = range(self.config.seed, self.config.seed + self.config.seeds)
+        # If only a share of the examples is used, the seed draws it.
+        for seed in seeds[:1] if row in WITHOUT_SEED and fraction == 1.0 else seeds:
+            scores, made = self.figures.find(row, task, seed, fraction, data.hash), None
+            if scores is None or self.config.submission:
+                made = self.make(row, data.share(fraction, seed), rates=rates, seed=seed)
+                outcome = msgspec.structs.asdict(made.outcome)
+                scores = GlueScores(seed=seed, fraction=fraction, examples=made.examples, data=data.hash, **outcome)
+                self.figures.add(row, task, scores)
+                self._write()
+            # The first seed tries all learning rates, and the best serves the others.
+            rates = rates or (scores.learning_rate,)
+            share = "" if fraction == 1.0 else f", {scores.examples:,} examples"
+            progress.log(f"{task}, {row}, seed {seed}{share}: {_describe(scores)}")
+            if made is not None:
+                yield made
+
+    def _predict(self, task: str, made: Made) -> None:
+        """Predict the test splits that are the model's of a task."""
+        for name, (part, split) in PARTS.items():
+            if _MODEL_OF.get(part.name, part.name) != task:
+                continue
+            try:
+                examples = self.source.load_test(part, split)
+                self.predictions[name] = examples.ids, made.predict(examples.texts)
+            except (TaskMissing, UserError) as error:
+                self._skip(name, str(error))
+
+    def _skip(self, what: str, reason: str) -> None:
+        self.figures.skipped[what] = reason
+        self._write()
+
+    def _write(self) -> None:
+        """Write glue.json, with this day and machine among the environments."""
+        if (now := Environment.here()) not in self.figures.environments:
+            self.figures.environments.append(now)
+        write_figures(self.json_file, self.figures)
+
+    # The models of the table's rows.
 
     @cached_property
     def words(self) -> torch.Tensor:
@@ -234,7 +223,8 @@ class RowMaker:
     def teacher(self) -> "TaskTeacher":
         """The teacher that is fine-tuned on tasks."""
         located = find_teacher(self._distillation, self._given)
-        return TaskTeacher(located, self._work, self.teacher_fitter, self._synthetic)
+        # Next to the figures: a student that others share may be read-only.
+        return TaskTeacher(located, self.json_file.parent / "glue", self.teacher_fitter, self.config.synthetic)
 
     @cached_property
     def teacher_encode(self) -> Encode:
@@ -274,6 +264,15 @@ class RowMaker:
             return TeacherClassifier.load(Located(saved, located.name), data.task, seed), outcome
         start = partial(TeacherClassifier.load, located, data.task, seed)
         return self.teacher_fitter.fit(start, data, rates=rates, seed=seed, label="teacher")
+
+
+def _describe(result: GlueScores) -> str:
+    """Return one line with the metrics of each dev set, in percent."""
+    scores = "; ".join(
+        f"{dev} " + ", ".join(f"{metric} {100 * value:.1f}" for metric, value in metrics.items())
+        for dev, metrics in result.scores.items()
+    )
+    return scores + (f" (step {result.step:,}, learning rate {result.learning_rate:g})" if result.step else "")
 
 
 def _untrained(student: Student, seed: int, *, words: torch.Tensor | None) -> Student:

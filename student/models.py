@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
-from sentence_distill.pipeline.load import Located, locate_local, locate_teacher
+from sentence_distill.pipeline.load import LOADING_ERRORS, Located, locate_local, locate_teacher
 from sentence_distill.pipeline.manifest import ShardFolder, require_manifest
 from sentence_distill.pipeline.records import Fingerprint, as_dict, differing_fields
 from sentence_distill.pipeline.teacher import READING, Teacher
@@ -92,7 +92,18 @@ def open_model(located: Located, name: str) -> Model:
             student=student,
             distillation=load_distillation(folder),
         )
-    model = _load_sentence_transformer(folder)
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        # From safetensors and without foreign code.
+        model = SentenceTransformer(
+            str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
+    except (*LOADING_ERRORS, SafetensorError) as error:
+        raise UserError(f"{folder} holds no model that sentence-transformers can open ({first_line(error)})") from error
     precision = pick_precision("auto", _CPU, (*TEACHER, *STUDENT))
 
     def encode(dtype: torch.dtype, sentences: Sequence[str]) -> np.ndarray:
@@ -150,24 +161,6 @@ def find_teacher(distillation: dict[str, Any], given: str | None) -> Located:
     if located.weights_hashes() != recorded["teacher_weights"]:
         raise UserError(f"{located.name} has other weights than the student's teacher; name that one with --teacher")
     return located
-
-
-def _load_sentence_transformer(folder: Path) -> Any:
-    """Load a folder on the CPU, from safetensors and without foreign code."""
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        return SentenceTransformer(
-            str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
-        )
-    except (
-        *(OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError),
-        SafetensorError,
-    ) as error:
-        raise UserError(f"{folder} holds no model that sentence-transformers can open ({first_line(error)})") from error
 
 
 def parameters(folder: Path) -> int:
