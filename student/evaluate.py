@@ -52,10 +52,10 @@ from sentence_distill.student.models import (
     megabytes,
     open_model,
     open_teacher,
-    own_shards,
     parameters,
     require_teacher,
     sentences_of_shards,
+    shards_of,
     short_names,
     weights_hashes,
 )
@@ -94,7 +94,7 @@ def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
         size = Size(parameters(model.folder), megabytes(model.folder))
         run.figures[model.name] = ModelFigures(size=size, weights=weights_hashes(model.folder))
     try:
-        shards = config.shards or _own_shards(models)
+        shards = config.shards or shards_of(model.folder for model in models)
         run.measure_fidelity(shards)
         run.measure_speed(columns, shards)
     except UserError as error:
@@ -128,14 +128,6 @@ def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
         (model,) = models
         _record(model.folder, everything.models[model.name], everything.models.get(run.teachers[model.name]))
     return new
-
-
-def _own_shards(models: Sequence[Model]) -> Path:
-    """Find the shards that the first student was trained on."""
-    for model in models:
-        if model.distillation:
-            return own_shards(model.distillation, model.folder)
-    raise UserError("no student that names its shards; name some with --shards")
 
 
 @dataclass

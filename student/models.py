@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -227,6 +227,14 @@ def own_shards(distillation: dict[str, Any], folder: Path) -> Path:
             f"{shards} is not what the student was trained on: {'; '.join(differing)}; name the folder with --shards"
         )
     return shards
+
+
+def shards_of(models: Iterable[Path]) -> Path:
+    """Find the shards that the first student among the folders of models was trained on."""
+    for folder in models:
+        if is_student(str(folder)):
+            return own_shards(load_distillation(folder), folder)
+    raise UserError("no student names its shards; name some with --shards, or for --speed sentences with --sentences")
 
 
 def is_own(fingerprint: Fingerprint, distillation: dict[str, Any]) -> bool:

@@ -46,9 +46,9 @@ from sentence_distill.student.models import (
     free_name,
     in_torch,
     megabytes,
-    own_shards,
     parameters,
     sentences_of_shards,
+    shards_of,
     short_names,
 )
 from sentence_distill.student.speed_worker import LONGEST_S, Contender
@@ -64,18 +64,22 @@ def measure_speed(config: EvalConfig, speed: SpeedConfig) -> SpeedRecord:
     Nothing is merged with earlier figures: only models that took turns can be compared.
     """
     named, file = models_of(config), figures_file(config, SPEED)
-    sentences = _sentences(config, speed, named)
     located = [find_model(model) for model in named]
+    if speed.sentences:
+        sentences = sentences_of_file(speed.sentences, SENTENCES)
+    else:
+        sentences = sentences_of_shards(config.shards or shards_of(found.folder for found in located))
     pairs = load_sts(config.sts_file) if config.sts_file else None
     contenders, skipped = gather(located, short_names(named), config.teacher)
     costs: dict[Contender, Timed] = {}
-    for contender, folder in contenders:
+    for contender in contenders:
+        weights = Path(contender.weights)
         try:
             costs[contender] = Timed(
                 model=contender.model,
                 timed_as=contender.timed_as,
-                parameters=parameters(folder),
-                megabytes=megabytes(folder),
+                parameters=parameters(weights),
+                megabytes=megabytes(weights),
             )
         except UserError as error:
             skipped[contender.name] = str(error)
@@ -114,47 +118,41 @@ def measure_speed(config: EvalConfig, speed: SpeedConfig) -> SpeedRecord:
     return record
 
 
-def _sentences(config: EvalConfig, speed: SpeedConfig, named: Sequence[str]) -> list[str]:
-    if speed.sentences:
-        return sentences_of_file(speed.sentences, SENTENCES)
-    shards = config.shards
-    for student in filter(is_student, named):
-        shards = shards or own_shards(load_distillation(Path(student)), Path(student))
-    if shards is None:
-        raise UserError("which sentences to encode? name some with --shards, or a text file with --sentences")
-    return sentences_of_shards(shards)
-
-
 def gather(
     models: Sequence[Located], names: Sequence[str], teacher: str | None
-) -> tuple[list[tuple[Contender, Path]], dict[str, str]]:
+) -> tuple[list[Contender], dict[str, str]]:
     """List the ways in which models are timed: a student by ONNX Runtime and by PyTorch, and the first one's teacher.
 
-    Return contenders, each with the folder of its weights, no two of one name; and which are missing, with the reason.
+    Return contenders, no two of one name; and which are missing, with the reason.
     """
     cpu = torch.device("cpu")
-    found: list[tuple[Contender, Path]] = []
+    found: list[Contender] = []
     skipped: dict[str, str] = {}
-    of_teacher: list[tuple[Contender, Path]] = []
+    of_teacher: Contender | None = None
     for located, name in zip(models, names, strict=True):
         folder = str(located.folder)
         if not is_student(folder):
             precision = in_torch(pick_precision("auto", cpu, (*TEACHER, *STUDENT)))
-            found.append((Contender(model=name, folder=folder, runner="other", timed_as=precision), located.folder))
+            found.append(Contender(model=name, folder=folder, weights=folder, runner="other", timed_as=precision))
             continue
         # As sd encode runs it, then by PyTorch.
-        onnx = Contender(model=name, folder=folder, runner="onnx", timed_as="int8 in ONNX Runtime")
-        by_torch = replace(onnx, runner="torch", timed_as=in_torch(torch.float32))
-        found += [(onnx, located.folder), (by_torch, located.folder)]
-        if not of_teacher and "teacher" not in skipped:
-            own, precision = free_name("teacher", names), in_torch(pick_precision("auto", cpu, TEACHER))
+        onnx = Contender(model=name, folder=folder, weights=folder, runner="onnx", timed_as="int8 in ONNX Runtime")
+        found += [onnx, replace(onnx, runner="torch", timed_as=in_torch(torch.float32))]
+        own = free_name("teacher", names)
+        if of_teacher is None and own not in skipped:
             try:
-                place = find_teacher(load_distillation(located.folder), teacher).folder
-                contender = replace(onnx, model=own, runner="teacher", timed_as=precision, teacher=teacher)
-                of_teacher.append((contender, place))
+                weights = str(find_teacher(load_distillation(located.folder), teacher).folder)
+                of_teacher = replace(
+                    onnx,
+                    model=own,
+                    weights=weights,
+                    runner="teacher",
+                    timed_as=in_torch(pick_precision("auto", cpu, TEACHER)),
+                    teacher=teacher,
+                )
             except UserError as error:
                 skipped[own] = str(error)
-    return found + of_teacher, skipped
+    return found + ([of_teacher] if of_teacher else []), skipped
 
 
 def cut_to_lengths(tokenizer: Tokenizer, sentences: Sequence[str]) -> dict[int, list[str]]:

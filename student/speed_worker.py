@@ -26,6 +26,8 @@ class Contender:
     model: str
     folder: str
     """Of a teacher, that of its student."""
+    weights: str
+    """Folder of its own weights."""
     runner: Literal["onnx", "torch", "teacher", "other"]
     """A student by ONNX Runtime or PyTorch, a student's teacher, or what sentence-transformers opens."""
     timed_as: str
