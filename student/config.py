@@ -40,6 +40,11 @@ class _Options:
         check(self)
 
 
+def _named(flag: str, metavar: str, help: str, default: tuple[str, ...] = ()) -> Any:
+    """Declare names that come as arguments, or by an option that may be repeated."""
+    return option(default, help, argument=True, repeated=True, flags=(flag,), metavar=metavar)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
     """Shape of a student."""
@@ -183,7 +188,7 @@ class ExportConfig(_Options):
     """Options of `sd export`."""
 
     student: str = option(
-        "distilled",
+        DEFAULT_STUDENT,
         "Student to export: a folder, wiki-small, or a name on the hub.",
         argument=True,
         metavar="[STUDENT]",
@@ -416,14 +421,7 @@ def _parse_threads(text: str) -> tuple[int, ...]:
 class EvalConfig(_Options):
     """What `sd eval` measures, and where the figures go."""
 
-    models: tuple[str, ...] = option(
-        (),
-        "The same as one MODEL; may be repeated.",
-        argument=True,
-        repeated=True,
-        flags=("--student",),
-        metavar="[MODEL]...",
-    )
+    models: tuple[str, ...] = _named("--student", "[MODEL]...", "The same as one MODEL; may be repeated.")
     shards: Path | None = option(
         None, "Shards with held-out sentences, also to time.", shown="those that the first student was trained on"
     )
@@ -501,14 +499,7 @@ class ReportConfig(_Options):
 class EncodeConfig(_Options):
     """Options of `sd encode`."""
 
-    inputs: tuple[str, ...] = option(
-        (),
-        "The same as the argument INPUT; may be repeated.",
-        argument=True,
-        repeated=True,
-        flags=("--input",),
-        metavar="INPUT...",
-    )
+    inputs: tuple[str, ...] = _named("--input", "INPUT...", "The same as the argument INPUT; may be repeated.")
     student: str | None = option(
         None,
         "Folder or name on the hub of a student, or folder of its export.",
@@ -580,13 +571,11 @@ class PredictConfig(_Options):
     folder: str = option(
         MISSING, "Folder of a fine-tuned student, or of its export; or a name on the hub.", argument=True
     )
-    inputs: tuple[str, ...] = option(
-        ("-",),
+    inputs: tuple[str, ...] = _named(
+        "--input",
+        "INPUT...",
         "The same as the argument INPUT; may be repeated.  [default: - (standard input)]",
-        argument=True,
-        repeated=True,
-        flags=("--input",),
-        metavar="INPUT...",
+        default=("-",),
     )
     out: str = option("-", "File to write; - is standard output.", flags=("--out", "-o"), metavar="FILE")
     format: Literal["jsonl", "csv", "tsv", "parquet"] | None = option(
