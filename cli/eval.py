@@ -94,8 +94,7 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
     keep_freed_memory()
     with stopped_by_signals(_KEPT[kind].format(file)):
         if glue:
-            student = Path(models[0])
-            run_glue(glue_config, student, config.glue_dir, file, config.teacher, config.overwrite)
+            run_glue(config, glue_config)
         elif speed:
             from sentence_distill.student.speed import measure_speed
 

@@ -1,6 +1,5 @@
 """`sd eval --glue`: fine-tune a student on GLUE, and print the table."""
 
-from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
@@ -8,22 +7,20 @@ import click
 
 from sentence_distill.cli.out_file import refuse_other
 from sentence_distill.data.glue import set_name
-from sentence_distill.student.config import ROWS, GlueConfig
+from sentence_distill.student.config import ROWS, EvalConfig, GlueConfig
 
 if TYPE_CHECKING:
     from sentence_distill.student.figures import GlueFigures, GlueScores
 
 
-def run_glue(
-    config: GlueConfig, student: Path, glue_dir: Path | None, json_file: Path, teacher: str | None, overwrite: bool
-) -> None:
+def run_glue(options: EvalConfig, config: GlueConfig) -> None:
     """Score a student on GLUE and print the table; see `evaluate_glue`."""
     from sentence_distill.student.glue import PARTS, ZIP_NAME, evaluate_glue
 
     if config.submission:
         names = {path.name for path in config.submission.iterdir()} if config.submission.exists() else set()
         refuse_other(config.submission, names - {ZIP_NAME, *(f"{name}.tsv" for name in PARTS)}, "sd eval --submission")
-    results, submission = evaluate_glue(config, student, json_file, glue_dir=glue_dir, teacher=teacher, fresh=overwrite)
+    results, submission = evaluate_glue(options, config)
     _print_table(results, config)
     if submission:
         click.echo(f"submission: {submission.path}")

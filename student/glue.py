@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import msgspec
@@ -31,6 +31,7 @@ from sentence_distill.data.glue import (
 )
 from sentence_distill.data.hashing import bytes_hash, file_hash
 from sentence_distill.data.labelled import FIELDS, json_line, synthetic_examples
+from sentence_distill.data.options import command_line
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.embed import embed_corpus
@@ -39,16 +40,19 @@ from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_pre
 from sentence_distill.pipeline.load import Located
 from sentence_distill.pipeline.records import differing_fields
 from sentence_distill.student.classifier import StudentClassifier, TaskModel, TeacherClassifier, most_tokens
-from sentence_distill.student.config import ROWS, GlueConfig
+from sentence_distill.student.config import ROWS, EvalConfig, GlueConfig
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.figures import (
+    GLUE,
     Environment,
     GlueFigures,
     GlueScores,
     Outcome,
     Scores,
+    figures_file,
     load_distillation,
     main_score,
+    models_of,
     read_figures,
     write_figures,
 )
@@ -73,28 +77,18 @@ Predict = Callable[[Sequence[Sequence[str]]], np.ndarray]
 """From one or two columns of n texts to float[n], class numbers or scores."""
 
 
-def evaluate_glue(
-    config: GlueConfig,
-    student: Path,
-    json_file: Path,
-    *,
-    glue_dir: Path | None = None,
-    teacher: str | None = None,
-    fresh: bool = False,
-) -> tuple[GlueFigures, "Submission | None"]:
-    """Fine-tune and score a student on each task; the figures so far are written after each model.
-
-    `fresh` begins the file of figures anew, whatever it holds.
-    """
-    source = open_glue(glue_dir)
+def evaluate_glue(config: EvalConfig, glue: GlueConfig) -> tuple[GlueFigures, "Submission | None"]:
+    """Fine-tune and score one student as `sd eval --glue` does; glue.json is written after each model."""
+    file = figures_file(config, GLUE)
+    source = open_glue(config.glue_dir)
     # Two runs over one file would lose each other's figures.
-    with lock_folder(json_file.parent, name=f".lock-{json_file.name}"):
-        run = GlueRun(config, source, student, json_file, teacher)
-        if not fresh:
+    with lock_folder(file.parent, name=f".lock-{file.name}"):
+        run = GlueRun(config, glue, source, file)
+        if not config.overwrite:
             run.resume()
-        for task in config.tasks:
+        for task in glue.tasks:
             run.score(task)
-    return run.figures, write_submission(config.submission, run.predictions) if config.submission else None
+    return run.figures, write_submission(glue.submission, run.predictions) if glue.submission else None
 
 
 @dataclass(frozen=True)
@@ -110,31 +104,30 @@ class Made:
 class GlueRun:
     """A run over rows, tasks, shares of the training examples, and seeds."""
 
-    def __init__(
-        self, config: GlueConfig, source: GlueSource, folder: Path, json_file: Path, teacher: str | None
-    ) -> None:
-        """Load the student in `folder`; `teacher` is where its teacher is, see `find_teacher`."""
-        self.config, self.source, self.json_file = config, source, json_file
-        self.student, self._distillation = load_student(folder), load_distillation(folder)
-        self._folder, self._given = folder, teacher
-        device = pick_device(config.device)
+    def __init__(self, config: EvalConfig, glue: GlueConfig, source: GlueSource, file: Path) -> None:
+        """Load the student; its teacher is loaded if a row needs it."""
+        self.config, self.source, self.file = glue, source, file
+        self._folder, self._given = Path(models_of(config)[0]), config.teacher
+        self.student, self._distillation = load_student(self._folder), load_distillation(self._folder)
+        device = pick_device(glue.device)
         precision = pick_precision("auto", device, FINETUNING)
-        self.fitter = Fitter(STUDENT.given(config.finetuning), device, precision)
-        self.teacher_fitter = Fitter(TEACHER.given(config.teacher_finetuning), device, precision)
+        self.fitter = Fitter(STUDENT.given(glue.finetuning), device, precision)
+        self.teacher_fitter = Fitter(TEACHER.given(glue.teacher_finetuning), device, precision)
         self.figures = GlueFigures(
             source="a folder of TSV files" if isinstance(source, GlueFolder) else HUB_NAME,
-            student=[file_hash(file) for file in module_weights(folder)],
+            student=[file_hash(file) for file in module_weights(self._folder)],
             computed=f"{str(precision).removeprefix('torch.')} on {device.type}",
-            finetuning={**asdict(self.fitter.config), "loop": LOOP, "synthetic": config.synthetic},
+            finetuning={**asdict(self.fitter.config), "loop": LOOP, "synthetic": glue.synthetic},
             teacher_finetuning=asdict(self.teacher_fitter.config),
             rows={},
+            command=f"{command_line('eval', config)} --glue{command_line('', glue).removeprefix('sd')}",
         )
         self.predictions: dict[str, tuple[list[int], np.ndarray]] = {}
         """For each part of the submission the rows' numbers and what the best model over the seeds gives them."""
 
     def resume(self) -> None:
         """Go on with the figures in the file, if there is one; refuse those that depend on something else."""
-        if (old := read_figures(self.json_file, GlueFigures)) is None:
+        if (old := read_figures(self.file, GlueFigures)) is None:
             return
         dependencies = []
         for figures in (old, self.figures):
@@ -145,11 +138,10 @@ class GlueRun:
             dependencies.append(flat)
         if differing := differing_fields(*dependencies):
             raise UserError(
-                f"{self.json_file} holds figures of another run, which differs in {'; '.join(differing)}; write these "
+                f"{self.file} holds figures of another run, which differs in {'; '.join(differing)}; write these "
                 "elsewhere with --json, or --overwrite replaces it"
             )
-        self.figures = old
-        self.figures.skipped = {}
+        self.figures = msgspec.structs.replace(old, skipped={}, command=self.figures.command)
 
     def score(self, task: str) -> None:
         """Make the models of a task. If its data is missing, or a row's teacher, that is skipped with the reason."""
@@ -210,7 +202,7 @@ class GlueRun:
         """Write glue.json, with this day and machine among the environments."""
         if (now := Environment.here()) not in self.figures.environments:
             self.figures.environments.append(now)
-        write_figures(self.json_file, self.figures)
+        write_figures(self.file, self.figures)
 
     # The models of the table's rows.
 
@@ -224,7 +216,7 @@ class GlueRun:
         """The teacher that is fine-tuned on tasks."""
         located = find_teacher(self._distillation, self._given)
         # Next to the figures: a student that others share may be read-only.
-        return TaskTeacher(located, self.json_file.parent / "glue", self.teacher_fitter, self.config.synthetic)
+        return TaskTeacher(located, self.file.parent / "glue", self.teacher_fitter, self.config.synthetic)
 
     @cached_property
     def teacher_encode(self) -> Encode:
@@ -244,7 +236,7 @@ class GlueRun:
         if row == "teacher":
             model, outcome = self._finetuned_teacher(data, rates, seed)
         else:
-            train = self.teacher.logits(data, TEACHER_SEED) if row.endswith("task-specific") else data.train
+            train = self.teacher.logits(data) if row.endswith("task-specific") else data.train
             student, count = self.student, len(train.targets)
             if not row.startswith("distilled"):
                 # Tang et al. too begin with word embeddings that others trained.
@@ -260,7 +252,7 @@ class GlueRun:
     ) -> tuple[TeacherClassifier, Outcome]:
         located = self.teacher.located
         if seed == TEACHER_SEED:
-            saved, outcome = self.teacher.finetuned(data, seed)
+            saved, outcome = self.teacher.finetuned(data)
             return TeacherClassifier.load(Located(saved, located.name), data.task, seed), outcome
         start = partial(TeacherClassifier.load, located, data.task, seed)
         return self.teacher_fitter.fit(start, data, rates=rates, seed=seed, label="teacher")
@@ -362,22 +354,22 @@ class TaskTeacher:
     """Approximate number of augmented examples of a task. Each of its own examples has the same number of copies, at
     most 20, as in Tang et al."""
 
-    def finetuned(self, data: TaskData, seed: int) -> tuple[Path, Outcome]:
+    def finetuned(self, data: TaskData) -> tuple[Path, Outcome]:
         """Return the folder of the teacher fine-tuned on a task, and its scores on dev."""
-        with self._held(data, seed) as place:
+        with self._held(data) as place:
             folder = place / "teacher"
             with suppress(FileNotFoundError):
                 return folder, msgspec.json.decode((folder / FINETUNED_TEACHER).read_bytes(), type=Outcome)
-            start = partial(TeacherClassifier.load, self.located, data.task, seed)
-            model, outcome = self.fitter.fit(start, data, seed=seed, label="teacher")
+            start = partial(TeacherClassifier.load, self.located, data.task, TEACHER_SEED)
+            model, outcome = self.fitter.fit(start, data, seed=TEACHER_SEED, label="teacher")
             model.save(folder, data.task, outcome)
             return folder, outcome
 
-    def logits(self, data: TaskData, seed: int) -> Labelled:
+    def logits(self, data: TaskData) -> Labelled:
         """Return the task's text and augmented copies of it, with the fine-tuned teacher's logits as targets."""
         from transformers import AutoConfig, AutoTokenizer
 
-        teacher, _ = self.finetuned(data, seed)
+        teacher, _ = self.finetuned(data)
         tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
         # `sd embed` takes no more of a text than the tokenizer would keep.
         longest = most_tokens(AutoConfig.from_pretrained(teacher, local_files_only=True))
@@ -385,10 +377,12 @@ class TaskTeacher:
         copies = min(_MOST_COPIES, -(-self.synthetic // len(columns[0])))
         mask = str(tokenizer.mask_token or tokenizer.unk_token)
         text, shards = teacher.parent / f"text-{copies}.jsonl", teacher.parent / f"logits-{copies}"
-        with self._held(data, seed):
+        with self._held(data):
             with replacing(text) as file:
                 file.writelines(map(json_line, zip(*columns, strict=True)))
-                file.writelines(map(json_line, synthetic_examples(columns, copies=copies, mask=mask, seed=seed)))
+                file.writelines(
+                    map(json_line, synthetic_examples(columns, copies=copies, mask=mask, seed=TEACHER_SEED))
+                )
             embed_corpus(
                 corpus=Corpus.open([str(text)], format="jsonl", text_column=",".join(FIELDS[len(columns)])),
                 located=Located(teacher, f"{self.located.name} fine-tuned on {data.task.name}"),
@@ -405,20 +399,20 @@ class TaskTeacher:
         return from_logits(shards, data)
 
     @contextmanager
-    def _held(self, data: TaskData, seed: int) -> Iterator[Path]:
+    def _held(self, data: TaskData) -> Iterator[Path]:
         """Hold the folder of a task for this process alone."""
-        place = self.place(data, seed)
+        place = self.place(data)
         place.mkdir(parents=True, exist_ok=True)
         message = f"{data.task.name}: another run makes its teacher in {place}; waiting for it"
         with lock_folder(place, wait=True, waiting=lambda: progress.log(message)):
             yield place
 
-    def place(self, data: TaskData, seed: int) -> Path:
+    def place(self, data: TaskData) -> Path:
         """Return the folder of a task, named after all that its teacher depends on, so that nothing in it is stale."""
         identity = {
             "teacher": self.located.name,
             "weights": self.located.weights_hashes(),
-            "seed": seed,
+            "seed": TEACHER_SEED,
             "finetuning": {**asdict(self.fitter.config), "loop": LOOP},
             "computed": f"{self.fitter.precision} on {self.fitter.device.type}",
             "data": data.hash,

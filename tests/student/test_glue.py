@@ -113,9 +113,9 @@ def test_of_two_runs_one_makes_a_task_s_teacher_and_the_other_waits(teacher_fold
     monkeypatch.setattr(progress, "_display", heard)
     fitter = Fitter(Hyperparameters(), torch.device("cpu"), torch.float32)
     teacher = TaskTeacher(located=Located(teacher_folder, "bert"), folder=tmp_path / "x", fitter=fitter, synthetic=0)
-    place, found = teacher.place(data, 0), []
+    place, found = teacher.place(data), []
     place.mkdir(parents=True)
-    second = threading.Thread(target=lambda: found.append(teacher.finetuned(data, 0)))
+    second = threading.Thread(target=lambda: found.append(teacher.finetuned(data)))
     with lock_folder(place):
         second.start()
         assert "RTE: another run makes its teacher" in heard.lines.get(timeout=60)
