@@ -379,10 +379,8 @@ class TaskTeacher:
         text, shards = teacher.parent / f"text-{copies}.jsonl", teacher.parent / f"logits-{copies}"
         with self._held(data):
             with replacing(text) as file:
-                file.writelines(map(json_line, zip(*columns, strict=True)))
-                file.writelines(
-                    map(json_line, synthetic_examples(columns, copies=copies, mask=mask, seed=TEACHER_SEED))
-                )
+                augmented = synthetic_examples(columns, copies=copies, mask=mask, seed=TEACHER_SEED)
+                file.writelines(map(json_line, chain(zip(*columns, strict=True), augmented)))
             embed_corpus(
                 corpus=Corpus.open([str(text)], format="jsonl", text_column=",".join(FIELDS[len(columns)])),
                 located=Located(teacher, f"{self.located.name} fine-tuned on {data.task.name}"),

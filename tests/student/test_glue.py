@@ -313,14 +313,14 @@ def test_a_number_of_epochs_that_was_asked_for_is_cut_by_asked_for_steps_alone()
     default = Hyperparameters(epochs=6, max_steps=2000, batch_size=64)
     assert default.steps(640_000) == 10_000
     assert default.steps(64_000) == 2000
-    asked = FinetuneOptions(epochs=6).over(default)
+    asked = default.given(FinetuneOptions(epochs=6))
     assert asked.steps(64_000) == 6000
     assert asked.describe(64_000) == "at most 6,000 steps, 6 epochs of 64,000 examples"
-    assert FinetuneOptions(epochs=2).over(default).steps(64) == 2
-    assert FinetuneOptions(epochs=6, max_steps=2500).over(default).steps(64_000) == 2500
-    assert FinetuneOptions(max_steps=5000).over(default).steps(64_000) == 5000
-    assert FinetuneOptions(learning_rates=(1e-3, 1e-3, 3e-4)).over(default).learning_rates == (1e-3, 3e-4)
-    assert FinetuneOptions().over(default) == default
+    assert default.given(FinetuneOptions(epochs=2)).steps(64) == 2
+    assert default.given(FinetuneOptions(epochs=6, max_steps=2500)).steps(64_000) == 2500
+    assert default.given(FinetuneOptions(max_steps=5000)).steps(64_000) == 5000
+    assert default.given(FinetuneOptions(learning_rates=(1e-3, 1e-3, 3e-4))).learning_rates == (1e-3, 3e-4)
+    assert default.given(FinetuneOptions()) == default
 
 
 @pytest.mark.parametrize(("epochs", "waited"), [(20, 60), (60, 200)])
