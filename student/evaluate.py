@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -88,122 +88,109 @@ def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
         progress.log(f"loading {given} …")
         models.append(open_model(found, name))
 
-    run = _Run(models)
-    columns = [*models, *run.open_teachers(config.teacher)]
+    new = EvalRecord(models={}, skipped={}, environment=Environment.here(), command=command_line("eval", config))
+    teachers, teacher_of = _open_teachers(models, config.teacher, new.skipped)
+    columns = [*models, *teachers]
     for model in columns:
         size = Size(parameters(model.folder), megabytes(model.folder))
-        run.figures[model.name] = ModelFigures(size=size, weights=weights_hashes(model.folder))
+        new.models[model.name] = ModelFigures(size=size, weights=weights_hashes(model.folder))
     try:
         shards = config.shards or shards_of(model.folder for model in models)
-        run.measure_fidelity(shards)
-        run.measure_speed(columns, shards)
+        _measure_fidelity(models, shards, new)
+        _measure_speed(columns, shards, new)
     except UserError as error:
-        run.skipped |= {"held-out fidelity": str(error), "speed": str(error)}
+        new.skipped |= {"held-out fidelity": str(error), "speed": str(error)}
     if pairs is None:
-        run.skipped["STS-B"] = "no pairs; name them with --sts dev.tsv or --glue-dir DIR"
+        new.skipped["STS-B"] = "no pairs; name them with --sts dev.tsv or --glue-dir DIR"
     else:
         for model in columns:
             progress.log(f"STS-B of {model.name}: {len(pairs.labels):,} pairs")
-            score = metrics.sts_spearman(model.encode, pairs.texts, pairs.labels)
-            run.figures[model.name].sts_spearman = score
+            new.models[model.name].sts_spearman = metrics.sts_spearman(model.encode, pairs.texts, pairs.labels)
     measures = ("held_out", "sts_spearman", "sentences_per_second")
-    if all(getattr(one, measure) is None for one in run.figures.values() for measure in measures):
-        reasons = "; ".join(f"{what}: {why}" for what, why in run.skipped.items())
+    if all(getattr(one, measure) is None for one in new.models.values() for measure in measures):
+        reasons = "; ".join(f"{what}: {why}" for what, why in new.skipped.items())
         raise UserError(f"nothing could be measured, and nothing was written ({reasons})")
 
-    own = next((model for model in models if model.folder.resolve() == file.resolve().parent), None)
-    new = EvalRecord(
-        models=run.figures,
-        skipped=run.skipped,
-        student=own.name if own else None,
-        teacher=run.teachers.get(own.name) if own else None,
-        reference=run.reference,
-        environment=Environment.here(),
-        command=command_line("eval", config),
-    )
+    if own := next((model.name for model in models if model.folder.resolve() == file.resolve().parent), None):
+        new.student, new.teacher = own, teacher_of.get(own)
     everything = merged(old, new) if old else new
     write_figures(file, everything)
     if len(named) == 1 and is_student(named[0]):
         # Last: a student that others share may be one to read only, and its figures are worth having all the same.
         (model,) = models
-        _record(model.folder, everything.models[model.name], everything.models.get(run.teachers[model.name]))
+        _record(model.folder, everything.models[model.name], everything.models.get(teacher_of[model.name]))
     return new
 
 
-@dataclass
-class _Run:
-    """Figures so far, all over the same sentences."""
+def _open_teachers(
+    models: Sequence[Model], given: str | None, skipped: dict[str, str]
+) -> tuple[list[Model], dict[str, str]]:
+    """Open the students' teachers, each once; the first is the "teacher".
 
-    models: Sequence[Model]
-    figures: dict[str, ModelFigures] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    teachers: dict[str, str] = field(default_factory=dict)
-    """Name of each student's teacher; it is skipped if it is not here."""
-    reference: Sentences | None = None
-
-    def open_teachers(self, given: str | None) -> list[Model]:
-        """Open the students' teachers, each once; the first is the "teacher"."""
-        opened: list[Model] = []
-        known: list[tuple[dict[str, Any], str]] = []
-        for model in self.models:
-            if model.distillation is None:
-                continue
-            recorded = model.distillation["teacher"]
-            name = next((name for teacher, name in known if teacher == recorded), "")
-            if not name:
-                name = f"teacher of {model.name}" if known else "teacher"
-                name = free_name(name, [other.name for other in self.models])
-                known.append((recorded, name))
-                progress.log(f"loading {name} {recorded['teacher']} …")
-                try:
-                    opened.append(open_teacher(model.distillation, given, name))
-                except UserError as error:
-                    self.skipped[name] = str(error)
-            self.teachers[model.name] = name
-        return opened
-
-    def measure_fidelity(self, shards: Path) -> None:
-        """Measure each model on rows that no student was trained on.
-
-        Which rows are held out is decided by the sentence alone, so those of the smallest share are held out for all.
-        """
-        records = [model.distillation for model in self.models if model.distillation]
-        shares = [record["training"]["held_out"] for record in records]
-        share = min(shares) if shares else default_held_out(require_vectors(shards).totals.rows)
-        read = cache(Reference.read)
-        for number, model in enumerate(self.models):
-            record = model.distillation or next(iter(records), None)
-            layers = tuple(record["teacher"]["layers"]) if record else None
-            trained = record["training"].get("train_fraction", 1.0) if record else 1.0
-            what = f"held-out fidelity of {model.name}"
+    Return those that could be opened, and the name of each student's teacher; `skipped` lists those that could not.
+    """
+    opened: list[Model] = []
+    known: list[tuple[dict[str, Any], str]] = []
+    teacher_of = {}
+    for model in models:
+        if model.distillation is None:
+            continue
+        recorded = model.distillation["teacher"]
+        name = next((name for teacher, name in known if teacher == recorded), "")
+        if not name:
+            name = free_name(f"teacher of {model.name}" if known else "teacher", [other.name for other in models])
+            known.append((recorded, name))
+            progress.log(f"loading {name} {recorded['teacher']} …")
             try:
-                reference = read(shards, share, layers, trained)
+                opened.append(open_teacher(model.distillation, given, name))
             except UserError as error:
-                if number == 0:
-                    raise
-                self.skipped[what] = str(error)
-                continue
-            progress.log(f"{what}: {len(reference.tokens):,} sentences")
-            try:
-                figures = self.figures[model.name]
-                figures.held_out, figures.examples = held_out_fidelity(model, reference)
-                self.reference = Sentences(reference.fingerprint.corpus_content, share)
-            except UserError as error:
-                self.skipped[what] = str(error)
+                skipped[name] = str(error)
+        teacher_of[model.name] = name
+    return opened, teacher_of
 
-    def measure_speed(self, columns: Sequence[Model], shards: Path) -> None:
-        """Time each model on sentences of the shards."""
+
+def _measure_fidelity(models: Sequence[Model], shards: Path, record: EvalRecord) -> None:
+    """Measure each model on rows that no student was trained on.
+
+    Which rows are held out is decided by the sentence alone, so those of the smallest share are held out for all.
+    """
+    students = [model.distillation for model in models if model.distillation]
+    shares = [student["training"]["held_out"] for student in students]
+    share = min(shares) if shares else default_held_out(require_vectors(shards).totals.rows)
+    read = cache(Reference.read)
+    for number, model in enumerate(models):
+        student = model.distillation or next(iter(students), None)
+        layers = tuple(student["teacher"]["layers"]) if student else None
+        trained = student["training"].get("train_fraction", 1.0) if student else 1.0
+        what = f"held-out fidelity of {model.name}"
         try:
-            sentences = sentences_of_shards(shards, TIMED_SENTENCES)
+            reference = read(shards, share, layers, trained)
         except UserError as error:
-            self.skipped["speed"] = str(error)
-            return
-        total = _REPEATS * len(columns) * len(sentences)
-        with progress.task("speed", total, "sentences") as advance:
-            rates = speed({model.name: model.timed for model in columns}, sentences, advance)
-        for model in columns:
-            figures = self.figures[model.name]
-            figures.sentences_per_second, figures.timed_as = rates[model.name], model.timed_as
+            if number == 0:
+                raise
+            record.skipped[what] = str(error)
+            continue
+        progress.log(f"{what}: {len(reference.tokens):,} sentences")
+        figures = record.models[model.name]
+        try:
+            figures.held_out, figures.examples = held_out_fidelity(model, reference)
+            record.reference = Sentences(reference.fingerprint.corpus_content, share)
+        except UserError as error:
+            record.skipped[what] = str(error)
+
+
+def _measure_speed(models: Sequence[Model], shards: Path, record: EvalRecord) -> None:
+    """Time each model on sentences of the shards."""
+    try:
+        sentences = sentences_of_shards(shards, TIMED_SENTENCES)
+    except UserError as error:
+        record.skipped["speed"] = str(error)
+        return
+    with progress.task("speed", _REPEATS * len(models) * len(sentences), "sentences") as advance:
+        rates = speed({model.name: model.timed for model in models}, sentences, advance)
+    for model in models:
+        figures = record.models[model.name]
+        figures.sentences_per_second, figures.timed_as = rates[model.name], model.timed_as
 
 
 @dataclass(frozen=True)
@@ -267,9 +254,7 @@ def _across_widths(vectors: torch.Tensor, targets: torch.Tensor) -> HeldOut:
     return msgspec.structs.replace(found, **metrics.recall_figures(vectors, targets))
 
 
-def speed(
-    encoders: dict[str, Encode], sentences: Sequence[str], advance: Advance = lambda count, note="": None
-) -> dict[str, float]:
+def speed(encoders: dict[str, Encode], sentences: Sequence[str], advance: Advance) -> dict[str, float]:
     """Return the sentences per second of each encoder, tokenizing included: the median of three rounds.
 
     In each round the encoders take turns, so that a slow minute of the machine meets them all.
