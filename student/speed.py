@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -191,25 +191,25 @@ def _race(
     workers: dict[Contender, Worker] = {}
     answers: dict[Contender, list[dict[str, Any]]] = {contender: [] for contender in costs}
 
-    def start(contender: Contender) -> None:
-        workers[contender] = worker = stack.enter_context(Worker(contender, threads, texts))
-        costs[contender].dim, costs[contender].startup_seconds = worker.dim, worker.startup_seconds
+    def take(turn: int | str, contender: Contender) -> None:
+        timed = costs[contender]
+        if turn == "start":
+            workers[contender] = worker = stack.enter_context(Worker(contender, threads, texts))
+            timed.dim, timed.startup_seconds = worker.dim, worker.startup_seconds
+        elif turn == "sts":
+            timed.sts_spearman = workers[contender].ask(turn)["sts_spearman"]
+        else:
+            answer = workers[contender].ask(turn)
+            timed.peak_megabytes = answer.pop("peak_megabytes")
+            answers[contender].append(answer)
 
-    def measure(contender: Contender) -> None:
-        answer = workers[contender].ask(len(answers[contender]))
-        costs[contender].peak_megabytes = answer.pop("peak_megabytes")
-        answers[contender].append(answer)
-
-    def score(contender: Contender) -> None:
-        costs[contender].sts_spearman = workers[contender].ask("sts")["sts_spearman"]
-
-    turns: list[Callable[[Contender], None]] = [start, *[measure] * rounds, *[score] * with_pairs]
+    turns = ["start", *range(rounds), *["sts"] * with_pairs]
     title = f"{threads} thread{'s' if threads > 1 else ''}"
     with ExitStack() as stack, progress.task(title, len(turns) * len(costs), "turns") as advance:
         for turn in turns:
             for contender in list(costs):
                 try:
-                    turn(contender)
+                    take(turn, contender)
                 except UserError as error:
                     skipped[contender.name] = str(error)
                     del costs[contender]
