@@ -424,7 +424,9 @@ class Distillation(msgspec.Struct, kw_only=True):
 
     def models(self) -> dict[str, ModelFigures]:
         """Return the figures of `sd eval` by model: of the student and, if it was measured, of its teacher."""
-        found = msgspec.convert(self.metrics, Metrics)
+        # A user's own task may have the name of a measure.
+        tasks = {task for task, *_ in self.task_scores()}
+        found = msgspec.convert({name: value for name, value in self.metrics.items() if name not in tasks}, Metrics)
         models = {
             name: ModelFigures(
                 size=size,
@@ -442,7 +444,7 @@ def load_distillation(folder: Path) -> dict[str, Any]:
     path = folder / DISTILLATION
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        msgspec.convert(msgspec.convert(record, Distillation).metrics, Metrics)
+        msgspec.convert(record, Distillation).models()
     except (FileNotFoundError, NotADirectoryError):
         if is_unfinished(folder):
             raise UserError(
