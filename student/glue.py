@@ -131,7 +131,8 @@ class GlueRun:
             return
         dependencies = []
         for figures in (old, self.figures):
-            nested = msgspec.to_builtins(figures)
+            # As they come from a file: lists, not tuples.
+            nested = msgspec.json.decode(msgspec.json.encode(figures))
             flat = {name: nested[name] for name in ("source", "student", "computed")}
             for name in ("finetuning", "teacher_finetuning"):
                 flat |= {f"{name} {key}": value for key, value in nested[name].items()}
