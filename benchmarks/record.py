@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sentence_distill.student.environment import cpu, instructions, versions
+from sentence_distill.student.figures import Environment
 
 RESULTS = Path(__file__).parent / "results"
 # What contenders make of a model and keep in a run's folder for the next rounds.
@@ -39,19 +39,20 @@ def write_result(name: str, setting: dict[str, Any], rows: list[dict[str, Any]])
     # See avx2_only.c: what the processor says of itself is then not what programs use.
     hidden = "avx2_only" in os.environ.get("LD_PRELOAD", "")
     path = RESULTS / f"{name}{'-avx2' if hidden else ''}-{datetime.now(UTC):%Y-%m-%d}.json"
+    here = Environment.here()
     result = {
         "benchmark": name,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "command": "python benchmarks/" + " ".join([_script(), *(Path(a).name for a in sys.argv[1:])]),
         "setting": setting,
         "hardware": {
-            "cpu": cpu(),
-            "instructions": [found for found in instructions() if found == "avx2" or not hidden],
+            "cpu": here.cpu,
+            "instructions": [found for found in here.instructions if found == "avx2" or not hidden],
             **({"hidden": "AVX-512, AMX and VNNI, by avx2_only.c"} if hidden else {}),
             "threads": torch.get_num_threads(),
             "system": platform.system(),
         },
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": {"python": platform.python_version(), **here.versions},
         "rows": rows,
     }
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

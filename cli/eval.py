@@ -19,8 +19,7 @@ from sentence_distill.pipeline.processes import keep_freed_memory
 from sentence_distill.student.config import ROWS, EvalConfig, GlueConfig, SpeedConfig
 
 if TYPE_CHECKING:
-    from sentence_distill.student.figures import EvalRecord, SpeedRecord
-    from sentence_distill.student.glue_results import Results
+    from sentence_distill.student.figures import EvalRecord, GlueFigures, SpeedRecord
 
 _RUNS = {"eval": "sd eval alone", "speed": "--speed", "glue": "--glue"}
 # The runs that read an option; the others read all.
@@ -59,7 +58,7 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
     if len(set(config.models)) < len(config.models):
         raise click.UsageError("a MODEL is named twice")
 
-    from sentence_distill.student.figures import figures_file, models_of, sts_file
+    from sentence_distill.student.figures import figures_file, models_of
     from sentence_distill.student.files import TASK, is_student, load_distillation
     from sentence_distill.student.hub import require_own_folder
 
@@ -81,13 +80,13 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
 
         require_vectors(config.shards)
     check_file(file, config.overwrite, option="--json", own=lambda path: read_object(path).keys() >= _FIGURES[kind])
-    if sts := sts_file(config):
-        load_sts(sts)
+    if config.sts_file:
+        load_sts(config.sts_file)
     keep_freed_memory()
     kept = f"the figures so far are in {file}, and the same command makes the rest" if glue else "nothing was written"
     with stopped_by_signals(f"stopped; {kept}"):
         if glue:
-            _run_glue(config, glue_config, Path(models[0]), file)
+            _run_glue(config, glue_config)
         elif speed:
             from sentence_distill.student.speed import measure_speed
 
@@ -111,8 +110,7 @@ def _cells(form: str, values: Sequence[Any]) -> list[str]:
 
 
 def _print_eval(record: "EvalRecord") -> None:
-    from sentence_distill.student.figures import HeldOut
-    from sentence_distill.student.metrics import too_few
+    from sentence_distill.student.figures import HeldOut, too_few
 
     models = list(record.models.values())
     held_out = [model.held_out or HeldOut() for model in models]
@@ -180,15 +178,12 @@ def _print_speed(record: "SpeedRecord") -> None:
         click.echo(f"not measured: {what}: {why}")
 
 
-def _run_glue(config: EvalConfig, glue: GlueConfig, student: Path, file: Path) -> None:
-    from sentence_distill.student.glue import evaluate_glue
-    from sentence_distill.student.glue_results import PARTS, ZIP_NAME
+def _run_glue(config: EvalConfig, glue: GlueConfig) -> None:
+    from sentence_distill.student.glue import PARTS, ZIP_NAME, evaluate_glue
 
     if glue.submission:
         refuse_other(glue.submission, {ZIP_NAME, *(f"{name}.tsv" for name in PARTS)}, "sd eval --submission")
-    results, submission = evaluate_glue(
-        glue, student, file, glue_dir=config.glue_dir, teacher=config.teacher, fresh=config.overwrite
-    )
+    results, submission = evaluate_glue(config, glue)
     _print_glue(results, glue)
     if submission:
         click.echo(f"submission: {submission.path}")
@@ -196,7 +191,7 @@ def _run_glue(config: EvalConfig, glue: GlueConfig, student: Path, file: Path) -
             click.echo(f"  gluebenchmark.com refuses it without {', '.join(submission.missing)}")
 
 
-def _print_glue(results: "Results", config: GlueConfig) -> None:
+def _print_glue(results: "GlueFigures", config: GlueConfig) -> None:
     shown = [row for row in config.chosen_rows if row in results.rows]
     table = []
     for task in config.tasks:

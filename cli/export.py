@@ -67,7 +67,7 @@ def export(config: ExportConfig) -> None:
 
 
 def _print_fidelity(found: "Sequence[Fidelity]") -> None:
-    from sentence_distill.student.metrics import too_few
+    from sentence_distill.student.figures import too_few
 
     shown = {name: title for name, title in _COLUMNS.items() if getattr(found[0], name) is not None}
     rows = found[0].measured_rows

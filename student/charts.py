@@ -14,18 +14,14 @@ if TYPE_CHECKING:
 
 # matplotlib wants real colors; each stands for a variable of the style sheet, so that a page can turn dark.
 _INK, _GRID = "#000001", "#000002"
-_SERIES = tuple(f"#0000{number:02x}" for number in range(0xA1, 0xAA))
-_VARIABLES = {
-    _INK: "var(--muted)",
-    _GRID: "var(--rule)",
-    **{color: f"var(--c{number})" for number, color in enumerate(_SERIES, start=1)},
-}
-COLORS = len(_SERIES)
 _MARKERS = "osD^vPX*h"
-_SIZE = (4.1, 2.7)
+_SERIES = [f"#0000{0xA1 + number:02x}" for number in range(len(_MARKERS))]
+_VARIABLES = {_INK: "var(--muted)", _GRID: "var(--rule)"}
+_VARIABLES |= {color: f"var(--c{number})" for number, color in enumerate(_SERIES, start=1)}
 _STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
+    "text.color": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": _GRID,
@@ -36,16 +32,9 @@ _STYLE: Any = {
     "axes.grid": True,
     "grid.color": _GRID,
     "grid.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "text.color": _INK,
 }
+_TICKS = {"color": _INK, "major.size": 0, "minor.size": 0, "labelsize": 9}
+_STYLE |= {f"{axis}tick.{name}": value for axis in "xy" for name, value in _TICKS.items()}
 
 
 @dataclass(frozen=True)
@@ -55,7 +44,7 @@ class Series:
     name: str
     points: Sequence[tuple[float, float]]
     color: int = 0
-    """0 to `COLORS` - 1."""
+    """Place among the page's colors and markers, which repeat."""
     deviations: Sequence[float] = ()
     """Standard deviation of each y, drawn as bars."""
     markers: bool = True
@@ -63,6 +52,13 @@ class Series:
     """Whether points are joined."""
     labels: Sequence[str] = ()
     """Text next to each point."""
+
+    def describe(self) -> str:
+        """Return the first and the last point."""
+        (x_first, y_first), (x_last, y_last) = self.points[0], self.points[-1]
+        if len(self.points) == 1:
+            return f"{self.name}: {y_first:.4g} at {x_first:,.6g}"
+        return f"{self.name}: from {y_first:.4g} at {x_first:,.6g} to {y_last:.4g} at {x_last:,.6g}"
 
 
 @dataclass(frozen=True)
@@ -77,11 +73,7 @@ class Chart:
 
 
 def require_matplotlib() -> None:
-    """Fail now, before anything is read.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+    """Fail now, before anything is read, if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -101,29 +93,29 @@ def draw(
 ) -> Chart:
     """Draw a chart; the same data gives the same bytes.
 
-    Args:
-        identifier: unlike that of any other chart of the page; begins with a letter.
-        title: for the page; it is not drawn.
-        series: what to draw.
-        x: name of the axis.
-        y: name of the axis.
-        log_x: whether x is logarithmic.
-        categories: names of x = 0, 1, …, if x is no number.
-        summary: what it shows; by default the first and last point of each series.
+    `identifier` is unlike that of any other chart of the page, and begins with a letter. `categories` are the names of
+    x = 0, 1, …, if x is no number. `summary` says what the chart shows, by default the ends of each series.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     with mpl.rc_context({**_STYLE, "svg.hashsalt": identifier}):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+        figure = Figure(figsize=(4.1, 2.7), layout="constrained")
         axes = figure.subplots()
-        if log_x:
-            axes.set_xscale("log")
+        axes.set(xlabel=x, ylabel=y, xscale="log" if log_x else "linear")
+        axes.margins(x=0.05, y=0.12)
         for one in series:
             _draw_series(axes, one)
-        _label_axes(axes, series, x, y, log_x, categories)
+        thousands = FuncFormatter(lambda value, _: f"{value:,.10g}")
+        axes.yaxis.set(major_locator=MaxNLocator(5), major_formatter=thousands)
+        if categories:
+            axes.set_xticks(range(len(categories)), categories)
+        else:
+            axes.xaxis.set(major_locator=LogLocator(subs=(1, 3)) if log_x else MaxNLocator(5))
+            axes.xaxis.set(minor_locator=NullLocator(), major_formatter=thousands)
         svg = _svg(figure, identifier)
-    summary = summary or "; ".join(_summary(one) for one in series if one.points)
+    summary = summary or "; ".join(one.describe() for one in series if one.points)
     return Chart(title, svg, f"{title}; {y or 'value'} by {x}. {summary}")
 
 
@@ -138,46 +130,18 @@ def swatch(identifier: str, color: int) -> str:
         axes.set_axis_off()
         axes.set(xlim=(0, 2), ylim=(-1, 1))
         _draw_series(axes, Series("", [(0, 0), (1, 0), (2, 0)], color=color), marked=[1])
-    return _svg(figure, identifier)
+        return _svg(figure, identifier)
 
 
 def _draw_series(axes: "Axes", series: Series, marked: Sequence[int] | None = None) -> None:
-    color = _SERIES[series.color % COLORS]
+    color, marker = (of[series.color % len(_MARKERS)] for of in (_SERIES, _MARKERS))
     xs, ys = zip(*series.points, strict=True) if series.points else ((), ())
     if series.deviations:
         axes.errorbar(xs, ys, series.deviations, fmt="none", ecolor=color, elinewidth=1, capsize=2)
-    marker = _MARKERS[series.color % COLORS] if series.markers else ""
-    width = 1.5 if series.line else 0
+    marker, width = marker if series.markers else "", 1.5 if series.line else 0
     axes.plot(xs, ys, color=color, linewidth=width, marker=marker, markersize=5, markevery=marked)
     for point, label in zip(series.points, series.labels, strict=False):
         axes.annotate(label, point, xytext=(6, 4), textcoords="offset points", fontsize=8.5)
-
-
-def _label_axes(axes: "Axes", series: Sequence[Series], x: str, y: str, log_x: bool, categories: Sequence[str]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.margins(x=0.05, y=0.12)
-    thousands = FuncFormatter(lambda value, _: f"{value:,.10g}")
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(thousands)
-    if categories:
-        axes.set_xticks(range(len(categories)), categories)
-    elif log_x:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(thousands)
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(thousands)
-
-
-def _summary(series: Series) -> str:
-    (x_first, y_first), (x_last, y_last) = series.points[0], series.points[-1]
-    if len(series.points) == 1:
-        return f"{series.name}: {y_first:.4g} at {x_first:,.6g}"
-    return f"{series.name}: from {y_first:.4g} at {x_first:,.6g} to {y_last:.4g} at {x_last:,.6g}"
 
 
 def _svg(figure: "Figure", identifier: str) -> str:

@@ -1,6 +1,6 @@
-"""Classifiers: a student with a head, and its folder."""
+"""Models with a head for one task: a student or a teacher under it, and their folders."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +14,69 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue import GlueTask, Task
-from sentence_distill.pipeline.files import write_atomically, write_json
-from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.files import HEAD, TASK
-from sentence_distill.student.fit import ExampleTokens, Fitter, Padded
+from sentence_distill.data.glue import Task
+from sentence_distill.data.tokenization import TextTokenizer, Tokens
+from sentence_distill.pipeline.files import system_errors, write_atomically, write_json
+from sentence_distill.pipeline.load import (
+    LOADING_ERRORS,
+    Located,
+    load_tokenizer,
+    require_vocabulary,
+    special_tokens,
+    unusable,
+)
+from sentence_distill.pipeline.pairs import separator_tokens
+from sentence_distill.pipeline.teacher_folder import read_folder
+from sentence_distill.student.figures import Outcome, TaskRecord, TeacherRecord
+from sentence_distill.student.files import FINETUNED_TEACHER, HEAD, TASK
 from sentence_distill.student.model import Student, load_student, pool_tokens, save_student
-from sentence_distill.student.start import SCALE
-from sentence_distill.student.task_data import Labelled, Outcome, TaskData, TaskRecord
 
 HEAD_UNITS = 512
 HEAD_DROPOUT = 0.2
+_MOST_TOKENS = 256
+
+
+# Examples as a model reads them.
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A batch of b examples in c columns."""
+
+    input_ids: torch.Tensor
+    """int64[c * b, longest], column after column; 0 fills a text up."""
+    lengths: torch.Tensor
+    """int64[c * b]."""
+    first: torch.Tensor | None
+    """int64[b], see `ExampleTokens`."""
+
+
+@dataclass(frozen=True)
+class ExampleTokens:
+    """Tokens of n examples."""
+
+    columns: tuple[Tokens, ...]
+    """The tokens of n texts for each text of an example; a model that reads pairs as one text has one column."""
+    first: np.ndarray | None = None
+    """int[n], the number of tokens of the only column that belong to the first text of a pair."""
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def batches(self, size: int, rng: np.random.Generator | None) -> Iterator[np.ndarray]:
+        """Cut the examples into batches of similar length, in random order if `rng` is given."""
+        lengths = np.max([column.lengths for column in self.columns], axis=0)
+        rows = rng.permutation(len(self)) if rng is not None else np.arange(len(self))
+        order = rows[np.argsort(lengths[rows], kind="stable")]
+        batches = [order[first : first + size] for first in range(0, len(order), size)]
+        for batch in rng.permutation(len(batches)) if rng is not None else range(len(batches)):
+            yield batches[batch]
+
+    def padded(self, rows: np.ndarray, device: torch.device) -> Padded:
+        """Return the tokens of int[b] `rows`, column after column."""
+        padded, lengths = Tokens.concatenated([column.take(rows) for column in self.columns]).padded()
+        first = None if self.first is None else torch.from_numpy(self.first[rows]).to(device)
+        return Padded(torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device), first)
 
 
 class StudentClassifier(nn.Module):
@@ -50,6 +102,13 @@ class StudentClassifier(nn.Module):
             nn.Dropout(HEAD_DROPOUT),
             nn.Linear(HEAD_UNITS, outputs),
         )
+
+    @classmethod
+    def new(cls, student: Student, task: Task, seed: int) -> "StudentClassifier":
+        """Return a copy of a student with a new head for a task."""
+        copy = Student(deepcopy(student.encoder), student.tokenizer)
+        torch.manual_seed(seed)
+        return cls(copy, len(task.columns), task.outputs)
 
     @property
     def student(self) -> Student:
@@ -79,100 +138,31 @@ class StudentClassifier(nn.Module):
         """Return the weights that came with the student, and not with the task."""
         return list(self.encoder.parameters())
 
-
-def new_classifier(student: Student, task: Task, seed: int) -> StudentClassifier:
-    """Return a copy of a student with a new head for a task."""
-    copy = Student(deepcopy(student.encoder), student.tokenizer)
-    torch.manual_seed(seed)
-    return StudentClassifier(copy, len(task.columns), task.outputs)
-
-
-def initial_student(student: Student, seed: int, *, words: torch.Tensor | None = None) -> Student:
-    """Return a student of the same shape that learned nothing yet: the baseline from scratch.
-
-    Args:
-        student: gives shape and tokenizer.
-        seed: seed of the weights.
-        words: float32[vocabulary, embedding_dim] to take as word embeddings; None draws them at random.
-    """
-    torch.manual_seed(seed)
-    scratch = StudentEncoder(student.encoder.config)
-    with torch.no_grad():
-        if words is None:
-            nn.init.normal_(scratch.embedding.weight, std=SCALE)
-        else:
-            scratch.embedding.weight.copy_(words)
-    return Student(scratch, student.tokenizer)
-
-
-# The scale of a regression: learned at mean 0 and deviation 1, in whatever unit labels or a teacher's scores are.
-
-
-def rescale(model: StudentClassifier, factor: float, shift: float) -> None:
-    """Let a model give `factor` times its scores, plus `shift`."""
-    last = model.head[-1]
-    assert isinstance(last, nn.Linear)
-    with torch.no_grad():
-        last.weight.mul_(factor)
-        last.bias.mul_(factor).add_(shift)
-
-
-def match_labels(model: StudentClassifier, labelled: Labelled, fitter: Fitter) -> None:
-    """Bring the scores of a model that learned a teacher's to the labels' unit: least squares over labelled examples.
-
-    This needs neither the teacher's unit nor the text that it scored: one was fine-tuned here on standardized labels,
-    another comes from the hub.
-
-    Raises:
-        UserError: the model's scores do not rise with the labels.
-    """
-    found = fitter.predict(model, model.tokenize(labelled.texts), regression=True)
-    centred = found - found.mean()
-    spread = float(centred @ centred)
-    slope = float(centred @ labelled.targets) / spread if spread else 0.0
-    if not slope > 0:
-        raise UserError(
-            "--logits: the scores that the student learned from do not rise with the labels of the training examples; "
-            "embed the task's text with a teacher that was fine-tuned on it"
-        )
-    rescale(model, slope, float(labelled.targets.mean() - slope * found.mean()))
+    def rescale(self, factor: float, shift: float) -> None:
+        """Let a regression give `factor` times its scores, plus `shift`."""
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            last.weight.mul_(factor)
+            last.bias.mul_(factor).add_(shift)
 
 
 # The folder of a fine-tuned student: a student's, with the head next to it.
 
 
 def save_classifier(
-    folder: Path, model: StudentClassifier, outcome: Outcome, data: TaskData, distillation: dict[str, Any]
+    folder: Path, model: StudentClassifier, record: TaskRecord, glue_task: str | None, distillation: dict[str, Any]
 ) -> None:
-    """Write a fine-tuned student; the folder is made if it is missing.
-
-    Args:
-        folder: where to write.
-        model: the student with its head.
-        outcome: its scores.
-        data: what it was fine-tuned on.
-        distillation: record of the student that it was made of.
-    """
-    task = data.task
-    record = TaskRecord(
-        task=task.name,
-        text_columns=task.plain_columns,
-        label_column=task.label,
-        labels=task.labels,
-        metrics=task.metrics,
-        dev_examples=data.dev_counts,
-        **msgspec.structs.asdict(outcome),
-    )
+    """Write a fine-tuned student and its record; `distillation` is of the student that it was made of."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        folder / HEAD, save({name: value.cpu().contiguous() for name, value in model.head.state_dict().items()})
-    )
+    head = {name: value.cpu().contiguous() for name, value in model.head.state_dict().items()}
+    write_atomically(folder / HEAD, save(head))
     write_json(folder / TASK, msgspec.to_builtins(record))
     changed = {
         # Fidelity was measured before the encoder moved.
-        "metrics": {task.name: outcome.scores},
+        "metrics": {record.task: record.scores},
         "dev_examples": record.dev_examples,
-        "glue_task": task.hub if isinstance(task, GlueTask) else None,
+        "glue_task": glue_task,
         # The license of the student that it was made of does not cover a user's examples.
         "licence": None,
     }
@@ -181,11 +171,7 @@ def save_classifier(
 
 
 def load_classifier(folder: Path) -> tuple[StudentClassifier, Task]:
-    """Read a fine-tuned student, and the task that it knows.
-
-    Raises:
-        UserError: the folder holds none.
-    """
+    """Read a fine-tuned student, and the task that it knows."""
     try:
         record = msgspec.json.decode((folder / TASK).read_bytes(), type=TaskRecord)
         task = Task(
@@ -217,3 +203,111 @@ class TorchClassifier:
         with torch.inference_mode():
             logits = self.model.logits([part.to(device) for part in pooled])
             return (logits if self.task.regression else logits.softmax(dim=1)).cpu().numpy()
+
+
+class TeacherClassifier(nn.Module):
+    """A pre-trained transformer under the head that transformers puts on it; pairs are read as one text."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        """Put a `…ForSequenceClassification` and transformers' fast tokenizer, which is saved with it, together."""
+        super().__init__()
+        self.model = model
+        self._tokenizer = tokenizer
+        self._texts = TextTokenizer(tokenizer.backend_tokenizer.to_str())
+
+    @classmethod
+    def load(cls, located: Located, task: Task, seed: int) -> "TeacherClassifier":
+        """Load an encoder's weights (safetensors only); it gets a new head, unless it has one of as many classes."""
+        from transformers import AutoModelForSequenceClassification
+        from transformers.utils import logging
+
+        require_vocabulary(located)
+        folder = read_folder(located.folder)
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()  # the head is new, and no warning is needed to say so
+        labels = dict(enumerate(task.labels or ("score",)))
+        torch.manual_seed(seed)
+        try:
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                folder.transformer,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                # With a mask in bfloat16 the other implementation is a quarter slower on CPUs.
+                attn_implementation=None if torch.cuda.is_available() else "eager",
+                id2label=labels,
+                label2id={name: number for number, name in labels.items()},
+                problem_type="regression" if task.regression else "single_label_classification",
+                output_loading_info=True,
+                **folder.config_options,
+            )
+        except (*LOADING_ERRORS, SafetensorError) as error:
+            raise unusable(located, error) from error
+        encoder = f"{model.base_model_prefix}."
+        lacking = [name for name in report["missing_keys"] if name.startswith(encoder) and ".pooler." not in name]
+        if lacking:
+            raise unusable(located, ValueError(f"its weights lack {lacking[0]} and {len(lacking) - 1} others"))
+        return cls(model, load_tokenizer(located, folder))
+
+    def tokenize(self, texts: Sequence[Sequence[str]]) -> ExampleTokens:
+        """Tokenize texts, or pairs as one, with special tokens; of what is too long the longer text is cut."""
+        columns = [self._texts.tokenize(column) for column in texts]
+        prefix, suffix = special_tokens(self._texts)
+        most = min(most_tokens(self.model.config), self._tokenizer.model_max_length) - len(prefix) - len(suffix)
+        if len(columns) == 1:
+            tokens = columns[0].cut(most).wrapped(prefix, suffix)
+            return ExampleTokens((tokens,), tokens.lengths)
+        separator = separator_tokens(self._texts, prefix, suffix, self._tokenizer.name_or_path)
+        # The separator before a second text is of the first for BERT, whose type ids alone are read.
+        first, second = _cut_longest_first(columns[0], columns[1], most - len(separator))
+        tokens = Tokens.joined([first, Tokens.of([separator] * len(first)), second]).wrapped(prefix, suffix)
+        return ExampleTokens((tokens,), len(prefix) + first.lengths + len(separator))
+
+    def forward(self, batch: Padded) -> torch.Tensor:
+        """Return logits, float[b, outputs]."""
+        assert batch.first is not None
+        places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": (places < batch.lengths[:, None]).long()}
+        if getattr(self.model.config, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = (places >= batch.first[:, None]).long() * inputs["attention_mask"]
+        return self.model(**inputs).logits  # type: ignore[no-any-return]
+
+    def pretrained(self) -> list[nn.Parameter]:
+        """Return the encoder's weights."""
+        return list(self.model.base_model.parameters())
+
+    def save(self, folder: Path, task: Task, outcome: Outcome) -> None:
+        """Write the model as transformers does, and its record; `sd embed --teacher` takes the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        before = {path.name for path in folder.iterdir()}
+        with system_errors(folder):
+            self.model.save_pretrained(folder)
+            self._tokenizer.save_pretrained(folder)
+        files = tuple(sorted({path.name for path in folder.iterdir()} - before))
+        record = TeacherRecord(task=task.name, files=files, **msgspec.structs.asdict(outcome))
+        write_json(folder / FINETUNED_TEACHER, msgspec.to_builtins(record))
+
+
+TaskModel = StudentClassifier | TeacherClassifier
+
+
+def _cut_longest_first(first: Tokens, second: Tokens, most: int) -> tuple[Tokens, Tokens]:
+    """Cut pairs to `most` tokens together, as the tokenizers library does: token by token from the longer text."""
+    short, long = np.minimum(first.lengths, second.lengths), np.maximum(first.lengths, second.lengths)
+    # The shorter keeps its tokens as long as it is the shorter; where both are too long they share.
+    kept_long = np.where(short + long <= most, long, np.maximum(most - short, most - most // 2))
+    kept_short = np.minimum(short, np.where(short + long <= most, short, most - kept_long))
+    swapped = first.lengths > second.lengths
+    rows = np.arange(len(first))
+    return (
+        first.take(rows, np.where(swapped, kept_long, kept_short)),
+        second.take(rows, np.where(swapped, kept_short, kept_long)),
+    )
+
+
+def most_tokens(config: Any) -> int:
+    """Return the maximum tokens of an example, special ones counted, by a model's configuration."""
+    # RoBERTa-like models start their positions after the padding id; XLNet's and T5's have no end.
+    positions = int(getattr(config, "max_position_embeddings", None) or -1)
+    return min(_MOST_TOKENS, positions - 2) if positions > 0 else _MOST_TOKENS

@@ -1,7 +1,7 @@
 """Options of the student, of its training, and of the commands."""
 
 import re
-from dataclasses import MISSING, asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +18,12 @@ from sentence_distill.data.options import (
     parse_seconds,
 )
 from sentence_distill.data.records import InputFormat
-from sentence_distill.student.environment import cores
+from sentence_distill.pipeline.processes import cores
 
 POOLINGS = ("mean", "max", "mean+max")
 INITS = ("pca", "random")
 DEFAULT_STUDENT = "distilled"
+"""The folder that commands read if none is named."""
 
 # Shapes that a name stands for; docs/training.md says what each costs and gives.
 SIZES: dict[str, dict[str, int]] = {
@@ -32,6 +33,16 @@ SIZES: dict[str, dict[str, int]] = {
     "base": {"embedding_dim": 300, "hidden": 300, "layers": 1},
     "large": {"embedding_dim": 384, "hidden": 512, "layers": 1},
 }
+
+
+class _Options:
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def _named(flag: str, metavar: str, help: str, default: tuple[str, ...] = ()) -> Any:
+    """Declare names that come as arguments, or by an option that may be repeated."""
+    return option(default, help, argument=True, repeated=True, flags=(flag,), metavar=metavar)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +77,7 @@ class StudentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(_Options):
     """Options of `sd train-student`."""
 
     shards: Path = option(Path("shards"), "Folder that sd embed made.")
@@ -151,7 +162,7 @@ class TrainConfig:
     overwrite: bool = option(False, "Replace the run or the student in --out.", given=False)
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if not any((self.cosine, self.mse, self.relational)):
             raise UserError("all weights of the loss are 0; raise --cosine, --mse or --relational")
 
@@ -172,17 +183,12 @@ def default_held_out(rows: int) -> float:
     return max(0.01, min(0.1, 500 / max(1, rows)))
 
 
-def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"{option} {value!r} is none of {', '.join(known)}")
-
-
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(_Options):
     """Options of `sd export`."""
 
     student: str = option(
-        "distilled",
+        DEFAULT_STUDENT,
         "Student to export: a folder, wiki-small, or a name on the hub.",
         argument=True,
         metavar="[STUDENT]",
@@ -208,9 +214,7 @@ class ExportConfig:
     int8: bool = option(False, "Store and multiply 8-bit numbers in ONNX: faster, and a quarter of the size.")
     overwrite: bool = option(False, "Replace an earlier smaller student in --out.", given=False)
     shards: Path | None = option(
-        None,
-        "Shards to find dimensions and measure with.",
-        shown="those that the student was trained on",
+        None, "Shards to find dimensions and measure with.", shown="those that the student was trained on"
     )
     corpus: tuple[str, ...] = option(
         (),
@@ -225,7 +229,7 @@ class ExportConfig:
     )
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.shards and self.corpus:
             raise UsageError("--shards and --corpus are two sources of sentences; give one of them")
         if self.corpus and not self.dim:
@@ -244,62 +248,8 @@ class ExportConfig:
             raise UsageError("--float16 goes with --format folder; ONNX files have --int8")
 
 
-# Fine-tuning: how a model learns a task, and what `sd finetune` and `sd eval --glue` take.
-
-# Version of the fine-tuning loop, recorded with the results: count it up with a change that gives other weights for the
-# same options. 2: patience is at least a third of the steps.
-LOOP = 2
-
-
 @dataclass(frozen=True, kw_only=True)
-class Hyperparameters:
-    """How a model is fine-tuned on a task; the same for every task and every row of a table."""
-
-    epochs: int = 6
-    """Maximum passes over the training examples."""
-    least_steps: int = 200
-    """Steps that a small data set gets, in more passes than `epochs`; 0 if a number of epochs was asked for."""
-    max_steps: int | None = 2000
-    """Maximum steps, but at least one epoch: large tasks get fewer passes. None sets no limit."""
-    batch_size: int = 64
-    """Examples of a batch."""
-    learning_rates: tuple[float, ...] = (1e-3,)
-    """Peaks of AdamW's schedule to try with the first seed; the best on dev serves the other seeds."""
-    encoder_rate: float = 1.0
-    """Learning rate of the pre-trained weights, as a multiple of the head's."""
-    warmup: float = 0.05
-    """Share of the steps over which the learning rate rises; then it falls linearly to 0."""
-    weight_decay: float = 0.01
-    """Weight decay of AdamW."""
-    clip: float = 1.0
-    """Gradient clipping: maximum norm."""
-    patience: int = 3
-    """Evaluations on dev without a better score after which fine-tuning ends, but a third of the steps at least: a
-    long schedule improves late, when its learning rate is low."""
-
-    def steps(self, examples: int) -> int:
-        """Return the maximum number of steps over so many examples."""
-        per_epoch = -(-examples // self.batch_size)
-        wanted = max(self.epochs * per_epoch, self.least_steps)
-        return wanted if self.max_steps is None else max(per_epoch, min(self.max_steps, wanted))
-
-    def describe(self, examples: int) -> str:
-        """Say how long fine-tuning over so many examples is, and why."""
-        steps, per_epoch = self.steps(examples), -(-examples // self.batch_size)
-        passes = f"{steps / per_epoch:.3g} epochs of {examples:,} examples"
-        if steps > self.epochs * per_epoch:
-            why = f": at least {self.least_steps} steps; --epochs N sets another length"
-        else:
-            why = f" of {self.epochs}: --finetune-steps ends it there" if steps < self.epochs * per_epoch else ""
-        return f"at most {steps:,} steps, {passes}{why}"
-
-
-STUDENT = Hyperparameters()
-TEACHER = Hyperparameters(epochs=3, max_steps=2500, batch_size=32, learning_rates=(5e-5,), warmup=0.1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneOptions:
+class FinetuneOptions(_Options):
     """Options of every fine-tuning; None takes what suits the model."""
 
     epochs: int | None = option(
@@ -325,31 +275,14 @@ class FinetuneOptions:
     )
     encoder_rate: float = option(1.0, "Fine-tuning: learning rate of the encoder as a multiple of the head's.", above=0)
 
-    def __post_init__(self) -> None:
-        check(self)
-
-    def over(self, default: Hyperparameters) -> Hyperparameters:
-        """Return a model's hyperparameters with those of the options that were given."""
-        found = replace(default, encoder_rate=self.encoder_rate)
-        if self.epochs is not None:
-            # No default length cuts or extends a number of epochs that was asked for.
-            found = replace(found, epochs=self.epochs, least_steps=0, max_steps=None)
-        if self.max_steps is not None:
-            found = replace(found, max_steps=self.max_steps)
-        if self.learning_rates is not None:
-            found = replace(found, learning_rates=tuple(dict.fromkeys(self.learning_rates)))
-        return found
-
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(_Options):
     """What `sd finetune` takes."""
 
     model: str = option(MISSING, "Student or transformer encoder: a folder, or a name on the hub.", argument=True)
     train: str | None = option(
-        None,
-        "Your own training examples: CSV, TSV, JSON lines, Parquet or Arrow, compressed or not.",
-        metavar="FILE",
+        None, "Your own training examples: CSV, TSV, JSON lines, Parquet or Arrow, compressed or not.", metavar="FILE"
     )
     dev: str | None = option(
         None,
@@ -375,7 +308,7 @@ class FinetuneConfig:
     device: str = option("auto", "Device: auto, cpu, cuda or cuda:N.")
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if (self.train is None) == (self.task is None):
             raise UsageError("give --train, a file of your own examples, or --task, one of GLUE")
         of_files, of_glue = ("dev", "text_column", "label_column", "regression"), ("glue_dir",)
@@ -408,7 +341,7 @@ ROWS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlueConfig:
+class GlueConfig(_Options):
     """What `sd eval --glue` takes."""
 
     tasks: tuple[str, ...] = option(
@@ -456,7 +389,7 @@ class GlueConfig:
     device: str = option("auto", "GLUE: device: auto, cpu, cuda or cuda:N.")
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.submission and len(self.chosen_rows) != 1:
             raise UsageError(f"--submission holds one row's predictions, not those of {', '.join(self.chosen_rows)}")
         if self.submission and self.fractions != (1.0,):
@@ -476,12 +409,6 @@ class GlueConfig:
         return FinetuneOptions(epochs=self.teacher_epochs, learning_rates=self.teacher_learning_rates)
 
 
-# Options of `sd eval` and `sd report`.
-
-DEFAULT_STUDENT = "distilled"
-"""The folder that commands read if none is named."""
-
-
 def _parse_threads(text: str) -> tuple[int, ...]:
     """Read numbers of threads, as in 1,8; `all` stands for the number of cores."""
     numbers = parse_list(int, re.sub(r"\ball\b", str(cores()), text))
@@ -491,17 +418,10 @@ def _parse_threads(text: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
+class EvalConfig(_Options):
     """What `sd eval` measures, and where the figures go."""
 
-    models: tuple[str, ...] = option(
-        (),
-        "The same as one MODEL; may be repeated.",
-        argument=True,
-        repeated=True,
-        flags=("--student",),
-        metavar="[MODEL]...",
-    )
+    models: tuple[str, ...] = _named("--student", "[MODEL]...", "The same as one MODEL; may be repeated.")
     shards: Path | None = option(
         None, "Shards with held-out sentences, also to time.", shown="those that the first student was trained on"
     )
@@ -521,12 +441,17 @@ class EvalConfig:
     )
     overwrite: bool = option(False, "Replace --json, whatever it holds; earlier figures are not kept.", given=False)
 
-    def __post_init__(self) -> None:
-        check(self)
+    @property
+    def sts_file(self) -> Path | None:
+        """File of STS-B's pairs: --sts, or dev.tsv of --glue-dir if it is there."""
+        if self.sts is not None or self.glue_dir is None:
+            return self.sts
+        inside = self.glue_dir / "STS-B" / "dev.tsv"
+        return inside if inside.exists() else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedConfig:
+class SpeedConfig(_Options):
     """How `sd eval --speed` times models."""
 
     sentences: Path | None = option(
@@ -542,9 +467,6 @@ class SpeedConfig:
     rounds: int = option(3, "Speed: rounds in which the models take turns; the median counts.", least=1)
     batch_sizes: tuple[int, ...] = option((1, 8, 32, 128, 512), "Speed: sentences per call.", least=1)
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 def parse_note(text: str) -> str:
     """Read TASK=TEXT, a remark on the figures of a GLUE task; the task comes out spelled as GLUE spells it."""
@@ -556,7 +478,7 @@ def parse_note(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(_Options):
     """What `sd report` writes."""
 
     student: Path = option(Path(DEFAULT_STUDENT), "Folder of the student.", argument=True)
@@ -572,22 +494,12 @@ class ReportConfig:
     )
     overwrite: bool = option(False, "Replace --out even if it is not a report.", given=False)
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeConfig:
+class EncodeConfig(_Options):
     """Options of `sd encode`."""
 
-    inputs: tuple[str, ...] = option(
-        (),
-        "The same as the argument INPUT; may be repeated.",
-        argument=True,
-        repeated=True,
-        flags=("--input",),
-        metavar="INPUT...",
-    )
+    inputs: tuple[str, ...] = _named("--input", "INPUT...", "The same as the argument INPUT; may be repeated.")
     student: str | None = option(
         None,
         "Folder or name on the hub of a student, or folder of its export.",
@@ -630,7 +542,7 @@ class EncodeConfig:
     )
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if not self.inputs:
             raise UsageError("name what to read: a file, a folder, a glob or a URL, or - for standard input")
         if "-" in self.inputs and (len(self.inputs) > 1 or self.out != "-"):
@@ -653,19 +565,17 @@ class EncodeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(_Options):
     """Options of `sd predict`."""
 
     folder: str = option(
         MISSING, "Folder of a fine-tuned student, or of its export; or a name on the hub.", argument=True
     )
-    inputs: tuple[str, ...] = option(
-        ("-",),
+    inputs: tuple[str, ...] = _named(
+        "--input",
+        "INPUT...",
         "The same as the argument INPUT; may be repeated.  [default: - (standard input)]",
-        argument=True,
-        repeated=True,
-        flags=("--input",),
-        metavar="INPUT...",
+        default=("-",),
     )
     out: str = option("-", "File to write; - is standard output.", flags=("--out", "-o"), metavar="FILE")
     format: Literal["jsonl", "csv", "tsv", "parquet"] | None = option(
@@ -680,6 +590,6 @@ class PredictConfig:
     overwrite: bool = option(False, "Replace --out if it is there already.", given=False)
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if "-" in self.inputs and len(self.inputs) > 1:
             raise UsageError("standard input can't be joined with files; name one or the other")

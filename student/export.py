@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from msgspec import structs
 from tokenizers import Tokenizer
 from torch.nn import functional
@@ -27,8 +26,8 @@ from sentence_distill.pipeline.files import (
 from sentence_distill.student.classifier import TorchClassifier, load_classifier
 from sentence_distill.student.config import ExportConfig
 from sentence_distill.student.dataset import ShardStream
-from sentence_distill.student.environment import versions
 from sentence_distill.student.export_folder import check_export, replacing_export
+from sentence_distill.student.figures import versions
 from sentence_distill.student.files import (
     HEAD,
     MAX_TOKENS,
@@ -38,7 +37,7 @@ from sentence_distill.student.files import (
     moved_record,
 )
 from sentence_distill.student.model import Student, load_student
-from sentence_distill.student.models import Encode
+from sentence_distill.student.models import Encode, own_shards
 from sentence_distill.student.onnx_encoder import OUTPUT, PROBABILITIES, SCORES, inputs_of_column
 from sentence_distill.student.onnx_graph import Head, build_graph
 from sentence_distill.student.onnx_student import (
@@ -55,7 +54,7 @@ from sentence_distill.student.onnx_student import (
     OnnxStudent,
 )
 from sentence_distill.student.reduce import Fidelity, copy_student, halve_weights, reduce, save_reduced
-from sentence_distill.student.reference import own_shards
+from sentence_distill.student.tables import render
 
 _MEASURED_SENTENCES = 1000
 _CALLS = 200
@@ -332,14 +331,8 @@ def next_command(record: ExportRecord, folder: str) -> str:
 
 def readme(record: ExportRecord, labels: Sequence[str]) -> str:
     """Return the README of an export, with a script that runs it."""
-    environment = Environment(
-        loader=PackageLoader("sentence_distill.student"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("export-readme.md.j2").render(
+    return render(
+        "export-readme.md.j2",
         record=record,
         labels=labels,
         what=describe(record, labels),

@@ -1,24 +1,43 @@
-"""Figures that `sd eval` leaves on disk: eval.json and speed.json, and what is read of glue.json."""
+"""Records in a student's folder: how it was made, and what was measured of it. Nothing here imports PyTorch."""
 
+import json
 import os
-from collections.abc import Collection
+import platform
+import statistics
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.files import write_json
-from sentence_distill.student.config import DEFAULT_STUDENT, EvalConfig
-from sentence_distill.student.files import is_student, load_distillation
-from sentence_distill.student.hub import packaged_student
+from sentence_distill.pipeline.processes import cores
+from sentence_distill.student.config import DEFAULT_STUDENT, EvalConfig, StudentConfig, TrainConfig
 
-EVAL, GLUE, SPEED = "eval.json", "glue.json", "speed.json"
+DISTILLATION, EVAL, GLUE, SPEED = "distillation.json", "eval.json", "glue.json", "speed.json"
 MADE_BY = {EVAL: "sd eval", GLUE: "sd eval --glue --rows all", SPEED: "sd eval --speed"}
+"""Files of figures, and the commands that write them."""
+CHECKPOINTS = "checkpoints"
+
+
+# What figures depend on.
+
+PACKAGES = (
+    *("sentence-distill", "torch", "onnxruntime", "transformers", "sentence-transformers", "tokenizers", "nanotoken"),
+    *("pyarrow", "numpy"),
+)
+# Instruction sets that decide the speed of encoders, as Linux names them: those of x86, then those of ARM.
+_INSTRUCTIONS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
 
 
 class Environment(msgspec.Struct, kw_only=True):
-    """Machine and versions that figures depend on; see `environment.environment`."""
+    """Machine and versions that figures depend on."""
 
     date: str = ""
     cpu: str = ""
@@ -27,6 +46,39 @@ class Environment(msgspec.Struct, kw_only=True):
     system: str = ""
     python: str = ""
     versions: dict[str, str] = {}
+
+    @classmethod
+    def here(cls) -> "Environment":
+        """Describe this machine, today."""
+        try:
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+        except OSError:
+            lines = []
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+        return cls(
+            date=f"{datetime.now(UTC):%Y-%m-%d}",
+            cpu=names[0] if names else platform.processor(),
+            instructions=[name for name in _INSTRUCTIONS if name in flags],
+            cores=cores(),
+            system=platform.system(),
+            python=platform.python_version(),
+            versions=versions(PACKAGES),
+        )
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+# eval.json: agreement with the teacher, size, speed.
 
 
 class Range(msgspec.Struct):
@@ -53,6 +105,17 @@ class HeldOut(msgspec.Struct, kw_only=True, omit_defaults=True):
     by_frequency: list[Range] = []
     other_corpus: str | None = None
     """The shards that the sentences are from, if they are not those that the student was trained on."""
+
+
+FEWEST_ROWS = 200
+"""Rows below which recall is not measured: among few sentences ten neighbors are found by chance."""
+
+
+def too_few(rows: int | None) -> str:
+    """Explain why there is no recall over so many rows; "" if they are enough, or not known."""
+    if rows is None or rows >= FEWEST_ROWS:
+        return ""
+    return f"not measured ({rows:,} held-out sentences; {FEWEST_ROWS} are needed)"
 
 
 class Neighbor(msgspec.Struct):
@@ -120,6 +183,9 @@ class EvalRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     command: str = ""
 
 
+# speed.json: models that took turns on the same sentences.
+
+
 class Latency(msgspec.Struct):
     """Milliseconds of a call with one sentence."""
 
@@ -154,7 +220,7 @@ class Timed(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class SpeedRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Content of speed.json: models that took turns on the same sentences."""
+    """Content of speed.json."""
 
     contenders: dict[str, Timed]
     threads: list[int]
@@ -166,33 +232,109 @@ class SpeedRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     command: str = ""
 
 
-class GlueScores(msgspec.Struct, kw_only=True):
-    """Scores of one fine-tuned model on the dev sets of a task, between 0 and 1."""
+# Fine-tuned models: glue.json, and the record in the folder of each.
 
-    scores: dict[str, dict[str, float]]
+Scores = dict[str, dict[str, float]]
+"""The metrics of each dev set, by their names; between 0 and 1."""
+
+
+def main_score(scores: Scores) -> float:
+    """Return one number for a task: the mean of its metrics on the first dev set, as GLUE averages them."""
+    return statistics.fmean(next(iter(scores.values())).values())
+
+
+def shown_score(metric: str, value: float, examples: int | None) -> str:
+    """Write a score with four decimals, and an accuracy over few examples with its counts: 0.9333 (14/15)."""
+    if metric == "accuracy" and examples and examples < 200:
+        return f"{value:.4f} ({round(value * examples)}/{examples})"
+    return f"{value:.4f}"
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of fitting a model to a task, at the best step on dev."""
+
+    scores: Scores
+    learning_rate: float = 0.0
+    """The best one; 0 if nothing was fine-tuned."""
+    step: int = 0
+    """The best step. 0 with no scores: fine-tuning diverged before it was scored once."""
+    seconds: float = 0.0
+    ended: str = ""
+    """When fine-tuning ended, and why."""
+
+
+class TaskRecord(Outcome, frozen=True, kw_only=True):
+    """Content of task.json, next to a fine-tuned student."""
+
+    task: str
+    text_columns: tuple[str, ...]
+    label_column: str
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    dev_examples: dict[str, int]
+
+
+class TeacherRecord(Outcome, frozen=True, kw_only=True):
+    """Content of finetuning.json, next to a fine-tuned teacher; written last, so that a folder with it is whole."""
+
+    task: str
+    files: tuple[str, ...] = ()
+    """Names of the files that were written."""
+
+
+class GlueScores(Outcome, frozen=True, kw_only=True):
+    """Scores of one model on the dev sets of a task."""
+
     seed: int = 0
     fraction: float = 1.0
+    """Share of the training examples."""
     examples: int = 0
+    """Number of training examples, with a teacher's logits those too."""
+    data: str = ""
+    """Hash of the task's training and dev examples."""
 
 
 class GlueFigures(msgspec.Struct, kw_only=True):
-    """What is read of glue.json."""
+    """Content of glue.json: the figures so far, and what they depend on."""
 
-    rows: dict[str, dict[str, list[GlueScores]]]
-    skipped: dict[str, str] = {}
+    source: str = ""
+    student: list[str] = []
+    """Hashes of the student's weights."""
+    computed: str = ""
+    """Compute dtype and kind of device."""
+    finetuning: dict[str, Any] = {}
+    """Hyperparameters of the students."""
+    teacher_finetuning: dict[str, Any] = {}
     environments: list[Environment] = []
+    """Every day and machine that added a figure."""
+    rows: dict[str, dict[str, list[GlueScores]]]
+    """Scores by row and task."""
+    skipped: dict[str, str] = {}
+    """Tasks, rows and test sets that could not be done, with the reason."""
     command: str = ""
 
+    def find(self, row: str, task: str, seed: int, fraction: float, data: str) -> GlueScores | None:
+        """Return scores that are there already, over the same examples."""
+        wanted = (seed, fraction, data)
+        known = self.rows.get(row, {}).get(task, [])
+        return next((one for one in known if (one.seed, one.fraction, one.data) == wanted), None)
 
-Record = TypeVar("Record", EvalRecord, SpeedRecord, GlueFigures)
+    def add(self, row: str, task: str, new: GlueScores) -> None:
+        """Add scores, in place of those of the same seed and fraction, and of all that are over other examples.
+
+        The scores of a row and task are averaged, and a mean over two dev sets would be of none.
+        """
+        of_row = self.rows.setdefault(row, {})
+        replaced = (new.seed, new.fraction)
+        others = [one for one in of_row.get(task, []) if one.data == new.data and (one.seed, one.fraction) != replaced]
+        of_row[task] = sorted([*others, new], key=lambda one: (-one.fraction, one.seed))
 
 
-def read_figures(path: Path, kind: type[Record]) -> Record | None:
-    """Read a file of figures; None if there is none.
+Figures = TypeVar("Figures", EvalRecord, SpeedRecord, GlueFigures)
 
-    Raises:
-        UserError: it is damaged or of another version.
-    """
+
+def read_figures(path: Path, kind: type[Figures]) -> Figures | None:
+    """Read a file of figures; None if there is none."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
@@ -202,38 +344,149 @@ def read_figures(path: Path, kind: type[Record]) -> Record | None:
         raise UserError(f"{path} is damaged or of another version ({error}); remove it, then: {made_by}") from error
 
 
-def write_figures(path: Path, record: EvalRecord | SpeedRecord) -> None:
+def write_figures(path: Path, record: EvalRecord | SpeedRecord | GlueFigures) -> None:
     """Write a file of figures."""
     write_json(path, msgspec.to_builtins(record, str_keys=True))
 
 
-# Where figures go.
+# distillation.json: how a student was made.
+
+
+class TeacherOrigin(msgspec.Struct, kw_only=True):
+    """The teacher of a student."""
+
+    teacher: str
+    """Name on the hub, or of its folder."""
+    teacher_weights: list[str] = []
+    """Hashes of its weight files."""
+    pooling: str
+    normalize: bool
+    layers: list[int]
+    """Layers that the student approximates; the last one is its public embedding."""
+
+
+class CorpusOrigin(msgspec.Struct, kw_only=True):
+    """The shards that a student was trained on."""
+
+    rows: int
+    fingerprint: dict[str, Any]
+    """Options and inputs that the shards depend on, as their manifest has them."""
+
+
+class Metrics(msgspec.Struct, kw_only=True):
+    """Figures of `sd eval` among a student's metrics, by measure; those by model have the keys student and teacher."""
+
+    held_out: HeldOut = msgspec.field(default_factory=HeldOut)
+    sts_spearman: dict[str, float] = {}
+    sentences_per_second: dict[str, float] = {}
+    size: Size | None = None
+    teacher_size: Size | None = None
+
+
+class Distillation(msgspec.Struct, kw_only=True):
+    """Content of distillation.json: how a student was made, and what was measured of it."""
+
+    teacher: TeacherOrigin
+    corpus: CorpusOrigin
+    shards: str
+    """Where the shards lie, relative to the student's folder."""
+    training: TrainConfig
+    """The recipe; options outside it have their defaults."""
+    metrics: dict[str, Any]
+    """Figures of `sd eval`, see `Metrics`; those of a fine-tuned student are by task, set and metric."""
+    student: StudentConfig
+    weights: str = "float32"
+    command: str = ""
+    """The command that trained it; empty if that is not known."""
+    start: dict[str, Any] | None = None
+    """The student that the training began with, and the hashes of its weights."""
+    history: list[dict[str, float]] = []
+    """The validations, first to last."""
+    reduction: dict[str, Any] | None = None
+    """How its vectors were projected to fewer dimensions, see `reduce.Reduction`."""
+    dev_examples: dict[str, int] | None = None
+    """Examples of each set of the task that the student was fine-tuned on."""
+    glue_task: str | None = None
+    """The hub's name of that task, if it is one of GLUE."""
+    licence: str | None = None
+
+    def task_scores(self) -> list[tuple[str, str, str, float]]:
+        """Return task, set, metric and value of what a student was fine-tuned on; nothing if it was only distilled."""
+        return [
+            (task, split, metric, value)
+            for task, splits in self.metrics.items()
+            if isinstance(splits, dict)
+            for split, scores in splits.items()
+            if isinstance(scores, dict)
+            for metric, value in scores.items()
+            if isinstance(value, float)
+        ]
+
+    def models(self) -> dict[str, ModelFigures]:
+        """Return the figures of `sd eval` by model: of the student and, if it was measured, of its teacher."""
+        # A user's own task may have the name of a measure.
+        tasks = {task for task, *_ in self.task_scores()}
+        found = msgspec.convert({name: value for name, value in self.metrics.items() if name not in tasks}, Metrics)
+        models = {
+            name: ModelFigures(
+                size=size,
+                sts_spearman=found.sts_spearman.get(name),
+                sentences_per_second=found.sentences_per_second.get(name),
+            )
+            for name, size in (("student", found.size), ("teacher", found.teacher_size))
+        }
+        models["student"].held_out = found.held_out
+        return {name: model for name, model in models.items() if name == "student" or model != ModelFigures()}
+
+
+def load_distillation(folder: Path) -> dict[str, Any]:
+    """Read and check distillation.json, and return it as it stands, for commands that hand it on changed."""
+    path = folder / DISTILLATION
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        msgspec.convert(record, Distillation).models()
+    except (FileNotFoundError, NotADirectoryError):
+        if is_unfinished(folder):
+            raise UserError(
+                f"{folder} is not finished: sd train-student --resume --out {folder} trains it to the end, with the "
+                "options that it was begun with"
+            ) from None
+        raise UserError(f"{folder} holds no student; train one: sd train-student --out {folder}") from None
+    except (ValueError, msgspec.ValidationError, UserError) as error:
+        raise UserError(f"{path} is damaged ({error}); train the student again") from error
+    return record
+
+
+def read_distillation(folder: Path) -> Distillation:
+    """Read how the student in a folder was made."""
+    return msgspec.convert(load_distillation(folder), Distillation)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Tell whether a folder holds a training that was stopped."""
+    return (folder / CHECKPOINTS).is_dir() and not (folder / DISTILLATION).exists()
+
+
+# Where the figures of `sd eval` go, and how those of several runs share a file.
 
 
 def models_of(config: EvalConfig) -> tuple[str, ...]:
-    """Return the models to measure: those that were named, or the student in distilled/.
-
-    Raises:
-        UserError: none was named, and there is no such student.
-    """
+    """Return the models to measure: those that were named, or the student in distilled/."""
     if not config.models:
         load_distillation(Path(DEFAULT_STUDENT))
     return tuple(dict.fromkeys(config.models)) or (DEFAULT_STUDENT,)
 
 
 def figures_file(config: EvalConfig, name: str) -> Path:
-    """Return the file for figures: --json, or `name` in the folder of the first student that is the user's.
-
-    Raises:
-        UserError: there is no such student, or no file can be written there.
-    """
+    """Return the file for figures: --json, or `name` in the folder of the first student that is the user's."""
     models = models_of(config)
-    students = [model for model in models if is_student(model)]
+    students = [Path(model) for model in models if (Path(model) / DISTILLATION).exists()]
     if config.json_file is None and not students:
-        if packaged := [model for model in models if packaged_student(model) is not None]:
-            raise UserError(f"{packaged[0]} lies inside the package, where no figures can go; name a file with --json")
-        raise UserError("no student is among the models, in whose folder the figures would go; name a file with --json")
-    file = config.json_file or Path(students[0]) / name
+        raise UserError(
+            f"{', '.join(models)}: none is the folder of a student of yours, where the figures would go; name a file "
+            "with --json"
+        )
+    file = config.json_file or students[0] / name
     if not file.parent.is_dir():
         raise UserError(f"--json {file}: there is no folder {file.parent}")
     if not os.access(file.parent, os.W_OK):
@@ -241,17 +494,7 @@ def figures_file(config: EvalConfig, name: str) -> Path:
     return file
 
 
-def sts_file(config: EvalConfig) -> Path | None:
-    """Return the file of STS-B's pairs: --sts, or dev.tsv of --glue-dir if it is there."""
-    if config.sts is not None or config.glue_dir is None:
-        return config.sts
-    inside = config.glue_dir / "STS-B" / "dev.tsv"
-    return inside if inside.exists() else None
-
-
-# Figures of several runs in one file.
-
-# What a skipped measure leaves empty.
+# The field of `ModelFigures` that a skipped measure leaves empty.
 _MEASURES = {"held-out fidelity": "held_out", "speed": "sentences_per_second", "STS-B": "sts_spearman"}
 
 
@@ -272,12 +515,11 @@ def merged(old: EvalRecord, new: EvalRecord) -> EvalRecord:
             model = msgspec.structs.replace(known.pop(earlier), **measured)
         models[name] = model
     models |= {name: model for name, model in known.items() if name not in models}
-    skipped = {what: why for what, why in new.skipped.items() if what not in models and not _is_known(what, models)}
     student, teacher = (new.student, new.teacher) if new.student else (old.student, old.teacher)
     return msgspec.structs.replace(
         new,
         models=models,
-        skipped=skipped,
+        skipped={what: why for what, why in new.skipped.items() if what not in models and not _is_known(what, models)},
         student=student if student in models else None,
         teacher=teacher if teacher in models else None,
         reference=new.reference or old.reference,

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.student.config import StudentConfig
-from sentence_distill.student.records import (
+from sentence_distill.student.figures import (
     CHECKPOINTS,
     DISTILLATION,
     is_unfinished,

@@ -1,9 +1,14 @@
-"""Fine-tune and score models on GLUE: what `sd eval --glue` does."""
+"""GLUE: fine-tune and score models on it, as `sd eval --glue` does, and write the submission."""
 
-from collections.abc import Callable, Iterator, Sequence
+import io
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import msgspec
@@ -11,32 +16,53 @@ import numpy as np
 import torch
 
 from sentence_distill.data import progress
+from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.glue import TASKS, GlueSource, TaskMissing, open_glue
-from sentence_distill.data.hashing import file_hash
-from sentence_distill.pipeline.files import lock_folder
+from sentence_distill.data.glue import (
+    DIAGNOSTIC,
+    HUB_NAME,
+    TASKS,
+    GlueFolder,
+    GlueSource,
+    GlueTask,
+    TaskMissing,
+    open_glue,
+    set_name,
+)
+from sentence_distill.data.hashing import bytes_hash, file_hash
+from sentence_distill.data.labelled import FIELDS, json_line, synthetic_examples
+from sentence_distill.data.options import command_line
+from sentence_distill.data.sentences import SentenceRules
+from sentence_distill.pipeline.config import EmbedConfig
+from sentence_distill.pipeline.embed import embed_corpus
+from sentence_distill.pipeline.files import lock_folder, replacing, write_atomically
 from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
 from sentence_distill.pipeline.load import Located
-from sentence_distill.student.classifier import initial_student, new_classifier
-from sentence_distill.student.config import ROWS, STUDENT, TEACHER, GlueConfig
-from sentence_distill.student.files import load_distillation, module_weights
-from sentence_distill.student.fit import Fitter, TaskModel
-from sentence_distill.student.glue_results import (
-    PARTS,
-    Result,
-    Results,
-    StudentFinetuning,
-    Submission,
-    resume_results,
-    write_results,
-    write_submission,
+from sentence_distill.pipeline.records import differing_fields
+from sentence_distill.student.classifier import StudentClassifier, TaskModel, TeacherClassifier, most_tokens
+from sentence_distill.student.config import ROWS, EvalConfig, GlueConfig
+from sentence_distill.student.encoder import StudentEncoder
+from sentence_distill.student.figures import (
+    GLUE,
+    Environment,
+    GlueFigures,
+    GlueScores,
+    Outcome,
+    Scores,
+    figures_file,
+    load_distillation,
+    main_score,
+    models_of,
+    read_figures,
+    write_figures,
 )
+from sentence_distill.student.files import FINETUNED_TEACHER, module_weights
+from sentence_distill.student.finetune import LOOP, STUDENT, TEACHER, Fitter
 from sentence_distill.student.metrics import task_metrics
-from sentence_distill.student.model import load_student
+from sentence_distill.student.model import Student, load_student
 from sentence_distill.student.models import Encode, find_teacher, open_teacher
-from sentence_distill.student.start import initial_words
-from sentence_distill.student.task_data import Outcome, Scores, TaskData, main_score
-from sentence_distill.student.task_teacher import TaskTeacher, TeacherClassifier
+from sentence_distill.student.start import SCALE, initial_words
+from sentence_distill.student.task_data import Labelled, TaskData, from_logits
 
 # Nothing in these rows is drawn, so one seed is all.
 WITHOUT_SEED = ("majority", "frozen", "teacher-frozen")
@@ -51,43 +77,18 @@ Predict = Callable[[Sequence[Sequence[str]]], np.ndarray]
 """From one or two columns of n texts to float[n], class numbers or scores."""
 
 
-def evaluate_glue(
-    config: GlueConfig,
-    student: Path,
-    json_file: Path,
-    *,
-    glue_dir: Path | None = None,
-    teacher: str | None = None,
-    fresh: bool = False,
-) -> tuple[Results, Submission | None]:
-    """Fine-tune and score a student on each task; the figures so far are written after each model.
-
-    Args:
-        config: what to make.
-        student: folder of the student.
-        json_file: where the figures go.
-        glue_dir: folder of the official TSV files; None takes the hub's copy.
-        teacher: see `open_teacher`.
-        fresh: begin the file anew, whatever it holds.
-    """
-    source = open_glue(glue_dir)
+def evaluate_glue(config: EvalConfig, glue: GlueConfig) -> tuple[GlueFigures, "Submission | None"]:
+    """Fine-tune and score one student as `sd eval --glue` does; glue.json is written after each model."""
+    file = figures_file(config, GLUE)
+    source = open_glue(config.glue_dir)
     # Two runs over one file would lose each other's figures.
-    with lock_folder(json_file.parent, name=f".lock-{json_file.name}"):
-        # Next to the figures: a student that others share may be read-only.
-        maker = RowMaker(config, student, teacher, json_file.parent / "glue")
-        results = Results(
-            source="nyu-mll/glue" if glue_dir is None else "a folder of TSV files",
-            student=[file_hash(file) for file in module_weights(student)],
-            computed=f"{str(maker.fitter.precision).removeprefix('torch.')} on {maker.fitter.device.type}",
-            finetuning=StudentFinetuning(**asdict(maker.fitter.config), synthetic=config.synthetic),
-            teacher_finetuning=config.teacher_finetuning.over(TEACHER),
-        )
-        if not fresh:
-            results = resume_results(json_file, results)
-        run = _Run(config, source, maker, results, json_file)
-        for task in config.tasks:
+    with lock_folder(file.parent, name=f".lock-{file.name}"):
+        run = GlueRun(config, glue, source, file)
+        if not config.overwrite:
+            run.resume()
+        for task in glue.tasks:
             run.score(task)
-    return results, write_submission(config.submission, run.predictions) if config.submission else None
+    return run.figures, write_submission(glue.submission, run.predictions) if glue.submission else None
 
 
 @dataclass(frozen=True)
@@ -100,17 +101,111 @@ class Made:
     """Number of examples that it learned from."""
 
 
-class RowMaker:
-    """Makes the models of rows; the teacher is asked for only if a row needs it."""
+class GlueRun:
+    """A run over rows, tasks, shares of the training examples, and seeds."""
 
-    def __init__(self, config: GlueConfig, folder: Path, teacher: str | None, work: Path) -> None:
-        """Load the student; see `evaluate_glue`. Teachers that are fine-tuned on tasks go to `work`."""
-        self.student, self._distillation = load_student(folder), load_distillation(folder)
-        device = pick_device(config.device)
+    def __init__(self, config: EvalConfig, glue: GlueConfig, source: GlueSource, file: Path) -> None:
+        """Load the student; its teacher is loaded if a row needs it."""
+        self.config, self.source, self.file = glue, source, file
+        self._folder, self._given = Path(models_of(config)[0]), config.teacher
+        self.student, self._distillation = load_student(self._folder), load_distillation(self._folder)
+        device = pick_device(glue.device)
         precision = pick_precision("auto", device, FINETUNING)
-        self.fitter = Fitter(config.finetuning.over(STUDENT), device, precision)
-        self._teacher_fitter = Fitter(config.teacher_finetuning.over(TEACHER), device, precision)
-        self._folder, self._given, self._work, self._synthetic = folder, teacher, work, config.synthetic
+        self.fitter = Fitter(STUDENT.given(glue.finetuning), device, precision)
+        self.teacher_fitter = Fitter(TEACHER.given(glue.teacher_finetuning), device, precision)
+        self.figures = GlueFigures(
+            source="a folder of TSV files" if isinstance(source, GlueFolder) else HUB_NAME,
+            student=[file_hash(file) for file in module_weights(self._folder)],
+            computed=f"{str(precision).removeprefix('torch.')} on {device.type}",
+            finetuning={**asdict(self.fitter.config), "loop": LOOP, "synthetic": glue.synthetic},
+            teacher_finetuning=asdict(self.teacher_fitter.config),
+            rows={},
+            command=f"{command_line('eval', config)} --glue{command_line('', glue).removeprefix('sd')}",
+        )
+        self.predictions: dict[str, tuple[list[int], np.ndarray]] = {}
+        """For each part of the submission the rows' numbers and what the best model over the seeds gives them."""
+
+    def resume(self) -> None:
+        """Go on with the figures in the file, if there is one; refuse those that depend on something else."""
+        if (old := read_figures(self.file, GlueFigures)) is None:
+            return
+        dependencies = []
+        for figures in (old, self.figures):
+            # As they come from a file: lists, not tuples.
+            nested = msgspec.json.decode(msgspec.json.encode(figures))
+            flat = {name: nested[name] for name in ("source", "student", "computed")}
+            for name in ("finetuning", "teacher_finetuning"):
+                flat |= {f"{name} {key}": value for key, value in nested[name].items()}
+            dependencies.append(flat)
+        if differing := differing_fields(*dependencies):
+            raise UserError(
+                f"{self.file} holds figures of another run, which differs in {'; '.join(differing)}; write these "
+                "elsewhere with --json, or --overwrite replaces it"
+            )
+        self.figures = msgspec.structs.replace(old, skipped={}, command=self.figures.command)
+
+    def score(self, task: str) -> None:
+        """Make the models of a task. If its data is missing, or a row's teacher, that is skipped with the reason."""
+        try:
+            data = TaskData.load(self.source, TASKS[task])
+        except (TaskMissing, UserError) as error:
+            self._skip(task, str(error))
+            return
+        if data.missing:
+            self._skip(task, data.missing)
+        for row, fraction in product(self.config.chosen_rows, self.config.fractions):
+            best: Made | None = None
+            try:
+                for made in self._seeds(row, data, fraction):
+                    if best is None or main_score(made.outcome.scores) > main_score(best.outcome.scores):
+                        best = made
+            except UserError as error:
+                self._skip(f"{ROWS[row]}: {task}", str(error))
+            if self.config.submission and best is not None:
+                self._predict(task, best)
+
+    def _seeds(self, row: str, data: TaskData, fraction: float) -> Iterator[Made]:
+        """Make a model a seed, unless its scores are there and no predictions are asked for."""
+        task, rates = data.task.name, None
+        seeds = range(self.config.seed, self.config.seed + self.config.seeds)
+        # If only a share of the examples is used, the seed draws it.
+        for seed in seeds[:1] if row in WITHOUT_SEED and fraction == 1.0 else seeds:
+            scores, made = self.figures.find(row, task, seed, fraction, data.hash), None
+            if scores is None or self.config.submission:
+                made = self.make(row, data.share(fraction, seed), rates=rates, seed=seed)
+                outcome = msgspec.structs.asdict(made.outcome)
+                scores = GlueScores(seed=seed, fraction=fraction, examples=made.examples, data=data.hash, **outcome)
+                self.figures.add(row, task, scores)
+                self._write()
+            # The first seed tries all learning rates, and the best serves the others.
+            rates = rates or (scores.learning_rate,)
+            share = "" if fraction == 1.0 else f", {scores.examples:,} examples"
+            progress.log(f"{task}, {row}, seed {seed}{share}: {_describe(scores)}")
+            if made is not None:
+                yield made
+
+    def _predict(self, task: str, made: Made) -> None:
+        """Predict the test splits that are the model's of a task."""
+        for name, (part, split) in PARTS.items():
+            if _MODEL_OF.get(part.name, part.name) != task:
+                continue
+            try:
+                examples = self.source.load_test(part, split)
+                self.predictions[name] = examples.ids, made.predict(examples.texts)
+            except (TaskMissing, UserError) as error:
+                self._skip(name, str(error))
+
+    def _skip(self, what: str, reason: str) -> None:
+        self.figures.skipped[what] = reason
+        self._write()
+
+    def _write(self) -> None:
+        """Write glue.json, with this day and machine among the environments."""
+        if (now := Environment.here()) not in self.figures.environments:
+            self.figures.environments.append(now)
+        write_figures(self.file, self.figures)
+
+    # The models of the table's rows.
 
     @cached_property
     def words(self) -> torch.Tensor:
@@ -118,10 +213,11 @@ class RowMaker:
         return initial_words(self._distillation, self._folder)
 
     @cached_property
-    def teacher(self) -> TaskTeacher:
+    def teacher(self) -> "TaskTeacher":
         """The teacher that is fine-tuned on tasks."""
         located = find_teacher(self._distillation, self._given)
-        return TaskTeacher(located, self._work, self._teacher_fitter, self._synthetic)
+        # Next to the figures: a student that others share may be read-only.
+        return TaskTeacher(located, self.file.parent / "glue", self.teacher_fitter, self.config.synthetic)
 
     @cached_property
     def teacher_encode(self) -> Encode:
@@ -129,50 +225,65 @@ class RowMaker:
         return open_teacher(self._distillation, self._given, "teacher").encode
 
     def make(self, row: str, data: TaskData, *, rates: Sequence[float] | None, seed: int) -> Made:
-        """Make the model of a row.
-
-        Args:
-            row: a name in `ROWS`.
-            data: the task.
-            rates: learning rates to try; None tries those of the configuration.
-            seed: seed of all that is drawn.
-
-        Raises:
-            UserError: the teacher is needed and not here, or fine-tuning diverged.
-        """
+        """Make the model of a row; `rates` are the learning rates to try, if not those of the configuration."""
+        count = len(data.train.targets)
         if row == "majority":
-            return _majority(data)
+            scores, predict = _majority(data)
+            return Made(Outcome(scores=scores), predict, count)
         if row in ("frozen", "teacher-frozen"):
             scores, predict = probe(self.student.encode if row == "frozen" else self.teacher_encode, data)
-            return Made(Outcome(scores=scores), predict, len(data.train.targets))
+            return Made(Outcome(scores=scores), predict, count)
+        model: TaskModel
         if row == "teacher":
-            return self._finetuned_teacher(data, rates, seed)
-        train = self.teacher.logits(data, TEACHER_SEED) if row.endswith("task-specific") else data.train
-        student = self.student
-        if not row.startswith("distilled"):
-            # Tang et al. too begin with word embeddings that others trained.
-            student = initial_student(student, seed, words=None if row == "scratch" else self.words)
-        start = partial(new_classifier, student, data.task, seed)
-        model, outcome = self.fitter.fit(start, data, train=train, rates=rates, seed=seed, label=row)
-        return self._made(model, outcome, data, len(train.targets))
-
-    def _finetuned_teacher(self, data: TaskData, rates: Sequence[float] | None, seed: int) -> Made:
-        teacher, located = self.teacher, self.teacher.located
-        if seed == TEACHER_SEED:
-            saved, outcome = teacher.finetuned(data, seed)
-            model = TeacherClassifier.load(Located(saved, located.name), data.task, seed)
+            model, outcome = self._finetuned_teacher(data, rates, seed)
         else:
-            start = partial(TeacherClassifier.load, located, data.task, seed)
-            model, outcome = teacher.fitter.fit(start, data, rates=rates, seed=seed, label="teacher")
-        return self._made(model, outcome, data, len(data.train.targets))
-
-    def _made(self, model: TaskModel, outcome: Outcome, data: TaskData, examples: int) -> Made:
+            train = self.teacher.logits(data) if row.endswith("task-specific") else data.train
+            student, count = self.student, len(train.targets)
+            if not row.startswith("distilled"):
+                # Tang et al. too begin with word embeddings that others trained.
+                student = _untrained(student, seed, words=None if row == "scratch" else self.words)
+            start = partial(StudentClassifier.new, student, data.task, seed)
+            model, outcome = self.fitter.fit(start, data, train=train, rates=rates, seed=seed, label=row)
         return Made(
-            outcome, lambda texts: self.fitter.predict(model, model.tokenize(texts), data.task.regression), examples
+            outcome, lambda texts: self.fitter.predict(model, model.tokenize(texts), data.task.regression), count
         )
 
+    def _finetuned_teacher(
+        self, data: TaskData, rates: Sequence[float] | None, seed: int
+    ) -> tuple[TeacherClassifier, Outcome]:
+        located = self.teacher.located
+        if seed == TEACHER_SEED:
+            saved, outcome = self.teacher.finetuned(data)
+            return TeacherClassifier.load(Located(saved, located.name), data.task, seed), outcome
+        start = partial(TeacherClassifier.load, located, data.task, seed)
+        return self.teacher_fitter.fit(start, data, rates=rates, seed=seed, label="teacher")
 
-def _majority(data: TaskData) -> Made:
+
+def _describe(result: GlueScores) -> str:
+    """Return one line with the metrics of each dev set, in percent."""
+    scores = "; ".join(
+        f"{dev} " + ", ".join(f"{metric} {100 * value:.1f}" for metric, value in metrics.items())
+        for dev, metrics in result.scores.items()
+    )
+    return scores + (f" (step {result.step:,}, learning rate {result.learning_rate:g})" if result.step else "")
+
+
+def _untrained(student: Student, seed: int, *, words: torch.Tensor | None) -> Student:
+    """Return a student of the same shape that learned nothing yet: the baseline from scratch.
+
+    Its word embeddings are float32[vocabulary, embedding_dim] `words`, or drawn at random.
+    """
+    torch.manual_seed(seed)
+    scratch = StudentEncoder(student.encoder.config)
+    with torch.no_grad():
+        if words is None:
+            torch.nn.init.normal_(scratch.embedding.weight, std=SCALE)
+        else:
+            scratch.embedding.weight.copy_(words)
+    return Student(scratch, student.tokenizer)
+
+
+def _majority(data: TaskData) -> tuple[Scores, Predict]:
     """Predict the commonest class for all, or the mean score."""
     labels = data.train.targets
     constant = float(labels.mean() if data.task.regression else np.bincount(labels.astype(int)).argmax())
@@ -180,21 +291,14 @@ def _majority(data: TaskData) -> Made:
     def predict(texts: Sequence[Sequence[str]]) -> np.ndarray:
         return np.full(len(texts[0]), constant)
 
-    scores = {
-        name: task_metrics(data.task.metrics, part.targets, predict(part.texts)) for name, part in data.dev.items()
-    }
-    return Made(Outcome(scores=scores), predict, len(labels))
+    metrics = data.task.metrics
+    return {name: task_metrics(metrics, part.targets, predict(part.texts)) for name, part in data.dev.items()}, predict
 
 
-def probe(encode: Callable[[Sequence[str]], np.ndarray], data: TaskData) -> tuple[Scores, Predict]:
+def probe(encode: Encode, data: TaskData) -> tuple[Scores, Predict]:
     """Fit logistic regression, or ridge regression for scores, on standardized vectors of sentences or pairs.
 
-    Args:
-        encode: n sentences to float32[n, dim].
-        data: the task; its first dev set picks among `STRENGTHS`.
-
-    Raises:
-        UserError: the examples are all of one class.
+    The task's first dev set picks among `STRENGTHS`.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
@@ -225,77 +329,143 @@ def probe(encode: Callable[[Sequence[str]], np.ndarray], data: TaskData) -> tupl
     return best_scores, lambda texts: best.predict(features(texts))
 
 
-class _Run:
-    """A run over rows, tasks, shares of the training examples, and seeds."""
+# The teacher, fine-tuned on a task, and its logits for task-specific distillation.
 
-    def __init__(
-        self, config: GlueConfig, source: GlueSource, maker: RowMaker, results: Results, json_file: Path
-    ) -> None:
-        self._config, self._source, self._maker = config, source, maker
-        self._results, self._json_file = results, json_file
-        self.predictions: dict[str, tuple[list[int], np.ndarray]] = {}
-        """For each part of the submission the rows' numbers and what the best model over the seeds gives them."""
-
-    def score(self, task: str) -> None:
-        """Make the models of a task. If its data is missing, or a row's teacher, that is skipped with the reason."""
-        try:
-            data = TaskData.load(self._source, TASKS[task])
-        except (TaskMissing, UserError) as error:
-            self._skip(task, str(error))
-            return
-        if data.missing:
-            self._skip(task, data.missing)
-        for row, fraction in product(self._config.chosen_rows, self._config.fractions):
-            best: Made | None = None
-            try:
-                for made in self._seeds(row, data, fraction):
-                    if best is None or main_score(made.outcome.scores) > main_score(best.outcome.scores):
-                        best = made
-            except UserError as error:
-                self._skip(f"{ROWS[row]}: {task}", str(error))
-            if self._config.submission and best is not None:
-                self._predict(task, best)
-
-    def _seeds(self, row: str, data: TaskData, fraction: float) -> Iterator[Made]:
-        """Make a model a seed, unless its result is there and no predictions are asked for."""
-        task, rates = data.task.name, None
-        seeds = range(self._config.seed, self._config.seed + self._config.seeds)
-        # If only a share of the examples is used, the seed draws it.
-        for seed in seeds[:1] if row in WITHOUT_SEED and fraction == 1.0 else seeds:
-            result, made = self._results.find(row, task, seed, fraction, data.hash), None
-            if result is None or self._config.submission:
-                made = self._maker.make(row, data.share(fraction, seed), rates=rates, seed=seed)
-                figures = msgspec.structs.asdict(made.outcome)
-                result = Result(seed=seed, fraction=fraction, examples=made.examples, data=data.hash, **figures)
-                self._results.add(row, task, result)
-                write_results(self._json_file, self._results)
-            # The first seed tries all learning rates, and the best serves the others.
-            rates = rates or (result.learning_rate,)
-            share = "" if fraction == 1.0 else f", {result.examples:,} examples"
-            progress.log(f"{task}, {row}, seed {seed}{share}: {_describe(result)}")
-            if made is not None:
-                yield made
-
-    def _predict(self, task: str, made: Made) -> None:
-        """Predict the test splits that are the model's of a task."""
-        for name, (part, split) in PARTS.items():
-            if _MODEL_OF.get(part.name, part.name) != task:
-                continue
-            try:
-                examples = self._source.load_test(part, split)
-                self.predictions[name] = examples.ids, made.predict(examples.texts)
-            except (TaskMissing, UserError) as error:
-                self._skip(name, str(error))
-
-    def _skip(self, what: str, reason: str) -> None:
-        self._results.skipped[what] = reason
-        write_results(self._json_file, self._results)
+# Before, between and after a pair, at most.
+_SPECIAL_TOKENS = 4
+# Maximum words of an example; what the teacher can't hold is rejected by its tokens.
+_MOST_WORDS = 1000
+_SHARD_ROWS = 8192
+_MOST_COPIES = 20
 
 
-def _describe(result: Result) -> str:
-    """Return one line with the metrics of each dev set, in percent."""
-    scores = "; ".join(
-        f"{dev} " + ", ".join(f"{metric} {100 * value:.1f}" for metric, value in metrics.items())
-        for dev, metrics in result.scores.items()
-    )
-    return scores + (f" (step {result.step:,}, learning rate {result.learning_rate:g})" if result.step else "")
+@dataclass(frozen=True)
+class TaskTeacher:
+    """A teacher that is fine-tuned on tasks, each in a folder of its own; what is there already is not done again.
+
+    Of several runs that need the same folder one makes what is missing, and the others wait for it.
+    """
+
+    located: Located
+    """The pre-trained teacher."""
+    folder: Path
+    """Where the tasks' folders go."""
+    fitter: Fitter
+    synthetic: int
+    """Approximate number of augmented examples of a task. Each of its own examples has the same number of copies, at
+    most 20, as in Tang et al."""
+
+    def finetuned(self, data: TaskData) -> tuple[Path, Outcome]:
+        """Return the folder of the teacher fine-tuned on a task, and its scores on dev."""
+        with self._held(data) as place:
+            folder = place / "teacher"
+            with suppress(FileNotFoundError):
+                return folder, msgspec.json.decode((folder / FINETUNED_TEACHER).read_bytes(), type=Outcome)
+            start = partial(TeacherClassifier.load, self.located, data.task, TEACHER_SEED)
+            model, outcome = self.fitter.fit(start, data, seed=TEACHER_SEED, label="teacher")
+            model.save(folder, data.task, outcome)
+            return folder, outcome
+
+    def logits(self, data: TaskData) -> Labelled:
+        """Return the task's text and augmented copies of it, with the fine-tuned teacher's logits as targets."""
+        from transformers import AutoConfig, AutoTokenizer
+
+        teacher, _ = self.finetuned(data)
+        tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
+        # `sd embed` takes no more of a text than the tokenizer would keep.
+        longest = most_tokens(AutoConfig.from_pretrained(teacher, local_files_only=True))
+        columns = tuple(list(column) for column in data.train.texts)
+        copies = min(_MOST_COPIES, -(-self.synthetic // len(columns[0])))
+        mask = str(tokenizer.mask_token or tokenizer.unk_token)
+        text, shards = teacher.parent / f"text-{copies}.jsonl", teacher.parent / f"logits-{copies}"
+        with self._held(data):
+            with replacing(text) as file:
+                augmented = synthetic_examples(columns, copies=copies, mask=mask, seed=TEACHER_SEED)
+                file.writelines(map(json_line, chain(zip(*columns, strict=True), augmented)))
+            embed_corpus(
+                corpus=Corpus.open([str(text)], format="jsonl", text_column=",".join(FIELDS[len(columns)])),
+                located=Located(teacher, f"{self.located.name} fine-tuned on {data.task.name}"),
+                config=EmbedConfig(
+                    out=str(shards),
+                    rules=SentenceRules(split=False, min_words=1, max_words=_MOST_WORDS),
+                    shard_rows=_SHARD_ROWS,
+                    max_tokens=min(longest, int(tokenizer.model_max_length)) - _SPECIAL_TOKENS,
+                    dtype="float32",
+                    device=str(self.fitter.device),
+                    precision="bf16" if self.fitter.precision == torch.bfloat16 else "fp32",
+                ),
+            )
+        return from_logits(shards, data)
+
+    @contextmanager
+    def _held(self, data: TaskData) -> Iterator[Path]:
+        """Hold the folder of a task for this process alone."""
+        place = self.place(data)
+        place.mkdir(parents=True, exist_ok=True)
+        message = f"{data.task.name}: another run makes its teacher in {place}; waiting for it"
+        with lock_folder(place, wait=True, waiting=lambda: progress.log(message)):
+            yield place
+
+    def place(self, data: TaskData) -> Path:
+        """Return the folder of a task, named after all that its teacher depends on, so that nothing in it is stale."""
+        identity = {
+            "teacher": self.located.name,
+            "weights": self.located.weights_hashes(),
+            "seed": TEACHER_SEED,
+            "finetuning": {**asdict(self.fitter.config), "loop": LOOP},
+            "computed": f"{self.fitter.precision} on {self.fitter.device.type}",
+            "data": data.hash,
+        }
+        return self.folder / f"{data.task.name}-{bytes_hash(json.dumps(identity).encode())[:8]}"
+
+
+# The files that gluebenchmark.com takes: predictions on the test splits, whose labels are not public.
+
+ZIP_NAME = "submission.zip"
+LARGEST_SCORE = 5.0
+PARTS: dict[str, tuple[GlueTask, str]] = {
+    set_name(task.name, split): (task, split) for task in (*TASKS.values(), DIAGNOSTIC) for split in task.test
+}
+"""The eleven parts of a submission, CoLA to WNLI and AX, each with its task and test split."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A submission that was written."""
+
+    path: Path
+    """The zip to upload."""
+    missing: tuple[str, ...]
+    """Names of `PARTS` that are not in it; the site refuses a zip that lacks one."""
+
+
+def write_submission(folder: Path, predictions: Mapping[str, tuple[Iterable[int], Iterable[float]]]) -> Submission:
+    """Write NAME.tsv for each part that is given, and submission.zip of them; the same predictions give the same bytes.
+
+    A part has the rows' numbers and n class numbers or, for STS-B, scores, in the order of the test file. Scores beyond
+    0 to 5 are clipped.
+    """
+    contents = {f"{name}.tsv": _tsv(name, *predictions[name]) for name in PARTS if name in predictions}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(contents):
+            # Without a date of its own an entry has the earliest that there is.
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, contents[name], zipfile.ZIP_DEFLATED)
+    write_atomically(folder / ZIP_NAME, packed.getvalue())
+    return Submission(folder / ZIP_NAME, tuple(name for name in PARTS if name not in predictions))
+
+
+def _tsv(name: str, ids: Iterable[int], values: Iterable[float]) -> bytes:
+    task, _ = PARTS[name]
+    lines = ["index\tprediction"]
+    for number, value in zip(ids, map(float, values), strict=True):
+        if not math.isfinite(value):
+            raise UserError(f"a prediction for {task.name} is {value}: fine-tuning diverged; lower --learning-rate")
+        score = min(LARGEST_SCORE, max(0.0, value))
+        lines.append(f"{number}\t{f'{score:.3f}' if task.regression else task.labels[int(value)]}")
+    return ("\n".join(lines) + "\n").encode()

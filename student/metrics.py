@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, spearmanr
 from torch.nn import functional
 
 from sentence_distill.data.tokenization import Tokens
-from sentence_distill.student.figures import Example, Neighbor, Range
+from sentence_distill.student.figures import Example, Neighbor, Range, too_few
 
 SCORES = ("cosine", "mse", "rank_agreement", "mean_vector_cosine")
 _PAIRED_ROWS = 1000
@@ -28,13 +28,9 @@ def public_targets(targets: torch.Tensor, dim: int, *, normalize: bool) -> torch
 
 
 def fidelity(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-    """Compare float32[n, dim] vectors of the student with the teacher's.
+    """Compare float32[n, dim] vectors of the student with the teacher's: return `SCORES`.
 
-    Returns:
-        cosine: mean cosine between the two vectors of a sentence.
-        mse: mean squared error of the components.
-        rank_agreement: see `paired_rank_agreement`.
-        mean_vector_cosine: the cosine that one constant, the mean of the targets, would have; the floor to beat.
+    `mean_vector_cosine` is the cosine that one constant, the mean of the targets, would have: the floor to beat.
     """
     mean = targets.mean(dim=0, keepdim=True)
     return {
@@ -51,25 +47,15 @@ def paired_rank_agreement(vectors: torch.Tensor, targets: torch.Tensor) -> float
 
 
 def rank_agreement(vectors: torch.Tensor, targets: torch.Tensor) -> float:
-    """Spearman correlation of the pairwise cosines in float32[n, dim] `vectors` with those in `targets`.
+    """Return the Spearman correlation of the pairwise cosines in float32[n, dim] `vectors` with those in `targets`.
 
     It is 0 if the cosines of either are all the same.
-
-    Raises:
-        ValueError: there are fewer than three rows, and so a single pair at most.
     """
     if len(vectors) < 3:
         raise ValueError(f"{len(vectors)} rows have no ranks to compare")
-    mine, theirs = _pair_cosines(vectors), _pair_cosines(targets)
-    if np.ptp(mine) == 0 or np.ptp(theirs) == 0:
-        return 0.0
-    return float(spearmanr(mine, theirs).statistic)
-
-
-def _pair_cosines(vectors: torch.Tensor) -> np.ndarray:
-    unit = functional.normalize(vectors, dim=1)
-    above = torch.triu_indices(len(unit), len(unit), offset=1)
-    return (unit @ unit.T)[above[0], above[1]].numpy()
+    above = np.triu_indices(len(vectors), k=1)
+    unit = (functional.normalize(of, dim=1) for of in (vectors, targets))
+    return _correlation("spearman", *((of @ of.T).numpy()[above] for of in unit))
 
 
 _LENGTHS = (1, 9, 17, 25, 33, 49)
@@ -112,25 +98,19 @@ def rarest_counts(tokens: Tokens, counts: np.ndarray) -> np.ndarray:
 NEIGHBORS = 10
 CANDIDATES = 100
 """Rows that a first pass would hand to the teacher to rank."""
-FEWEST_ROWS = 200
-"""Rows below which recall is not measured: among few sentences ten neighbors are found by chance."""
 # Rows that are compared with all others at once: over 20,000 rows this takes 40 MB of similarities.
 _CHUNK_ROWS = 512
 _QUERIES, _SHOWN = 6, 3
 
 
 def recall_figures(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-    """Share of each row's ten nearest rows by `targets` that are among its 10, and its 100, nearest by `vectors`.
+    """Return the share of each row's ten nearest rows by `targets` among its 10, and its 100, nearest by `vectors`.
 
-    Args:
-        vectors: float32[n, dim of the student].
-        targets: float32[n, dim of the teacher].
-
-    Returns:
-        "recall_at_10" and "recall_at_10_among_100", means over the rows; nothing for fewer than `FEWEST_ROWS` rows.
+    These are means over the rows, "recall_at_10" and "recall_at_10_among_100"; nothing for too few rows. The widths of
+    float32[n, dim] `vectors` and `targets` may differ.
     """
     rows = len(targets)
-    if rows < FEWEST_ROWS:
+    if too_few(rows):
         return {}
     wanted, most = min(NEIGHBORS, rows - 1), min(CANDIDATES, rows - 1)
     # By the place that each found neighbor has among the nearest by `vectors`.
@@ -151,7 +131,7 @@ def nearest(vectors: torch.Tensor, queries: torch.Tensor, k: int) -> torch.retur
 
 
 def nearest_examples(texts: Sequence[str], vectors: torch.Tensor, targets: torch.Tensor) -> list[Example]:
-    """Nearest sentences of six that lie equally far apart among all, by student and by teacher."""
+    """Return the nearest sentences of six that lie equally far apart among all, by student and by teacher."""
     count = min(len(texts), _QUERIES)
     queries = torch.tensor([len(texts) * (2 * number + 1) // (2 * count) for number in range(count)])
 
@@ -168,65 +148,51 @@ def nearest_examples(texts: Sequence[str], vectors: torch.Tensor, targets: torch
     ]
 
 
-def too_few(rows: int | None) -> str:
-    """Explain why there is no recall over so many rows; "" if they are enough, or not known."""
-    if rows is None or rows >= FEWEST_ROWS:
-        return ""
-    return f"not measured ({rows:,} held-out sentences; {FEWEST_ROWS} are needed)"
-
-
 # Scores of tasks: those of GLUE, and of classes of one's own.
 
 
 def sts_spearman(
     encode: Callable[[Sequence[str]], np.ndarray], pairs: Sequence[Sequence[str]], scores: Sequence[float]
 ) -> float:
-    """Spearman correlation of human scores with the cosines of the vectors of each pair; 0 if all are equal."""
+    """Return the Spearman correlation of human scores with the cosines of each pair's vectors; 0 if all are equal."""
     # Many sentences stand in several pairs.
     texts = list(dict.fromkeys(text for column in pairs for text in column))
     places = {text: place for place, text in enumerate(texts)}
     vectors = torch.from_numpy(np.asarray(encode(texts), dtype=np.float32))
     first, second = (vectors[[places[text] for text in column]] for column in pairs)
-    cosines = functional.cosine_similarity(first, second, dim=1).numpy()
-    return task_metrics(("spearman",), np.array(scores), cosines)["spearman"]
+    return _correlation("spearman", np.array(scores), functional.cosine_similarity(first, second, dim=1).numpy())
 
 
 def task_metrics(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """Score predictions.
+    """Score float[n] predictions, class numbers or scores, by metrics that a `Task` names.
 
-    Args:
-        names: "accuracy", "f1" (of class 1), "macro_f1" (mean over classes), "matthews", "pearson", "spearman".
-        labels: float[n], class numbers or scores.
-        predictions: float[n], likewise.
-
-    Returns:
-        For each name a value between 0 and 1, or between -1 and 1; 0 if it is not defined, as for predictions that
-        are all the same.
+    "f1" is of class 1, "macro_f1" the mean over classes. A value that is not defined, as for predictions that are all
+    the same, is 0.
     """
-    labels, predictions = (np.asarray(values, dtype=np.float64) for values in (labels, predictions))
-    return {name: _metric(name, labels, predictions) for name in names}
-
-
-def _metric(name: str, labels: np.ndarray, predictions: np.ndarray) -> float:
-    from scipy.stats import pearsonr
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-    if name in ("pearson", "spearman"):
-        if len(labels) < 2:
-            return 0.0
-        with warnings.catch_warnings():
-            # One value for all examples correlates with nothing; SciPy says so with a warning and NaN.
-            warnings.simplefilter("ignore")
-            value = (pearsonr if name == "pearson" else spearmanr)(labels, predictions).statistic
-        return 0.0 if np.isnan(value) else float(value)
-    if name in ("f1", "macro_f1"):
-        average = "binary" if name == "f1" else "macro"
-        return float(f1_score(labels, predictions, average=average, zero_division=0.0))
-    return float((accuracy_score if name == "accuracy" else matthews_corrcoef)(labels, predictions))
+    labels, predictions = (np.asarray(values, dtype=np.float64) for values in (labels, predictions))
+
+    def metric(name: str) -> float:
+        match name:
+            case "accuracy":
+                return accuracy_score(labels, predictions)  # type: ignore[no-any-return]
+            case "matthews":
+                return matthews_corrcoef(labels, predictions)  # type: ignore[no-any-return]
+            case "f1" | "macro_f1":
+                average = "binary" if name == "f1" else "macro"
+                return f1_score(labels, predictions, average=average, zero_division=0.0)  # type: ignore[no-any-return]
+        return _correlation(name, labels, predictions)
+
+    return {name: float(metric(name)) for name in names}
 
 
-def shown_score(metric: str, value: float, examples: int | None) -> str:
-    """Write a score with four decimals, and an accuracy over few examples with its counts: 0.9333 (14/15)."""
-    if metric == "accuracy" and examples and examples < 200:
-        return f"{value:.4f} ({round(value * examples)}/{examples})"
-    return f"{value:.4f}"
+def _correlation(name: str, left: np.ndarray, right: np.ndarray) -> float:
+    """Return the "pearson" or "spearman" correlation of float[n] values; 0 for less than two, or if all are equal."""
+    if len(left) < 2:
+        return 0.0
+    with warnings.catch_warnings():
+        # One value for all correlates with nothing; SciPy says so with a warning and NaN.
+        warnings.simplefilter("ignore")
+        value = (pearsonr if name == "pearson" else spearmanr)(left, right).statistic
+    return 0.0 if np.isnan(value) else float(value)

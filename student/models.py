@@ -1,8 +1,8 @@
-"""Models to measure: students, teachers, and anything that sentence-transformers opens."""
+"""Models to measure: students, teachers, anything that sentence-transformers opens; and a student's shards."""
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,12 @@ from safetensors import SafetensorError, safe_open
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
-from sentence_distill.pipeline.load import Located, locate_local, locate_teacher
-from sentence_distill.pipeline.records import differing_fields
+from sentence_distill.pipeline.load import LOADING_ERRORS, Located, locate_local, locate_teacher
+from sentence_distill.pipeline.manifest import ShardFolder, require_manifest
+from sentence_distill.pipeline.records import Fingerprint, as_dict, differing_fields
 from sentence_distill.pipeline.teacher import READING, Teacher
-from sentence_distill.student.files import FIGURES, is_student, is_unfinished, load_distillation
+from sentence_distill.student.figures import MADE_BY, is_unfinished, load_distillation
+from sentence_distill.student.files import find_shards, is_student
 from sentence_distill.student.hub import locate_student, packaged_student
 from sentence_distill.student.model import Student, load_student
 
@@ -50,14 +52,14 @@ def short_names(models: Sequence[str]) -> list[str]:
     return [short if short and last.count(short) == 1 else model for short, model in zip(last, models, strict=True)]
 
 
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return `name`, or with a number if a user's model is called that, too."""
+    numbered = (f"{name} {number}" for number in range(2, len(taken) + 3))
+    return next(free for free in (name, *numbered) if free not in taken)
+
+
 def find_model(model: str) -> Located:
-    """Find the folder of a student, a packaged one too, of a sentence-transformers model, or of either on the hub.
-
-    The hub's cache is asked first.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Find the folder of a student, a packaged one too, of a sentence-transformers model, or of either on the hub."""
     if is_student(model) or is_unfinished(Path(model)):
         load_distillation(Path(model))
         return Located(Path(model), model)
@@ -77,11 +79,7 @@ def find_model(model: str) -> Located:
 
 
 def open_model(located: Located, name: str) -> Model:
-    """Open what `find_model` found, as `name`.
-
-    Raises:
-        UserError: the folder holds nothing that can be opened.
-    """
+    """Open what `find_model` found, as `name`."""
     folder = located.folder
     if is_student(str(folder)):
         student = load_student(folder, backend="auto")
@@ -94,27 +92,35 @@ def open_model(located: Located, name: str) -> Model:
             student=student,
             distillation=load_distillation(folder),
         )
-    model = _load_sentence_transformer(folder)
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        # From safetensors and without foreign code.
+        model = SentenceTransformer(
+            str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
+    except (*LOADING_ERRORS, SafetensorError) as error:
+        raise UserError(f"{folder} holds no model that sentence-transformers can open ({first_line(error)})") from error
     precision = pick_precision("auto", _CPU, (*TEACHER, *STUDENT))
 
     def encode(dtype: torch.dtype, sentences: Sequence[str]) -> np.ndarray:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             return model.encode(list(sentences), show_progress_bar=False)  # type: ignore[no-any-return]
 
+    # sentence-transformers puts mean pooling after a plain transformer; a static model has none to pool.
+    config = folder / "config.json"
+    plain = not (folder / "modules.json").exists()
+    plain = plain and not (config.exists() and "model2vec" in config.read_text("utf-8"))
     return Model(
-        # sentence-transformers puts mean pooling after a plain transformer.
-        name=name if _has_modules(folder) else f"{name} (mean pooling)",
+        name=f"{name} (mean pooling)" if plain else name,
         folder=folder,
         encode=partial(encode, torch.float32),
         timed=partial(encode, precision),
         timed_as=in_torch(precision),
     )
-
-
-def _has_modules(folder: Path) -> bool:
-    """Tell whether a folder names its modules, or is a static model, which has no transformer to pool."""
-    config = folder / "config.json"
-    return (folder / "modules.json").exists() or (config.exists() and "model2vec" in config.read_text("utf-8"))
 
 
 def in_torch(precision: torch.dtype) -> str:
@@ -123,11 +129,7 @@ def in_torch(precision: torch.dtype) -> str:
 
 
 def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> Model:
-    """Open the teacher of a student, giving vectors of its last target layer.
-
-    Raises:
-        UserError: as `find_teacher`, or it can't be loaded, or would not give the vectors that the student learned.
-    """
+    """Open the teacher of a student, giving vectors of its last target layer, see `find_teacher`."""
     located = find_teacher(distillation, given)
     precision = pick_precision("auto", _CPU, TEACHER)
     trained, recorded = distillation["corpus"]["fingerprint"], distillation["teacher"]
@@ -144,18 +146,14 @@ def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> 
         )
 
     def encode(sentences: Sequence[str]) -> np.ndarray:
-        tokens = teacher.tokenize(sentences).take(np.arange(len(sentences)), most=teacher.max_tokens)
+        tokens = teacher.tokenize(sentences).cut(teacher.max_tokens)
         return teacher.embed(tokens, trained["token_budget"])[:, -teacher.layer_dim :]
 
     return Model(name, located.folder, encode, encode, in_torch(precision))
 
 
 def find_teacher(distillation: dict[str, Any], given: str | None) -> Located:
-    """Find the folder of a student's teacher: `given`, or the recorded one on this machine; no hub is asked for that.
-
-    Raises:
-        UserError: it is not here, or has other weights than the student's teacher.
-    """
+    """Find the folder of a student's teacher: `given`, or the recorded one on this machine, without asking a hub."""
     recorded = distillation["teacher"]
     located = locate_teacher(given) if given else locate_local(recorded["teacher"])
     if located is None:
@@ -165,30 +163,8 @@ def find_teacher(distillation: dict[str, Any], given: str | None) -> Located:
     return located
 
 
-def _load_sentence_transformer(folder: Path) -> Any:
-    """Load a folder on the CPU, from safetensors and without foreign code."""
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        return SentenceTransformer(
-            str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
-        )
-    except (
-        *(OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError),
-        SafetensorError,
-    ) as error:
-        raise UserError(f"{folder} holds no model that sentence-transformers can open ({first_line(error)})") from error
-
-
 def parameters(folder: Path) -> int:
-    """Count the weights in a model's folder; a loaded model may hold them rearranged, or in part.
-
-    Raises:
-        UserError: a file of the folder is damaged.
-    """
+    """Count the weights in a model's folder; a loaded model may hold them rearranged, or in part."""
     count = 0
     for file in _weight_files(folder):
         try:
@@ -209,11 +185,7 @@ def weights_hashes(folder: Path) -> list[str]:
 
 
 def megabytes(folder: Path) -> float:
-    """Add up the files that loading a model reads: neither checkpoints nor logs.
-
-    Raises:
-        UserError: the folder's modules.json is damaged.
-    """
+    """Add up the files that loading a model reads: neither checkpoints nor logs."""
     return sum(file.stat().st_size for file in _files(folder)) / 1e6
 
 
@@ -230,5 +202,67 @@ def _files(folder: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}); save or fetch the model again") from error
     files = [file for path in paths if path.is_dir() for file in path.iterdir()]
-    files += [file for file in folder.iterdir() if file.suffix in _LOADED and file.name not in FIGURES]
+    files += [file for file in folder.iterdir() if file.suffix in _LOADED and file.name not in MADE_BY]
     return [file for file in files if file.is_file()]
+
+
+# The shards of a student, and those of its teacher.
+
+# Layers are not among them: reading those that a student approximates says which are missing.
+_SAME_TEACHER = ("teacher_weights", "tokenizer", "pooling", "normalize")
+SENTENCES = 4096
+
+
+def own_shards(distillation: dict[str, Any], folder: Path) -> Path:
+    """Find the shards that the student in `folder` was trained on.
+
+    If it comes from another folder or machine, the recorded name may stand for anything here.
+    """
+    shards = find_shards(distillation, folder)
+    if not shards.is_dir():
+        raise UserError(f"no folder {shards}, where the student's shards were; name them with --shards")
+    trained, found = distillation["corpus"]["fingerprint"], require_manifest(shards).fingerprint
+    if differing := differing_fields(trained, found):
+        raise UserError(
+            f"{shards} is not what the student was trained on: {'; '.join(differing)}; name the folder with --shards"
+        )
+    return shards
+
+
+def shards_of(models: Iterable[Path]) -> Path:
+    """Find the shards that the first student among the folders of models was trained on."""
+    for folder in models:
+        if is_student(str(folder)):
+            return own_shards(load_distillation(folder), folder)
+    raise UserError("no student names its shards; name some with --shards, or for --speed sentences with --sentences")
+
+
+def is_own(fingerprint: Fingerprint, distillation: dict[str, Any]) -> bool:
+    """Tell whether shards are those that a student was trained on."""
+    return not differing_fields(distillation["corpus"]["fingerprint"], fingerprint)
+
+
+def require_teacher(shards: Path, fingerprint: Fingerprint, distillation: dict[str, Any]) -> None:
+    """Refuse shards, made by the run of `fingerprint`, of another teacher than a student's."""
+    trained = distillation["corpus"]["fingerprint"]
+    fields = (*_SAME_TEACHER, *READING)
+    old, new = ({field: of.get(field) for field in fields} for of in (trained, as_dict(fingerprint)))
+    if differing := differing_fields(old, new):
+        raise UserError(f"{shards} holds vectors of another teacher: {'; '.join(differing)}; name others with --shards")
+
+
+def sentences_of_shards(shards: Path, count: int = SENTENCES) -> list[str]:
+    """Read at most `count` sentences, spread evenly over the shards."""
+    manifest = require_manifest(shards)
+    if not manifest.fingerprint.keep_text:
+        raise UserError(
+            f"{shards} keeps no text (--no-text); sd eval --speed --sentences FILE takes a file of sentences"
+        )
+    own, entries = ShardFolder(shards, manifest), manifest.shards
+    ends = np.cumsum([entry.rows for entry in entries])
+    rows = np.unique(np.linspace(0, ends[-1] - 1, min(count, int(ends[-1]))).astype(np.int64))
+    sentences: list[str] = []
+    for number, (entry, end) in enumerate(zip(entries, ends, strict=True)):
+        inside = rows[(rows >= end - entry.rows) & (rows < end)] - (end - entry.rows)
+        sentences += own.texts(number, inside)
+    return sentences

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub
 from sentence_distill.student.card import model_card
+from sentence_distill.student.figures import GLUE, SPEED, GlueFigures, SpeedRecord, read_figures
 from sentence_distill.student.files import CARD, DISTILLATION, STUDENT_FILES, load_distillation, student_files
 from sentence_distill.student.hub import REFUSED, is_repository
 from sentence_distill.student.model import load_student
@@ -63,8 +64,8 @@ def prepare_upload(folder: Path, repo: str, *, licence: str | None = None, keep_
             raise UserError(f"{folder} holds no {CARD} to keep; without --keep-card one is made")
         files[CARD] = folder / CARD
     else:
-        glue, speed = (_figures(folder / name) for name in ("glue.json", "speed.json"))
-        files[CARD] = model_card(record, name=repo, licence=licence, glue=glue, speed=speed, folder=folder).encode()
+        glue, speed = read_figures(folder / GLUE, GlueFigures), read_figures(folder / SPEED, SpeedRecord)
+        files[CARD] = model_card(record, name=repo, licence=licence, glue=glue, speed=speed).encode()
     files[DISTILLATION] = (json.dumps(_public(record), indent=1, ensure_ascii=False) + "\n").encode()
     return Upload(repo, dict(sorted(files.items())))
 
@@ -113,16 +114,6 @@ def _public(distillation: dict[str, Any]) -> dict[str, Any]:
         names = ", ".join(Path(path).name for path in reduction["sentences"].split(", "))
         public["reduction"] = {**reduction, "sentences": names}
     return public
-
-
-def _figures(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it and measure again") from error
-    return content  # type: ignore[no-any-return]
 
 
 def _operations(upload: Upload, there: set[str]) -> list[Any]:

@@ -32,8 +32,7 @@ from sentence_distill.student.files import (
 )
 from sentence_distill.student.metrics import paired_rank_agreement, recall_figures
 from sentence_distill.student.model import Student, encode_tokens, load_student, save_student, update_distillation
-from sentence_distill.student.models import megabytes
-from sentence_distill.student.reference import is_own, own_shards, require_teacher
+from sentence_distill.student.models import is_own, megabytes, own_shards, require_teacher
 
 # Fifty for each direction of a vector of 384 numbers: more move the first directions by nothing that metrics show.
 _FIT_SENTENCES = 20_000

@@ -7,13 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from tokenizers import Tokenizer
@@ -25,9 +24,8 @@ from sentence_distill.data.lines import sentences_of_file
 from sentence_distill.data.options import command_line
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
 from sentence_distill.pipeline.load import Located
+from sentence_distill.pipeline.processes import cores
 from sentence_distill.student.config import EvalConfig, SpeedConfig
-from sentence_distill.student.environment import cores, environment
-from sentence_distill.student.evaluate import free_name
 from sentence_distill.student.figures import (
     SPEED,
     Environment,
@@ -36,13 +34,23 @@ from sentence_distill.student.figures import (
     SpeedRecord,
     Timed,
     figures_file,
+    load_distillation,
     models_of,
-    sts_file,
     write_figures,
 )
-from sentence_distill.student.files import is_student, load_distillation
-from sentence_distill.student.models import find_model, find_teacher, in_torch, megabytes, parameters, short_names
-from sentence_distill.student.reference import SENTENCES, own_shards, sentences_of_shards
+from sentence_distill.student.files import is_student
+from sentence_distill.student.models import (
+    SENTENCES,
+    find_model,
+    find_teacher,
+    free_name,
+    in_torch,
+    megabytes,
+    parameters,
+    sentences_of_shards,
+    shards_of,
+    short_names,
+)
 from sentence_distill.student.speed_worker import LONGEST_S, Contender
 
 LENGTHS = (8, 16, 32, 64)
@@ -54,26 +62,25 @@ def measure_speed(config: EvalConfig, speed: SpeedConfig) -> SpeedRecord:
     """Time models as `sd eval --speed` does, all with the same sentences, and write speed.json.
 
     Nothing is merged with earlier figures: only models that took turns can be compared.
-
-    Raises:
-        UserError: there is no model or no sentence, or none of the models could be timed.
     """
     named, file = models_of(config), figures_file(config, SPEED)
-    sentences = _sentences(config, speed, named)
     located = [find_model(model) for model in named]
-    sts = sts_file(config)
-    pairs = load_sts(sts) if sts else None
+    if speed.sentences:
+        sentences = sentences_of_file(speed.sentences, SENTENCES)
+    else:
+        sentences = sentences_of_shards(config.shards or shards_of(found.folder for found in located))
+    pairs = load_sts(config.sts_file) if config.sts_file else None
     contenders, skipped = gather(located, short_names(named), config.teacher)
-    results: dict[str, Result] = {}
-    for contender, folder in contenders:
+    costs: dict[Contender, Timed] = {}
+    for contender in contenders:
+        weights = Path(contender.weights)
         try:
-            costs = Timed(
+            costs[contender] = Timed(
                 model=contender.model,
                 timed_as=contender.timed_as,
-                parameters=parameters(folder),
-                megabytes=megabytes(folder),
+                parameters=parameters(weights),
+                megabytes=megabytes(weights),
             )
-            results[contender.name] = Result(contender, costs)
         except UserError as error:
             skipped[contender.name] = str(error)
     texts: dict[str, Any] = {"sentences": sentences, "batch_sizes": sorted(set(speed.batch_sizes)), "by_length": {}}
@@ -82,82 +89,70 @@ def measure_speed(config: EvalConfig, speed: SpeedConfig) -> SpeedRecord:
         skipped["speed by length"] = f"{named[0]} has no tokenizer.json to cut sentences with"
     else:
         texts["by_length"] = cut_to_lengths(Tokenizer.from_file(str(tokenizer)), sentences)
-    texts["pairs"] = pairs and {"texts": pairs.texts, "scores": [float(score) for score in pairs.labels]}
+    texts["pairs"] = pairs and {"texts": pairs.texts, "scores": pairs.labels}
     threads = speed.threads or tuple(sorted({1, cores()}))
     with tempfile.TemporaryDirectory() as temporary:
         shared = Path(temporary) / "texts.json"
         shared.write_text(json.dumps(texts), encoding="utf-8")
         for number in threads:
             # Quality does not depend on threads: it is measured once, with the most.
-            _race(
-                results, number, speed.rounds, shared, skipped, with_pairs=pairs is not None and number == threads[-1]
-            )
-    if not results:
+            with_pairs = pairs is not None and number == threads[-1]
+            rounds = _race(costs, number, speed.rounds, shared, skipped, with_pairs=with_pairs)
+            for contender in costs:
+                what = f"{contender.name}, threads {number}"
+                costs[contender].threads[number] = _summarize(rounds[contender], texts, what, skipped)
+    if not costs:
         reasons = "; ".join(f"{what}: {why}" for what, why in skipped.items())
         raise UserError(f"nothing could be timed, and nothing was written ({reasons})")
-    for result in results.values():
-        result.summarize(texts, skipped)
     record = SpeedRecord(
-        contenders={name: result.costs for name, result in results.items()},
+        contenders={contender.name: timed for contender, timed in costs.items()},
         threads=list(threads),
         skipped=skipped,
         sentences=len(sentences),
         rounds=speed.rounds,
         sts_pairs=len(pairs.labels) if pairs else None,
-        environment=msgspec.convert(environment(), Environment),
+        environment=Environment.here(),
         command=f"{command_line('eval', config)} --speed{command_line('', speed).removeprefix('sd')}",
     )
     write_figures(file, record)
     return record
 
 
-def _sentences(config: EvalConfig, speed: SpeedConfig, named: Sequence[str]) -> list[str]:
-    if speed.sentences:
-        return sentences_of_file(speed.sentences, SENTENCES)
-    shards = config.shards
-    for student in filter(is_student, named):
-        shards = shards or own_shards(load_distillation(Path(student)), Path(student))
-    if shards is None:
-        raise UserError("which sentences to encode? name some with --shards, or a text file with --sentences")
-    return sentences_of_shards(shards)
-
-
 def gather(
     models: Sequence[Located], names: Sequence[str], teacher: str | None
-) -> tuple[list[tuple[Contender, Path]], dict[str, str]]:
-    """List the ways in which models are timed: a student by ONNX Runtime and by PyTorch, and its teacher.
+) -> tuple[list[Contender], dict[str, str]]:
+    """List the ways in which models are timed: a student by ONNX Runtime and by PyTorch, and the first one's teacher.
 
-    Args:
-        models: what `find_model` found.
-        names: of them.
-        teacher: where the first student's teacher is, see `find_teacher`.
-
-    Returns:
-        Contenders, each with the folder of its weights, no two of one name; and which are missing, with the reason.
+    Return contenders, no two of one name; and which are missing, with the reason.
     """
     cpu = torch.device("cpu")
-    found: list[tuple[Contender, Path]] = []
+    found: list[Contender] = []
     skipped: dict[str, str] = {}
-    of_teacher: list[tuple[Contender, Path]] = []
+    of_teacher: Contender | None = None
     for located, name in zip(models, names, strict=True):
         folder = str(located.folder)
         if not is_student(folder):
             precision = in_torch(pick_precision("auto", cpu, (*TEACHER, *STUDENT)))
-            found.append((Contender(model=name, folder=folder, runner="other", timed_as=precision), located.folder))
+            found.append(Contender(model=name, folder=folder, weights=folder, runner="other", timed_as=precision))
             continue
         # As sd encode runs it, then by PyTorch.
-        onnx = Contender(model=name, folder=folder, runner="onnx", timed_as="int8 in ONNX Runtime")
-        by_torch = replace(onnx, runner="torch", timed_as=in_torch(torch.float32))
-        found += [(onnx, located.folder), (by_torch, located.folder)]
-        if not of_teacher and "teacher" not in skipped:
-            own, precision = free_name("teacher", names), in_torch(pick_precision("auto", cpu, TEACHER))
+        onnx = Contender(model=name, folder=folder, weights=folder, runner="onnx", timed_as="int8 in ONNX Runtime")
+        found += [onnx, replace(onnx, runner="torch", timed_as=in_torch(torch.float32))]
+        own = free_name("teacher", names)
+        if of_teacher is None and own not in skipped:
             try:
-                place = find_teacher(load_distillation(located.folder), teacher).folder
-                contender = replace(onnx, model=own, runner="teacher", timed_as=precision, teacher=teacher)
-                of_teacher.append((contender, place))
+                weights = str(find_teacher(load_distillation(located.folder), teacher).folder)
+                of_teacher = replace(
+                    onnx,
+                    model=own,
+                    weights=weights,
+                    runner="teacher",
+                    timed_as=in_torch(pick_precision("auto", cpu, TEACHER)),
+                    teacher=teacher,
+                )
             except UserError as error:
                 skipped[own] = str(error)
-    return found + of_teacher, skipped
+    return found + ([of_teacher] if of_teacher else []), skipped
 
 
 def cut_to_lengths(tokenizer: Tokenizer, sentences: Sequence[str]) -> dict[int, list[str]]:
@@ -186,89 +181,72 @@ def cut_to_lengths(tokenizer: Tokenizer, sentences: Sequence[str]) -> dict[int, 
     return by_length
 
 
-@dataclass
-class Result:
-    """What is known of one contender."""
-
-    contender: Contender
-    costs: Timed
-    rounds: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    """By number of threads, what `speed_worker.one_round` gave each time."""
-
-    def summarize(self, texts: dict[str, Any], skipped: dict[str, str]) -> None:
-        """Turn rounds into figures; what took too long to measure is listed in `skipped`."""
-        for threads, rounds in self.rounds.items():
-            latency = [milliseconds for one in rounds for milliseconds in one["latency_ms"]]
-            p50, p99 = (float(percentile) for percentile in np.percentile(latency, [50, 99]))
-            medians: dict[str, dict[int, float]] = {}
-            for by, what, wanted in (
-                ("by_batch", "sentences per call", texts["batch_sizes"]),
-                ("by_length", "tokens per sentence", texts["by_length"]),
-            ):
-                kept = [key for key in wanted if all(str(key) in one[by] for one in rounds)]
-                medians[by] = {int(key): statistics.median(one[by][str(key)] for one in rounds) for key in kept}
-                if missing := [str(key) for key in wanted if key not in kept]:
-                    skipped[f"{self.contender.name}, threads {threads}: {', '.join(missing)} {what}"] = (
-                        f"one call would take over {LONGEST_S:.0f} s"
-                    )
-            self.costs.threads[threads] = Rates(**medians, latency_ms=Latency(p50, p99))
-
-
 def _race(
-    results: dict[str, Result], threads: int, rounds: int, texts: Path, skipped: dict[str, str], *, with_pairs: bool
-) -> None:
-    """Start all contenders, let them take turns, and end them; one that fails is moved to `skipped`."""
-    workers: dict[str, Worker] = {}
+    costs: dict[Contender, Timed], threads: int, rounds: int, texts: Path, skipped: dict[str, str], *, with_pairs: bool
+) -> dict[Contender, list[dict[str, Any]]]:
+    """Start all contenders, let them take turns, and end them; one that fails is moved to `skipped`.
 
-    def start(result: Result) -> None:
-        worker = stack.enter_context(Worker(replace(result.contender, threads=threads), texts))
-        workers[result.contender.name] = worker
-        result.costs.dim, result.costs.startup_seconds = worker.dim, worker.startup_seconds
+    Return what `speed_worker.one_round` gave each time.
+    """
+    workers: dict[Contender, Worker] = {}
+    answers: dict[Contender, list[dict[str, Any]]] = {contender: [] for contender in costs}
 
-    def measure(result: Result) -> None:
-        answer = workers[result.contender.name].ask(len(result.rounds.setdefault(threads, [])))
-        result.costs.peak_megabytes = answer.pop("peak_megabytes")
-        result.rounds[threads].append(answer)
+    def take(turn: int | str, contender: Contender) -> None:
+        timed = costs[contender]
+        if turn == "start":
+            workers[contender] = worker = stack.enter_context(Worker(contender, threads, texts))
+            timed.dim, timed.startup_seconds = worker.dim, worker.startup_seconds
+        elif turn == "sts":
+            timed.sts_spearman = workers[contender].ask(turn)["sts_spearman"]
+        else:
+            answer = workers[contender].ask(turn)
+            timed.peak_megabytes = answer.pop("peak_megabytes")
+            answers[contender].append(answer)
 
-    def score(result: Result) -> None:
-        result.costs.sts_spearman = workers[result.contender.name].ask("sts")["sts_spearman"]
-
-    turns: list[Callable[[Result], None]] = [start, *[measure] * rounds, *[score] * with_pairs]
+    turns = ["start", *range(rounds), *["sts"] * with_pairs]
     title = f"{threads} thread{'s' if threads > 1 else ''}"
-    with ExitStack() as stack, progress.task(title, len(turns) * len(results), "turns") as advance:
+    with ExitStack() as stack, progress.task(title, len(turns) * len(costs), "turns") as advance:
         for turn in turns:
-            for name, result in list(results.items()):
+            for contender in list(costs):
                 try:
-                    turn(result)
+                    take(turn, contender)
                 except UserError as error:
-                    skipped[name] = str(error)
-                    del results[name]
-                advance(1, name)
+                    skipped[contender.name] = str(error)
+                    del costs[contender]
+                advance(1, contender.name)
+    return answers
+
+
+def _summarize(rounds: list[dict[str, Any]], texts: dict[str, Any], name: str, skipped: dict[str, str]) -> Rates:
+    """Turn a contender's rounds into figures; what took too long to measure is listed in `skipped`."""
+    latency = [milliseconds for one in rounds for milliseconds in one["latency_ms"]]
+    medians: dict[str, dict[int, float]] = {}
+    for by, what, wanted in (
+        ("by_batch", "sentences per call", texts["batch_sizes"]),
+        ("by_length", "tokens per sentence", texts["by_length"]),
+    ):
+        kept = [key for key in wanted if all(str(key) in one[by] for one in rounds)]
+        medians[by] = {key: statistics.median(one[by][str(key)] for one in rounds) for key in kept}
+        if missing := [str(key) for key in wanted if key not in kept]:
+            skipped[f"{name}: {', '.join(missing)} {what}"] = f"one call would take over {LONGEST_S:.0f} s"
+    return Rates(**medians, latency_ms=Latency(*map(float, np.percentile(latency, [50, 99]))))
 
 
 class Worker:
     """A process that runs one contender and idles while it is not asked; a context manager, which ends it."""
 
-    def __init__(self, contender: Contender, texts: Path) -> None:
-        """Start the process and wait for its first vector.
-
-        Args:
-            contender: what to run.
-            texts: JSON file of what it will encode.
-
-        Raises:
-            UserError: the model could not be loaded.
-        """
-        variables = dict.fromkeys(_THREADS, str(contender.threads))
+    def __init__(self, contender: Contender, threads: int, texts: Path) -> None:
+        """Start the process and wait for its first vector; `texts` is a JSON file of what it will encode."""
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         started = time.perf_counter()
+        arguments = [json.dumps(asdict(contender)), str(threads), str(texts)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "sentence_distill.student.speed_worker", contender.to_json(), str(texts)],
+            [sys.executable, "-m", "sentence_distill.student.speed_worker", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", **variables},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **dict.fromkeys(_THREADS, str(threads))},
         )
         try:
             self.dim = int(self._answer()["dim"])
@@ -278,11 +256,7 @@ class Worker:
         self.startup_seconds = time.perf_counter() - started
 
     def ask(self, request: int | str) -> dict[str, Any]:
-        """Let it measure, see `speed_worker.main`.
-
-        Raises:
-            UserError: the process is gone; with the last thing that it said.
-        """
+        """Let it measure, see `speed_worker.main`; if the process is gone, the error is the last thing that it said."""
         assert self._process.stdin is not None
         # If the process is gone, what it said is read below.
         with suppress(BrokenPipeError):

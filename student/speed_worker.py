@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,41 +26,34 @@ class Contender:
     model: str
     folder: str
     """Of a teacher, that of its student."""
+    weights: str
+    """Folder of its own weights."""
     runner: Literal["onnx", "torch", "teacher", "other"]
     """A student by ONNX Runtime or PyTorch, a student's teacher, or what sentence-transformers opens."""
     timed_as: str
     """What it computes in, as "int8 in ONNX Runtime"."""
     teacher: str | None = None
     """Where the teacher is, if it was named."""
-    threads: int = 1
 
     @property
     def name(self) -> str:
         """Name in tables and files."""
         return f"{self.model} ({self.timed_as})"
 
-    def to_json(self) -> str:
-        """Write it for the process that runs it."""
-        return json.dumps(asdict(self))
-
-    def load(self) -> Encode:
-        """Load the model as a function from sentences to vectors.
-
-        Raises:
-            UserError: the folder holds no such model.
-        """
+    def load(self, threads: int = 1) -> Encode:
+        """Load the model as a function from sentences to vectors."""
         folder = Path(self.folder)
         # Imported here: what starting takes is one of the figures, and a student needs no PyTorch.
         if self.runner == "onnx":
             from sentence_distill.student.onnx_student import OnnxStudent
 
-            return OnnxStudent.of_student(folder, self.threads).encode
+            return OnnxStudent.of_student(folder, threads).encode
         if self.runner == "torch":
             from sentence_distill.student.model import load_student
 
             return load_student(folder).encode
         from sentence_distill.pipeline.load import Located
-        from sentence_distill.student.files import load_distillation
+        from sentence_distill.student.figures import load_distillation
         from sentence_distill.student.models import open_model, open_teacher
 
         if self.runner == "teacher":
@@ -76,26 +69,25 @@ def one_round(
     batch_sizes: Sequence[int],
     by_length: dict[str, list[str]],
 ) -> dict[str, Any]:
-    """Measure once: single sentences, then each batch size, then each length.
+    """Measure once: single sentences, then each of the ascending batch sizes, then texts of each number of tokens.
 
-    Args:
-        encode: the model.
-        number: of the round; each takes other sentences.
-        sentences: from which calls are cut.
-        batch_sizes: ascending.
-        by_length: texts by their number of tokens.
-
-    Returns:
-        "latency_ms" of each call with one sentence, and sentences per second "by_batch" and "by_length".
+    Each round, by its number, takes other sentences. Return "latency_ms" of each call with one sentence, and sentences
+    per second "by_batch" and "by_length".
     """
+
+    def calls(size: int, count: int) -> list[list[str]]:
+        places = range(number * size * count, (number + 1) * size * count)
+        of_round = [sentences[place % len(sentences)] for place in places]
+        return [of_round[first : first + size] for first in range(0, size * count, size)]
+
     rates: dict[int, float] = {}
-    latency = _times(encode, _calls(sentences, 1, _SINGLE_CALLS, number))
+    latency = _times(encode, calls(1, _SINGLE_CALLS))
     rate = len(latency) / sum(latency)
     for size in batch_sizes:
         if size / rate > LONGEST_S:
             break
         if size > 1:
-            times = _times(encode, _calls(sentences, size, -(-_FEWEST_SENTENCES // size), number))
+            times = _times(encode, calls(size, -(-_FEWEST_SENTENCES // size)))
             rate = size * len(times) / sum(times)
         rates[size] = rate
     lengths: dict[str, float] = {}
@@ -109,15 +101,8 @@ def one_round(
     return {"latency_ms": [1000 * seconds for seconds in latency], "by_batch": rates, "by_length": lengths}
 
 
-def _calls(sentences: Sequence[str], size: int, count: int, number: int) -> list[list[str]]:
-    """Cut a round's calls, `count` of `size` sentences each."""
-    places = range(number * size * count, (number + 1) * size * count)
-    of_round = [sentences[place % len(sentences)] for place in places]
-    return [of_round[first : first + size] for first in range(0, size * count, size)]
-
-
 def _times(encode: Encode, calls: list[list[str]]) -> list[float]:
-    """Seconds of each call; whole passes over them, until they are long enough to tell."""
+    """Return the seconds of each call; whole passes over them, until they are long enough to tell."""
     times: list[float] = []
     while sum(times) < _SECONDS:
         for call in calls:
@@ -145,9 +130,10 @@ def main() -> None:
     # What libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    encode = Contender(**json.loads(sys.argv[1])).load()
+    contender, threads, file = sys.argv[1:]
+    encode = Contender(**json.loads(contender)).load(int(threads))
     print(json.dumps({"dim": encode(["One sentence to begin with."]).shape[1]}), file=answers)
-    texts = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    texts = json.loads(Path(file).read_text(encoding="utf-8"))
     pairs = texts.pop("pairs")
     for line in sys.stdin:
         if (asked := json.loads(line)) == "sts":

@@ -1,18 +1,42 @@
-"""Tables of figures: fidelity, GLUE next to published systems, and speed."""
+"""Tables of figures, for a student's report and its card, and the templates that lay them out."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jinja2
 import msgspec
 
 from sentence_distill.data.glue import TASKS, set_name
 from sentence_distill.student.config import ROWS
-from sentence_distill.student.figures import GlueFigures, GlueScores, HeldOut, ModelFigures, Rates, SpeedRecord, Timed
-from sentence_distill.student.metrics import too_few
+from sentence_distill.student.figures import (
+    GlueFigures,
+    GlueScores,
+    HeldOut,
+    ModelFigures,
+    Rates,
+    SpeedRecord,
+    Timed,
+    too_few,
+)
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("sentence_distill.student"),
+    # What stands in a page is escaped, charts excepted.
+    autoescape=jinja2.select_autoescape(["html.j2"]),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def render(template: str, **context: Any) -> str:
+    """Fill in a template of the package; those named *.html.j2 escape what they are given."""
+    return _TEMPLATES.get_template(template).render(context)
 
 
 @dataclass(frozen=True)
@@ -29,9 +53,6 @@ class Cell:
     """In small letters below the text."""
 
 
-EMPTY = Cell("")
-
-
 @dataclass(frozen=True)
 class Column:
     """Head of a column, with a second line."""
@@ -41,63 +62,58 @@ class Column:
     numeric: bool = True
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows that stay together however the table is sorted; the first cell of each is its name."""
-
-    title: str
-    rows: Sequence[Sequence[Cell]]
+Rows = Sequence[Sequence[Cell]]
+"""The first cell of each row is its name."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with groups of rows."""
+    """A table; the rows of a group, by its title, stay together however the table is sorted."""
 
     caption: str
     columns: Sequence[Column]
-    groups: Sequence[Rows]
+    groups: Mapping[str, Rows]
 
 
 def number(value: float | None, form: str = ",.0f") -> Cell:
     """Return a cell for a number; an empty one for None."""
-    return EMPTY if value is None else Cell(format(value, form), value)
+    return Cell("") if value is None else Cell(format(value, form), value)
 
 
 # Fidelity.
 
-_SCORES = (
-    ("cosine", "cosine to the teacher, held out"),
-    ("mean_vector_cosine", "the same of one constant vector"),
-    ("rank_agreement", "rank agreement of similarities, held out"),
-    ("recall_at_10", "recall of the teacher's 10 nearest neighbors, held out"),
-    ("recall_at_10_among_100", "the same among the model's 100 nearest"),
-    ("mse", "mean squared error, held out"),
-)
+_SCORES = {
+    "cosine": "cosine to the teacher, held out",
+    "mean_vector_cosine": "the same of one constant vector",
+    "rank_agreement": "rank agreement of similarities, held out",
+    "recall_at_10": "recall of the teacher's 10 nearest neighbors, held out",
+    "recall_at_10_among_100": "the same among the model's 100 nearest",
+    "mse": "mean squared error, held out",
+}
 
 
 def fidelity_table(models: Mapping[str, ModelFigures]) -> Table:
-    """Tabulate all single figures, a column per model."""
-    held_out = [model.held_out or HeldOut() for model in models.values()]
-    lines: list[tuple[str, list[Cell]]] = []
-    for key, title in _SCORES:
-        cells = [number(getattr(scores, key), ".4g") for scores in held_out]
-        if key.startswith("recall"):
-            # In a record of an earlier training it may stand all the same.
-            few = [too_few(scores.rows) for scores in held_out]
-            why = few if key == "recall_at_10" else [""] * len(few)
-            cells = [Cell(why[place]) if few[place] else cell for place, cell in enumerate(cells)]
-        lines.append((title, cells))
+    """Tabulate all single figures, a column per model; there are no rows if nothing is known."""
+
+    def score(key: str, held_out: HeldOut) -> Cell:
+        # Recall over too few sentences may stand in a record of an earlier training all the same.
+        if key.startswith("recall") and (why := too_few(held_out.rows)):
+            return Cell(why if key == "recall_at_10" else "")
+        return number(getattr(held_out, key), ".4g")
+
     figures = list(models.values())
-    lines += [
-        ("held-out sentences", [number(scores.rows) for scores in held_out]),
-        ("STS-B, Spearman, no fine-tuning", [number(model.sts_spearman, ".4f") for model in figures]),
-        ("sentences per second", [number(model.sentences_per_second) for model in figures]),
-        ("parameters", [number(model.size.parameters if model.size else None) for model in figures]),
-        ("size on disk, MB", [number(model.size.megabytes if model.size else None, ",.1f") for model in figures]),
-    ]
-    rows = [[Cell(title), *cells] for title, cells in lines if any(cell.text for cell in cells)]
-    heads = [Column("measure", numeric=False), *(Column(name) for name in models)]
-    return Table("Fidelity, speed and size", heads, [Rows("", rows)])
+    held_out = [model.held_out or HeldOut() for model in figures]
+    lines = {title: [score(key, scores) for scores in held_out] for key, title in _SCORES.items()}
+    lines |= {
+        "held-out sentences": [number(scores.rows) for scores in held_out],
+        "STS-B, Spearman, no fine-tuning": [number(model.sts_spearman, ".4f") for model in figures],
+        "sentences per second": [number(model.sentences_per_second) for model in figures],
+        "parameters": [number(model.size.parameters if model.size else None) for model in figures],
+        "size on disk, MB": [number(model.size.megabytes if model.size else None, ",.1f") for model in figures],
+    }
+    rows = [[Cell(title), *cells] for title, cells in lines.items() if any(cell.text for cell in cells)]
+    heads = [Column("measure", numeric=False), *map(Column, models)]
+    return Table("Fidelity, speed and size", heads, {"": rows})
 
 
 # GLUE.
@@ -124,7 +140,7 @@ class GlueColumn(NamedTuple):
         return [100 * value for value in found if value is not None]
 
 
-GLUE_COLUMNS = [
+_COLUMNS = [
     GlueColumn(task.name, split, metric) for task in TASKS.values() for split in task.dev for metric in task.metrics
 ]
 FIRST_COLUMNS = [GlueColumn(task.name, task.dev[0], task.metrics[0]) for task in TASKS.values()]
@@ -132,10 +148,7 @@ FIRST_COLUMNS = [GlueColumn(task.name, task.dev[0], task.metrics[0]) for task in
 
 
 class PublishedSystem(msgspec.Struct, kw_only=True):
-    """Figures on GLUE as a system's authors published them.
-
-    Only figures whose metric and split the source names are here.
-    """
+    """Figures on GLUE as a system's authors published them: only those whose metric and split the source names."""
 
     name: str
     source: str
@@ -153,40 +166,31 @@ def published() -> list[PublishedSystem]:
     return msgspec.json.decode(content, type=list[PublishedSystem])
 
 
-def glue_rows(glue: GlueFigures) -> dict[str, dict[str, list[GlueScores]]]:
-    """Return the rows of glue.json that are known, in the order of the table."""
-    return {row: glue.rows[row] for row in ROWS if row in glue.rows}
-
-
 def glue_table(glue: GlueFigures, notes: Mapping[str, int]) -> Table | None:
     """Tabulate the rows of glue.json with all training examples, and published systems; None if no row has a result.
 
-    Args:
-        glue: content of glue.json.
-        notes: number of the footnote of each task that has one.
+    `notes` has the number of the footnote of each task that has one.
     """
     measured = {
-        row: {column: values for column in GLUE_COLUMNS if (values := column.percent(tasks.get(column.task, [])))}
-        for row, tasks in glue_rows(glue).items()
+        row: {column: values for column in _COLUMNS if (values := column.percent(glue.rows[row].get(column.task, [])))}
+        for row in ROWS
+        if row in glue.rows
     }
-    columns = [column for column in GLUE_COLUMNS if any(column in found for found in measured.values())]
+    columns = [column for column in _COLUMNS if any(column in found for found in measured.values())]
     if not columns:
         return None
+
     ours = [measured[row] for row in _STUDENTS if row in measured]
-    # As they are shown; the best of a single row is no news.
-    students = {
-        column: [round(statistics.fmean(found[column]), 1) for found in ours if column in found] for column in columns
-    }
 
     def cell(row: str, column: GlueColumn) -> Cell:
         if not (values := measured[row].get(column)):
-            return EMPTY
+            return Cell("")
+        # As they are shown; the best of a single row is no news.
+        students = [round(statistics.fmean(found[column]), 1) for found in ours if column in found]
         mean = statistics.fmean(values)
-        others = students[column]
-        best = row in _STUDENTS and len(others) > 1 and round(mean, 1) == max(others)
+        best = row in _STUDENTS and len(students) > 1 and round(mean, 1) == max(students)
         marks = (notes[column.task],) if column.task in notes else ()
-        detail = f"± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        return Cell(f"{mean:.1f}", mean, best, marks, detail)
+        return Cell(f"{mean:.1f}", mean, best, marks, f"± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
     rows = [[Cell(ROWS[row]), *(cell(row, column) for column in columns)] for row in measured if measured[row]]
     theirs = []
@@ -195,7 +199,7 @@ def glue_table(glue: GlueFigures, notes: Mapping[str, int]) -> Table | None:
         name = Cell(f"{system.name}, {system.split}", detail=system.source)
         theirs.append([name, *(number(score, ".1f") for score in scores)])
     heads = [Column("system", numeric=False), *(Column(column.name, METRICS[column.metric]) for column in columns)]
-    return Table("GLUE scores in percent", heads, [Rows("Measured here, on dev", rows), Rows("Published", theirs)])
+    return Table("GLUE scores in percent", heads, {"Measured here, on dev": rows, "Published": theirs})
 
 
 # Speed.
@@ -213,22 +217,20 @@ def by_quality(speed: SpeedRecord) -> list[tuple[str, Timed]]:
 def speed_table(speed: SpeedRecord) -> Table:
     """Tabulate all contenders with the most threads, best quality first, numbered as in the charts."""
     threads = max(speed.threads)
-    rows = []
-    for name, costs in by_quality(speed):
+
+    def cells(costs: Timed) -> Iterator[Cell]:
         rates = costs.threads.get(threads, Rates())
         latency = rates.latency_ms
-        cells = (
-            number(costs.sts_spearman, ".3f"),
-            number(rates.by_batch.get(ONE)),
-            number(rates.by_batch.get(MANY)),
-            number(latency.p50 if latency else None, ",.2f"),
-            number(latency.p99 if latency else None, ",.2f"),
-            number(costs.startup_seconds, ",.1f"),
-            number(costs.peak_megabytes),
-            number(costs.megabytes, ",.1f"),
-            number(costs.parameters and costs.parameters / 1e6, ",.1f"),
-        )
-        rows.append([Cell(name), *cells])
+        yield number(costs.sts_spearman, ".3f")
+        yield number(rates.by_batch.get(ONE))
+        yield number(rates.by_batch.get(MANY))
+        yield number(latency.p50 if latency else None, ",.2f")
+        yield number(latency.p99 if latency else None, ",.2f")
+        yield number(costs.startup_seconds, ",.1f")
+        yield number(costs.peak_megabytes)
+        yield number(costs.megabytes, ",.1f")
+        yield number(costs.parameters and costs.parameters / 1e6, ",.1f")
+
     heads = [
         Column("model", numeric=False),
         Column("STS-B", "Spearman"),
@@ -241,7 +243,8 @@ def speed_table(speed: SpeedRecord) -> Table:
         Column("on disk", "MB"),
         Column("weights", "M"),
     ]
-    return Table(f"Models, with {threads} thread{'s' if threads != 1 else ''}", heads, [Rows("", rows)])
+    rows = [[Cell(name), *cells(costs)] for name, costs in by_quality(speed)]
+    return Table(f"Models, with {threads} thread{'s' if threads != 1 else ''}", heads, {"": rows})
 
 
 def rates_table(speed: SpeedRecord) -> Table:
@@ -253,11 +256,14 @@ def rates_table(speed: SpeedRecord) -> Table:
     ]
     batches = sorted({size for _, _, rates in settings for size in rates.by_batch})
     lengths = sorted({length for _, _, rates in settings for length in rates.by_length})
-    rows = []
-    for name, threads, rates in settings:
-        cells = [number(rates.by_batch.get(size)) for size in batches]
-        cells += [number(rates.by_length.get(length)) for length in lengths]
-        rows.append([Cell(name), number(threads, "d"), *cells])
-    heads = [Column("model", numeric=False), Column("threads"), *(Column(f"{size}", "per call") for size in batches)]
-    heads += [Column(f"{length}", "tokens") for length in lengths]
-    return Table("Sentences per second", heads, [Rows("", rows)])
+    rows = [
+        [
+            *(Cell(name), number(threads)),
+            *(number(rates.by_batch.get(size)) for size in batches),
+            *(number(rates.by_length.get(length)) for length in lengths),
+        ]
+        for name, threads, rates in settings
+    ]
+    heads = [Column("model", numeric=False), Column("threads"), *(Column(str(size), "per call") for size in batches)]
+    heads += [Column(str(length), "tokens") for length in lengths]
+    return Table("Sentences per second", heads, {"": rows})

@@ -21,12 +21,12 @@ from sentence_distill.student.config import SIZES, StudentConfig, TrainConfig, d
 from sentence_distill.student.dataset import Batch, LostShardError, ShardStream
 from sentence_distill.student.distributed import LostProcessError, ProcessGroup
 from sentence_distill.student.encoder import StudentEncoder
+from sentence_distill.student.figures import Distillation, read_distillation
 from sentence_distill.student.files import shards_place
 from sentence_distill.student.log import Meter, TrainingLog, summary_writer
 from sentence_distill.student.metrics import SCORES, fidelity, public_targets
 from sentence_distill.student.model import Student, encode_tokens, save_student
 from sentence_distill.student.optim import Optimizer, learning_rate
-from sentence_distill.student.records import Distillation, read_distillation
 from sentence_distill.student.start import WarmStart, initial_embeddings
 from sentence_distill.student.step import Stepper
 

@@ -7,11 +7,11 @@ they are of what is shipped.
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
 from sentence_distill.student.card import model_card
+from sentence_distill.student.figures import GlueFigures, read_figures
 from sentence_distill.student.files import CARD, load_distillation
 from sentence_distill.student.model import update_distillation
 from sentence_distill.student.push import prepare_upload
@@ -56,7 +56,7 @@ def main() -> None:
         (folder / path).write_bytes(content)
     halve_weights(folder)
     update_distillation(folder, licence="apache-2.0")
-    glue = json.loads(options.glue.read_text(encoding="utf-8")) if options.glue else {}
+    glue = read_figures(options.glue, GlueFigures) if options.glue else None
     card = model_card(load_distillation(folder), name=options.name, glue=glue)
     before, _, rest = card.partition("## How to use it")
     scores, made, origin = rest[rest.index("## What it scores") :].partition("## How it was made")

@@ -15,6 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import xxhash
 from encode_speed import NAMES, batch_sizes, contend, read_pairs, summary
@@ -23,7 +24,7 @@ from record import forget_made
 
 from sentence_distill.pipeline.load import locate_teacher
 from sentence_distill.student.dataset import ShardStream
-from sentence_distill.student.environment import environment
+from sentence_distill.student.figures import Environment
 
 _OF_A_STUDENT = ("student-int8", "student-bf16")
 _OF_THE_TEACHER = ("st", "sd-bf16", "model2vec")
@@ -109,7 +110,7 @@ def main() -> None:
     found = {
         "sentences": len(reference),
         "rounds": options.rounds,
-        "environment": environment(),
+        "environment": msgspec.to_builtins(Environment.here()),
         "of": of,
         "rows": rows,
     }

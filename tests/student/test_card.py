@@ -111,6 +111,11 @@ def test_a_fine_tuned_student_says_so_and_lists_its_scores_as_results(distillati
     assert result.dataset_name == "GLUE SST-2, dev"
 
 
+def test_a_users_own_task_may_have_the_name_of_a_measure(distillation):
+    card = model_card({**distillation, "metrics": {"size": {"dev": {"accuracy": 0.9}}}})
+    assert "| size, dev | accuracy | 0.9000 |" in card
+
+
 def test_a_users_own_task_with_a_name_of_glues_is_not_published_as_glue(sd, student_folder, tmp_path):
     rows = [f"the {word} cat,the {word} dog,{number % 2}" for number, word in enumerate(make_sentences(40))]
     (tmp_path / "MRPC.csv").write_text("\n".join(["a,b,label", *rows]), encoding="utf-8")

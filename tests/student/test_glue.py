@@ -17,15 +17,15 @@ from sentence_distill.data.options import command_line
 from sentence_distill.pipeline.files import lock_folder
 from sentence_distill.pipeline.load import Located
 from sentence_distill.pipeline.manifest import Logits
-from sentence_distill.student.classifier import load_classifier, new_classifier
-from sentence_distill.student.config import FinetuneConfig, FinetuneOptions, GlueConfig, Hyperparameters
+from sentence_distill.student.classifier import StudentClassifier, load_classifier
+from sentence_distill.student.config import FinetuneConfig, FinetuneOptions, GlueConfig
+from sentence_distill.student.figures import GlueFigures, read_figures
 from sentence_distill.student.files import load_distillation
-from sentence_distill.student.fit import Fitter
-from sentence_distill.student.glue_results import read_results
+from sentence_distill.student.finetune import Fitter, Hyperparameters
+from sentence_distill.student.glue import TaskTeacher
 from sentence_distill.student.model import load_student
 from sentence_distill.student.start import initial_words
 from sentence_distill.student.task_data import Labelled, TaskData, from_logits
-from sentence_distill.student.task_teacher import TaskTeacher
 
 
 @pytest.fixture
@@ -113,9 +113,9 @@ def test_of_two_runs_one_makes_a_task_s_teacher_and_the_other_waits(teacher_fold
     monkeypatch.setattr(progress, "_display", heard)
     fitter = Fitter(Hyperparameters(), torch.device("cpu"), torch.float32)
     teacher = TaskTeacher(located=Located(teacher_folder, "bert"), folder=tmp_path / "x", fitter=fitter, synthetic=0)
-    place, found = teacher.place(data, 0), []
+    place, found = teacher.place(data), []
     place.mkdir(parents=True)
-    second = threading.Thread(target=lambda: found.append(teacher.finetuned(data, 0)))
+    second = threading.Thread(target=lambda: found.append(teacher.finetuned(data)))
     with lock_folder(place):
         second.start()
         assert "RTE: another run makes its teacher" in heard.lines.get(timeout=60)
@@ -217,8 +217,8 @@ def test_a_damaged_file_of_figures_is_not_overwritten(sd, student_folder, glue_d
 
 def test_a_wrong_value_in_a_file_of_figures_is_an_error_that_names_it(tmp_path):
     (tmp_path / "glue.json").write_text('{"source": "x", "rows": {"distilled": 3}}')
-    with pytest.raises(UserError, match=r"glue\.json is damaged .*--overwrite replaces it"):
-        read_results(tmp_path / "glue.json")
+    with pytest.raises(UserError, match=r"glue\.json is damaged .*remove it, then: sd eval --glue"):
+        read_figures(tmp_path / "glue.json", GlueFigures)
 
 
 def test_configs_are_made_in_python_and_say_their_command():
@@ -313,14 +313,14 @@ def test_a_number_of_epochs_that_was_asked_for_is_cut_by_asked_for_steps_alone()
     default = Hyperparameters(epochs=6, max_steps=2000, batch_size=64)
     assert default.steps(640_000) == 10_000
     assert default.steps(64_000) == 2000
-    asked = FinetuneOptions(epochs=6).over(default)
+    asked = default.given(FinetuneOptions(epochs=6))
     assert asked.steps(64_000) == 6000
     assert asked.describe(64_000) == "at most 6,000 steps, 6 epochs of 64,000 examples"
-    assert FinetuneOptions(epochs=2).over(default).steps(64) == 2
-    assert FinetuneOptions(epochs=6, max_steps=2500).over(default).steps(64_000) == 2500
-    assert FinetuneOptions(max_steps=5000).over(default).steps(64_000) == 5000
-    assert FinetuneOptions(learning_rates=(1e-3, 1e-3, 3e-4)).over(default).learning_rates == (1e-3, 3e-4)
-    assert FinetuneOptions().over(default) == default
+    assert default.given(FinetuneOptions(epochs=2)).steps(64) == 2
+    assert default.given(FinetuneOptions(epochs=6, max_steps=2500)).steps(64_000) == 2500
+    assert default.given(FinetuneOptions(max_steps=5000)).steps(64_000) == 5000
+    assert default.given(FinetuneOptions(learning_rates=(1e-3, 1e-3, 3e-4))).learning_rates == (1e-3, 3e-4)
+    assert default.given(FinetuneOptions()) == default
 
 
 @pytest.mark.parametrize(("epochs", "waited"), [(20, 60), (60, 200)])
@@ -328,7 +328,7 @@ def test_a_long_schedule_waits_for_a_third_of_its_steps(student_folder, glue_dir
     data = TaskData.load(GlueFolder(glue_dir), TASKS["SST-2"])
     done = []
     config = Hyperparameters(epochs=epochs, batch_size=16)
-    model = new_classifier(load_student(student_folder), data.task, 0)
+    model = StudentClassifier.new(load_student(student_folder), data.task, 0)
     fitter = Fitter(config, torch.device("cpu"), torch.float32)
     outcome = fitter.train(model, data, data.train, rate=1e-2, seed=0, advance=done.append)
     assert len(done) == outcome.step + waited < config.steps(160)
@@ -336,7 +336,7 @@ def test_a_long_schedule_waits_for_a_third_of_its_steps(student_folder, glue_dir
 
 def fit(student, data, config, train=None):
     fitter = Fitter(config, torch.device("cpu"), torch.float32)
-    return fitter.fit(lambda: new_classifier(student, data.task, 0), data, train=train, seed=0, label="test")
+    return fitter.fit(lambda: StudentClassifier.new(student, data.task, 0), data, train=train, seed=0, label="test")
 
 
 def test_a_low_encoder_rate_keeps_the_encoder_near_where_it_was(student_folder, glue_dir):

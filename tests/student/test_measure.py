@@ -11,6 +11,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import Tokens
 from sentence_distill.student.card import model_card
 from sentence_distill.student.dataset import ShardStream
+from sentence_distill.student.evaluate import Reference
 from sentence_distill.student.files import load_distillation
 from sentence_distill.student.metrics import (
     by_frequency,
@@ -22,7 +23,6 @@ from sentence_distill.student.metrics import (
 )
 from sentence_distill.student.model import encode_tokens
 from sentence_distill.student.models import find_model, find_teacher, megabytes, open_model, parameters, short_names
-from sentence_distill.student.reference import Reference
 
 
 def neighbours(vectors: torch.Tensor, row: int, k: int) -> set[int]:
@@ -33,7 +33,7 @@ def neighbours(vectors: torch.Tensor, row: int, k: int) -> set[int]:
 
 def test_recall_counts_the_neighbours_that_both_find(monkeypatch):
     monkeypatch.setattr("sentence_distill.student.metrics._CHUNK_ROWS", 7)
-    monkeypatch.setattr("sentence_distill.student.metrics.FEWEST_ROWS", 50)
+    monkeypatch.setattr("sentence_distill.student.figures.FEWEST_ROWS", 50)
     monkeypatch.setattr("sentence_distill.student.metrics.CANDIDATES", 20)
     generator = torch.Generator().manual_seed(0)
     targets = torch.randn(50, 8, generator=generator)
@@ -61,7 +61,7 @@ def test_few_rows_have_no_recall_and_three_are_the_fewest_that_have_ranks():
 @pytest.fixture
 def few_are_enough(monkeypatch):
     """Let recall be measured over the few held-out sentences of the small corpus."""
-    monkeypatch.setattr("sentence_distill.student.metrics.FEWEST_ROWS", 3)
+    monkeypatch.setattr("sentence_distill.student.figures.FEWEST_ROWS", 3)
 
 
 def test_recall_over_few_held_out_sentences_is_not_measured_and_that_is_said(

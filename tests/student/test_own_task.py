@@ -13,7 +13,7 @@ from sentence_distill import Classifier, Student
 from sentence_distill.data.labelled import read_labelled
 from sentence_distill.pipeline.files import lock_folder
 from sentence_distill.pipeline.manifest import Logits
-from sentence_distill.student.config import STUDENT
+from sentence_distill.student.finetune import STUDENT
 from sentence_distill.student.task_data import TaskData
 
 LEARNS = ("--learning-rate", "5e-3", "--device", "cpu")
@@ -182,7 +182,7 @@ def test_a_folder_that_can_not_be_written_or_is_in_use_is_refused_before_the_wor
     def no_work(*arguments, **options):
         raise AssertionError
 
-    monkeypatch.setattr("sentence_distill.student.fit.Fitter.fit", no_work)
+    monkeypatch.setattr("sentence_distill.student.finetune.Fitter.fit", no_work)
     command = ("--train", animals.parent / "animals.jsonl", "--text-column", "line", "--label-column", "animal")
     (tmp_path / "file").write_text("")
     assert sd("finetune", student_folder, *command, "--out", tmp_path / "file" / "out") == 1

@@ -111,7 +111,7 @@ def test_other_commands_take_it_by_its_name_and_leave_its_folder_alone(sd, tmp_p
         assert sd(*command) == 1
         assert "copy it to a folder of yours: sd export wiki-small --format folder --float16" in capsys.readouterr().err
     assert sd("eval", SMALL) == 1
-    assert "wiki-small lies inside the package, where no figures can go" in capsys.readouterr().err
+    assert "wiki-small: none is the folder of a student of yours" in capsys.readouterr().err
     assert sd("export", SMALL, "--dim", "64,128") == 1
     assert "name text with --corpus" in capsys.readouterr().err
     assert contents(FOLDER) == before

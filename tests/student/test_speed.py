@@ -1,5 +1,7 @@
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +16,7 @@ from sentence_distill.pipeline.shards import Shard
 from sentence_distill.student import speed_worker
 from sentence_distill.student.metrics import sts_spearman
 from sentence_distill.student.model import load_student
-from sentence_distill.student.models import find_model, open_model, parameters
-from sentence_distill.student.reference import sentences_of_shards
+from sentence_distill.student.models import find_model, open_model, parameters, sentences_of_shards
 from sentence_distill.student.speed import Contender, Worker, cut_to_lengths, gather
 from tests.conftest import make_sentences
 
@@ -33,26 +34,28 @@ def contenders(student_folder, *others, teacher=None):
 def test_a_student_its_teacher_and_other_models_take_part(student_folder, teacher_folder, tmp_path):
     bert = shutil.copytree(teacher_folder, tmp_path / "teacher")
     found, skipped = contenders(student_folder, bert, teacher=str(teacher_folder))
-    assert [(contender.model, contender.runner) for contender, _ in found] == [
+    assert [(contender.model, contender.runner) for contender in found] == [
         *[("mine", "onnx"), ("mine", "torch"), ("teacher", "other"), ("teacher 2", "teacher")]
     ]
-    names = [contender.name for contender, _ in found]
+    names = [contender.name for contender in found]
     assert names[:2] == ["mine (int8 in ONNX Runtime)", "mine (float32 in PyTorch)"]
     assert len(names) == len(set(names))
-    assert [folder for _, folder in found] == [student_folder, student_folder, bert, teacher_folder]
+    assert [contender.weights for contender in found] == [
+        *map(str, (student_folder, student_folder, bert, teacher_folder))
+    ]
     assert skipped == {}
 
 
 def test_a_teacher_that_is_not_here_is_named(student_folder):
     found, skipped = contenders(student_folder)
     assert "--teacher" in skipped["teacher"]
-    assert [contender.model for contender, _ in found] == ["mine", "mine"]
+    assert [contender.model for contender in found] == ["mine", "mine"]
 
 
 def test_contenders_give_the_vectors_of_their_models(student_folder, teacher_folder):
     sentences = make_sentences(40)
     found, _ = contenders(student_folder, teacher_folder, teacher=str(teacher_folder))
-    onnx, by_torch, other, teacher = (contender.load()(sentences) for contender, _ in found)
+    onnx, by_torch, other, teacher = (contender.load()(sentences) for contender in found)
     np.testing.assert_allclose(by_torch, load_student(student_folder).encode(sentences), atol=1e-5)
     assert cosines(onnx, by_torch).min() > 0.999
     # The teacher through sentence-transformers, pooled as it was.
@@ -65,8 +68,8 @@ def test_a_static_model_takes_part(tmp_path, teacher_folder):
     table = np.random.default_rng(0).normal(size=(tokenizer.get_vocab_size(), 8)).astype(np.float32)
     model2vec.StaticModel(table, tokenizer).save_pretrained(str(tmp_path / "static"))
     located = find_model(str(tmp_path / "static"))
-    ((contender, folder),), _ = gather([located], ["static"], None)
-    assert parameters(folder) == table.size
+    (contender,), _ = gather([located], ["static"], None)
+    assert parameters(Path(contender.weights)) == table.size
     assert contender.load()(["The cat ran.", "A dog."]).shape == (2, 8)
 
 
@@ -137,8 +140,8 @@ def test_contenders_are_timed_in_processes_of_their_own(sd, monkeypatch, student
 
     def few(models, names, teacher):
         found, _ = gather(models, names, teacher)
-        broken = Contender(model="broken", folder=str(tmp_path / "empty"), runner="torch", timed_as="float32")
-        return [found[1], (broken, student_folder)], {"absent": "not here"}
+        broken = replace(found[1], model="broken", folder=str(tmp_path / "empty"), timed_as="float32")
+        return [found[1], broken], {"absent": "not here"}
 
     monkeypatch.setattr("sentence_distill.student.speed.gather", few)
     sts = tmp_path / "dev.tsv"
@@ -189,8 +192,8 @@ def test_a_model_that_is_damaged_is_skipped_and_the_others_are_timed(sd, student
 
 def test_a_process_that_is_killed_is_said_to_be(student_folder, tmp_path):
     (tmp_path / "texts.json").write_text('{"pairs": null}')
-    contender = Contender(model="student", folder=str(student_folder), runner="onnx", timed_as="int8")
-    with Worker(contender, tmp_path / "texts.json") as worker:
+    contender = Contender(model="student", folder=str(student_folder), weights="", runner="onnx", timed_as="int8")
+    with Worker(contender, 1, tmp_path / "texts.json") as worker:
         worker._process.kill()
         with pytest.raises(UserError, match="signal 9"):
             worker.ask(0)

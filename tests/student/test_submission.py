@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.student.glue_results import PARTS, write_submission
+from sentence_distill.student.glue import PARTS, write_submission
 from tests.conftest import contents
 
 ELEVEN = ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "QNLI", "RTE", "WNLI", "AX"]

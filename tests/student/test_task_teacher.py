@@ -4,8 +4,8 @@ from transformers import AutoTokenizer
 
 from sentence_distill.data.glue import Task
 from sentence_distill.pipeline.load import Located
-from sentence_distill.student import task_teacher
-from sentence_distill.student.task_teacher import TeacherClassifier
+from sentence_distill.student import classifier
+from sentence_distill.student.classifier import TeacherClassifier
 from tests.conftest import make_sentences
 
 SHORT = make_sentences(60, seed=3)
@@ -27,7 +27,7 @@ def expected(folder, *columns, most):
 
 @pytest.mark.parametrize("most", [7, 8, 20, 158])
 def test_texts_and_pairs_have_the_tokens_of_the_tokenizers_library(teacher, teacher_folder, monkeypatch, most):
-    monkeypatch.setattr(task_teacher, "most_tokens", lambda config: most)
+    monkeypatch.setattr(classifier, "most_tokens", lambda config: most)
     order = np.random.default_rng(0).permutation(len(TEXTS))
     for columns in ([TEXTS], [TEXTS, [TEXTS[place] for place in order]]):
         found, wanted = teacher.tokenize(columns), expected(teacher_folder, *columns, most=most)
