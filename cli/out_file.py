@@ -150,12 +150,19 @@ def is_finetuned(out: Path) -> bool:
 
 def _refuse_beside_student(out: Path, command: str) -> None:
     """Refuse what neither belongs to a student nor was made of it."""
-    from sentence_distill.student.files import CARD, DISTILLATION, FIGURES, STUDENT_FILES, module_paths
-    from sentence_distill.student.onnx_student import EXPORT_FOLDER, EXPORT_RECORD
+    from sentence_distill.student.files import (
+        CARD,
+        DISTILLATION,
+        EXPORT_FOLDER,
+        FIGURES,
+        STUDENT_FILES,
+        is_export,
+        module_paths,
+    )
 
     modules = {path.relative_to(out).parts[0] for path in module_paths(out).values() if path != out}
     known = {CARD, DISTILLATION, *STUDENT_FILES, *modules, *FIGURES, "glue"}
-    known |= {EXPORT_FOLDER} if (out / EXPORT_FOLDER / EXPORT_RECORD).exists() else set()
+    known |= {EXPORT_FOLDER} if is_export(out / EXPORT_FOLDER) else set()
     refuse_other(out, _names(out) - known, command)
 
 

@@ -43,8 +43,7 @@ def push(
     """
     if licence and keep_card:
         raise click.UsageError("--license goes into a new card: leave out --keep-card, or write it into README.md")
-    from sentence_distill.student.files import CARD, load_distillation
-    from sentence_distill.student.hub import require_own_folder
+    from sentence_distill.student.files import CARD, load_distillation, require_own_folder
     from sentence_distill.student.push import prepare_upload
     from sentence_distill.student.push import push as send
 

@@ -22,8 +22,7 @@ def report(config: ReportConfig) -> None:
       sd report distilled --out report.html
       sd report distilled --note 'QQP=another split than the official one'
     """
-    from sentence_distill.student.files import load_distillation
-    from sentence_distill.student.hub import require_own_folder
+    from sentence_distill.student.files import load_distillation, require_own_folder
 
     require_own_folder(config.student)
     load_distillation(config.student)

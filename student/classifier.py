@@ -19,7 +19,7 @@ from sentence_distill.pipeline.files import write_atomically, write_json
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.files import HEAD, TASK
 from sentence_distill.student.fit import ExampleTokens, Fitter, Padded
-from sentence_distill.student.model import Student, load_student, pool_tokens, save_student
+from sentence_distill.student.model import Student, encode_tokens, load_student, save_student
 from sentence_distill.student.start import SCALE
 from sentence_distill.student.task_data import Labelled, Outcome, TaskData, TaskRecord
 
@@ -213,7 +213,9 @@ class TorchClassifier:
     def outputs(self, columns: Sequence[Sequence[str]]) -> np.ndarray:
         """Return probabilities, float32[n, classes], or scores of a regression, float32[n, 1], of n texts a column."""
         device = next(self.model.parameters()).device
-        pooled = [pool_tokens(self.model.encoder, tokens) for tokens in self.model.tokenize(columns).columns]
+        pooled = [
+            encode_tokens(self.model.encoder, tokens, pooled=True) for tokens in self.model.tokenize(columns).columns
+        ]
         with torch.inference_mode():
             logits = self.model.logits([part.to(device) for part in pooled])
             return (logits if self.task.regression else logits.softmax(dim=1)).cpu().numpy()

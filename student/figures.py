@@ -10,8 +10,7 @@ import msgspec
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.files import write_json
 from sentence_distill.student.config import DEFAULT_STUDENT, EvalConfig
-from sentence_distill.student.files import is_student, load_distillation
-from sentence_distill.student.hub import packaged_student
+from sentence_distill.student.files import is_student, load_distillation, packaged_student
 
 EVAL, GLUE, SPEED = "eval.json", "glue.json", "speed.json"
 MADE_BY = {EVAL: "sd eval", GLUE: "sd eval --glue --rows all", SPEED: "sd eval --speed"}

@@ -18,8 +18,14 @@ from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
 from sentence_distill.pipeline.load import Located, locate_local, locate_teacher
 from sentence_distill.pipeline.records import differing_fields
 from sentence_distill.pipeline.teacher import READING, Teacher
-from sentence_distill.student.files import FIGURES, is_student, is_unfinished, load_distillation
-from sentence_distill.student.hub import locate_student, packaged_student
+from sentence_distill.student.files import (
+    FIGURES,
+    is_student,
+    is_unfinished,
+    load_distillation,
+    locate_student,
+    packaged_student,
+)
 from sentence_distill.student.model import Student, load_student
 
 Encode = Callable[[Sequence[str]], np.ndarray]

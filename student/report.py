@@ -28,8 +28,8 @@ from sentence_distill.student.figures import (
     read_figures,
 )
 from sentence_distill.student.files import find_shards, load_distillation
-from sentence_distill.student.log import read_metrics
 from sentence_distill.student.metrics import too_few
+from sentence_distill.student.run_folder import read_metrics
 from sentence_distill.student.tables import (
     FIRST_COLUMNS,
     MANY,
