@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from msgspec import structs
+from msgspec import structs, to_builtins
 from tokenizers import Tokenizer
 from torch.nn import functional
 
@@ -26,6 +26,7 @@ from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.environment import versions
 from sentence_distill.student.export_folder import check_export, replacing_export
 from sentence_distill.student.files import (
+    EXPORT_RECORD,
     HEAD,
     MAX_TOKENS,
     is_classifier,
@@ -133,7 +134,7 @@ def _write(config: ExportConfig, folder: Path, new: Path) -> Exported:
     if source.labels:
         write_json(new / LABELS, source.labels)
     record, skipped = _measured(_record(source, config.int8), source, new, config)
-    record.write(new)
+    write_json(new / EXPORT_RECORD, to_builtins(record))
     write_atomically(new / EXPORT_README, readme(record, source.labels).encode())
     return Exported(new, record, source.labels, skipped, fidelity)
 
@@ -217,7 +218,7 @@ def _measured(record: ExportRecord, source: _Source, new: Path, config: ExportCo
     exported: Encode
     original: Encode = source.student.encode
     if classifier := source.classifier:
-        opened = OnnxClassifier.open(new, classifier.task, threads=1)
+        opened = OnnxClassifier.open(new, threads=1)
         exported, original = (lambda texts: opened.outputs([texts])), lambda texts: classifier.outputs([texts])
     else:
         exported = OnnxStudent.of_export(new, threads=1).encode

@@ -98,7 +98,7 @@ def _open_input(inputs: Sequence[str], format: str | None, text_column: str, lea
     )
 
 
-def _check_output(out: str, overwrite: bool, sources: Sequence[Source] = ()) -> None:
+def _check_output(out: str, overwrite: bool, sources: Sequence[Source]) -> None:
     """Refuse a file that is read, or is there already."""
     path = Path(out)
     if out == STREAM:
@@ -142,11 +142,10 @@ def encode_files(config: EncodeConfig) -> Encoded:
     if len(columns) > 1:
         raise UsageError(f"--text-column {config.text_column}: one column; a pair is encoded in two runs, a side each")
     format = _output_format(config.out, config.format, VECTOR_FORMATS)
-    _check_output(config.out, config.overwrite)
     leave_out = None if config.out == STREAM else parts_folder(config.out)
     corpus = _open_input(config.inputs, config.input_format, config.text_column, leave_out)
+    _check_output(config.out, config.overwrite, corpus.sources)
     if STREAM not in config.inputs:
-        _check_output(config.out, config.overwrite, corpus.sources)
         corpus.check()
     encoder = _open_encoder(config)
     if format == "npy" or not config.keep_columns:
@@ -409,7 +408,7 @@ class _Parts:
         try:
             batch = pa.ipc.open_file(pa.memory_map(str(self._part(number)))).get_batch(0)
             done = msgspec.json.decode(batch.schema.metadata[b"done"], type=_Done)
-        except (pa.ArrowException, OSError, msgspec.DecodeError) as error:
+        except (pa.ArrowException, OSError, KeyError, TypeError, msgspec.DecodeError) as error:
             raise UserError(
                 f"{self._part(number)} is damaged or gone ({error}); remove {self._folder} and begin again"
             ) from error

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,38 +53,29 @@ _FETCHED = ["*.json", "*.safetensors", "*.md", ".git*", "LICENSE*"]
 _ELSEWHERE = ["onnx/*", "openvino/*"]
 
 
-@dataclass(frozen=True)
-class StudentFiles:
-    """A student as it is read from its folder; of its projections only the last belongs to that."""
+def read_student(folder: Path) -> tuple[StudentConfig, dict[str, np.ndarray], TextTokenizer]:
+    """Read a student's shape, weights (float32 arrays by their names in `StudentEncoder.state_dict`) and tokenizer.
 
-    config: StudentConfig
-    weights: dict[str, np.ndarray]
-    """float32 arrays by their names in `StudentEncoder.state_dict`."""
-    tokenizer: TextTokenizer
-
-    @classmethod
-    def read(cls, folder: Path) -> "StudentFiles":
-        """Read a folder."""
-        try:
-            shape = load_distillation(folder)["student"]
-            config = StudentConfig(**{**shape, "target_dims": (shape["target_dims"][-1],)})
-            paths = module_paths(folder)
-            words, lstm, dense = (
-                load_file(paths[kind] / "model.safetensors") for kind in ("WordEmbeddings", "LSTM", "Dense")
-            )
-            weights = {
-                "embedding.weight": words["emb_layer.weight"],
-                **{f"lstm.{name.removeprefix('encoder.')}": value for name, value in lstm.items()},
-                **{f"projections.0.{name.removeprefix('linear.')}": value for name, value in dense.items()},
-            }
-            if {name: value.shape for name, value in weights.items()} != _shapes(config):
-                raise ValueError(f"its weights have another shape than {DISTILLATION} says")
-            tokenizer = TextTokenizer((paths["WordEmbeddings"] / "tokenizer.json").read_text(encoding="utf-8"))
-            return cls(config, {name: value.astype(np.float32) for name, value in weights.items()}, tokenizer)
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise UserError(
-                f"{folder} holds no student that can be read ({error}); train one: sd train-student"
-            ) from error
+    Of its projections only the last belongs to the folder.
+    """
+    try:
+        shape = load_distillation(folder)["student"]
+        config = StudentConfig(**{**shape, "target_dims": (shape["target_dims"][-1],)})
+        paths = module_paths(folder)
+        words, lstm, dense = (
+            load_file(paths[kind] / "model.safetensors") for kind in ("WordEmbeddings", "LSTM", "Dense")
+        )
+        weights = {
+            "embedding.weight": words["emb_layer.weight"],
+            **{f"lstm.{name.removeprefix('encoder.')}": value for name, value in lstm.items()},
+            **{f"projections.0.{name.removeprefix('linear.')}": value for name, value in dense.items()},
+        }
+        if {name: value.shape for name, value in weights.items()} != _shapes(config):
+            raise ValueError(f"its weights have another shape than {DISTILLATION} says")
+        tokenizer = TextTokenizer((paths["WordEmbeddings"] / "tokenizer.json").read_text(encoding="utf-8"))
+        return config, {name: value.astype(np.float32) for name, value in weights.items()}, tokenizer
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no student that can be read ({error}); train one: sd train-student") from error
 
 
 def _shapes(config: StudentConfig) -> dict[str, tuple[int, ...]]:

@@ -21,10 +21,10 @@ from sentence_distill.student.files import (
     CARD,
     DISTILLATION,
     MAX_TOKENS,
-    StudentFiles,
     load_distillation,
     locate_student,
     module_weights,
+    read_student,
 )
 from sentence_distill.student.onnx_student import OnnxEncoder, open_onnx
 
@@ -350,10 +350,10 @@ def save_student(folder: Path, student: Student, distillation: dict[str, Any]) -
 
 def load_student(folder: Path, backend: str = "torch") -> Student:
     """Read a student without importing sentence-transformers; see `Student` for the backends."""
-    files = StudentFiles.read(folder)
-    encoder = StudentEncoder(files.config)
-    encoder.load_state_dict({name: torch.from_numpy(weight) for name, weight in files.weights.items()})
-    return Student(encoder, files.tokenizer, backend)
+    config, weights, tokenizer = read_student(folder)
+    encoder = StudentEncoder(config)
+    encoder.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
+    return Student(encoder, tokenizer, backend)
 
 
 def update_distillation(folder: Path, **fields: Any) -> bool:
@@ -372,7 +372,7 @@ def _write_record(folder: Path, distillation: dict[str, Any], *, with_card: bool
 
 @dataclass(frozen=True)
 class TorchEncoder:
-    """A student in PyTorch, on the device that computes, as what encodes files: a `TextEncoder`."""
+    """A student in PyTorch, on the device that computes, as what encodes files; see `OnnxStudent`."""
 
     student: Student
     precision: torch.dtype

@@ -27,7 +27,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sentence_distill.student.config import StudentConfig
-from sentence_distill.student.files import StudentFiles
+from sentence_distill.student.files import read_student
 from sentence_distill.student.onnx_student import (
     OUTPUT,
     PROBABILITIES,
@@ -87,9 +87,8 @@ def build_graph(
 
 def int8_student(folder: Path, threads: int = 0) -> OnnxStudent:
     """Open the student in a folder as an int8 graph; `threads` batches are computed in parallel, 0 is one per core."""
-    files = StudentFiles.read(folder)
-    graph = build_graph(files.config, files.weights, int8=True)
-    return OnnxStudent(graph.SerializeToString(), files.tokenizer, threads=threads)
+    config, weights, tokenizer = read_student(folder)
+    return OnnxStudent(build_graph(config, weights, int8=True).SerializeToString(), tokenizer, threads)
 
 
 class _Builder:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -13,7 +13,6 @@ from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.glue import Task
 from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
-from sentence_distill.pipeline.files import write_json
 from sentence_distill.pipeline.processes import cores
 from sentence_distill.student.batches import near_length_batches
 from sentence_distill.student.files import EXPORT_RECORD, MAX_TOKENS
@@ -207,10 +206,6 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         except msgspec.DecodeError as error:
             raise _damaged(folder / EXPORT_RECORD, first_line(error)) from error
 
-    def write(self, folder: Path) -> None:
-        """Write export.json; what is None is left out."""
-        write_json(folder / EXPORT_RECORD, msgspec.to_builtins(self))
-
 
 def _export_command(folder: Path) -> str:
     return f"sd export STUDENT --out {folder}"
@@ -226,19 +221,21 @@ def _damaged(file: Path, reason: str) -> UserError:
 class _OnnxTexts:
     """A serialized graph and its tokenizer, which read texts; `threads` batches in parallel, 0 is one per core."""
 
-    def __init__(self, model: bytes, tokenizer: TextTokenizer, *, threads: int = 0) -> None:
+    def __init__(self, model: bytes, tokenizer: TextTokenizer, threads: int = 0) -> None:
         self._encoder = OnnxEncoder(model)
         self._tokenizer = tokenizer
         self._threads = threads or cores()
+        self._hash = bytes_hash(model)
+        self.dim = self._encoder.dim
 
     @classmethod
-    def open(cls, folder: Path, *more: Any, threads: int = 0) -> Self:
-        """Open the graph in an export's folder; `more` are the further arguments of the class."""
+    def open(cls, folder: Path, threads: int = 0) -> Self:
+        """Open the graph in an export's folder."""
         if not (folder / MODEL).exists() or not (folder / TOKENIZER).exists():
             raise UserError(f"{folder} holds no export; make one: {_export_command(folder)}")
         try:
             tokenizer = TextTokenizer((folder / TOKENIZER).read_text(encoding="utf-8"))
-            return cls((folder / MODEL).read_bytes(), tokenizer, *more, threads=threads)
+            return cls((folder / MODEL).read_bytes(), tokenizer, threads)
         except ValueError as error:
             raise UserError(
                 f"the export in {folder} is damaged ({first_line(error)}); make it again: {_export_command(folder)}"
@@ -250,17 +247,12 @@ class _OnnxTexts:
 
 
 class OnnxStudent(_OnnxTexts):
-    """A `TextEncoder`."""
-
-    def __init__(self, model: bytes, tokenizer: TextTokenizer, *, threads: int = 0) -> None:
-        super().__init__(model, tokenizer, threads=threads)
-        self.dim = self._encoder.dim
-        self._hash = bytes_hash(model)
+    """A student that gives vectors."""
 
     @classmethod
     def of_export(cls, folder: Path, threads: int = 0) -> "OnnxStudent":
         """Open what `sd export` wrote; nothing is taken from the student's folder."""
-        student = cls.open(folder, threads=threads)
+        student = cls.open(folder, threads)
         if student._encoder.output != OUTPUT:
             raise UserError(
                 f"{folder} is an export of a classifier, which gives no vectors; predict with it: sd predict {folder} "
@@ -282,11 +274,10 @@ class OnnxStudent(_OnnxTexts):
 
 
 class OnnxClassifier(_OnnxTexts):
-    """A `Predictor`."""
+    """A classifier."""
 
-    def __init__(self, model: bytes, tokenizer: TextTokenizer, task: Task, *, threads: int = 0) -> None:
-        super().__init__(model, tokenizer, threads=threads)
-        self.task = task
+    task: Task
+    """Known of one that was opened by `of_export`."""
 
     @classmethod
     def of_export(cls, folder: Path) -> "OnnxClassifier":
@@ -303,12 +294,10 @@ class OnnxClassifier(_OnnxTexts):
                 labels = msgspec.json.decode((folder / LABELS).read_bytes(), type=tuple[str, ...])
             except (OSError, ValueError) as error:
                 raise _damaged(folder / LABELS, f"{first_line(error)}; it should be a list of names") from error
-        classifier = cls.open(folder, Task(**msgspec.structs.asdict(record.task), labels=labels))
-        expected = len(labels) if record.kind == "classifier" else 1
-        if classifier._encoder.dim != expected:
-            raise _damaged(
-                folder / LABELS, f"it names {len(labels)} classes, and the model has {classifier._encoder.dim}"
-            )
+        classifier = cls.open(folder)
+        if classifier.dim != (len(labels) if record.kind == "classifier" else 1):
+            raise _damaged(folder / LABELS, f"it names {len(labels)} classes, and the model has {classifier.dim}")
+        classifier.task = Task(**msgspec.structs.asdict(record.task), labels=labels)
         return classifier
 
     def outputs(self, columns: Sequence[Sequence[str]]) -> np.ndarray:
