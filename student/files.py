@@ -140,7 +140,11 @@ def shards_place(shards: Path, folder: Path) -> str:
 
 def find_shards(distillation: dict[str, Any], folder: Path) -> Path:
     """Return where the shards of the student in `folder` were; they need not be there any more."""
-    place = folder / distillation["shards"]
+    recorded = distillation["shards"]
+    if not recorded.startswith("."):
+        # On the hub a record names the folder alone, which may lie where the command runs.
+        return Path(recorded)
+    place = folder / recorded
     shorter = Path(os.path.normpath(place))
     # After a link the shorter path may be another folder.
     return place if place.is_dir() and not (shorter.is_dir() and shorter.samefile(place)) else shorter
@@ -148,7 +152,6 @@ def find_shards(distillation: dict[str, Any], folder: Path) -> Path:
 
 def moved_record(distillation: dict[str, Any], folder: Path, target: Path) -> dict[str, Any]:
     """Return a student's record as it stands in another folder: the way to the shards is another from there."""
-    # On the hub it names the shards' folder alone.
     if not distillation["shards"].startswith("."):
         return distillation
     return {**distillation, "shards": shards_place(find_shards(distillation, folder), target)}

@@ -56,12 +56,13 @@ def test_a_student_says_where_its_shards_are_without_a_word_of_the_machine(sd, h
     assert load_distillation(home / "narrow")["shards"] == "../shards"
 
 
-@pytest.mark.parametrize("place", ["../shards", "{home}/shards"])
+@pytest.mark.parametrize("place", ["../shards", "shards", "{home}/shards"])
 def test_shards_are_found_from_any_working_directory(sd, home, monkeypatch, place):
+    """As recorded now: relative to the student; and before: relative to the working directory, or absolute."""
     record(home / "distilled", place.format(home=home))
     elsewhere = home / "elsewhere"
     elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
+    monkeypatch.chdir(home if place == "shards" else elsewhere)
     student = os.path.relpath(home / "distilled")
     assert find_shards(load_distillation(home / "distilled"), home / "distilled").samefile(home / "shards")
     assert sd("eval", student) == 0
