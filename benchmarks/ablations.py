@@ -93,7 +93,7 @@ def _folder(name: str) -> str:
 
 def _train(name: str, shards: Path, out: Path, steps: int) -> None:
     from sentence_distill.cli.main import main as sd
-    from sentence_distill.student import optim as optimizer
+    from sentence_distill.student import step as optimizer
     from sentence_distill.student import train
 
     if "dense" in name:
@@ -149,7 +149,7 @@ class DenseOptimizer:
         self.rate = 0.0
 
     def step(self, rate: float, words: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """See `sentence_distill.student.optim.Optimizer`."""
+        """See `sentence_distill.student.step.Optimizer`."""
         self.rate = self._adamw.param_groups[0]["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_([*self.dense, rows], self._clip)
         self._table.grad = torch.zeros_like(self._table).index_copy_(0, words, rows.grad)
@@ -169,7 +169,7 @@ class SparseAdam:
         self._adam = torch.optim.SparseAdam([self._table])
 
     def step(self, rows: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
-        """See `sentence_distill.student.optim.RowAdam`."""
+        """See `sentence_distill.student.step.RowAdam`."""
         self._adam.param_groups[0]["lr"] = rate
         self._table.grad = torch.sparse_coo_tensor(
             rows[None], gradient, self._table.shape, is_coalesced=True, check_invariants=False

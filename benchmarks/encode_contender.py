@@ -60,7 +60,7 @@ def _before(name: str, student: Path, workdir: Path) -> Encode:
         command = ["export", str(student), "--onnx", "--int8", "--out", str(export), "--sentences"]
         command += [str(workdir / "pairs.txt")]
         subprocess.run([sys.executable, "-m", "sentence_distill.cli", *command], check=True, stdout=sys.stderr)
-    encode: Encode = OnnxStudent(export).encode
+    encode: Encode = OnnxStudent.of_export(export).encode
     return encode
 
 

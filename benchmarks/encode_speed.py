@@ -35,7 +35,7 @@ from scipy.stats import spearmanr
 from sentence_distill.data.glue import load_sts
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, fast_in_bf16
 from sentence_distill.pipeline.load import locate_teacher
-from sentence_distill.student.hub import locate_student
+from sentence_distill.student.files import locate_student
 from sentence_distill.student.metrics import paired_rank_agreement, recall_figures
 
 CONTENDER = Path(__file__).with_name("encode_contender.py")

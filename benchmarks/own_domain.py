@@ -9,7 +9,7 @@ from pathlib import Path
 
 from record import write_result
 
-from sentence_distill.student.log import read_metrics
+from sentence_distill.student.run_folder import read_metrics
 
 _HELD_OUT = ("cosine", "rank_agreement", "recall_at_10", "recall_at_10_among_100")
 

@@ -34,8 +34,7 @@ def encode(config: EncodeConfig) -> None:
       sd encode 'logs/*.jsonl.zst' --text-column message -o logs.npy --dtype float16
       zcat titles.gz | sd encode - --no-text > vectors.jsonl
     """
-    from sentence_distill.student.encode_files import encode_files
-    from sentence_distill.student.file_job import parts_folder
+    from sentence_distill.student.file_job import encode_files, parts_folder
 
     out = Path(config.out)
 

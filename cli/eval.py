@@ -58,9 +58,8 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
     if len(set(config.models)) < len(config.models):
         raise click.UsageError("a MODEL is named twice")
 
-    from sentence_distill.student.figures import figures_file, models_of
-    from sentence_distill.student.files import TASK, is_student, load_distillation
-    from sentence_distill.student.hub import require_own_folder
+    from sentence_distill.student.figures import figures_file, load_distillation, models_of
+    from sentence_distill.student.files import TASK, is_student, require_own_folder
 
     models = models_of(config)
     if glue:

@@ -140,8 +140,8 @@ def push(
     """
     if licence and keep_card:
         raise click.UsageError("--license goes into a new card: leave out --keep-card, or write it into README.md")
-    from sentence_distill.student.files import CARD, load_distillation
-    from sentence_distill.student.hub import require_own_folder
+    from sentence_distill.student.figures import load_distillation
+    from sentence_distill.student.files import CARD, require_own_folder
     from sentence_distill.student.push import prepare_upload
     from sentence_distill.student.push import push as send
 
@@ -176,8 +176,8 @@ def report(config: ReportConfig) -> None:
       sd report distilled --out report.html
       sd report distilled --note 'QQP=another split than the official one'
     """
-    from sentence_distill.student.files import load_distillation
-    from sentence_distill.student.hub import require_own_folder
+    from sentence_distill.student.figures import load_distillation
+    from sentence_distill.student.files import require_own_folder
 
     def is_report(path: Path) -> bool:
         return b'<meta name="generator" content="sentence-distill report">' in path.read_bytes()[:1000]

@@ -74,7 +74,7 @@ def predict(config: PredictConfig) -> None:
       sd predict finetuned/reviews/onnx new.csv -o predicted.csv
       cat lines.txt | sd predict finetuned/reviews > predicted.jsonl
     """
-    from sentence_distill.student.predict import predict_files
+    from sentence_distill.student.file_job import predict_files
 
     stream = config.out == "-"
     with stopped_by_signals(f"stopped; {'the output ends here' if stream else 'nothing was written'}"):

@@ -59,16 +59,17 @@ def finetuned_folder(out: Path, overwrite: bool) -> Iterator[None]:
 
 def _finetuned_files(out: Path) -> set[str]:
     """Return what may lie in a folder with a student or a teacher that `sd finetune` finished; nothing in others."""
+    from sentence_distill.student.figures import DISTILLATION
     from sentence_distill.student.files import (
         CARD,
-        DISTILLATION,
+        EXPORT_FOLDER,
+        EXPORT_RECORD,
         FIGURES,
         FINETUNED_TEACHER,
         STUDENT_FILES,
         TASK,
         module_paths,
     )
-    from sentence_distill.student.onnx_student import EXPORT_FOLDER, EXPORT_RECORD
 
     if teacher := read_object(out / FINETUNED_TEACHER):
         return {FINETUNED_TEACHER, *teacher.get("files", [])}

@@ -29,10 +29,10 @@ def train_student(config: TrainConfig) -> None:
     if config.resume and config.overwrite:
         raise click.UsageError("--resume continues a run, --overwrite begins again: give one of them")
     from sentence_distill.pipeline.processes import keep_freed_memory
-    from sentence_distill.student.log import draw_curves
-    from sentence_distill.student.train import open_training
+    from sentence_distill.student.run_folder import draw_curves
+    from sentence_distill.student.train import Trainer
 
-    trainer = open_training(config)
+    trainer = Trainer(config)
     if trainer.group.device.type == "cpu":
         keep_freed_memory()
 

@@ -29,7 +29,7 @@ from sentence_distill.pipeline.pairs import separator_tokens
 from sentence_distill.pipeline.teacher_folder import read_folder
 from sentence_distill.student.figures import Outcome, TaskRecord, TeacherRecord
 from sentence_distill.student.files import FINETUNED_TEACHER, HEAD, TASK
-from sentence_distill.student.model import Student, load_student, pool_tokens, save_student
+from sentence_distill.student.model import Student, encode_tokens, load_student, save_student
 
 HEAD_UNITS = 512
 HEAD_DROPOUT = 0.2
@@ -199,7 +199,9 @@ class TorchClassifier:
     def outputs(self, columns: Sequence[Sequence[str]]) -> np.ndarray:
         """Return probabilities, float32[n, classes], or scores of a regression, float32[n, 1], of n texts a column."""
         device = next(self.model.parameters()).device
-        pooled = [pool_tokens(self.model.encoder, tokens) for tokens in self.model.tokenize(columns).columns]
+        pooled = [
+            encode_tokens(self.model.encoder, tokens, pooled=True) for tokens in self.model.tokenize(columns).columns
+        ]
         with torch.inference_mode():
             logits = self.model.logits([part.to(device) for part in pooled])
             return (logits if self.task.regression else logits.softmax(dim=1)).cpu().numpy()

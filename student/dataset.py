@@ -1,4 +1,4 @@
-"""The stream of training batches."""
+"""The stream of training batches, read from memory-mapped shards."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -18,74 +18,18 @@ from sentence_distill.pipeline.manifest import ShardFolder, require_vectors
 from sentence_distill.pipeline.records import Fingerprint
 from sentence_distill.pipeline.shards import Shard
 
-
-class Window:
-    """The rows of some shards that are trained on, numbered through.
-
-    Their tokens are copied, 50 MB a million sentences; their embeddings stay where the files are mapped.
-
-    Attributes:
-        lengths: int64[n], tokens of each row.
-    """
-
-    def __init__(self, shards: Sequence[Shard], kept: Sequence[np.ndarray]) -> None:
-        """Number the rows.
-
-        Args:
-            shards: opened.
-            kept: for each shard the rows of it that are trained on, ascending.
-        """
-        self._embeddings = [shard.embeddings for shard in shards]
-        self._starts = np.cumsum([0, *(len(rows) for rows in kept)])
-        self._rows = np.concatenate(kept)
-        self._tokens = Tokens.concatenated([shard.tokens.take(rows) for shard, rows in zip(shards, kept, strict=True)])
-        self.lengths = self._tokens.lengths
-
-    def take(self, batches: Sequence[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Read several batches at once, shard by shard and within each from its beginning to its end.
-
-        Args:
-            batches: for each batch int64[b], rows of one length.
-
-        Returns:
-            For each batch its token ids, int64[b, length], and embeddings, float16 or float32[b, dim].
-        """
-        rows = np.concatenate(batches)
-        order = np.argsort(rows)
-        ascending = rows[order]
-        places = self._rows[ascending]
-        cuts = np.searchsorted(ascending, self._starts)
-        width = self._embeddings[0].shape[1]
-        buffer = np.empty((len(rows), width), dtype=self._embeddings[0].dtype)
-        for embeddings, first, end in zip(self._embeddings, cuts[:-1], cuts[1:], strict=True):
-            # Without a mode of its own, take fills a copy of its output first.
-            np.take(embeddings, places[first:end], axis=0, out=buffer[first:end], mode="clip")
-        where = np.empty_like(order)
-        where[order] = np.arange(len(order))
-        parts = np.split(where, np.cumsum([len(batch) for batch in batches])[:-1])
-        return [
-            (
-                torch.from_numpy(self._tokens.rectangle(batch, int(self.lengths[batch[0]]))),
-                torch.from_numpy(np.take(buffer, part, axis=0)),
-            )
-            for batch, part in zip(batches, parts, strict=True)
-        ]
-
+WINDOW_ROWS = 1 << 20
+# So many are read in one go: over all shards of a window, a batch alone would touch a row or two of each.
+_READ_ROWS = 2048
+_HELD_OUT_ROWS = 20_000
 
 # The order of training batches: a pure function of seed, epoch, shards and batch size.
 
 
 def shard_windows(rows: Sequence[int], window_rows: int, seed: int, epoch: int) -> list[list[int]]:
-    """Shuffle the shards and group them into windows of at least `window_rows` rows; the last may be smaller.
+    """Shuffle the shards, of `rows` rows each, and group their numbers into windows of at least `window_rows` rows.
 
-    Args:
-        rows: rows of each shard.
-        window_rows: rows over which sentences are shuffled.
-        seed: of the run.
-        epoch: counted from 0; each has its own order.
-
-    Returns:
-        Lists of shard numbers.
+    Sentences are shuffled over a window; the last one may be smaller.
     """
     windows: list[list[int]] = [[]]
     filled = 0
@@ -99,15 +43,9 @@ def shard_windows(rows: Sequence[int], window_rows: int, seed: int, epoch: int) 
 
 
 def window_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Cut a window's rows into batches of one length each, in random order.
+    """Cut a window's rows, of int[n] `lengths`, into batches of one length each, int64[b], in random order.
 
-    Args:
-        lengths: int[n], tokens of each row.
-        batch_size: rows of a batch; the last of each length may be smaller.
-        rng: random numbers of this window.
-
-    Returns:
-        For each batch int64[b], row numbers in the window; each row is in exactly one.
+    Each row is in exactly one; the last batch of each length may be smaller than the others.
     """
     shuffled = rng.permutation(len(lengths))
     order = shuffled[np.argsort(lengths[shuffled], kind="stable")]
@@ -121,21 +59,8 @@ def window_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generato
 
 
 def count_batches(rows_of_length: np.ndarray, batch_size: int) -> int:
-    """Number of batches that `window_batches` makes of a window.
-
-    Args:
-        rows_of_length: int[longest + 1], how many rows have each length.
-        batch_size: rows of a batch.
-    """
+    """Count the batches that `window_batches` makes of int[longest + 1] rows of each length."""
     return int((-(-rows_of_length // batch_size)).sum())
-
-
-# The stream of training batches, read from memory-mapped shards.
-
-WINDOW_ROWS = 1 << 20
-# So many are read in one go: over all shards of a window, a batch alone would touch a row or two of each.
-_READ_ROWS = 2048
-_HELD_OUT_ROWS = 20_000
 
 
 class LostShardError(UserError):
@@ -144,77 +69,79 @@ class LostShardError(UserError):
 
 @dataclass(frozen=True)
 class Batch:
-    """Sentences of one length with their teacher's vectors.
-
-    Args:
-        input_ids: int64[b, length].
-        targets: float16 or float32[b, dim], as the shards hold them.
-    """
+    """Sentences of one length with their teacher's vectors."""
 
     input_ids: torch.Tensor
+    """int64[b, length]."""
     targets: torch.Tensor
+    """float16 or float32[b, dim], as the shards hold them."""
 
 
-@dataclass(frozen=True)
-class Shares:
-    """Which rows are trained on and which are held out; ids are hashes, so a range of them is a random share.
+class _Window:
+    """The rows of some shards that are trained on, numbered through.
 
-    Args:
-        first: the lowest id to train on; those below are held out.
-        last: the highest.
+    Their tokens are copied, 50 MB a million sentences; their embeddings stay where the files are mapped.
     """
 
-    first: np.uint64
-    last: np.uint64
+    def __init__(self, shards: Sequence[Shard], kept: Sequence[np.ndarray]) -> None:
+        """Number the rows that are `kept` of each shard, ascending."""
+        self._embeddings = [shard.embeddings for shard in shards]
+        self._starts = np.cumsum([0, *(len(rows) for rows in kept)])
+        self._rows = np.concatenate(kept)
+        self._tokens = Tokens.concatenated([shard.tokens.take(rows) for shard, rows in zip(shards, kept, strict=True)])
+        self.lengths = self._tokens.lengths
 
-    @classmethod
-    def of(cls, held_out: float, train_fraction: float) -> "Shares":
-        """The ranges of two shares, the second of what the first leaves."""
-        first = int(held_out * 2**64)
-        # In whole numbers: a float has no room for the last bits of an id.
-        rest = round(train_fraction * 2**32) * (2**64 - 1 - first) >> 32
-        return cls(np.uint64(first), np.uint64(first + rest))
-
-    def split(self, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers to train on and held out."""
-        held_out = shard.ids < self.first
-        return np.flatnonzero(~held_out & (shard.ids <= self.last)), np.flatnonzero(held_out)
+    def take(self, batches: Sequence[np.ndarray], columns: slice | np.ndarray) -> list[Batch]:
+        """Read several batches at once, shard by shard and within each from its beginning to its end."""
+        rows = np.concatenate(batches)
+        order = np.argsort(rows)
+        ascending = rows[order]
+        places = self._rows[ascending]
+        cuts = np.searchsorted(ascending, self._starts)
+        buffer = np.empty((len(rows), self._embeddings[0].shape[1]), dtype=self._embeddings[0].dtype)
+        for embeddings, first, end in zip(self._embeddings, cuts[:-1], cuts[1:], strict=True):
+            # Without a mode of its own, take fills a copy of its output first.
+            np.take(embeddings, places[first:end], axis=0, out=buffer[first:end], mode="clip")
+        where = np.empty_like(order)
+        where[order] = np.arange(len(order))
+        read = []
+        for batch, part in zip(batches, np.split(where, np.cumsum([len(each) for each in batches])[:-1]), strict=True):
+            input_ids = torch.from_numpy(self._tokens.rectangle(batch, int(self.lengths[batch[0]])))
+            read.append(Batch(input_ids, torch.from_numpy(np.take(buffer, part, axis=0))[:, columns]))
+        return read
 
 
 class ShardStream:
-    """A folder of shards, split by sentence id into rows to train on and rows held out.
+    """A complete folder of shards, split by sentence id into rows to train on and rows held out.
 
-    Attributes:
-        manifest: the folder's manifest.
+    Ids are hashes, so a range of them is a random share: those below the share `held_out` are held out, and of the
+    others the lowest `train_fraction` is trained on. `layers` of the teacher are read, by default all.
     """
 
     def __init__(
         self, folder: Path, *, held_out: float, layers: Sequence[int] | None = None, train_fraction: float = 1.0
     ) -> None:
-        """Check and map a folder.
-
-        Args:
-            folder: a complete folder of shards.
-            held_out: share of the rows that is held out.
-            layers: the teacher's layers to read, as the manifest numbers them; None is all in the shards.
-            train_fraction: share of the other rows that is trained on; the rest is not read.
-
-        Raises:
-            UserError: the folder is not complete, a shard is missing or damaged, which is named, or the shards lack
-                a layer.
-        """
         self.manifest = require_vectors(folder)
+        self.fingerprint = self.manifest.fingerprint
         self._columns = _columns(self.fingerprint, layers)
-        self._shares = Shares.of(held_out, train_fraction)
+        first = int(held_out * 2**64)
+        # In whole numbers: a float has no room for the last bits of an id.
+        rest = round(train_fraction * 2**32) * (2**64 - 1 - first) >> 32
+        self._first, self._last = np.uint64(first), np.uint64(first + rest)
         self._paths = [folder / entry.shard for entry in self.manifest.shards]
         self._rows = [entry.rows for entry in self.manifest.shards]
         # Each shard is checked when it is first used.
         self._shards = ShardFolder(folder, self.manifest)
 
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """Of the run that made the shards."""
-        return self.manifest.fingerprint
+    def _split(self, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers of the rows to train on and of those held out."""
+        held_out = shard.ids < self._first
+        return np.flatnonzero(~held_out & (shard.ids <= self._last)), np.flatnonzero(held_out)
+
+    def split(self) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+        """Yield each shard's path, with the numbers of its rows to train on and of those held out."""
+        for number, path in enumerate(self._paths):
+            yield path, *self._split(self._shards.open(number))
 
     @cached_property
     def _rows_of_length(self) -> np.ndarray:
@@ -222,7 +149,7 @@ class ShardStream:
         counts = []
         for number in range(len(self._paths)):
             shard = self._shards.open(number)
-            counts.append(np.bincount(shard.tokens.lengths[self._shares.split(shard)[0]]))
+            counts.append(np.bincount(shard.tokens.lengths[self._split(shard)[0]]))
         longest = max(map(len, counts))
         return np.stack([np.pad(count, (0, longest - len(count))) for count in counts])
 
@@ -232,7 +159,7 @@ class ShardStream:
         return int(self._rows_of_length.sum())
 
     def steps(self, batch_size: int, seed: int, epoch: int) -> int:
-        """Number of batches of an epoch."""
+        """Count the batches of an epoch."""
         windows = shard_windows(self._rows, WINDOW_ROWS, seed, epoch)
         return sum(self._count(window, batch_size) for window in windows)
 
@@ -240,17 +167,7 @@ class ShardStream:
         return count_batches(self._rows_of_length[window].sum(axis=0), batch_size)
 
     def batches(self, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield an epoch's batches; a thread reads ahead.
-
-        Args:
-            batch_size: sentences of a batch.
-            seed: of the run.
-            epoch: counted from 0.
-            skip: batches already done; none of their rows is read.
-
-        Raises:
-            LostShardError: a shard is no longer there.
-        """
+        """Yield an epoch's batches but the first `skip`, of which no row is read; a thread reads ahead."""
         reads = self._reads(batch_size, seed, epoch, skip)
         with ThreadPoolExecutor(1, "shards") as thread:
             upcoming = thread.submit(next, reads, None)
@@ -260,76 +177,52 @@ class ShardStream:
 
     def _reads(self, batch_size: int, seed: int, epoch: int, skip: int) -> Iterator[list[Batch]]:
         windows = shard_windows(self._rows, WINDOW_ROWS, seed, epoch)
-        for number, shards in enumerate(windows):
-            count = self._count(shards, batch_size)
+        for number, numbers in enumerate(windows):
+            count = self._count(numbers, batch_size)
             if skip >= count:
                 skip -= count
                 continue
             # Those of compressed shards are in memory; two windows need not be.
-            window = order = read = None
-            window = self._open(shards)
-            for later in windows[number + 1 : number + 2]:
-                self._read_ahead(later)
+            window = order = None
+            # The shards of a window are mapped only while it lasts, so that memory does not grow with them.
+            shards = [_reopen(self._paths[shard]) for shard in numbers]
+            window = _Window(shards, [self._split(shard)[0] for shard in shards])
+            del shards
+            # The system is told that the next window's files follow, so that it reads them in whole pieces.
+            for later in windows[number + 1] if number + 1 < len(windows) and hasattr(os, "posix_fadvise") else ():
+                # A file that is gone shows when it is opened.
+                with suppress(OSError), self._paths[later].open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
             order = window_batches(window.lengths, batch_size, np.random.default_rng([seed, epoch, number]))[skip:]
             skip = 0
             together = max(1, _READ_ROWS // batch_size)
             for first in range(0, len(order), together):
-                read = window.take(order[first : first + together])
-                yield [Batch(input_ids, targets[:, self._columns]) for input_ids, targets in read]
-
-    def _open(self, numbers: list[int]) -> Window:
-        # The shards of a window are mapped only while it lasts, so that memory does not grow with them.
-        shards = [_reopen(self._paths[number]) for number in numbers]
-        return Window(shards, [self._shares.split(shard)[0] for shard in shards])
-
-    def _read_ahead(self, numbers: list[int]) -> None:
-        """Tell the system that a window's files are next, so that it reads them in whole pieces."""
-        for number in numbers if hasattr(os, "posix_fadvise") else ():
-            # A file that is gone shows when it is opened.
-            with suppress(OSError), self._paths[number].open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-
-    def split(self) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
-        """Each shard's path, with the numbers of its rows to train on and of those held out."""
-        for number, path in enumerate(self._paths):
-            yield path, *self._shares.split(self._shards.open(number))
+                yield window.take(order[first : first + together], self._columns)
 
     def _held_out_rows(self, count: int) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
-        """Find the held-out rows with the lowest ids.
+        """Find the held-out rows with the lowest ids: numbers and rows of shards, and how to order them all by id.
 
         Ids are hashes, so these are a random sample, and so are the first rows of it; the order of the corpus plays no
         part.
-
-        Returns:
-            Number and rows of each shard that has some, and int64[n], how to order all of them by id.
         """
-        places: list[tuple[int, np.ndarray]] = []
-        ids: list[np.ndarray] = []
+        rows, ids = [], []
         for number in range(len(self._paths)):
             shard = self._shards.open(number)
-            rows = self._shares.split(shard)[1]
-            places.append((number, rows))
-            ids.append(np.array(shard.ids[rows]))
-        last = np.sort(np.concatenate(ids))[:count][-1:]
-        kept = [np.flatnonzero(found <= last) if len(last) else np.zeros(0, np.int64) for found in ids]
-        order = np.argsort(np.concatenate([found[rows] for found, rows in zip(ids, kept, strict=True)]), kind="stable")
-        return [(number, rows[few]) for (number, rows), few in zip(places, kept, strict=True) if len(few)], order
+            rows.append(self._split(shard)[1])
+            ids.append(np.array(shard.ids[rows[-1]]))
+        every = np.concatenate(ids)
+        kept = np.sort(np.argsort(every, kind="stable")[:count])
+        cuts = np.searchsorted(kept, np.cumsum([len(each) for each in ids])[:-1])
+        parts = np.split(np.concatenate(rows)[kept], cuts)
+        return [(number, part) for number, part in enumerate(parts) if len(part)], np.argsort(every[kept])
 
     def held_out(self) -> tuple[Tokens, torch.Tensor]:
-        """Read the held-out rows with the lowest ids, at most 20,000, ascending.
-
-        Returns:
-            The tokens of n sentences, and float32[n, dim].
-
-        Raises:
-            UserError: they are fewer than three.
-        """
+        """Read the held-out rows with the lowest ids, ascending: tokens and float32[n, dim], n at most 20,000."""
         places, order = self._held_out_rows(_HELD_OUT_ROWS)
         # Three rows are the fewest among which ranks of similarities can agree or not.
         if len(order) < 3:
             raise UserError(f"only {len(order)} rows are held out; take a larger corpus, or raise --held-out")
-        tokens: list[Tokens] = []
-        targets: list[np.ndarray] = []
+        tokens, targets = [], []
         for number, rows in places:
             shard = self._shards.open(number)
             tokens.append(shard.tokens.take(rows))
@@ -353,7 +246,8 @@ def _reopen(path: Path) -> Shard:
 
 
 def _columns(fingerprint: Fingerprint, layers: Sequence[int] | None) -> slice | np.ndarray:
-    known = fingerprint.layers
+    """Return where the vectors of these layers stand among all columns of a shard's embeddings."""
+    known, width = fingerprint.layers, fingerprint.layer_dim
     if layers is None:
         return slice(None)
     if len(set(layers)) < len(layers):
@@ -363,5 +257,4 @@ def _columns(fingerprint: Fingerprint, layers: Sequence[int] | None) -> slice | 
             f"--target-layers: the shards hold layers {', '.join(map(str, known))} of the teacher, not {missing[0]}; "
             "sd embed --layers says which to write"
         )
-    width = fingerprint.layer_dim
     return np.concatenate([np.arange(width) + width * known.index(layer) for layer in layers])

@@ -18,57 +18,36 @@ class LostProcessError(UserError):
 
 
 class ProcessGroup:
-    """This process among those of the run; where there is only one, every exchange is nothing.
+    """This process among those of the run; if it is alone, every exchange is nothing.
 
-    Gradients are summed by one reduction of them all behind the backward pass. DistributedDataParallel hides its
+    Gradients are summed by one reduction of them all after the backward pass. DistributedDataParallel hides its
     reductions in that pass; a student's dense weights are a megabyte or six, which leaves nothing to hide, and it would
     reduce the whole table of word embeddings.
-
-    Attributes:
-        rank: number of this process, from 0.
-        size: number of processes.
-        device: of this process.
     """
 
     def __init__(self, device: str) -> None:
-        """Join the others.
-
-        Args:
-            device: "auto", "cpu", "cuda" or "cuda:N"; of several processes each takes a GPU of its own.
-
-        Raises:
-            UserError: there is no such device, or fewer of them than processes.
-        """
+        """Join the others; each of several processes takes a GPU of its own."""
         self.rank, self.size, self.device = 0, 1, pick_device(device)
-        if not any(int(os.environ.get(name) or 1) > 1 for name in _SIZES):
-            return
-        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.cuda.device_count()
-        if self.device.type == "cuda" and here > gpus:
-            raise UserError(f"{here} processes were started on a machine with {gpus} GPUs; start one for each")
-        from accelerate import PartialState
+        if any(int(os.environ.get(name) or 1) > 1 for name in _SIZES):
+            here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.cuda.device_count()
+            if self.device.type == "cuda" and here > gpus:
+                raise UserError(f"{here} processes were started on a machine with {gpus} GPUs; start one for each")
+            from accelerate import PartialState
 
-        state = PartialState(cpu=self.device.type == "cpu")
-        if state.device.type != self.device.type:
-            raise UserError(f"the launcher gave this process {state.device}, not {self.device}; start with torchrun")
-        self.rank, self.size = state.process_index, state.num_processes
-        self.device = torch.device("cpu") if self.device.type == "cpu" else state.device
-
-    @property
-    def main(self) -> bool:
+            state = PartialState(cpu=self.device.type == "cpu")
+            if state.device.type != self.device.type:
+                raise UserError(
+                    f"the launcher gave this process {state.device}, not {self.device}; start with torchrun"
+                )
+            self.rank, self.size = state.process_index, state.num_processes
+            self.device = torch.device("cpu") if self.device.type == "cpu" else state.device
+        self.main = self.rank == 0
         """Whether this process writes and reports."""
-        return self.rank == 0
-
-    @property
-    def share(self) -> slice:
-        """Which rows of a batch are this process's."""
-        return slice(self.rank, None, self.size)
+        self.share = slice(self.rank, None, self.size)
+        """This process's rows of a batch."""
 
     def sum(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replace each tensor by its sum over all processes.
-
-        Raises:
-            LostProcessError: another process is gone.
-        """
+        """Replace each tensor by its sum over all processes."""
         if self.size == 1:
             return
         flat = torch.cat([tensor.flatten().float() for tensor in tensors])
@@ -80,11 +59,7 @@ class ProcessGroup:
             tensor.copy_(total.view_as(tensor))
 
     def share_first(self, weights: Sequence[torch.Tensor]) -> None:
-        """Give all processes the first one's weights: another machine may have reduced the embeddings otherwise.
-
-        Raises:
-            LostProcessError: another process is gone.
-        """
+        """Give all processes the first one's weights: another machine may have reduced the embeddings otherwise."""
         with torch.no_grad():
             if not self.main:
                 for weight in weights:
@@ -92,15 +67,7 @@ class ProcessGroup:
             self.sum(weights)
 
     def gather(self, share: torch.Tensor, rows: int) -> torch.Tensor:
-        """All processes' rows of a batch, of which only this one's carry a gradient.
-
-        Args:
-            share: float32[b, dim], this process's rows, those of `self.share`.
-            rows: of the whole batch.
-
-        Returns:
-            float32[rows, dim].
-        """
+        """Return all processes' rows of a batch, float32[rows, dim]; only this one's, `share`, carry a gradient."""
         if self.size == 1:
             return share
         whole = share.new_zeros(rows, share.shape[1])

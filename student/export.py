@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from msgspec import structs
+from msgspec import structs, to_builtins
 from tokenizers import Tokenizer
 from torch.nn import functional
 
@@ -18,32 +18,23 @@ from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.lines import sentences_of_file
-from sentence_distill.data.tokenization import TextTokenizer
-from sentence_distill.pipeline.files import (
-    write_atomically,
-    write_json,
-)
+from sentence_distill.pipeline.files import write_atomically, write_json
 from sentence_distill.student.classifier import TorchClassifier, load_classifier
 from sentence_distill.student.config import ExportConfig
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.export_folder import check_export, replacing_export
-from sentence_distill.student.figures import versions
-from sentence_distill.student.files import (
-    HEAD,
-    MAX_TOKENS,
-    is_classifier,
-    load_distillation,
-    module_weights,
-    moved_record,
-)
+from sentence_distill.student.figures import load_distillation, versions
+from sentence_distill.student.files import EXPORT_RECORD, HEAD, MAX_TOKENS, is_classifier, module_weights, moved_record
 from sentence_distill.student.model import Student, load_student
 from sentence_distill.student.models import Encode, own_shards
-from sentence_distill.student.onnx_encoder import OUTPUT, PROBABILITIES, SCORES, inputs_of_column
 from sentence_distill.student.onnx_graph import Head, build_graph
 from sentence_distill.student.onnx_student import (
     EXPORT_README,
     LABELS,
     MODEL,
+    OUTPUT,
+    PROBABILITIES,
+    SCORES,
     TOKENIZER,
     Agreement,
     ExportedStudent,
@@ -52,6 +43,7 @@ from sentence_distill.student.onnx_student import (
     Latency,
     OnnxClassifier,
     OnnxStudent,
+    inputs_of_column,
 )
 from sentence_distill.student.reduce import Fidelity, copy_student, halve_weights, reduce, save_reduced
 from sentence_distill.student.tables import render
@@ -99,30 +91,11 @@ class _Source:
     def labels(self) -> tuple[str, ...]:
         return self.classifier.task.labels if self.classifier else ()
 
-    @property
-    def head(self) -> Head | None:
-        if self.classifier is None:
-            return None
-        model, task = self.classifier.model, self.classifier.task
-        return Head(model.head_arrays(), model.columns, task.regression)
-
-    @property
-    def parameters(self) -> int:
-        """Number of the weights that the graph has."""
-        encoder = self.student.encoder
-        used: list[torch.nn.Module] = [encoder]
-        if self.classifier:
-            used = [encoder.embedding, encoder.lstm, self.classifier.model.head]
-        return sum(weight.numel() for module in used for weight in module.parameters())
-
 
 def export(config: ExportConfig) -> Exported:
     """Write a student as an ONNX file, or with `format="folder"` as a smaller student; measure how close it is.
 
     With several numbers of dimensions they are compared and nothing is written.
-
-    Raises:
-        UserError: there is no student, the folder to write holds something else, or named text is not there.
     """
     folder, out = check_export(config)
     if out is None:
@@ -144,11 +117,15 @@ def _write(config: ExportConfig, folder: Path, new: Path) -> Exported:
         if config.float16:
             halve_weights(new)
         return Exported(new, fidelity=fidelity)
-    write_onnx(source.student, new, int8=config.int8, head=source.head)
+    head = None
+    if source.classifier:
+        model, task = source.classifier.model, source.classifier.task
+        head = Head(model.head_arrays(), model.columns, task.regression)
+    write_onnx(source.student, new, int8=config.int8, head=head)
     if source.labels:
         write_json(new / LABELS, source.labels)
     record, skipped = _measured(_record(source, config.int8), source, new, config)
-    record.write(new)
+    write_json(new / EXPORT_RECORD, to_builtins(record))
     write_atomically(new / EXPORT_README, readme(record, source.labels).encode())
     return Exported(new, record, source.labels, skipped, fidelity)
 
@@ -165,45 +142,41 @@ def _reduced(config: ExportConfig, source: _Source, new: Path | None) -> tuple[_
     return replace(source, student=reduced.student), reduced.fidelity
 
 
-# The ONNX file and its tokenizer, which run without PyTorch and without this package.
-
-
 def write_onnx(student: Student, folder: Path, *, int8: bool, head: Head | None = None) -> None:
     """Write the graph of a student, or of the classifier with that head, and the tokenizer."""
     graph = build_graph(student.encoder.config, student.encoder.arrays(), head=head, int8=int8)
     write_atomically(folder / MODEL, graph.SerializeToString())
-    write_atomically(folder / TOKENIZER, _plain_tokenizer(student.tokenizer).to_str().encode())
-
-
-def _plain_tokenizer(tokenizer: TextTokenizer) -> Tokenizer:
-    """Return a tokenizer whose file alone sets what it does: no special tokens, truncation, padding at the end."""
-    settings = json.loads(tokenizer.to_str())
+    # The tokenizer's file alone sets what it does: no special tokens, truncation, padding at the end.
+    settings = json.loads(student.tokenizer.to_str())
     settings["post_processor"] = None
-    plain = Tokenizer.from_str(json.dumps(settings))
-    plain.enable_truncation(MAX_TOKENS)
+    tokenizer = Tokenizer.from_str(json.dumps(settings))
+    tokenizer.enable_truncation(MAX_TOKENS)
     # What stands after a sentence's end is never read: any id does.
-    plain.enable_padding(pad_id=0, pad_token=plain.id_to_token(0))
-    return plain
+    tokenizer.enable_padding(pad_id=0, pad_token=tokenizer.id_to_token(0))
+    write_atomically(folder / TOKENIZER, tokenizer.to_str().encode())
 
 
 def _record(source: _Source, int8: bool) -> ExportRecord:
-    shape, classifier = source.student.encoder.config, source.classifier
-    task = classifier.task if classifier else None
-    weights = [*module_weights(source.folder), *([source.folder / HEAD] if classifier else [])]
-    kind, output = ("encoder", OUTPUT) if task is None else ("classifier", PROBABILITIES)
-    if task and task.regression:
-        kind, output = "regression", SCORES
+    encoder, weights = source.student.encoder, module_weights(source.folder)
+    used: list[torch.nn.Module] = [encoder]
+    kind, output, task = "encoder", OUTPUT, None
+    if source.classifier:
+        task = source.classifier.task
+        kind, output = ("regression", SCORES) if task.regression else ("classifier", PROBABILITIES)
+        used = [encoder.embedding, encoder.lstm, source.classifier.model.head]
+        weights.append(source.folder / HEAD)
     return ExportRecord(
         format="onnx",
         kind=kind,  # type: ignore[arg-type]
         inputs=tuple(name for column in range(len(task.columns) if task else 1) for name in inputs_of_column(column)),
         outputs=(output,),
         dim=None if task else source.student.dim,
-        normalize=None if task else shape.normalize,
+        normalize=None if task else encoder.config.normalize,
         max_tokens=MAX_TOKENS,
-        parameters=source.parameters,
+        # Weights that the graph has.
+        parameters=sum(weight.numel() for module in used for weight in module.parameters()),
         int8=int8,
-        vocabulary=shape.vocabulary,
+        vocabulary=encoder.config.vocabulary,
         task=ExportedTask(name=task.name, columns=task.columns, label=task.label, metrics=task.metrics)
         if task
         else None,
@@ -236,27 +209,27 @@ def _measured(record: ExportRecord, source: _Source, new: Path, config: ExportCo
     exported: Encode
     original: Encode = source.student.encode
     if classifier := source.classifier:
-        opened = OnnxClassifier.open(new, classifier.task, threads=1)
+        opened = OnnxClassifier.open(new, threads=1)
         exported, original = (lambda texts: opened.outputs([texts])), lambda texts: classifier.outputs([texts])
     else:
         exported = OnnxStudent.of_export(new, threads=1).encode
     return structs.replace(
         record,
-        agreement=agreement(origin, record.outputs[0], exported(texts), original(texts)),
-        latency_ms=latencies({"onnxruntime": exported, "pytorch": original}, texts),
+        agreement=_agreement(origin, record.outputs[0], exported(texts), original(texts)),
+        latency_ms=_latencies({"onnxruntime": exported, "pytorch": original}, texts),
     ), ""
 
 
 def _held_out(source: _Source, shards: Path | None) -> list[str]:
     recorded, training = source.distillation["corpus"]["fingerprint"], source.distillation["training"]
     folder = shards or own_shards(source.distillation, source.folder)
-    stream = ShardStream(folder, held_out=training["held_out"], train_fraction=training.get("train_fraction", 1.0))
+    stream = ShardStream(folder, held_out=training["held_out"])
     if stream.fingerprint.tokenizer != recorded["tokenizer"]:
         raise UserError(f"{folder} holds tokens of another tokenizer than the student's")
     return stream.held_out_texts(_MEASURED_SENTENCES) or []
 
 
-def agreement(origin: str, output: str, found: np.ndarray, expected: np.ndarray) -> Agreement:
+def _agreement(origin: str, output: str, found: np.ndarray, expected: np.ndarray) -> Agreement:
     """Compare what an export computes with what its student does, both float32[n, width] of the output's name."""
     difference = float(np.abs(found - expected).max())
     compared = Agreement(texts=origin, sentences=len(found), largest_difference=difference)
@@ -269,11 +242,8 @@ def agreement(origin: str, output: str, found: np.ndarray, expected: np.ndarray)
     return structs.replace(compared, cosine=float(cosines.mean()), lowest_cosine=float(cosines.min()))
 
 
-def latencies(encoders: dict[str, Encode], sentences: Sequence[str], calls: int = _CALLS) -> dict[str, Latency]:
-    """Time calls with one sentence, text to output.
-
-    The encoders take turns with every sentence, and PyTorch has one thread meanwhile.
-    """
+def _latencies(encoders: dict[str, Encode], sentences: Sequence[str]) -> dict[str, Latency]:
+    """Time calls with one sentence, text to output; the encoders take turns, and PyTorch has one thread meanwhile."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     taken: dict[str, list[float]] = {name: [] for name in encoders}
@@ -281,7 +251,7 @@ def latencies(encoders: dict[str, Encode], sentences: Sequence[str], calls: int 
         # The first calls allocate.
         for encode in encoders.values():
             encode(sentences[:1])
-        for number in range(calls):
+        for number in range(_CALLS):
             for name, encode in encoders.items():
                 started = time.perf_counter()
                 encode([sentences[number % len(sentences)]])

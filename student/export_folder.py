@@ -11,29 +11,34 @@ from sentence_distill.data.lines import sentences_of_file
 from sentence_distill.pipeline.files import LOCK_NAME, TEMPORARY, lock_folder, made_folder
 from sentence_distill.pipeline.manifest import require_vectors
 from sentence_distill.student.config import ExportConfig
+from sentence_distill.student.figures import DISTILLATION, load_distillation
 from sentence_distill.student.files import (
     CARD,
-    DISTILLATION,
+    EXPORT_FOLDER,
+    EXPORT_RECORD,
     FIGURES,
     is_classifier,
-    load_distillation,
+    is_export,
+    locate_student,
     student_files,
 )
-from sentence_distill.student.hub import locate_student
-from sentence_distill.student.onnx_student import EXPORT_FILES, EXPORT_FOLDER, EXPORT_RECORD, is_export
+from sentence_distill.student.onnx_student import EXPORT_FILES
 
 
 def check_export(config: ExportConfig) -> tuple[Path, Path | None]:
     """Check all of an export that takes no PyTorch, which takes seconds to import.
 
-    Returns:
-        The student's folder, and the folder to write; None if dimensions are only compared.
-
-    Raises:
-        UserError: there is no student, the folder to write holds something else, or named text is not there.
+    Return the student's folder, and the folder to write; None if dimensions are only compared.
     """
     folder = locate_student(config.student)
-    _require_student(folder, config.student)
+    if is_export(folder):
+        raise UserError(f"{config.student} is an export already; name the folder of the student that it was made of")
+    if not (folder / DISTILLATION).exists() and (folder / "config.json").exists():
+        raise UserError(
+            f"{config.student} is a transformer, and sd export takes students; distill it (sd embed, sd "
+            "train-student), or export the transformer itself with Hugging Face's optimum"
+        )
+    load_distillation(folder)
     if config.dim and is_classifier(folder):
         # Its head reads other states than these vectors, and its record's scores are of that head.
         raise UserError(
@@ -52,19 +57,8 @@ def check_export(config: ExportConfig) -> tuple[Path, Path | None]:
     return folder, out
 
 
-def _require_student(folder: Path, name: str) -> None:
-    if is_export(folder):
-        raise UserError(f"{name} is an export already; name the folder of the student that it was made of")
-    if not (folder / DISTILLATION).exists() and (folder / "config.json").exists():
-        raise UserError(
-            f"{name} is a transformer, and sd export takes students; distill it (sd embed, sd train-student), or "
-            "export the transformer itself with Hugging Face's optimum"
-        )
-    load_distillation(folder)
-
-
 def _default_out(config: ExportConfig, folder: Path) -> Path:
-    """STUDENT/onnx; or STUDENT-64 next to a student's folder, and for one on the hub in the current folder."""
+    """Return STUDENT/onnx; or STUDENT-64 next to a student's folder, and for one on the hub in the current folder."""
     name = config.student
     if config.format == "onnx":
         if folder != Path(name):
@@ -77,11 +71,7 @@ def _default_out(config: ExportConfig, folder: Path) -> Path:
 
 @contextmanager
 def replacing_export(folder: Path, config: ExportConfig) -> Iterator[Path]:
-    """Yield a new folder to write into, which takes the place of `folder` when the block ends well.
-
-    Raises:
-        UserError: it holds something that no such export wrote, or another run is about to write it.
-    """
+    """Yield a new folder to write into, which takes the place of `folder` when the block ends well."""
     place = folder.resolve()
     with made_folder(place), lock_folder(place):
         _require_replaceable(folder, config)
@@ -105,6 +95,7 @@ def replacing_export(folder: Path, config: ExportConfig) -> Iterator[Path]:
 
 
 def _require_replaceable(folder: Path, config: ExportConfig) -> None:
+    """Refuse a folder that holds something that no such export wrote."""
     names = {path.name for path in folder.iterdir()} - {LOCK_NAME}
     known: set[str] = set()
     if config.format == "onnx":

@@ -20,8 +20,7 @@ from sentence_distill.pipeline.manifest import ShardFolder, require_manifest
 from sentence_distill.pipeline.records import Fingerprint, as_dict, differing_fields
 from sentence_distill.pipeline.teacher import READING, Teacher
 from sentence_distill.student.figures import MADE_BY, is_unfinished, load_distillation
-from sentence_distill.student.files import find_shards, is_student
-from sentence_distill.student.hub import locate_student, packaged_student
+from sentence_distill.student.files import find_shards, is_student, locate_student, packaged_student
 from sentence_distill.student.model import Student, load_student
 
 Encode = Callable[[Sequence[str]], np.ndarray]

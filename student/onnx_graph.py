@@ -19,6 +19,7 @@ Runtime's vector code is slower than with six units more.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,16 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sentence_distill.student.config import StudentConfig
-from sentence_distill.student.onnx_encoder import OUTPUT, PROBABILITIES, SCORES, UNITS, inputs_of_column, name_in_column
+from sentence_distill.student.files import read_student
+from sentence_distill.student.onnx_student import (
+    OUTPUT,
+    PROBABILITIES,
+    SCORES,
+    UNITS,
+    OnnxStudent,
+    inputs_of_column,
+    name_in_column,
+)
 
 # What ONNX Runtime has read since 1.12 (2022); nothing of later ones is needed.
 _OPSET = 17
@@ -64,11 +74,8 @@ def build_graph(
     float32[sentences, dim] `sentence_embedding`, float32[sentences, classes] `probabilities`, and float32[sentences, 1]
     `scores` of a regression. All sizes are free, tokens may be 0.
 
-    Args:
-        config: shape of the student.
-        weights: float32 arrays by their names in `StudentEncoder.state_dict`; of the projections the last is used.
-        head: reads the pooled states instead of the projection.
-        int8: store word embeddings in 8 bits and multiply 8-bit numbers in the LSTM.
+    `weights` have their names in `StudentEncoder.state_dict`; of the projections the last is used, or a head instead.
+    `int8` stores word embeddings in 8 bits and multiplies 8-bit numbers in the LSTM.
     """
     builder = _Builder(config, weights, int8=int8)
     if head is None:
@@ -76,6 +83,12 @@ def build_graph(
         return builder.model(1, OUTPUT, config.target_dims[-1])
     builder.classify(head, [builder.pooled(column) for column in range(head.columns)])
     return builder.model(head.columns, SCORES if head.regression else PROBABILITIES, len(head.weights["4.bias"]))
+
+
+def int8_student(folder: Path, threads: int = 0) -> OnnxStudent:
+    """Open the student in a folder as an int8 graph; `threads` batches are computed in parallel, 0 is one per core."""
+    config, weights, tokenizer = read_student(folder)
+    return OnnxStudent(build_graph(config, weights, int8=True).SerializeToString(), tokenizer, threads)
 
 
 class _Builder:

@@ -1,8 +1,10 @@
-"""Students and classifiers in ONNX Runtime, and the folder that `sd export` writes."""
+"""Students and classifiers in ONNX Runtime, and the record of an export. Nothing here imports PyTorch."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -11,20 +13,117 @@ from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.glue import Task
 from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
-from sentence_distill.pipeline.files import write_json
 from sentence_distill.pipeline.processes import cores
-from sentence_distill.student.files import MAX_TOKENS, StudentFiles
-from sentence_distill.student.onnx_encoder import OUTPUT, OnnxEncoder
+from sentence_distill.student.batches import near_length_batches
+from sentence_distill.student.files import EXPORT_RECORD, MAX_TOKENS
 
+BACKENDS = ("auto", "onnx", "torch")
+OUTPUT = "sentence_embedding"
+PROBABILITIES, SCORES = "probabilities", "scores"
+"""Outputs of classifiers: of classes, and of a regression."""
+UNITS = "units"
+"""Key of a graph's metadata: the LSTM's units in each direction."""
 MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
-EXPORT_RECORD = "export.json"
 LABELS = "labels.json"
 """Names of a classifier's classes, in the order of its outputs; a regression has none."""
 EXPORT_README = "README.md"
 EXPORT_FILES = {MODEL, TOKENIZER, EXPORT_RECORD, LABELS, EXPORT_README}
-EXPORT_FOLDER = "onnx"
-"""Default name of an export's folder inside the student's."""
+# Tokens of a batch times units: what a core's cache holds. For 256 units that is 1,536 tokens; 4,096 lose a fifth.
+_STATES = 1536 * 256
+
+_Opened = TypeVar("_Opened")
+
+
+def name_in_column(name: str, column: int) -> str:
+    """Return a name as it stands for the first column of texts, with `_2` appended for the second."""
+    return f"{name}_{column + 1}" if column else name
+
+
+def inputs_of_column(column: int) -> tuple[str, ...]:
+    """Return the names of the graph's inputs for one column of texts: ids and mask."""
+    return tuple(name_in_column(name, column) for name in ("input_ids", "attention_mask"))
+
+
+def open_onnx(backend: str, opener: Callable[[], _Opened]) -> _Opened | None:
+    """Open a student in ONNX Runtime as a backend asks for it; return None if PyTorch is to run it.
+
+    "auto" is decided by trying: the opener raises an ImportError or a ValueError if the graph does not run here.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+    if backend == "torch":
+        return None
+    try:
+        return opener()
+    except (ImportError, ValueError) as error:
+        if backend == "onnx":
+            raise UserError(
+                f"ONNX Runtime does not run this student here ({first_line(error)}); use the backend torch"
+            ) from error
+        logging.getLogger(__name__).warning("ONNX Runtime does not run here (%s): PyTorch does", first_line(error))
+        return None
+
+
+class OnnxEncoder:
+    """Runs the graph of `onnx_graph.build_graph`; any number of threads may use it at once, and forked processes."""
+
+    def __init__(self, model: bytes) -> None:
+        """Open a serialized graph; a ValueError says that ONNX Runtime can't run it."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        # An LSTM's steps are too small to be shared by cores: each core computes batches of its own.
+        options.intra_op_num_threads = 1
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no class in common
+            raise ValueError(f"ONNX Runtime can't run this graph: {first_line(error)}") from error
+        output = self._session.get_outputs()[0]
+        self.output, self.dim = str(output.name), int(output.shape[1])
+        """`OUTPUT`, `PROBABILITIES` or `SCORES`; and its width, of the vectors or the number of classes."""
+        units = self._session.get_modelmeta().custom_metadata_map.get(UNITS, "256")
+        self._token_budget = _STATES // int(units)
+
+    def run(self, columns: Sequence[Tokens], threads: int) -> np.ndarray:
+        """Run the graph over n texts for each of its columns, float32[n, dim]; `threads` batches in parallel.
+
+        No text may be longer than a student reads.
+        """
+        if len(columns[0]) == 1:
+            return self._run_batch(columns)
+        out = np.empty((len(columns[0]), self.dim), dtype=np.float32)
+
+        def run(rows: np.ndarray) -> None:
+            out[rows] = self._run_batch([tokens.take(rows) for tokens in columns])
+
+        # A pair takes as long as the longer of its texts.
+        lengths = np.max([tokens.lengths for tokens in columns], axis=0)
+        # The longest first, so that no thread is left alone with it at the end.
+        batches = list(near_length_batches(lengths, self._token_budget))[::-1]
+        if len(batches) == 1 or threads == 1:
+            for rows in batches:
+                run(rows)
+            return out
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for done in [pool.submit(run, rows) for rows in batches]:
+                    done.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return out
+
+    def _run_batch(self, columns: Sequence[Tokens]) -> np.ndarray:
+        inputs: dict[str, np.ndarray] = {}
+        for column, tokens in enumerate(columns):
+            input_ids, lengths = tokens.padded()
+            attention_mask = (np.arange(input_ids.shape[1]) < lengths[:, None]).astype(np.int64)
+            inputs |= zip(inputs_of_column(column), (input_ids, attention_mask), strict=True)
+        return self._session.run(None, inputs)[0]  # type: ignore[no-any-return]
+
+
+# The record of an export, export.json.
 
 
 class ExportedTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,81 +198,47 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     @classmethod
     def read(cls, folder: Path) -> "ExportRecord":
-        """Read the record of the export in a folder.
-
-        Raises:
-            UserError: there is none, or it is damaged.
-        """
+        """Read the record of the export in a folder."""
         try:
             return msgspec.json.decode((folder / EXPORT_RECORD).read_bytes(), type=cls)
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{folder} holds no export; make it: {export_command(folder)}") from None
+            raise UserError(f"{folder} holds no export; make it: {_export_command(folder)}") from None
         except msgspec.DecodeError as error:
-            raise UserError(
-                f"{folder / EXPORT_RECORD} is damaged ({first_line(error)}); make it again: {export_command(folder)}"
-            ) from error
-
-    def write(self, folder: Path) -> None:
-        """Write export.json; what is None is left out."""
-        write_json(folder / EXPORT_RECORD, msgspec.to_builtins(self))
+            raise _damaged(folder / EXPORT_RECORD, first_line(error)) from error
 
 
-def is_export(folder: Path) -> bool:
-    """Return whether `sd export` made a folder."""
-    return (folder / EXPORT_RECORD).exists()
-
-
-def export_command(folder: Path) -> str:
-    """Return the command that makes an export again."""
+def _export_command(folder: Path) -> str:
     return f"sd export STUDENT --out {folder}"
 
 
-def read_labels(folder: Path) -> tuple[str, ...]:
-    """Read the names of a classifier's classes.
+def _damaged(file: Path, reason: str) -> UserError:
+    return UserError(f"{file} is damaged ({reason}); make it again: {_export_command(file.parent)}")
 
-    Raises:
-        UserError: there are none, or the file is damaged.
-    """
-    try:
-        labels = msgspec.json.decode((folder / LABELS).read_bytes(), type=tuple[str, ...])
-        if not labels:
-            raise ValueError("it is empty")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder / LABELS} is damaged ({first_line(error)}; it should be a list of names); make it again: "
-            f"{export_command(folder)}"
-        ) from error
-    return labels
+
+# Exports, and students whose graph is built when they are loaded.
 
 
 class _OnnxTexts:
-    """A graph and its tokenizer, which read texts."""
+    """A serialized graph and its tokenizer, which read texts; `threads` batches in parallel, 0 is one per core."""
 
-    def __init__(self, model: bytes, tokenizer: TextTokenizer, *, threads: int = 0) -> None:
-        """Open a serialized graph; `threads` batches are computed in parallel, 0 is one per core.
-
-        Raises:
-            ValueError: ONNX Runtime can't run it.
-        """
+    def __init__(self, model: bytes, tokenizer: TextTokenizer, threads: int = 0) -> None:
         self._encoder = OnnxEncoder(model)
         self._tokenizer = tokenizer
         self._threads = threads or cores()
+        self._hash = bytes_hash(model)
+        self.dim = self._encoder.dim
 
     @classmethod
-    def open(cls, folder: Path, *more: Any, threads: int = 0) -> Self:
-        """Open the graph in an export's folder; `more` are the further arguments of the class.
-
-        Raises:
-            UserError: there is no export, or it is damaged.
-        """
+    def open(cls, folder: Path, threads: int = 0) -> Self:
+        """Open the graph in an export's folder."""
         if not (folder / MODEL).exists() or not (folder / TOKENIZER).exists():
-            raise UserError(f"{folder} holds no export; make one: {export_command(folder)}")
+            raise UserError(f"{folder} holds no export; make one: {_export_command(folder)}")
         try:
             tokenizer = TextTokenizer((folder / TOKENIZER).read_text(encoding="utf-8"))
-            return cls((folder / MODEL).read_bytes(), tokenizer, *more, threads=threads)
+            return cls((folder / MODEL).read_bytes(), tokenizer, threads)
         except ValueError as error:
             raise UserError(
-                f"the export in {folder} is damaged ({first_line(error)}); make it again: {export_command(folder)}"
+                f"the export in {folder} is damaged ({first_line(error)}); make it again: {_export_command(folder)}"
             ) from error
 
     def tokenize(self, sentences: Sequence[str]) -> Tokens:
@@ -182,34 +247,12 @@ class _OnnxTexts:
 
 
 class OnnxStudent(_OnnxTexts):
-    """A `TextEncoder`."""
-
-    def __init__(self, model: bytes, tokenizer: TextTokenizer, *, threads: int = 0) -> None:
-        super().__init__(model, tokenizer, threads=threads)
-        self._hash = bytes_hash(model)
-
-    @classmethod
-    def of_student(cls, folder: Path, threads: int = 0) -> "OnnxStudent":
-        """Build the int8 graph of the student in a folder.
-
-        Raises:
-            UserError: the folder holds no student.
-        """
-        # onnx takes a while to import, and an export does without.
-        from sentence_distill.student.onnx_graph import build_graph
-
-        files = StudentFiles.read(folder)
-        graph = build_graph(files.config, files.weights, int8=True)
-        return cls(graph.SerializeToString(), files.tokenizer, threads=threads)
+    """A student that gives vectors."""
 
     @classmethod
     def of_export(cls, folder: Path, threads: int = 0) -> "OnnxStudent":
-        """Open what `sd export` wrote; nothing is taken from the student's folder.
-
-        Raises:
-            UserError: there is none, it is damaged, or it is that of a classifier.
-        """
-        student = cls.open(folder, threads=threads)
+        """Open what `sd export` wrote; nothing is taken from the student's folder."""
+        student = cls.open(folder, threads)
         if student._encoder.output != OUTPUT:
             raise UserError(
                 f"{folder} is an export of a classifier, which gives no vectors; predict with it: sd predict {folder} "
@@ -217,58 +260,46 @@ class OnnxStudent(_OnnxTexts):
             )
         return student
 
-    @property
-    def dim(self) -> int:
-        """Width of the vectors."""
-        return self._encoder.dim
-
     def encode(self, sentences: Sequence[str]) -> np.ndarray:
-        """Embed sentences: float32[n, dim], in the order given."""
+        """Embed sentences, float32[n, dim]."""
         return self.vectors(self.tokenize(sentences))
 
     def vectors(self, tokens: Tokens) -> np.ndarray:
-        """Embed n tokenized sentences: float32[n, dim]."""
-        return self._encoder.encode(tokens, self._threads)
+        """Embed n tokenized sentences, float32[n, dim]."""
+        return self._encoder.run([tokens], self._threads)
 
     def identity(self) -> dict[str, str]:
-        """Hashes of the graph and the tokenizer."""
+        """Return hashes of the graph and the tokenizer."""
         return {"model": self._hash, "tokenizer": bytes_hash(self._tokenizer.to_str().encode())}
 
 
 class OnnxClassifier(_OnnxTexts):
-    """A `Predictor`.
+    """A classifier."""
 
-    Attributes:
-        task: its columns and classes.
-    """
-
-    def __init__(self, model: bytes, tokenizer: TextTokenizer, task: Task, *, threads: int = 0) -> None:
-        super().__init__(model, tokenizer, threads=threads)
-        self.task = task
+    task: Task
+    """Known of one that was opened by `of_export`."""
 
     @classmethod
-    def of_export(cls, folder: Path, threads: int = 0) -> "OnnxClassifier":
-        """Open what `sd export` wrote of a fine-tuned student.
-
-        Raises:
-            UserError: there is none, it is damaged, or it is that of a student without a task.
-        """
+    def of_export(cls, folder: Path) -> "OnnxClassifier":
+        """Open what `sd export` wrote of a fine-tuned student."""
         record = ExportRecord.read(folder)
         if record.task is None:
             raise UserError(
                 f"{folder} is an export of a student without a task, which gives vectors; encode with it: sd encode "
                 f"--student {folder} --input FILE"
             )
-        labels = read_labels(folder) if record.kind == "classifier" else ()
-        task = Task(**msgspec.structs.asdict(record.task), labels=labels)
-        classifier = cls.open(folder, task, threads=threads)
-        if classifier._encoder.dim != max(1, len(labels)):
-            raise UserError(
-                f"{folder / LABELS} names {len(labels)} classes, and the model has {classifier._encoder.dim}; make "
-                f"them again: {export_command(folder)}"
-            )
+        labels: tuple[str, ...] = ()
+        if record.kind == "classifier":
+            try:
+                labels = msgspec.json.decode((folder / LABELS).read_bytes(), type=tuple[str, ...])
+            except (OSError, ValueError) as error:
+                raise _damaged(folder / LABELS, f"{first_line(error)}; it should be a list of names") from error
+        classifier = cls.open(folder)
+        if classifier.dim != (len(labels) if record.kind == "classifier" else 1):
+            raise _damaged(folder / LABELS, f"it names {len(labels)} classes, and the model has {classifier.dim}")
+        classifier.task = Task(**msgspec.structs.asdict(record.task), labels=labels)
         return classifier
 
     def outputs(self, columns: Sequence[Sequence[str]]) -> np.ndarray:
-        """Probabilities, float32[n, classes], or scores of a regression, float32[n, 1], of columns of n texts."""
+        """Return probabilities, float32[n, classes], or scores, float32[n, 1], for columns of n texts."""
         return self._encoder.run([self.tokenize(column) for column in columns], self._threads)

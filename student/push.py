@@ -4,14 +4,21 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub
 from sentence_distill.student.card import model_card
-from sentence_distill.student.figures import GLUE, SPEED, GlueFigures, SpeedRecord, read_figures
-from sentence_distill.student.files import CARD, DISTILLATION, STUDENT_FILES, load_distillation, student_files
-from sentence_distill.student.hub import REFUSED, is_repository
+from sentence_distill.student.figures import (
+    DISTILLATION,
+    GLUE,
+    SPEED,
+    GlueFigures,
+    SpeedRecord,
+    load_distillation,
+    read_figures,
+)
+from sentence_distill.student.files import CARD, REFUSED, STUDENT_FILES, is_repository, student_files
 from sentence_distill.student.model import load_student
 
 T = TypeVar("T")
@@ -23,18 +30,14 @@ _LOG_IN = "log in with hf auth login, or set HF_TOKEN to one that may write (set
 
 @dataclass(frozen=True)
 class Upload:
-    """What is sent.
-
-    Args:
-        repo: where to, OWNER/NAME.
-        files: by path in the repository: a file of this machine, or the content of one that is made for the hub.
-    """
+    """What is sent to the repository OWNER/NAME."""
 
     repo: str
     files: dict[str, Path | bytes]
+    """By path in the repository: a file of this machine, or the content of one that is made for the hub."""
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file."""
+        """Return the bytes of each file."""
         return {
             path: len(content) if isinstance(content, bytes) else content.stat().st_size
             for path, content in self.files.items()
@@ -42,16 +45,9 @@ class Upload:
 
 
 def prepare_upload(folder: Path, repo: str, *, licence: str | None = None, keep_card: bool = False) -> Upload:
-    """What of a student goes to the hub; asks no network.
+    """Gather what of a student goes to the hub, and ask no network.
 
-    Args:
-        folder: of the student.
-        repo: OWNER/NAME.
-        licence: the hub's identifier of it, for the card.
-        keep_card: the folder's README.md goes as it is; otherwise one is made of all figures in the folder.
-
-    Raises:
-        UserError: the name is malformed, there is no student that can be read, or a file of figures is damaged.
+    Its card is made of all figures in the folder, with a license by the hub's identifier, or kept as it is.
     """
     if not is_repository(repo):
         raise UserError(f"{repo!r} is no name on the hub; give OWNER/NAME, of letters, digits, '-', '_' and '.'")
@@ -66,27 +62,19 @@ def prepare_upload(folder: Path, repo: str, *, licence: str | None = None, keep_
     else:
         glue, speed = read_figures(folder / GLUE, GlueFigures), read_figures(folder / SPEED, SpeedRecord)
         files[CARD] = model_card(record, name=repo, licence=licence, glue=glue, speed=speed).encode()
-    files[DISTILLATION] = (json.dumps(_public(record), indent=1, ensure_ascii=False) + "\n").encode()
+    # The folders of this machine are of no use to others and may tell more than their owner wants.
+    record["shards"] = Path(record["shards"]).name
+    record.pop("command", None)
+    if reduction := record.get("reduction"):
+        reduction["sentences"] = ", ".join(Path(path).name for path in reduction["sentences"].split(", "))
+    files[DISTILLATION] = (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
     return Upload(repo, dict(sorted(files.items())))
 
 
 def push(upload: Upload, *, message: str, private: bool = False, revision: str | None = None) -> str:
-    """Send a student in one commit; the repository and the branch are made where they are missing.
-
-    Args:
-        upload: what `prepare_upload` found.
-        message: of the commit.
-        private: only those whom its owner allows see the repository.
-        revision: branch; None is the main one.
-
-    Returns:
-        The page of the repository.
-
-    Raises:
-        UserError: the hub refuses or can't be reached, or the repository holds something else or is public
-            against `private`.
-    """
-    from huggingface_hub import HfApi, get_token
+    """Send a student in one commit and return the repository's page; repository and branch are made if missing."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+    from huggingface_hub.errors import HTTPError
 
     if (token := get_token()) is None:
         raise UserError(f"no token for the hub; {_LOG_IN}")
@@ -99,30 +87,15 @@ def push(upload: Upload, *, message: str, private: bool = False, revision: str |
     there = set(_ask(lambda: api.list_repo_files(repo, revision=revision), repo))
     if there - _FRESH and DISTILLATION not in there:
         raise UserError(f"{repo} holds something else than a student; push to another name")
+    operations = [CommitOperationAdd(path, content) for path, content in upload.files.items()]
+    # Files of an earlier student that this one has not, such as its head.
+    stale = there & set(STUDENT_FILES) - upload.files.keys()
+    operations += [CommitOperationDelete(path) for path in sorted(stale)]
     try:
-        api.create_commit(repo, _operations(upload, there), commit_message=message, revision=revision)
-    except Exception as error:  # whatever the client raises is the reason given to the user
+        api.create_commit(repo, operations, commit_message=message, revision=revision)
+    except (OSError, HTTPError, RuntimeError) as error:
         raise _push_error(repo, HubUnreachable.of(error)) from error
     return f"{page}/tree/{revision}" if revision else page
-
-
-def _public(distillation: dict[str, Any]) -> dict[str, Any]:
-    """Without the folders of this machine, which are of no use to others and may tell more than their owner wants."""
-    public = {**distillation, "shards": Path(distillation["shards"]).name}
-    public.pop("command", None)
-    if reduction := distillation.get("reduction"):
-        names = ", ".join(Path(path).name for path in reduction["sentences"].split(", "))
-        public["reduction"] = {**reduction, "sentences": names}
-    return public
-
-
-def _operations(upload: Upload, there: set[str]) -> list[Any]:
-    """The commit: all files, without those of an earlier student that this one has not, such as its head."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    added = [CommitOperationAdd(path, content) for path, content in upload.files.items()]
-    stale = there & set(STUDENT_FILES) - upload.files.keys()
-    return added + [CommitOperationDelete(path) for path in sorted(stale)]
 
 
 def _ask(question: Callable[[], T], repo: str) -> T:

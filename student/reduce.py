@@ -22,14 +22,8 @@ from sentence_distill.pipeline.files import write_atomically, write_json
 from sentence_distill.pipeline.shards import Shard
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.files import (
-    DISTILLATION,
-    MAX_TOKENS,
-    find_shards,
-    load_distillation,
-    moved_record,
-    student_files,
-)
+from sentence_distill.student.figures import DISTILLATION, load_distillation
+from sentence_distill.student.files import MAX_TOKENS, find_shards, moved_record, student_files
 from sentence_distill.student.metrics import paired_rank_agreement, recall_figures
 from sentence_distill.student.model import Student, encode_tokens, load_student, save_student, update_distillation
 from sentence_distill.student.models import is_own, megabytes, own_shards, require_teacher
@@ -55,17 +49,6 @@ class Fidelity(msgspec.Struct, kw_only=True, omit_defaults=True):
     """None if there are too few sentences."""
     teacher_rank_agreement: float | None = None
     teacher_recall_at_10: float | None = None
-
-
-class Reduction(Fidelity, kw_only=True, omit_defaults=True):
-    """Record of a student's projection, in its distillation.json."""
-
-    full_dim: int
-    sentences: str
-    """Where the sentences are from."""
-    own: bool
-    rows: int
-    """Number of sentences that the projection was found with."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +86,6 @@ def reduce(
     """Project a student's vectors to the first number of `dims`, and measure what is left at each of them.
 
     Directions are found, and fidelity is measured, on `corpus`, or on `shards`; by default on the student's own shards.
-
-    Raises:
-        UserError: a number is no reduction, or the sentences are not there, of another teacher, or too few.
     """
     for dim in dims:
         if dim >= student.dim:
@@ -118,11 +98,7 @@ def reduce(
 
 
 def sample_shards(shards: Path | None, distillation: dict[str, Any], student: Path) -> Sample:
-    """Take at most 20,000 rows to train on, spread evenly over shards, and at most 5,000 held-out ones.
-
-    Raises:
-        UserError: the shards are not there, damaged, or of another teacher, or hold out too few rows.
-    """
+    """Take at most 20,000 rows to train on, spread evenly over shards, and at most 5,000 held-out ones."""
     if shards is None and not find_shards(distillation, student).exists():
         raise UserError(f"the shards of {student.name} are not here; name text with --corpus, or shards with --shards")
     folder = shards or own_shards(distillation, student)
@@ -135,22 +111,17 @@ def sample_shards(shards: Path | None, distillation: dict[str, Any], student: Pa
         rows = train[np.unique(np.linspace(0, len(train) - 1, round(share * len(train))).astype(np.int64))]
         fit.append(Shard.open(path).tokens.take(rows, MAX_TOKENS))
     tokens, targets = stream.held_out()
-    dim = stream.fingerprint.layer_dim
     return Sample(
         fit=Tokens.concatenated(fit),
         measured=tokens.take(np.arange(min(len(tokens), _MEASURED_SENTENCES))),
-        teacher=targets[:_MEASURED_SENTENCES, -dim:],
+        teacher=targets[:_MEASURED_SENTENCES, -stream.fingerprint.layer_dim :],
         own=is_own(stream.fingerprint, distillation),
         source=str(shards or folder.name),
     )
 
 
 def sample_corpus(locations: Sequence[str], student: Student) -> Sample:
-    """Take the first sentences of a corpus, each once, and measure with one in five.
-
-    Raises:
-        UserError: there is no such text, it can't be read, or it holds too few sentences.
-    """
+    """Take the first sentences of a corpus, each once, and measure with one in five."""
     rules, records = SentenceRules(), Corpus.open(locations).records()
     texts = (record.text for record in records if record.text is not None)
     sentences = (found.text for text in texts for found in split_sentences(text, rules) if not found.reason)
@@ -163,13 +134,9 @@ def sample_corpus(locations: Sequence[str], student: Student) -> Sample:
 
 
 def find_directions(student: Student, tokens: Tokens) -> torch.Tensor:
-    """Find the principal directions of a student's vectors, each brought to length 1 so that all count alike.
+    """Find the principal directions, float64[dim, dim] with the longest first, of a student's vectors.
 
-    Returns:
-        float64[dim, dim], a direction per row; the first holds most of the vectors' squared length.
-
-    Raises:
-        UserError: there are fewer sentences than dimensions, which leaves directions undecided.
+    Each vector is brought to length 1, so that all count alike.
     """
     if len(tokens) < student.dim:
         raise UserError(
@@ -189,13 +156,9 @@ def find_directions(student: Student, tokens: Tokens) -> torch.Tensor:
 def compare_dims(
     vectors: torch.Tensor, teacher: torch.Tensor | None, directions: torch.Tensor, dims: Sequence[int]
 ) -> list[Fidelity]:
-    """Measure what is left of vectors at each number of dimensions; the full number stands for the vectors themselves.
+    """Measure what is left of float32[n, dim] vectors, and of their agreement with the teacher's, at each of `dims`.
 
-    Args:
-        vectors: float32[n, dim], the full ones, of sentences that did not shape the directions.
-        teacher: float32[n, dim of the teacher], its vectors of the same sentences.
-        directions: see `find_directions`.
-        dims: in the order wanted.
+    The full number stands for the vectors themselves. Their sentences must not have shaped the directions.
     """
     found, unit = [], functional.normalize(vectors, dim=1)
     for dim in dims:
@@ -206,8 +169,8 @@ def compare_dims(
         for prefix, reference in (("", vectors), ("teacher_", teacher)):
             if reference is not None:
                 figures[f"{prefix}rank_agreement"] = paired_rank_agreement(narrow, reference)
-                recall = recall_figures(narrow, reference)
-                figures |= {f"{prefix}{name}": recall[name] for name in recall if name == "recall_at_10"}
+                if (recall := recall_figures(narrow, reference).get("recall_at_10")) is not None:
+                    figures[f"{prefix}recall_at_10"] = recall
         found.append(Fidelity(dim=dim, kept=kept, measured_rows=len(vectors), **figures))
     return found
 
@@ -232,25 +195,20 @@ def save_reduced(folder: Path, reduced: Reduced, distillation: dict[str, Any]) -
     # and the card speak of the student's own corpus.
     known = {"rank_agreement": figures.teacher_rank_agreement, "recall_at_10": figures.teacher_recall_at_10}
     known = {name: value for name, value in known.items() if value is not None}
+    reduction = {
+        **msgspec.to_builtins(figures),
+        "full_dim": distillation["student"]["target_dims"][-1],
+        "sentences": sample.source,
+        "own": sample.own,
+        # Those that the projection was found with.
+        "rows": len(sample.fit),
+    }
     metrics = {"held_out": {**known, "rows": figures.measured_rows}} if known and sample.own else {}
-    reduction = Reduction(
-        **msgspec.structs.asdict(figures),
-        full_dim=distillation["student"]["target_dims"][-1],
-        sentences=sample.source,
-        own=sample.own,
-        rows=len(sample.fit),
-    )
-    save_student(
-        folder, reduced.student, {**distillation, "metrics": metrics, "reduction": msgspec.to_builtins(reduction)}
-    )
+    save_student(folder, reduced.student, {**distillation, "metrics": metrics, "reduction": reduction})
 
 
 def copy_student(source: Path, folder: Path) -> None:
-    """Copy a student and its record, without checkpoints, logs, and whatever else lies in its folder.
-
-    Raises:
-        UserError: there is no student that can be read in `source`.
-    """
+    """Copy a student and its record, without checkpoints, logs, and whatever else lies in its folder."""
     load_student(source)
     for name, file in student_files(source).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -259,11 +217,7 @@ def copy_student(source: Path, folder: Path) -> None:
 
 
 def halve_weights(folder: Path) -> None:
-    """Store the weights in a student's folder as float16, and say so in its record; loading gives float32 of them.
-
-    Raises:
-        UserError: a weight lies outside of what float16 can hold.
-    """
+    """Store the weights in a student's folder as float16, and say so in its record; loading gives float32 of them."""
     files = [file for file in student_files(folder).values() if file.suffix == ".safetensors"]
     halved = {file: {name: weight.half() for name, weight in load_file(file).items()} for file in files}
     for file, weights in halved.items():

@@ -30,7 +30,7 @@ from sentence_distill.student.figures import (
     too_few,
 )
 from sentence_distill.student.files import find_shards
-from sentence_distill.student.log import read_metrics
+from sentence_distill.student.run_folder import read_metrics
 from sentence_distill.student.tables import (
     FIRST_COLUMNS,
     MANY,

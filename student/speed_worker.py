@@ -45,9 +45,9 @@ class Contender:
         folder = Path(self.folder)
         # Imported here: what starting takes is one of the figures, and a student needs no PyTorch.
         if self.runner == "onnx":
-            from sentence_distill.student.onnx_student import OnnxStudent
+            from sentence_distill.student.onnx_graph import int8_student
 
-            return OnnxStudent.of_student(folder, threads).encode
+            return int8_student(folder, threads).encode
         if self.runner == "torch":
             from sentence_distill.student.model import load_student
 

@@ -15,24 +15,33 @@ from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.files import lock_folder, made_folder
 from sentence_distill.pipeline.hardware import TRAINING, pick_precision
 from sentence_distill.pipeline.manifest import require_vectors
-from sentence_distill.pipeline.records import TOKENIZER, WORD_EMBEDDINGS, as_dict
-from sentence_distill.student.checkpoint import Checkpoints, TrainingState, remove_earlier, remove_unused, resumes
+from sentence_distill.pipeline.records import TOKENIZER, WORD_EMBEDDINGS, as_dict, differing_fields
 from sentence_distill.student.config import SIZES, StudentConfig, TrainConfig, default_held_out
 from sentence_distill.student.dataset import Batch, LostShardError, ShardStream
 from sentence_distill.student.distributed import LostProcessError, ProcessGroup
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.figures import Distillation, read_distillation
 from sentence_distill.student.files import shards_place
-from sentence_distill.student.log import Meter, TrainingLog, summary_writer
 from sentence_distill.student.metrics import SCORES, fidelity, public_targets
 from sentence_distill.student.model import Student, encode_tokens, save_student
-from sentence_distill.student.optim import Optimizer, learning_rate
+from sentence_distill.student.run_folder import (
+    Checkpoints,
+    Meter,
+    TrainingLog,
+    TrainingState,
+    remove_earlier,
+    remove_unused,
+    resumes,
+    summary_writer,
+)
 from sentence_distill.student.start import WarmStart, initial_embeddings
-from sentence_distill.student.step import Stepper
+from sentence_distill.student.step import Optimizer, Stepper, learning_rate
 
 LOG_EVERY = 50
 # Processes tell each other of the clock and of a request to stop; it costs a wait for the device.
 _AGREE_EVERY = 10
+# Options of a student's shape; the rest of it follows from the shards and other options.
+_SHAPE = (*SIZES["base"], "pooling")
 
 
 def train_student(config: TrainConfig | None = None, /, **options: Any) -> Distillation | None:
@@ -55,45 +64,25 @@ def train_student(config: TrainConfig | None = None, /, **options: Any) -> Disti
         config = TrainConfig(**options)
     elif options:
         config = replace(config, **options)
-    return open_training(config).complete()
+    return Trainer(config).complete()
 
 
-def open_training(config: TrainConfig) -> "Trainer":
-    """Check the options and the folders of a run, and build its student; nothing is written.
-
-    Raises:
-        UserError: an option does not fit, or a folder holds something else.
-    """
-    if ":/" in str(config.shards):
-        raise UserError(
-            f"{config.shards} is a URL, and shards are mapped into memory; copy them to a local folder first"
-        )
-    resuming = resumes(config.out, resume=config.resume, overwrite=config.overwrite)
-    trainer = Trainer(config)
-    trainer.resuming = resuming
-    return trainer
-
-
-def student_shape(config: TrainConfig, start: WarmStart | None) -> StudentConfig:
-    """Return the shape of the student that a run trains.
-
-    Raises:
-        UserError: the shards are not usable, or the start has another shape than the options ask for.
-    """
+def _student_shape(config: TrainConfig, start: WarmStart | None) -> StudentConfig:
+    """Return the shape of the student that a run trains: that of its start, or what the options ask for."""
     fingerprint = require_vectors(config.shards).fingerprint
-    names = (*SIZES["base"], "pooling")
     shape: dict[str, Any] = dict(SIZES.get(config.size or "", {}))
-    shape |= {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    shape |= {name: getattr(config, name) for name in _SHAPE if getattr(config, name) is not None}
     if start is None:
         shape = {**SIZES["base"], **shape}
     else:
+        given = {name: getattr(start.student.encoder.config, name) for name in _SHAPE}
         for name, value in shape.items():
-            if value != start.shape[name]:
+            if value != given[name]:
                 raise UserError(
-                    f"--{name.replace('_', '-')} would be {value}, and that of {start.name} is {start.shape[name]}; "
+                    f"--{name.replace('_', '-')} would be {value}, and that of {start.name} is {given[name]}; "
                     "leave out --size and what changes it, or begin with --init pca"
                 )
-        shape = start.shape
+        shape = given
     layers = len(config.target_layers or fingerprint.layers)
     return StudentConfig(
         vocabulary=fingerprint.vocabulary,
@@ -117,9 +106,6 @@ class HeldOutSet:
         """Measure the student's fidelity (see `fidelity`), the same for all processes.
 
         One measures and tells the others, so that all take the same decision: another machine might round otherwise.
-
-        Raises:
-            LostProcessError: another process is gone.
         """
         scores = torch.zeros(len(SCORES), dtype=torch.float64, device=group.device)
         if group.main:
@@ -132,26 +118,23 @@ class HeldOutSet:
 
 
 class Trainer:
-    """One training run, or one process's part in it.
-
-    Attributes:
-        stop_requested: set it, from a signal handler for one, to stop after the current step.
-        resuming: whether `complete` resumes the run in the folder.
-    """
+    """One training run, or one process's part in it."""
 
     def __init__(self, config: TrainConfig) -> None:
-        """Check the shards and build the student with its initial weights.
-
-        Raises:
-            UserError: nothing is left to train on, or the shards do not fit the start.
-        """
-        self.command = command_line("train-student", config)
-        self.resuming = self.stop_requested = False
+        """Check the options and folders, and build the student with its initial weights; nothing is written."""
+        if ":/" in str(config.shards):
+            raise UserError(
+                f"{config.shards} is a URL, and shards are mapped into memory; copy them to a local folder first"
+            )
+        self._resuming = resumes(config.out, resume=config.resume, overwrite=config.overwrite)
+        self._command = command_line("train-student", config)
+        self.stop_requested = False
+        """Set it, from a signal handler for one, to stop after the current step."""
         self.start = WarmStart.load(config.init)
         if self.start and config.out.exists() and config.out.samefile(self.start.folder):
             # A run that is stopped could not be resumed without it.
             raise UserError(f"{config.out} is the student to begin with, and stays as it is; give another --out")
-        shape = student_shape(config, self.start)
+        shape = _student_shape(config, self.start)
         if config.held_out is None:
             config = replace(config, held_out=default_held_out(require_vectors(config.shards).totals.rows))
         assert config.held_out is not None
@@ -167,7 +150,14 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.encoder = StudentEncoder(shape)
         self.tokenizer = TextTokenizer((config.shards / TOKENIZER).read_text(encoding="utf-8"))
-        self._set_initial_weights()
+        if self.start is None:
+            words = load_file(config.shards / WORD_EMBEDDINGS)["weight"].float()
+            generator, table = torch.Generator().manual_seed(config.seed), self.encoder.embedding.weight
+            with torch.no_grad():
+                table.copy_(initial_embeddings(config.init, words, table.shape[1], generator))
+        else:
+            for note in self.start.copy_into(self.encoder, self.tokenizer):
+                progress.log(note)
         self.encoder.to(self.group.device)
         self.optimizer = Optimizer(self.encoder, config)
         self.stepper = Stepper(self.encoder, config, self.precision, self.group)
@@ -184,25 +174,10 @@ class Trainer:
         self._began = self._saved = time.monotonic()
         self._meter = Meter(0)
 
-    def _set_initial_weights(self) -> None:
-        """Copy those of the start, or draw them and put in the word embeddings that `--init` asks for."""
-        if self.start is None:
-            words = load_file(self.config.shards / WORD_EMBEDDINGS)["weight"].float()
-            generator, table = torch.Generator().manual_seed(self.config.seed), self.encoder.embedding.weight
-            with torch.no_grad():
-                table.copy_(initial_embeddings(self.config.init, words, table.shape[1], generator))
-        else:
-            for note in self.start.copy_into(self.encoder, self.tokenizer):
-                progress.log(note)
-
     def complete(self) -> Distillation | None:
-        """Train to the end and write the student; in other processes than the first one, train only.
-
-        Raises:
-            UserError: see `run`.
-        """
+        """Train to the end and write the student; in other processes than the first one, train only."""
         if not self.group.main:
-            if self.resuming:
+            if self._resuming:
                 self.resume()
             self.run()
             return None
@@ -212,7 +187,7 @@ class Trainer:
         with made_folder(self.out), lock_folder(self.out):
             try:
                 self.checkpoints.remove_temporaries()
-                if self.resuming:
+                if self._resuming:
                     self.resume()
                     progress.log(f"resuming from step {self.state.step:,}")
                 else:
@@ -232,19 +207,22 @@ class Trainer:
         return read_distillation(self.out)
 
     def run(self) -> None:
-        """Train to the end.
-
-        Raises:
-            UserError: the loss is no longer finite, a stop was requested, or another process of the run died.
-            OSError: a checkpoint could not be written.
-        """
-        log = self._open_log() if self.group.main else None
+        """Train to the end."""
+        config, log = self.config, None
+        if self.group.main:
+            validated = int(self.history[-1]["step"]) if self.history else 0
+            log = TrainingLog(self.out, step=self.state.step, validated=validated, tensorboard=config.tensorboard)
         self._saved = time.monotonic()
         self._began = self._saved - self.state.seconds
         self._meter = Meter(self.state.sentences)
         self.encoder.train()
+        # How many sentences there are to train on if patience does not end the run; not known if a clock does.
+        total = None
+        if config.max_time is None:
+            total = config.epochs * self.stream.train_rows
+            total = total if config.max_steps is None else min(total, self.steps * config.batch_size)
         try:
-            with progress.task("train", self._sentences(), "sentences", self.state.sentences) as advance:
+            with progress.task("train", total, "sentences", self.state.sentences) as advance:
                 self.group.share_first(list(self.encoder.parameters()))
                 if self.start is not None and not self.state.step:
                     # The start stays the best so far until a validation is better.
@@ -258,7 +236,14 @@ class Trainer:
             self.save()
             self.checkpoints.wait()
         except (LostProcessError, LostShardError) as error:
-            raise UserError(f"{error}; {self._save_what_is_left()}") from error
+            if not self.state.step:
+                raise UserError(f"{error}; no step was done yet") from error
+            # The last whole step is that of all processes: whichever of them is left saves it.
+            self._write_checkpoint()
+            self.checkpoints.wait()
+            raise UserError(
+                f"{error}; stopped at step {self.state.step:,}; the same command resumes from there"
+            ) from error
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"memory ran out at step {self.state.step:,} ({first_line(error)}); take a smaller --size or "
@@ -267,17 +252,6 @@ class Trainer:
         finally:
             if log is not None:
                 log.close()
-
-    def _open_log(self) -> TrainingLog:
-        validated = int(self.history[-1]["step"]) if self.history else 0
-        return TrainingLog(self.out, step=self.state.step, validated=validated, tensorboard=self.config.tensorboard)
-
-    def _sentences(self) -> int | None:
-        """Count those to train on if patience does not end the run before; None if a clock ends it."""
-        if self.config.max_time is not None:
-            return None
-        whole = self.config.epochs * self.stream.train_rows
-        return whole if self.config.max_steps is None else min(whole, self.steps * self.config.batch_size)
 
     def _finished(self) -> bool:
         config, state = self.config, self.state
@@ -314,17 +288,18 @@ class Trainer:
             self.save()
 
     def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Train on a batch: the loss of each sentence, and the norm of the gradient."""
+        """Train on a batch; return the loss of each sentence, and the norm of the gradient."""
         config, state = self.config, self.state
         pieces = self.stepper.pieces
         loss, words = self.stepper.gradient(batch, state.step)
         if self.stepper.pieces > pieces:
             progress.log(f"memory ran out; a batch is computed in {self.stepper.pieces} pieces from now on")
-        weights = [*self.optimizer.dense, words.rows]
-        for weight in weights:
-            # A process whose rows of a small batch are none.
+        gradients = []
+        for weight in (*self.optimizer.dense, words.rows):
+            # A process may have no row of a small batch.
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        self.group.sum([weight.grad for weight in weights if weight.grad is not None])
+            gradients.append(weight.grad)
+        self.group.sum(gradients)
         done = (state.step + 1) / (self.steps + 1)
         if config.max_time is not None:
             done = max(done, min(1.0, state.seconds / config.max_time))
@@ -351,18 +326,17 @@ class Trainer:
     def _report(self, loss: torch.Tensor, norm: torch.Tensor, log: TrainingLog | None) -> str:
         """Log the last step; return what the progress bar shows of it."""
         self._require_finite(torch.stack([loss.mean(), norm]))
-        rates = self._meter.rates(self.state.sentences)
         values = {
             "epoch": self.state.sentences / self.stream.train_rows,
             "loss": loss.mean().item(),
             "learning_rate": self.optimizer.rate,
             "gradient_norm": norm.item(),
             "seconds": self.state.seconds,
-            **rates,
+            **self._meter.rates(self.state.sentences),
         }
         if log is not None:
             log.write("train", self.state.step, values)
-        note = f"loss {values['loss']:.4f}, waits {rates['wait_share']:.1%}"
+        note = f"loss {values['loss']:.4f}, waits {values['wait_share']:.1%}"
         if self.config.max_time is not None:
             note += f", {max(0.0, self.config.max_time - self.state.seconds):,.0f} s left"
         return note
@@ -426,7 +400,7 @@ class Trainer:
             self.out,
             student,
             {
-                "command": self.command,
+                "command": self._command,
                 "teacher": teacher,
                 "corpus": {"rows": self.stream.manifest.totals.rows, "fingerprint": fingerprint},
                 "shards": shards_place(self.config.shards, self.out),
@@ -439,24 +413,19 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """Return what two runs must share to be the same run; the number of processes is not part of it."""
-        student = {f"student {field}": value for field, value in asdict(self.encoder.config).items()}
-        shards = {f"shards' {field}": value for field, value in as_dict(self.stream.fingerprint).items()}
-        start = {"weights of init": self.start.weights} if self.start else {}
-        return {**student, **self.config.recipe(), **start, **shards, "precision": str(self.precision)}
+        shape = {name: getattr(self.encoder.config, name) for name in _SHAPE}
+        precision = "bf16" if self.precision == torch.bfloat16 else "fp32"
+        return {
+            "options": {**self.config.recipe(), **shape, "precision": precision},
+            "start": self.start.weights if self.start else [],
+            "shards": as_dict(self.stream.fingerprint),
+        }
 
     def save(self) -> None:
         """Let a checkpoint be written, by the first process."""
         self._saved = time.monotonic()
         if self.group.main:
             self._write_checkpoint()
-
-    def _save_what_is_left(self) -> str:
-        """Save the last whole step, which is that of all processes, from whichever of them is left; say so."""
-        if not self.state.step:
-            return "no step was done yet"
-        self._write_checkpoint()
-        self.checkpoints.wait()
-        return f"stopped at step {self.state.step:,}; the same command resumes from there"
 
     def _write_checkpoint(self) -> None:
         # A gradient that was not finite shows in the weights, and one of them would spoil the run for good.
@@ -474,16 +443,9 @@ class Trainer:
         )
 
     def resume(self) -> None:
-        """Restore the newest checkpoint.
-
-        Raises:
-            UserError: there is none, or it is of another run; the options that differ are named.
-        """
+        """Restore the newest checkpoint; refuse one of another run, naming the options that differ."""
         checkpoint = self.checkpoints.newest()
-        if missing := {"identity", "state", "history", "model", "optimizers"} - checkpoint.keys():
-            raise UserError(f"the checkpoint in {self.out} is of another version ({missing}); --overwrite begins again")
-        # An option that came later is at its default in a run from before.
-        if differing := _differing_options({**TrainConfig().recipe(), **checkpoint["identity"]}, self.identity()):
+        if differing := _differing_options(checkpoint["identity"], self.identity()):
             raise UserError(
                 f"{self.out} holds a stopped run with other options: {'; '.join(differing)}; give those of that run to "
                 "resume it, or --overwrite begins again"
@@ -495,32 +457,19 @@ class Trainer:
         self._loss.fill_(self.state.loss)
 
 
-# What follows from the shards and from other options.
-_DERIVED = ("student vocabulary", "student target_dims", "student normalize")
-
-
 def _differing_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Name the options in which two runs differ, as a user gives them; see `Trainer.identity`."""
+    """Name what differs between two runs, as a user gives it; see `Trainer.identity`."""
 
     def shown(value: Any) -> str:
         if value is None:
             return "given"
-        if isinstance(value, list | tuple):
-            return ",".join(map(str, value))
-        return {"torch.float32": "fp32", "torch.bfloat16": "bf16"}.get(str(value), str(value))
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
-    differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    options, shards = [], []
-    for field in differing:
-        if field.startswith("shards' "):
-            name = field.removeprefix("shards' ")
-            shards.append(next((part for part in ("corpus", "teacher") if name.startswith(part)), name))
-        elif field == "weights of init":
-            options.append("--init names a student with other weights")
-        elif field not in _DERIVED:
-            option = field.removeprefix("student ").replace("_", "-")
-            options.append(f"--{option} was {shown(old.get(field))}, not {shown(new.get(field))}")
-    if shards:
-        different = ", ".join(dict.fromkeys(shards)).replace("_", " ")
-        options.append(f"--shards are not the same: another {different}")
-    return options or [field.removeprefix("student ") for field in differing]
+    differing = []
+    for name in sorted(old["options"].keys() | new["options"].keys()):
+        before, now = old["options"].get(name), new["options"].get(name)
+        if before != now:
+            differing.append(f"--{name.replace('_', '-')} was {shown(before)}, not {shown(now)}")
+    if old["start"] != new["start"]:
+        differing.append("--init names a student with other weights")
+    return differing + [f"--shards: {each}" for each in differing_fields(old["shards"], new["shards"])]

@@ -11,8 +11,8 @@ import shutil
 from pathlib import Path
 
 from sentence_distill.student.card import model_card
-from sentence_distill.student.figures import GlueFigures, read_figures
-from sentence_distill.student.files import CARD, load_distillation
+from sentence_distill.student.figures import GlueFigures, load_distillation, read_figures
+from sentence_distill.student.files import CARD
 from sentence_distill.student.model import update_distillation
 from sentence_distill.student.push import prepare_upload
 from sentence_distill.student.reduce import halve_weights

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 
 from sentence_distill import Student
-from sentence_distill.student import encode_files
+from sentence_distill.student import file_job
 from sentence_distill.student import model as torch_encoder
 from sentence_distill.student.file_job import parts_folder
-from sentence_distill.student.onnx_encoder import OnnxEncoder
+from sentence_distill.student.onnx_student import OnnxEncoder
 from tests.conftest import contents, make_sentences, wait_for
 
 SENTENCES = [*make_sentences(50), "", "One ship\u2028saw the sea.", *make_sentences(20, seed=1)]
@@ -50,7 +50,7 @@ def read(path):
 
 @pytest.mark.parametrize("name", ["v.parquet", "v.arrow", "v.jsonl", "v.npy"])
 def test_each_line_gives_a_vector_in_its_order(encode, text_file, expected, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(encode_files, "WINDOW", 16)
+    monkeypatch.setattr(file_job, "WINDOW", 16)
     out = tmp_path / name
     assert encode("--input", text_file, "--out", out) == 0
     texts, vectors = read(out)
@@ -198,7 +198,7 @@ def test_the_backend_is_as_asked_and_pytorch_on_a_gpu(
     assert sd(*arguments, "--backend", "onnx", "--precision", "fp32") == 2
     assert "--precision is of PyTorch, and the backend is onnx" in capsys.readouterr().err
     # Where a GPU is, auto takes PyTorch, which then finds the device.
-    monkeypatch.setattr("sentence_distill.student.encode_files._has_gpu", lambda: True)
+    monkeypatch.setattr("sentence_distill.student.file_job._has_gpu", lambda: True)
     assert sd(*arguments) == 0
     assert "in PyTorch on" in capsys.readouterr().err
 
@@ -214,7 +214,7 @@ def test_a_reader_that_has_enough_ends_it_without_a_traceback(student_folder):
 
 
 def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bytes(encode, text_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(encode_files, "WINDOW", 16)
+    monkeypatch.setattr(file_job, "WINDOW", 16)
     assert encode("--input", text_file, "--out", tmp_path / "whole.parquet") == 0
     real, calls = torch_encoder.encode_tokens, []
 
@@ -241,7 +241,7 @@ def test_a_kill_loses_no_finished_part(student_folder, tmp_path):
     text.write_text("".join(f"{sentence}\n" for sentence in make_sentences(3000)) * 60, encoding="utf-8")
     arguments = ("encode", "--student", student_folder, "--input", text, "--precision", "fp32", "--out")
     killed = sd_process(*arguments, tmp_path / "killed.npy")
-    wait_for(lambda: list(tmp_path.glob("killed.npy.parts/part-*.json")))
+    wait_for(lambda: list(tmp_path.glob("killed.npy.parts/part-*.arrow")))
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not (tmp_path / "killed.npy").exists()
@@ -257,7 +257,7 @@ def test_a_kill_loses_no_finished_part(student_folder, tmp_path):
 
 def stopped_after(encode, monkeypatch, windows, *arguments):
     """Run `sd encode` in windows of 16 rows, stopped when so many are encoded."""
-    monkeypatch.setattr(encode_files, "WINDOW", 16)
+    monkeypatch.setattr(file_job, "WINDOW", 16)
     real, calls = torch_encoder.encode_tokens, []
 
     def stopping(*given):
@@ -321,7 +321,7 @@ def test_input_is_not_replaced_by_its_vectors(encode, tmp_path, capsys):
 
 
 def test_long_records_make_shorter_windows(encode, text_file, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode_files, "WINDOW_CHARACTERS", 100)
+    monkeypatch.setattr(file_job, "WINDOW_CHARACTERS", 100)
     assert encode("--input", text_file, "--out", tmp_path / "v.npy") == 0
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-6)
 
@@ -390,7 +390,7 @@ def _tickets(path):
 
 @pytest.mark.parametrize("name", ["v.parquet", "v.arrow", "v.jsonl"])
 def test_the_other_columns_stand_next_to_the_vectors(encode, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(encode_files, "WINDOW", 1)
+    monkeypatch.setattr(file_job, "WINDOW", 1)
     source = _tickets(tmp_path / "tickets.jsonl")
     assert encode(source, "--text-column", "body", "-o", tmp_path / name) == 0
     by_suffix = {".parquet": polars.read_parquet, ".arrow": polars.read_ipc, ".jsonl": polars.read_ndjson}

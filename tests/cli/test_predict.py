@@ -51,7 +51,7 @@ def _expected(folder):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "parquet"])
 def test_each_row_is_written_with_its_prediction_in_order(sd, folder, tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr("sentence_distill.student.predict.CHUNK_ROWS", 4)
+    monkeypatch.setattr("sentence_distill.student.file_job.CHUNK_ROWS", 4)
     source = _csv(tmp_path / "in.csv", [("id", "text"), *((n, text) for n, (text, _) in enumerate(ROWS))])
     assert sd("predict", folder, "--input", source, "--out", tmp_path / f"out.{suffix}", "--all") == 0
     rows = _read(tmp_path / f"out.{suffix}")
@@ -65,7 +65,7 @@ def test_each_row_is_written_with_its_prediction_in_order(sd, folder, tmp_path, 
 
 
 def test_types_of_a_table_stay(sd, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("sentence_distill.student.predict.CHUNK_ROWS", 4)
+    monkeypatch.setattr("sentence_distill.student.file_job.CHUNK_ROWS", 4)
     table = pa.table(
         {
             "text": [text for text, _ in ROWS],

@@ -25,7 +25,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.load import Located
 from sentence_distill.pipeline.teacher import Teacher
-from sentence_distill.student.files import load_distillation
+from sentence_distill.student.figures import load_distillation
 from sentence_distill.student.models import open_teacher
 from tests.conftest import WORDS, make_sentences
 

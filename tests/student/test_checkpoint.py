@@ -8,7 +8,7 @@ import torch
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline import files
-from sentence_distill.student.checkpoint import Checkpoints
+from sentence_distill.student.run_folder import Checkpoints
 
 
 def state(value):
@@ -61,7 +61,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, mo
 import os, signal, torch
 from pathlib import Path
 from sentence_distill.pipeline import files
-from sentence_distill.student.checkpoint import Checkpoints
+from sentence_distill.student.run_folder import Checkpoints
 
 checkpoints = Checkpoints(Path({str(tmp_path)!r}), keep=1)
 checkpoints.save(1, {{"step": 1}})

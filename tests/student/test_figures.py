@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sentence_distill.student.figures import EvalRecord, HeldOut, ModelFigures, Sentences, merged
-from sentence_distill.student.files import find_shards, load_distillation
+from sentence_distill.student.figures import EvalRecord, HeldOut, ModelFigures, Sentences, load_distillation, merged
+from sentence_distill.student.files import find_shards
 from tests.conftest import contents
 
 PAIRS = "sentence1\tsentence2\tscore\n" + "".join(

@@ -19,8 +19,7 @@ from sentence_distill.pipeline.load import Located
 from sentence_distill.pipeline.manifest import Logits
 from sentence_distill.student.classifier import StudentClassifier, load_classifier
 from sentence_distill.student.config import FinetuneConfig, FinetuneOptions, GlueConfig
-from sentence_distill.student.figures import GlueFigures, read_figures
-from sentence_distill.student.files import load_distillation
+from sentence_distill.student.figures import GlueFigures, load_distillation, read_figures
 from sentence_distill.student.finetune import Fitter, Hyperparameters
 from sentence_distill.student.glue import TaskTeacher
 from sentence_distill.student.model import load_student

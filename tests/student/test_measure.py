@@ -12,7 +12,7 @@ from sentence_distill.data.tokenization import Tokens
 from sentence_distill.student.card import model_card
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.evaluate import Reference
-from sentence_distill.student.files import load_distillation
+from sentence_distill.student.figures import load_distillation
 from sentence_distill.student.metrics import (
     by_frequency,
     by_length,

@@ -10,7 +10,7 @@ import torch
 from sentence_distill import Student
 from sentence_distill.data.errors import UserError
 from sentence_distill.student import model
-from sentence_distill.student.onnx_encoder import OnnxEncoder
+from sentence_distill.student.onnx_student import OnnxEncoder
 from tests.conftest import make_sentences
 
 SENTENCES = [*make_sentences(200), "", "a", "the " * 600]

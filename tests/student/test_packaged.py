@@ -8,8 +8,8 @@ import pytest
 
 from sentence_distill import Student
 from sentence_distill.data.errors import UserError
-from sentence_distill.student.files import load_distillation
-from sentence_distill.student.hub import SMALL, locate_student
+from sentence_distill.student.figures import load_distillation
+from sentence_distill.student.files import SMALL, locate_student
 from tests.conftest import contents
 
 FOLDER = locate_student(SMALL)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from sentence_distill import Student
 from sentence_distill.data.errors import UserError
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.files import load_distillation
+from sentence_distill.student.figures import load_distillation
 from sentence_distill.student.model import encode_tokens
 from sentence_distill.student.reduce import (
     compare_dims,

@@ -17,7 +17,8 @@ from sentence_distill.student import speed_worker
 from sentence_distill.student.metrics import sts_spearman
 from sentence_distill.student.model import load_student
 from sentence_distill.student.models import find_model, open_model, parameters, sentences_of_shards
-from sentence_distill.student.speed import Contender, Worker, cut_to_lengths, gather
+from sentence_distill.student.speed import Worker, cut_to_lengths, gather
+from sentence_distill.student.speed_worker import Contender
 from tests.conftest import make_sentences
 
 

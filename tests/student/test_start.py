@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.hub import SMALL, locate_student
+from sentence_distill.student.files import SMALL, locate_student
 from sentence_distill.student.model import load_student
 from sentence_distill.student.start import WarmStart
 

@@ -8,8 +8,7 @@ from sentence_distill.student.config import StudentConfig, TrainConfig
 from sentence_distill.student.dataset import Batch
 from sentence_distill.student.distributed import ProcessGroup
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.optim import Optimizer
-from sentence_distill.student.step import Stepper
+from sentence_distill.student.step import Optimizer, Stepper
 
 CONFIG = {"cosine": 1.0, "mse": 0.5, "relational": 0.3, "batch_size": 10}
 
@@ -59,7 +58,7 @@ def let_memory_hold(stepper, rows, monkeypatch, error, backward=False):
 
 
 def test_the_gradient_is_that_of_the_plain_loop(batch):
-    from sentence_distill.student.losses import distillation_loss
+    from sentence_distill.student.step import distillation_loss
 
     stepper = make()
     found = gradients(stepper, batch)

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from sentence_distill.student.workers import map_on_cores
+from sentence_distill.student.batches import map_on_cores
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_few_tasks_run_where_they_are_asked_for(four_threads):
 def test_a_forked_process_computes_too():
     script = """
 import os, torch
-from sentence_distill.student.workers import map_on_cores
+from sentence_distill.student.batches import map_on_cores
 torch.set_num_threads(2)
 # Of a size that is shared by OpenMP's threads, and nothing of MKL's, which has locks of its own.
 work = lambda task: float(torch.ones(1_000_000).mul(2).sum())
