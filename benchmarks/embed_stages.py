@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from no_teacher import no_teacher
 from record import write_result
 
@@ -54,7 +53,7 @@ def stages(corpus: Corpus, plan: Plan, config: EmbedConfig, teacher: Teacher, jo
     )
     hash_s, _ = timed(lambda: [sentence_id(sentence) for sentence in sentences])
     tokenise_s, _ = timed(lambda: teacher.tokenize(sentences))
-    text = prepare_slice(iter(records), part, config, teacher.tokenizer, np.uint16)
+    text = prepare_slice(job, part, iter(records), teacher.tokenizer)
     started = time.perf_counter()
     vectors = teacher.embed(text.tokens, config.token_budget)
     teacher_s = time.perf_counter() - started

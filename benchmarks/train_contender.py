@@ -73,7 +73,7 @@ def trainer_of(name: str, shards: Path, out: Path) -> Any:
     """This project's trainer, as the command makes it, or with one thing undone."""
     from ablations import DenseOptimizer
 
-    from sentence_distill.pipeline.allocator import keep_freed_memory
+    from sentence_distill.pipeline.processes import keep_freed_memory
     from sentence_distill.student import train
     from sentence_distill.student.config import TrainConfig
 

@@ -28,10 +28,10 @@ from sentence_distill.pipeline.load import (
     Located,
     load_tokenizer,
     require_vocabulary,
+    separator_tokens,
     special_tokens,
     unusable,
 )
-from sentence_distill.pipeline.pairs import separator_tokens
 from sentence_distill.pipeline.teacher_folder import read_folder
 from sentence_distill.student.config import LOOP
 from sentence_distill.student.files import FINETUNED_TEACHER
@@ -64,7 +64,6 @@ class TeacherClassifier(nn.Module):
         Raises:
             UserError: the folder holds no encoder that can be loaded safely.
         """
-        from safetensors import SafetensorError
         from transformers import AutoModelForSequenceClassification
         from transformers.utils import logging
 
@@ -89,7 +88,7 @@ class TeacherClassifier(nn.Module):
                 output_loading_info=True,
                 **folder.config_options,
             )
-        except (*LOADING_ERRORS, SafetensorError) as error:
+        except LOADING_ERRORS as error:
             raise unusable(located, error) from error
         tokenizer = load_tokenizer(located, folder)
         encoder = f"{model.base_model_prefix}."
