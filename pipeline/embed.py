@@ -131,20 +131,19 @@ class EmbedRun:
         max_tokens = config.max_tokens or min(MAX_TOKENS, most)
         if max_tokens < (config.max_tokens or MAX_TOKENS):
             progress.log(f"this teacher reads {max_tokens} tokens of a sentence; longer ones are rejected")
-        # As it was given, for the command that is recorded; whether records are pairs is the corpus's to say.
-        self.given = replace(config, text_column=corpus.text_column)
-        self.config = replace(
-            self.given,
-            max_tokens=max_tokens,
-            token_budget=config.token_budget
-            or (CPU_TOKEN_BUDGET if self.teacher.device == "cpu" else GPU_TOKEN_BUDGET),
-            dtype=config.dtype or ("float32" if self.teacher.fingerprint.pooling == LOGITS else "float16"),
-        )
+        # Whether records are pairs is the corpus's to say.
+        self.config = replace(config, text_column=corpus.text_column)
+        token_budget = CPU_TOKEN_BUDGET if self.teacher.device == "cpu" else GPU_TOKEN_BUDGET
+        self._decided = {
+            "max_tokens": max_tokens,
+            "token_budget": config.token_budget or token_budget,
+            "dtype": config.dtype or ("float32" if self.teacher.fingerprint.pooling == LOGITS else "float16"),
+        }
 
     def run(self) -> Manifest:
         """Write all shards that are not there yet; return the manifest."""
         with made_folder(self.out), lock_folder(self.out):
-            plan = _make_or_load_plan(self.corpus, self.given, self.out)
+            plan = _make_or_load_plan(self.corpus, self.config, self.out)
             remove_temporaries(self.out)
             self._embed(plan, plan.slices)
             # A worker that died on the way, and whose slice another did, has left its unfinished file.
@@ -161,22 +160,23 @@ class EmbedRun:
         own = lock_folder(self.out, name=f".lock-{number}-of-{count}")
         with made_folder(self.out), lock_folder(self.out, shared=True), own:
             with lock_folder(self.out, name=".lock-plan", wait=True):
-                plan = _make_or_load_plan(self.corpus, self.given, self.out, trusting=True)
+                plan = _make_or_load_plan(self.corpus, self.config, self.out, trusting=True)
             self._embed(plan, plan.share(number, count))
             return plan
 
     def job(self, plan: Plan) -> Job:
         """Return what the slices of this run have in common."""
-        options = ("max_tokens", "token_budget", "dtype", "keep_text", "compression")
         fields = {
             **plan.fingerprint,
             **as_dict(self.teacher.fingerprint),
+            **self._decided,
             "plan": plan.hash,
             "dim": self.teacher.dim,
             "vocabulary": self.teacher.vocabulary,
-            **{name: getattr(self.config, name) for name in options},
+            "keep_text": self.config.keep_text,
+            "compression": self.config.compression,
         }
-        return Job(self.corpus, self.config, self.out, msgspec.convert(fields, Fingerprint))
+        return Job(self.corpus, self.config.rules, self.out, msgspec.convert(fields, Fingerprint))
 
     def _embed(self, plan: Plan, share: Sequence[Slice]) -> None:
         job = self.job(plan)
@@ -192,7 +192,7 @@ class EmbedRun:
         if not todo:
             return
         # The plan may be from a run without a teacher, whose command is another.
-        _write_sources(self.out, self.corpus, self.given)
+        _write_sources(self.out, self.corpus, self.config)
         # Without its manifest the folder does not claim to be complete while a shard is made again.
         (self.out / MANIFEST).unlink(missing_ok=True)
         with progress.task("embed", sum(part.rows for part in todo), "sentences") as advance:

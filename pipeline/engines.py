@@ -3,13 +3,12 @@
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 
@@ -20,7 +19,7 @@ from sentence_distill.pipeline.files import is_local
 from sentence_distill.pipeline.hardware import TEACHER, pick_device, pick_precision
 from sentence_distill.pipeline.load import Located, locate_teacher
 from sentence_distill.pipeline.plan import Slice
-from sentence_distill.pipeline.processes import cores, keep_freed_memory, receive, sendable, start_child
+from sentence_distill.pipeline.processes import cores, keep_freed_memory, receive, start_child
 from sentence_distill.pipeline.records import as_dict, differing_fields
 from sentence_distill.pipeline.shards import read_sidecar, shard_name
 from sentence_distill.pipeline.slices import Job, embed_slices
@@ -32,34 +31,6 @@ _LARGEST_GROUP = 64
 # Of one actor; a slice that kills whoever takes it must come to an end.
 _RESTARTS = 10
 _PLACING_S = 600
-
-
-class Engine(Protocol):
-    """Decides where slices are embedded; what they yield is the same everywhere."""
-
-    def facts(self) -> TeacherFacts:
-        """Return what the run has to know of the teacher."""
-
-    def run(self, job: Job, todo: Sequence[Slice], advance: Callable[[int], None]) -> None:
-        """Commit the shards of `todo`."""
-
-
-@contextmanager
-def open_engine(located: Located, config: EmbedConfig, pairs: bool) -> Iterator[Engine]:
-    """Start the engine that the options ask for."""
-    spec = TeacherSpec(
-        located=located, pooling=config.pooling, layers=config.layers, precision=config.precision, pairs=pairs
-    )
-    if config.engine == "ray":
-        engine = RayEngine(spec, address=config.ray_address, workers=config.workers, readers=config.readers)
-        try:
-            yield engine
-        finally:
-            engine.close()
-    elif config.devices is not None:
-        yield DevicesEngine(spec, pick_devices(config.devices), config.readers)
-    else:
-        yield LocalEngine(spec.load(config.device), config.readers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,17 +170,12 @@ def _work(
 
     keep_freed_memory()
     signal.signal(signal.SIGTERM, stop)
-    try:
-        if device == "cpu":
-            torch.set_num_threads(max(1, torch.get_num_threads() // devices))
-        if todo:
-            teacher = spec.load(device)
-            require_same_teacher(teacher.facts(), job)
-            connection.send(str(embed_slices(job, teacher, todo, readers=readers, advance=connection.send)))
-    except KeyboardInterrupt:
-        sys.exit(1)
-    except Exception as error:  # a process's border: raised again where the run is
-        connection.send(sendable(error))
+    if device == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // devices))
+    if todo:
+        teacher = spec.load(device)
+        require_same_teacher(teacher.facts(), job)
+        connection.send(str(embed_slices(job, teacher, todo, readers=readers, advance=connection.send)))
 
 
 # Ray: actors hold the teacher, Ray hands them slices and replaces those that die.
@@ -319,3 +285,25 @@ class RayEngine:
     def close(self) -> None:
         """Let the cluster go."""
         self._ray.shutdown()
+
+
+Engine = LocalEngine | DevicesEngine | RayEngine
+"""Decides where slices are embedded; what they yield is the same everywhere."""
+
+
+@contextmanager
+def open_engine(located: Located, config: EmbedConfig, pairs: bool) -> Iterator[Engine]:
+    """Start the engine that the options ask for."""
+    spec = TeacherSpec(
+        located=located, pooling=config.pooling, layers=config.layers, precision=config.precision, pairs=pairs
+    )
+    if config.engine == "ray":
+        engine = RayEngine(spec, address=config.ray_address, workers=config.workers, readers=config.readers)
+        try:
+            yield engine
+        finally:
+            engine.close()
+    elif config.devices is not None:
+        yield DevicesEngine(spec, pick_devices(config.devices), config.readers)
+    else:
+        yield LocalEngine(spec.load(config.device), config.readers)

@@ -34,19 +34,14 @@ def open_folder(location: str | Path) -> Path:
             f"{location}: shards go to a local or mounted folder, or to a store that puts files atomically "
             f"({', '.join(_ATOMIC_PUT[:-1])}), not to {scheme}://"
         )
-    with library_errors(f"{location} can't be opened", "check bucket, credentials and endpoint"):
-        try:
-            from upath import UPath
+    advice = "check bucket, credentials and endpoint, and that sentence-distill[s3], gcsfs or adlfs is installed"
+    with library_errors(f"{location} can't be opened", advice):
+        from upath import UPath
 
-            # Listings are not kept: other machines write to the same folder.
-            folder = UPath(str(location).rstrip("/"), use_listings_cache=False)
-            # Wrong credentials, bucket or network show now, and not after hours.
-            folder.fs.ls(folder.path.split("/")[0])
-        except ImportError as error:
-            raise UserError(
-                f"{location}: {error}; install what opens it: pip install 'sentence-distill[s3]', or gcsfs, or adlfs "
-                "next to universal-pathlib"
-            ) from error
+        # Listings are not kept: other machines write to the same folder.
+        folder = UPath(str(location).rstrip("/"), use_listings_cache=False)
+        # Wrong credentials, bucket or network show now, and not after hours.
+        folder.fs.ls(folder.path.split("/")[0])
     return cast(Path, folder)
 
 

@@ -123,37 +123,8 @@ _UNREAD_ENCODERS = {
 }
 
 
-@dataclass(frozen=True)
-class TokenTypes:
-    """Type ids that a tokenizer gives with a single sentence: before it, of it, and after it."""
-
-    prefix: list[int]
-    inner: int
-    suffix: list[int]
-
-
-@dataclass(frozen=True)
-class LoadedTeacher:
-    """A transformer, on the CPU, and how a sentence becomes its input."""
-
-    model: Any
-    tokenizer: TextTokenizer
-    longest: int
-    """Maximum tokens of an input, special tokens and prompt counted."""
-    special: list[int]
-    """Special tokens before a sentence."""
-    prompt: list[int]
-    """Ids between these and the sentence."""
-    suffix: list[int]
-    """Ids after it."""
-    unpooled: int
-    """Ids at the beginning of an input that sentence-transformers leaves out of pooling."""
-    types: TokenTypes | None
-    """Token types that the model has to be given; None if it takes 0 by itself."""
-
-
-def load_parts(located: Located, folder: TeacherFolder, dtype: "torch.dtype", *, head: bool = False) -> LoadedTeacher:
-    """Load a teacher's model, with its classification head if asked, and its tokenizer."""
+def load_model(located: Located, folder: TeacherFolder, dtype: "torch.dtype", *, head: bool) -> tuple[Any, Any]:
+    """Load a teacher's model, on the CPU, with its classification head if asked, and transformers' tokenizer."""
     import transformers
 
     require_vocabulary(located)
@@ -177,22 +148,10 @@ def load_parts(located: Located, folder: TeacherFolder, dtype: "torch.dtype", *,
     if missing:
         # transformers would have made up random weights; without a pooler, asking for it is an error.
         model.pooler = None
-    loaded = TextTokenizer(tokenizer.backend_tokenizer.to_str())
-    largest = max(loaded.vocabulary().values())
+    largest = max(tokenizer.get_vocab().values())
     if largest >= model.get_input_embeddings().num_embeddings:
         raise unusable(located, ValueError(f"its tokenizer has an id {largest} that its word embeddings lack"))
-    prefix, suffix = special_tokens(loaded)
-    prompt, unpooled = _prompt_tokens(located, folder, loaded, set(tokenizer.all_special_ids))
-    return LoadedTeacher(
-        model=model,
-        tokenizer=loaded,
-        longest=_longest(folder, model, tokenizer),
-        special=prefix,
-        prompt=prompt,
-        suffix=suffix,
-        unpooled=unpooled,
-        types=_token_types(tokenizer, model, loaded, len(prefix)),
-    )
+    return model, tokenizer
 
 
 def require_vocabulary(located: Located) -> None:
@@ -230,7 +189,7 @@ def load_tokenizer(located: Located, folder: TeacherFolder) -> Any:
     return tokenizer
 
 
-def _longest(folder: TeacherFolder, model: Any, tokenizer: Any) -> int:
+def longest_input(folder: TeacherFolder, model: Any, tokenizer: Any) -> int:
     """Return the tokens that sentence-transformers cuts an input to, and no more than the model has positions."""
     from torch import nn
 
@@ -265,10 +224,10 @@ def special_tokens(tokenizer: TextTokenizer) -> tuple[list[int], list[int]]:
     return whole[:start], whole[start + len(inner) :]
 
 
-def _prompt_tokens(
-    located: Located, folder: TeacherFolder, tokenizer: TextTokenizer, special_ids: set[int]
+def prompt_tokens(
+    located: Located, folder: TeacherFolder, tokenizer: TextTokenizer, special_ids: Sequence[int]
 ) -> tuple[list[int], int]:
-    """Return the prompt's ids, and how many ids at the beginning of an input are not pooled."""
+    """Return the prompt's ids, and how many ids at the beginning of an input sentence-transformers does not pool."""
     if not folder.prompt:
         return [], 0
 
@@ -290,17 +249,20 @@ def _prompt_tokens(
     return prompt, len(counted) - (counted[-1] in special_ids)
 
 
-def _token_types(tokenizer: Any, model: Any, loaded: TextTokenizer, prefix: int) -> TokenTypes | None:
-    """Return the type ids that transformers' tokenizer gives, if the model would take others by itself."""
+def token_types(tokenizer: Any, model: Any, backend: TextTokenizer, prefix: int) -> list[int] | None:
+    """Return the types that transformers' tokenizer gives, if the model would take others by itself.
+
+    They are those of the `prefix` special tokens before a sentence, that of the sentence, and those after it.
+    """
     if "token_type_ids" not in tokenizer.model_input_names:
         return None
     if "token_type_ids" not in inspect.signature(model.forward).parameters:
         return None
-    types = loaded.backend.encode("a", add_special_tokens=True).type_ids
+    types = backend.backend.encode("a", add_special_tokens=True).type_ids
     if getattr(model.config, "type_vocab_size", 0) and not any(types):
         return None
-    inner = len(loaded.backend.encode("a", add_special_tokens=False).ids)
-    return TokenTypes(types[:prefix], types[prefix], types[prefix + inner :])
+    inner = len(backend.backend.encode("a", add_special_tokens=False).ids)
+    return [*types[: prefix + 1], *types[prefix + inner :]]
 
 
 def separator_tokens(tokenizer: TextTokenizer, prefix: Sequence[int], suffix: Sequence[int], name: str) -> list[int]:

@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ def start_child(work: Callable[..., None], *arguments: Any, daemon: bool) -> tup
     # A fork would copy the threads' locks of PyTorch and Arrow in whatever state they are.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(theirs, *arguments), daemon=daemon)
+    process = context.Process(target=_child, args=(work, theirs, *arguments), daemon=daemon)
     with deaf_to_ctrl_c():
         process.start()
     # Only the child holds this end, so that its death shows as the end of the stream.
@@ -53,13 +54,21 @@ def receive(connection: Connection) -> object:
         return None
 
 
-def sendable(error: Exception) -> Exception:
-    """Return what a child sends of an error: user's mistakes as they are, a bug with the place where it happened."""
-    if isinstance(error, UserError):
-        return UserError(str(error))
-    if isinstance(error, OSError):
-        return OSError(*error.args)
-    return RuntimeError(f"in a process that works for this one:\n{traceback.format_exc()}")
+def _child(work: Callable[..., None], connection: Connection, *arguments: Any) -> None:
+    """Do a child's work; an error that ends it is its last message, and raised again where the run is."""
+    try:
+        work(connection, *arguments)
+    except KeyboardInterrupt:
+        sys.exit(1)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # nobody is left to work for
+    except UserError as error:
+        connection.send(UserError(str(error)))
+    except OSError as error:
+        connection.send(OSError(*error.args))
+    except Exception:
+        # A bug, with the place where it happened.
+        connection.send(RuntimeError(f"in a process that works for this one:\n{traceback.format_exc()}"))
 
 
 # Settings of the whole process, for commands and their child processes: a program that uses this library has its own.

@@ -18,12 +18,11 @@ from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import sentence_id
 from sentence_distill.data.records import EXCERPT_CHARACTERS, Record
-from sentence_distill.data.sentences import split_sentences
+from sentence_distill.data.sentences import SentenceRules, split_sentences
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
-from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.load import tokenize_pairs
 from sentence_distill.pipeline.plan import Slice
-from sentence_distill.pipeline.processes import receive, sendable, start_child
+from sentence_distill.pipeline.processes import receive, start_child
 from sentence_distill.pipeline.records import Counts, Fingerprint, Start
 from sentence_distill.pipeline.shards import (
     DTYPES,
@@ -48,8 +47,7 @@ class Job:
     """What the slices of a run have in common, whoever embeds them."""
 
     corpus: Corpus
-    config: EmbedConfig
-    """With `max_tokens`, `token_budget` and `dtype` decided."""
+    rules: SentenceRules
     out: Path
     fingerprint: Fingerprint
 
@@ -97,7 +95,7 @@ def prepare_slice(job: Job, part: Slice, records: Iterable[Record], tokenizer: T
             text.rejections.append(Rejection(*place, record.reason, record.excerpt))
             continue
         text.rejections.extend(Rejection(*place, "heading", heading) for heading in record.headings)
-        for sentence in split_sentences(record.text, job.config.rules):
+        for sentence in split_sentences(record.text, job.rules):
             if sentence.reason:
                 text.rejections.append(Rejection(*place, sentence.reason, sentence.text[:EXCERPT_CHARACTERS]))
                 continue
@@ -193,15 +191,10 @@ def read_ahead(
 
 
 def _read(connection: Connection, job: Job, tokenizer_json: str, todo: Sequence[Slice], stride: int) -> None:
-    """Send each slice, or the error that ends the run; runs in a process that reads ahead."""
-    try:
-        tokenizer = TextTokenizer(tokenizer_json)
-        for part, records in slice_records(job.corpus, todo, stride):
-            connection.send(prepare_slice(job, part, records, tokenizer))
-    except (BrokenPipeError, ConnectionResetError):
-        return  # nobody is left to read for
-    except Exception as error:  # a process's border: raised again where the run is
-        connection.send(sendable(error))
+    """Send each slice; runs in a process that reads ahead."""
+    tokenizer = TextTokenizer(tokenizer_json)
+    for part, records in slice_records(job.corpus, todo, stride):
+        connection.send(prepare_slice(job, part, records, tokenizer))
 
 
 def slice_records(corpus: Corpus, todo: Sequence[Slice], stride: int = 1) -> Iterator[tuple[Slice, Iterator[Record]]]:

@@ -9,22 +9,32 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as save_safetensors
 from torch import nn
 from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
-from sentence_distill.data.tokenization import Tokens
+from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.hardware import use_cpu_kernels
-from sentence_distill.pipeline.load import Located, load_parts, separator_tokens, tokenize_pairs, unusable
+from sentence_distill.pipeline.load import (
+    Located,
+    load_model,
+    longest_input,
+    prompt_tokens,
+    separator_tokens,
+    special_tokens,
+    token_types,
+    tokenize_pairs,
+    unusable,
+)
 from sentence_distill.pipeline.records import TeacherFingerprint
 from sentence_distill.pipeline.teacher_folder import (
     DENSE_WEIGHTS,
     LOGITS,
     POOLER,
     Dense,
+    Normalize,
     choose_pooling,
     make_recipe,
     read_folder,
@@ -138,23 +148,27 @@ class Teacher:
         """
         folder = read_folder(located.folder)
         pooling = choose_pooling(folder, pooling)
-        loaded = load_parts(located, folder, dtype, head=pooling == LOGITS)
+        model, tokenizer = load_model(located, folder, dtype, head=pooling == LOGITS)
         self.name = located.name
-        self._located, self._folder, self._loaded = located, folder, loaded
-        self.recipe = make_recipe(folder, pooling, layers, loaded.model.config.num_hidden_layers)
-        if self.recipe.pooling not in (POOLER, LOGITS) and getattr(loaded.model, "pooler", None) is not None:
-            loaded.model.pooler = None
+        self._located, self._folder = located, folder
+        self.recipe = make_recipe(folder, pooling, layers, model.config.num_hidden_layers)
+        if self.recipe.pooling not in (POOLER, LOGITS) and getattr(model, "pooler", None) is not None:
+            model.pooler = None
         self.device = device
-        self.model = loaded.model.to(device).eval()
-        steps = [_DenseModule(step) if isinstance(step, Dense) else _UnitLength() for step in self.recipe.after]
-        self._after = nn.Sequential(*steps).to(device).eval()
-        self.tokenizer = loaded.tokenizer
-        self.prefix, self.suffix = loaded.special + loaded.prompt, loaded.suffix
-        self.separator = separator_tokens(self.tokenizer, loaded.special, self.suffix, self.name) if pairs else []
-        self.max_tokens = loaded.longest - len(self.prefix) - len(self.suffix)
+        self.model = model.to(device).eval()
+        self._after = nn.Sequential(*map(_module, self.recipe.after)).to(device).eval()
+        self.tokenizer = TextTokenizer(tokenizer.backend_tokenizer.to_str())
+        special, self.suffix = special_tokens(self.tokenizer)
+        prompt, self._unpooled = prompt_tokens(located, folder, self.tokenizer, tokenizer.all_special_ids)
+        self.prefix = special + prompt
+        # Types of the special tokens before a sentence, of the sentence, and of the special tokens after it.
+        self._types = token_types(tokenizer, model, self.tokenizer, len(special))
+        self.separator = separator_tokens(self.tokenizer, special, self.suffix, self.name) if pairs else []
+        longest = longest_input(folder, model, tokenizer)
+        self.max_tokens = longest - len(self.prefix) - len(self.suffix)
         if self.max_tokens < 1:
             raise UserError(
-                f"teacher {self.name!r} reads {loaded.longest} tokens, which its special tokens and prompt take up; "
+                f"teacher {self.name!r} reads {longest} tokens, which its special tokens and prompt take up; "
                 "raise max_seq_length in its configuration"
             )
         # Tokens of a batch that memory was found to hold.
@@ -258,31 +272,34 @@ class Teacher:
                 raise UserError("this teacher has no pooler; use --pooling cls, mean or max")
             pooled = [output.pooler_output.float()]
         elif recipe.layers == (last,):
-            pooled = [pool(output.last_hidden_state, recipe.poolings, self._loaded.unpooled)]
+            pooled = [pool(output.last_hidden_state, recipe.poolings, self._unpooled)]
         else:
             states = [output.hidden_states[layer] for layer in recipe.layers]
-            pooled = [pool(of_layer, recipe.poolings, self._loaded.unpooled) for of_layer in states]
+            pooled = [pool(of_layer, recipe.poolings, self._unpooled) for of_layer in states]
         if recipe.after or recipe.truncate_dim is not None:
-            return self._after(pooled[0])[:, : recipe.truncate_dim]  # type: ignore[no-any-return]
+            features = self._after({"sentence_embedding": pooled[0]})
+            return features["sentence_embedding"][:, : recipe.truncate_dim]  # type: ignore[no-any-return]
         if recipe.normalize:
             pooled = [functional.normalize(vector, dim=-1) for vector in pooled]
         return torch.cat(pooled, dim=-1)
 
     def _token_types(self, batch: torch.Tensor) -> torch.Tensor | None:
         """Return the type of each token, int64[b, length]; None if the model takes 0 for all by itself."""
-        types, length, start = self._loaded.types, batch.shape[1], len(self.prefix)
+        types, length, start = self._types, batch.shape[1], len(self.prefix)
+        after = types[len(types) - len(self.suffix) :] if types else []
         if self.separator and (types is not None or getattr(self.model.config, "type_vocab_size", 0) > 1):
             # 0 up to and with the first separator, 1 after it; of several maxima argmax gives the first.
             found = (batch[:, start:] == self.separator[0]).int().argmax(dim=1, keepdim=True)
             second = found + start + len(self.separator)
             of_pair = (torch.arange(length, device=batch.device) >= second).long()
-            if types is not None and any(types.suffix):
-                of_pair[:, -len(types.suffix) :] = torch.tensor(types.suffix, device=batch.device).clamp(min=1)
+            if any(after):
+                of_pair[:, -len(after) :] = torch.tensor(after, device=batch.device).clamp(min=1)
             return of_pair
         if types is None:
             return None
-        inner = [types.inner] * (length - len(types.prefix) - len(types.suffix))
-        return torch.tensor([*types.prefix, *inner, *types.suffix], device=batch.device).expand_as(batch)
+        *before, inner = types[: len(types) - len(after)]
+        row = [*before, *[inner] * (length - len(before) - len(after)), *after]
+        return torch.tensor(row, device=batch.device).expand_as(batch)
 
     def tokenizer_json(self) -> str:
         """Return the tokenizer as tokenizer.json without post-processor: it adds no special tokens."""
@@ -294,11 +311,11 @@ class Teacher:
         """Return how its folder is applied: those fields of the fingerprint named in `READING` that it has."""
         fields: dict[str, Any] = {}
         if self._folder.prompt:
-            fields |= {"prompt": self._folder.prompt, "unpooled_tokens": self._loaded.unpooled}
+            fields |= {"prompt": self._folder.prompt, "unpooled_tokens": self._unpooled}
         if modules := self.recipe.modules():
             fields["modules"] = modules
-        if (types := self._loaded.types) is not None:
-            fields["token_types"] = [*types.prefix, types.inner, *types.suffix]
+        if self._types is not None:
+            fields["token_types"] = self._types
         return fields
 
     def facts(self) -> TeacherFacts:
@@ -367,34 +384,19 @@ def pool(states: torch.Tensor, poolings: Sequence[str], skip: int = 0) -> torch.
     return (states * weights[:, None]).sum(dim=1) / weights.sum()
 
 
-class _UnitLength(nn.Module):
-    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        return functional.normalize(vectors, dim=-1)
+def _module(step: Dense | Normalize) -> nn.Module:
+    """Load sentence-transformers' own module, which works on a dictionary of features."""
+    from sentence_transformers.base import modules
 
-
-class _DenseModule(nn.Module):
-    """sentence-transformers' Dense, in float32; the weights have its names."""
-
-    def __init__(self, dense: Dense) -> None:
-        super().__init__()
-        self.linear = nn.Linear(dense.inputs, dense.outputs, bias=dense.bias)
-        self.activation = getattr(nn, dense.activation)()
-        self.dense = dense
-        if dense.residual and dense.inputs != dense.outputs:
-            self.residual = nn.Linear(dense.inputs, dense.outputs, bias=False)
-        file = dense.folder / DENSE_WEIGHTS
-        if not file.exists():
-            raise UserError(
-                f"{file} is missing, and pickled weights are not read; save the model again with sentence-transformers"
-            )
-        try:
-            self.load_state_dict(load_file(file))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            told = " ".join(str(error).split())
-            raise UserError(f"{file} does not fit its config.json ({told}); save the model again") from error
-
-    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        out = self.activation(self.linear(vectors))
-        if self.dense.residual:
-            out = out + (self.residual(vectors) if hasattr(self, "residual") else vectors)
-        return out  # type: ignore[no-any-return]
+    if isinstance(step, Normalize):
+        return modules.Normalize()  # type: ignore[no-any-return]
+    file = step.folder / DENSE_WEIGHTS
+    if not file.exists():
+        raise UserError(
+            f"{file} is missing, and pickled weights are not read; save the model again with sentence-transformers"
+        )
+    try:
+        return modules.Dense.load(str(step.folder), local_files_only=True)  # type: ignore[no-any-return]
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"{file} does not fit its config.json ({told}); save the model again") from error

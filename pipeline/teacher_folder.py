@@ -74,11 +74,9 @@ class Dense:
     folder: Path
     inputs: int
     outputs: int
-    bias: bool
     activation: str
     """One of `ACTIVATIONS`."""
     residual: bool
-    """Whether its input, projected if the widths differ, is added to its output."""
 
 
 @dataclass(frozen=True)
@@ -329,7 +327,6 @@ def _read_modules(folder: Path, modules: list[_Module], refused: list[str]) -> I
                     folder=module.folder,
                     inputs=int(config["in_features"]),
                     outputs=int(config["out_features"]),
-                    bias=bool(config.get("bias", True)),
                     activation=activation,
                     residual=bool(config.get("use_residual", False)),
                 )
@@ -415,16 +412,14 @@ def make_recipe(folder: TeacherFolder, pooling: str | None, layers: Sequence[int
         raise UserError(f"--pooling {pooling} goes with the last layer only, and alone; leave --layers out")
     if pooling == LOGITS:
         return Recipe(LOGITS, absolute, normalize=False)
-    after, truncate_dim = folder.after, folder.truncate_dim
-    normalize = Normalize() in after
-    left_out: tuple[str, ...] = ()
-    if pooling is not None or absolute != (last,):
-        left_out = (*folder.refused, *("Dense" for step in after if isinstance(step, Dense)))
-        left_out += () if truncate_dim is None else (f"truncate_dim {truncate_dim}",)
-        after, truncate_dim = (), None
-    elif after in ((), (Normalize(),)) and truncate_dim is None:
+    own = pooling is None and absolute == (last,)
+    left_out = [*folder.refused, *("Dense" for step in folder.after if isinstance(step, Dense))]
+    left_out += [f"truncate_dim {folder.truncate_dim}"] if folder.truncate_dim else []
+    after, truncate_dim = (folder.after, folder.truncate_dim) if own else ((), None)
+    normalize = Normalize() in folder.after
+    if after in ((), (Normalize(),)) and truncate_dim is None:
         after = ()
     else:
         # What comes out has length 1 if nothing changes it after the last normalization.
         normalize = after[-1:] == (Normalize(),) and truncate_dim is None
-    return Recipe("+".join(names), absolute, normalize, after, truncate_dim, left_out)
+    return Recipe("+".join(names), absolute, normalize, after, truncate_dim, () if own else tuple(left_out))
