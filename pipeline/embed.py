@@ -205,17 +205,11 @@ class EmbedRun:
 
     def _missing(self, share: Sequence[Slice]) -> list[Slice]:
         """Return the slices whose shards are missing or damaged."""
-        sidecars = [read_sidecar(self.out / shard_name(part.index)) for part in share]
-        lists = read_lists(
-            self.out,
-            (
-                (part.index, sidecar.rejected_xxh3_128)
-                for part, sidecar in zip(share, sidecars, strict=True)
-                if sidecar is not None
-            ),
-        )
+        found = [(part, read_sidecar(self.out / shard_name(part.index))) for part in share]
+        known = ((part.index, sidecar.rejected_xxh3_128) for part, sidecar in found if sidecar is not None)
+        lists = read_lists(self.out, known)
         todo = []
-        for part, sidecar in zip(share, sidecars, strict=True):
+        for part, sidecar in found:
             shard = self.out / shard_name(part.index)
             if sidecar is None:
                 todo.append(part)

@@ -180,19 +180,10 @@ def list_path(folder: Path, shard: int) -> Path:
 
 def write_list(folder: Path, shard: int, rejections: Iterable[Rejection], names: Sequence[str]) -> str:
     """Write a shard's list and return its checksum; records are counted from 1."""
-    lines = [
-        json.dumps(
-            {
-                "shard": shard,
-                "file": names[rejection.file],
-                "record": rejection.record + 1,
-                "reason": rejection.reason,
-                "text": rejection.excerpt,
-            },
-            ensure_ascii=False,
-        )
-        for rejection in rejections
-    ]
+    lines = []
+    for each in rejections:
+        place = {"shard": shard, "file": names[each.file], "record": each.record + 1}
+        lines.append(json.dumps({**place, "reason": each.reason, "text": each.excerpt}, ensure_ascii=False))
     content = "".join(f"{line}\n" for line in lines).encode()
     write_atomically(list_path(folder, shard), content)
     return bytes_hash(content)
