@@ -32,8 +32,8 @@ _PARALLEL_BYTES = 32 << 20
 class Split:
     """What becomes of the sentences of r records."""
 
-    counts: np.ndarray
-    """int[r], how many sentences of each record pass the rules."""
+    ends: np.ndarray
+    """int[r], how many sentences pass the rules up to the end of each record."""
     hashes: bytes
     """Their ids, as uint64."""
     rejected: Counter[str]
@@ -91,7 +91,7 @@ def _split(texts: Sequence[str | None], rules: SentenceRules) -> Split:
             else:
                 hashes.append(sentence_id(sentence.text))
         ends.append(len(hashes))
-    return Split(np.diff(np.array([0, *ends])), hashes.tobytes(), rejected)
+    return Split(np.array(ends), hashes.tobytes(), rejected)
 
 
 # Slices.
@@ -204,8 +204,7 @@ def make_plan(
     rejected: Counter[str] = Counter()
     for block, split in scan_corpus(corpus, rules):
         hashes.frombytes(split.hashes)
-        ends = np.cumsum(split.counts)
-        first = 0
+        ends, first = split.ends, 0
         while first < len(ends):
             start = start or block[first].position
             before = int(ends[first - 1]) if first else 0

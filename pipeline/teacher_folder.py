@@ -125,15 +125,16 @@ class _Module:
 def transformer_folder(folder: Path) -> Path:
     """Return the folder of the transformer itself; `folder` if modules.json can't be read, which loading reports."""
     try:
-        return _transformer(folder, _modules(folder))
+        modules = _modules(folder)
     except UserError:
-        return folder
+        modules = []
+    return next((module.folder for module in modules if module.is_transformer), folder)
 
 
 def read_folder(folder: Path) -> TeacherFolder:
     """Read a teacher's folder; an adapter's weights and files that can't be read are errors."""
     modules = _modules(folder)
-    transformer = _transformer(folder, modules)
+    transformer = transformer_folder(folder)
     if (transformer / "adapter_config.json").exists():
         raise UserError(
             f"{transformer / 'adapter_config.json'}: adapters are not applied here; merge it into its model "
@@ -200,10 +201,6 @@ def _modules(folder: Path) -> list[_Module]:
         if not modules:
             raise ValueError("it names no module")
         return modules
-
-
-def _transformer(folder: Path, modules: list[_Module]) -> Path:
-    return next((module.folder for module in modules if module.is_transformer), folder)
 
 
 def _plain_poolings(transformer: Path) -> tuple[str, ...]:
@@ -377,15 +374,13 @@ def choose_pooling(folder: TeacherFolder, pooling: str | None) -> str | None:
 
     Refuses, before anything large is loaded, a folder's own modules of which something is not applied here.
     """
-    try:
-        config = json.loads((folder.transformer / "config.json").read_text(encoding="utf-8"))
-        head = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or [])
-    except (OSError, ValueError, AttributeError, TypeError):
-        head = False  # loading it says what is wrong
+    file = folder.transformer / "config.json"
+    with _reading(file):
+        head = any(str(name).endswith("ForSequenceClassification") for name in _read(file).get("architectures") or [])
     if pooling == LOGITS and not head:
         raise UserError(
-            f"--pooling logits: {folder.transformer} has no classification head (its config.json names none that ends "
-            "in ForSequenceClassification); fine-tune the teacher first, or take --pooling cls, mean or max"
+            f"--pooling logits: the teacher has no classification head ({file} names none that ends in "
+            "ForSequenceClassification); fine-tune the teacher first, or take --pooling cls, mean or max"
         )
     if pooling is None and head and not folder.pools:
         return LOGITS
