@@ -35,7 +35,7 @@ def load(name: str, folder: Path, workdir: Path, batch_size: int) -> Encode:
         from sentence_distill.pipeline.teacher import Teacher
 
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        teacher = Teacher.load(Located(folder, "teacher"), device=torch.device("cpu"), dtype=dtype)
+        teacher = Teacher(Located(folder, "teacher"), device=torch.device("cpu"), dtype=dtype)
         return lambda sentences: teacher.embed(teacher.tokenize(sentences), batch_size)
     from sentence_transformers import SentenceTransformer
 

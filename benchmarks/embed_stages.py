@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from no_teacher import no_teacher
 from record import write_result
 
@@ -39,7 +38,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return min(seconds), result
 
 
-def stages(corpus: Corpus, plan: Plan, config: EmbedConfig, teacher: Teacher, job: Job) -> list[dict[str, Any]]:
+def stages(corpus: Corpus, plan: Plan, teacher: Teacher, job: Job) -> list[dict[str, Any]]:
     """Microseconds a sentence of each stage alone, over the first slice."""
     (part,) = plan.slices[:1]
     read_s, records = timed(lambda: [record for _, run in slice_records(corpus, [part]) for record in run])
@@ -48,15 +47,15 @@ def stages(corpus: Corpus, plan: Plan, config: EmbedConfig, teacher: Teacher, jo
             sentence.text
             for record in records
             if record.text is not None
-            for sentence in split_sentences(record.text, config.rules)
+            for sentence in split_sentences(record.text, job.rules)
             if not sentence.reason
         ]
     )
     hash_s, _ = timed(lambda: [sentence_id(sentence) for sentence in sentences])
     tokenise_s, _ = timed(lambda: teacher.tokenize(sentences))
-    text = prepare_slice(iter(records), part, config, teacher.tokenizer, np.uint16)
+    text = prepare_slice(job, part, iter(records), teacher.tokenizer)
     started = time.perf_counter()
-    vectors = teacher.embed(text.tokens, config.token_budget)
+    vectors = teacher.embed(text.tokens, job.fingerprint.token_budget)
     teacher_s = time.perf_counter() - started
     write_s, _ = timed(lambda: commit_slice(job, text, vectors))
     seconds = {
@@ -103,10 +102,9 @@ def main() -> None:
     teacher = TeacherSpec(located=locate_teacher(options.teacher)).load("cpu")
     out = options.workdir / "stages-shards"
     job = EmbedRun(corpus=corpus, engine=LocalEngine(teacher, 1), out=out, config=config).job(plan)
-    config = job.config
     job.out.mkdir(parents=True, exist_ok=True)
     rows = [{"stage": "plan (once, ahead of all)", "us_per_sentence": round(1e6 * plan_s / plan.rows, 1)}]
-    rows += stages(corpus, plan, config, teacher, job)
+    rows += stages(corpus, plan, teacher, job)
     rows.append({"run": "with the teacher", **run(job, teacher, plan, options.slices, 1)})
     nothing = no_teacher(options.teacher)
     for readers in (1, 2):

@@ -38,9 +38,9 @@ def main() -> None:
 
 def _rows(name: str, glue: Path, task: str) -> list[dict[str, Any]]:
     located, dtype = locate_teacher(name), pick_precision("auto", _CPU, TEACHER)
-    last = Teacher.load(located, device=_CPU, dtype=dtype).model.config.num_hidden_layers
+    last = Teacher(located, device=_CPU, dtype=dtype).model.config.num_hidden_layers
     layers = range(0, last + 1, max(1, last // 6))
-    teacher = Teacher.load(located, pooling="mean", layers=layers, device=_CPU, dtype=dtype)
+    teacher = Teacher(located, pooling="mean", layers=layers, device=_CPU, dtype=dtype)
     data = TaskData.load(GlueFolder(glue), TASKS[task])
     train, dev = data.train.take(np.arange(min(_MOST_EXAMPLES, len(data.train.targets)))), data.dev["dev"]
     known = {id(part.texts): _vectors(teacher, part) for part in (train, dev)}

@@ -13,11 +13,7 @@ HUB_PREFIX = "hf:"
 
 
 def parse_pooling(text: str) -> str:
-    """Read a pooling, as in mean+max; pooler and logits stand alone.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Read a pooling, as in mean+max; pooler and logits stand alone."""
     if text in (POOLER, LOGITS) or set(text.split("+")) <= set(SENTENCE_POOLINGS):
         return text
     raise ValueError(f"{text!r} is none of {', '.join(SENTENCE_POOLINGS)}, or several joined by +, pooler or logits")
@@ -114,18 +110,12 @@ class EmbedConfig:
     keep_text: bool = option(True, "Keep token ids only, not the sentences.", flags=("--no-text",))
 
     def __post_init__(self) -> None:
-        if isinstance(self.corpus, str):
-            object.__setattr__(self, "corpus", (self.corpus,))
         check(self)
         # Two columns, see `text_columns`.
         object.__setattr__(self, "rules", replace(self.rules, pairs="," in self.text_column))
 
     def require_consistent(self) -> None:
-        """Refuse options that contradict each other, or would be ignored.
-
-        Raises:
-            UserError: it names them.
-        """
+        """Refuse options that contradict each other, or would be ignored."""
         ray = self.engine == "ray"
         if not self.corpus:
             raise UserError("name a corpus: sd embed --corpus wiki.txt")

@@ -1,16 +1,14 @@
 """Where slices are embedded: in this process, in one process a device, or by the actors of a Ray cluster."""
 
-import multiprocessing
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess as Process
-from typing import Any, Protocol
+from multiprocessing.context import SpawnProcess
+from typing import Any, cast
 
 import torch
 
@@ -21,7 +19,7 @@ from sentence_distill.pipeline.files import is_local
 from sentence_distill.pipeline.hardware import TEACHER, pick_device, pick_precision
 from sentence_distill.pipeline.load import Located, locate_teacher
 from sentence_distill.pipeline.plan import Slice
-from sentence_distill.pipeline.processes import cores, deaf_to_ctrl_c, keep_freed_memory, receive, sendable
+from sentence_distill.pipeline.processes import cores, keep_freed_memory, receive, start_child
 from sentence_distill.pipeline.records import as_dict, differing_fields
 from sentence_distill.pipeline.shards import read_sidecar, shard_name
 from sentence_distill.pipeline.slices import Job, embed_slices
@@ -35,43 +33,9 @@ _RESTARTS = 10
 _PLACING_S = 600
 
 
-class Engine(Protocol):
-    """Decides where slices are embedded; what they yield is the same everywhere."""
-
-    def facts(self) -> TeacherFacts:
-        """Return what the run has to know of the teacher."""
-
-    def run(self, job: Job, todo: Sequence[Slice], advance: Callable[[int], None]) -> None:
-        """Commit the shards of `todo`."""
-
-
-@contextmanager
-def open_engine(located: Located, config: EmbedConfig, pairs: bool) -> Iterator[Engine]:
-    """Start the engine that the options ask for.
-
-    Raises:
-        UserError: the teacher can't be used, or a device or the cluster is not there.
-    """
-    spec = TeacherSpec(
-        located=located, pooling=config.pooling, layers=config.layers, precision=config.precision, pairs=pairs
-    )
-    if config.engine == "ray":
-        engine = RayEngine(spec, address=config.ray_address, workers=config.workers, readers=config.readers)
-        try:
-            yield engine
-        finally:
-            engine.close()
-    elif config.devices is not None:
-        devices = pick_devices(config.devices)
-        yield DevicesEngine(spec, devices, config.readers or pick_readers(devices))
-    else:
-        teacher = spec.load(config.device)
-        yield LocalEngine(teacher, config.readers or pick_readers([str(teacher.device)]))
-
-
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
-    """How to load the teacher, in this process or another; see `Teacher.load` and `pick_precision`."""
+    """How to load the teacher, in this process or another; see `Teacher` and `pick_precision`."""
 
     located: Located
     """Its folder; if that is not there, on another machine, its name is looked up."""
@@ -84,7 +48,7 @@ class TeacherSpec:
         """Load it on `device` (see `pick_device`)."""
         where = pick_device(device)
         try:
-            return Teacher.load(
+            return Teacher(
                 self.located if self.located.folder.is_dir() else locate_teacher(self.located.name),
                 pooling=self.pooling,
                 layers=self.layers,
@@ -97,11 +61,7 @@ class TeacherSpec:
 
 
 def require_same_teacher(teacher: TeacherFacts, job: Job) -> None:
-    """Refuse a worker whose teacher is not that of the run.
-
-    Raises:
-        UserError: it has other weights, or computes in another type, because hardware or folders differ.
-    """
+    """Refuse a worker whose teacher has other weights, or computes in another type, than that of the run."""
     own, known = as_dict(teacher.fingerprint), as_dict(job.fingerprint)
     if differing := differing_fields({field: known.get(field) for field in own}, own):
         raise UserError(
@@ -111,13 +71,8 @@ def require_same_teacher(teacher: TeacherFacts, job: Job) -> None:
 
 
 def pick_devices(names: str) -> list[str]:
-    """Return devices named by number or name, separated by commas; "all" is each CUDA device.
-
-    Raises:
-        UserError: there is none, or one is not there.
-    """
-    count = torch.cuda.device_count()
-    devices = [f"cuda:{n}" for n in range(count)] if names == "all" else names.split(",")
+    """Return devices named by number or name, separated by commas; "all" is each CUDA device."""
+    devices = [str(n) for n in range(torch.cuda.device_count())] if names == "all" else names.split(",")
     devices = [f"cuda:{name}" if name.isdecimal() else name for name in devices]
     if not devices:
         raise UserError("--devices all: PyTorch sees no CUDA device here; leave the flag out")
@@ -128,23 +83,23 @@ def pick_devices(names: str) -> list[str]:
     return devices
 
 
-def pick_readers(devices: Sequence[str]) -> int:
+def pick_readers(device: str, devices: int = 1) -> int:
     """Return how many processes read for each device: one for a CPU, up to 8 for a GPU as there are cores."""
-    if devices[0] == "cpu":
-        return 1
-    return max(1, min(8, cores() // (2 * len(devices))))
+    return 1 if device == "cpu" else max(1, min(8, cores() // (2 * devices)))
 
 
 class LocalEngine:
     """Embeds in this process."""
 
-    def __init__(self, teacher: Teacher, readers: int) -> None:
+    def __init__(self, teacher: Teacher, readers: int | None = None) -> None:
         self.teacher = teacher
-        self.readers = readers
+        self.readers = readers or pick_readers(str(teacher.device))
+        # Once: it reads all weights for their hash.
+        self._facts = teacher.facts()
 
     def facts(self) -> TeacherFacts:
         """Return what the run has to know of the teacher."""
-        return self.teacher.facts()
+        return self._facts
 
     def run(self, job: Job, todo: Sequence[Slice], advance: Callable[[int], None]) -> None:
         """Commit the shards of `todo`."""
@@ -154,33 +109,31 @@ class LocalEngine:
 class DevicesEngine:
     """Embeds on several devices of this machine, one process each, each its part of the slices."""
 
-    def __init__(self, spec: TeacherSpec, devices: Sequence[str], readers: int) -> None:
+    def __init__(self, spec: TeacherSpec, devices: Sequence[str], readers: int | None) -> None:
         self.spec = spec
         self.devices = devices
-        self.readers = readers
+        self.readers = readers or pick_readers(devices[0], len(devices))
 
     def facts(self) -> TeacherFacts:
         """Return what the run has to know of the teacher, which is loaded once on the first device for it."""
         return self.spec.load(self.devices[0]).facts()
 
     def run(self, job: Job, todo: Sequence[Slice], advance: Callable[[int], None]) -> None:
-        """Commit the shards of `todo`.
-
-        Raises:
-            UserError: a device's process failed or died; the others have finished their parts by then.
-        """
-        running: dict[Connection, tuple[str, Process]] = {}
-        processes: list[Process] = []
+        """Commit the shards of `todo`; if a device's process fails or dies, the others still finish their parts."""
+        running: dict[Connection, tuple[str, SpawnProcess]] = {}
+        processes: list[SpawnProcess] = []
         problems = []
+        count = len(self.devices)
         try:
             for number, device in enumerate(self.devices):
-                part = todo[len(todo) * number // len(self.devices) : len(todo) * (number + 1) // len(self.devices)]
-                connection, process = self._start(job, device, part)
+                part = todo[len(todo) * number // count : len(todo) * (number + 1) // count]
+                connection, process = start_child(
+                    _work, job, self.spec, device, count, part, self.readers, daemon=False
+                )
                 processes.append(process)
                 running[connection] = (device, process)
             while running:
-                for ready in wait(list(running)):
-                    assert isinstance(ready, Connection)
+                for ready in cast(list[Connection], wait(list(running))):
                     device, process = running[ready]
                     message = receive(ready)
                     if message is None:
@@ -204,52 +157,32 @@ class DevicesEngine:
         if problems:
             raise UserError(f"{'; '.join(problems)}; what is committed stays: run the same command again to resume")
 
-    def _start(self, job: Job, device: str, todo: Sequence[Slice]) -> tuple[Connection, Process]:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe(duplex=False)
-        arguments = (theirs, job, self.spec, device, len(self.devices), todo, self.readers)
-        process = context.Process(target=_work, args=arguments)
-        with deaf_to_ctrl_c():
-            process.start()
-        # Only the child holds this end, so that its death shows as the end of the stream.
-        theirs.close()
-        return ours, process
-
 
 def _work(
     connection: Connection, job: Job, spec: TeacherSpec, device: str, devices: int, todo: Sequence[Slice], readers: int
 ) -> None:
     """Send counts of sentences, and at the end what there is to say; runs in a device's process."""
+
+    def stop(number: int, frame: object) -> None:
+        # What is embedded is still written; a second signal must not break into that.
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
     keep_freed_memory()
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        if device == "cpu":
-            torch.set_num_threads(max(1, torch.get_num_threads() // devices))
-        if todo:
-            teacher = spec.load(device)
-            require_same_teacher(teacher.facts(), job)
-            connection.send(str(embed_slices(job, teacher, todo, readers=readers, advance=connection.send)))
-    except KeyboardInterrupt:
-        sys.exit(1)
-    except Exception as error:  # a process's border: raised again where the run is
-        connection.send(sendable(error))
-
-
-def _stop(number: int, frame: object) -> None:
-    # What is embedded is still written; a second signal must not break into that.
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    signal.signal(signal.SIGTERM, stop)
+    if device == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // devices))
+    if todo:
+        teacher = spec.load(device)
+        require_same_teacher(teacher.facts(), job)
+        connection.send(str(embed_slices(job, teacher, todo, readers=readers, advance=connection.send)))
 
 
 # Ray: actors hold the teacher, Ray hands them slices and replaces those that die.
 
 
 def _room(nodes: list[dict[str, float]], workers: int | None) -> tuple[dict[str, Any], int]:
-    """Return what each actor asks for, and how many there are.
-
-    Raises:
-        UserError: the cluster has no node that computes, or no room for `workers`.
-    """
+    """Return what each actor asks for, and how many there are, by the resources of the cluster's nodes."""
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
         count, most = workers or gpus, gpus
@@ -268,32 +201,18 @@ def _room(nodes: list[dict[str, float]], workers: int | None) -> tuple[dict[str,
     return options, count
 
 
-def _reach(address: str | None) -> None:
-    """Fail in seconds where nothing listens at `address`: Ray itself asks for minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=5).close()
-
-
-class _Actor:
+class _Actor(LocalEngine):
     """Holds the teacher in a process of Ray's."""
 
     def __init__(self, spec: TeacherSpec, device: str, readers: int | None) -> None:
         keep_freed_memory()
-        self.teacher = spec.load(device)
-        self.readers = readers or pick_readers([str(self.teacher.device)])
-        # Once: it reads all weights for their hash.
-        self.known = self.teacher.facts()
-
-    def facts(self) -> TeacherFacts:
-        """Return what the run has to know of the teacher."""
-        return self.known
+        super().__init__(spec.load(device), readers)
 
     def embed(self, job: Job, group: Sequence[Slice]) -> int:
         """Commit the shards of a group, of which an actor that died may have left some; return its sentences."""
         todo = [part for part in group if read_sidecar(job.out / shard_name(part.index)) is None]
         if todo:
-            require_same_teacher(self.known, job)
+            require_same_teacher(self.facts(), job)
             embed_slices(job, self.teacher, todo, readers=self.readers)
         return sum(part.rows for part in group)
 
@@ -302,17 +221,7 @@ class RayEngine:
     """Embeds in actors of a Ray cluster, or of a Ray of this machine's own."""
 
     def __init__(self, spec: TeacherSpec, *, address: str | None, workers: int | None, readers: int | None) -> None:
-        """Connect, and start the actors.
-
-        Args:
-            spec: how each actor loads the teacher.
-            address: of the cluster; None starts a Ray on this machine.
-            workers: actors; None is one a GPU of the cluster or, without GPUs, one a node.
-            readers: reading processes of each actor; None is what suits its device.
-
-        Raises:
-            UserError: Ray is not installed, no cluster answers at `address`, or it has no room for `workers`.
-        """
+        """Connect, and start the actors; see the options of `EmbedConfig`."""
         # No report to Ray's makers that nobody asked for.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
@@ -320,27 +229,24 @@ class RayEngine:
         except ImportError as error:
             raise UserError("--engine ray needs Ray: pip install 'sentence-distill[ray]'") from error
         try:
-            _reach(address)
+            host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+            if port.isdecimal():
+                # Fails in seconds if nothing listens there: Ray itself asks for minutes.
+                socket.create_connection((host, int(port)), timeout=5).close()
             own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
             ray.init(address=address or "local", ignore_reinit_error=True, log_to_driver=False, **own)
         except (OSError, RuntimeError, ValueError) as error:
             where = f"no Ray cluster at {address}" if address else "Ray does not start here"
             raise UserError(f"{where}: {first_line(error)}; see ray status") from error
         self._ray = ray
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        options, count = _room(nodes, workers)
-        folder = spec.located.folder
-        spec = replace(spec, located=replace(spec.located, folder=folder.resolve()))
+        options, count = _room([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
+        spec = replace(spec, located=replace(spec.located, folder=spec.located.folder.resolve()))
         actor = ray.remote(max_restarts=_RESTARTS, max_task_retries=_RESTARTS, **options)(_Actor)
         device = "cuda" if "num_gpus" in options else "cpu"
         self._actors: list[Any] = [actor.remote(spec, device, readers) for _ in range(count)]
 
     def facts(self) -> TeacherFacts:
-        """Return what the run has to know of the teacher, from the first actor that has it.
-
-        Raises:
-            UserError: no actor can load it, or gets a place in the cluster.
-        """
+        """Return what the run has to know of the teacher, from the first actor that has it."""
         done, _ = self._ray.wait([actor.facts.remote() for actor in self._actors], timeout=_PLACING_S)
         if not done:
             raise UserError(f"no actor got a place in the cluster within {_PLACING_S} seconds; see ray status")
@@ -379,3 +285,25 @@ class RayEngine:
     def close(self) -> None:
         """Let the cluster go."""
         self._ray.shutdown()
+
+
+Engine = LocalEngine | DevicesEngine | RayEngine
+"""Decides where slices are embedded; what they yield is the same everywhere."""
+
+
+@contextmanager
+def open_engine(located: Located, config: EmbedConfig, pairs: bool) -> Iterator[Engine]:
+    """Start the engine that the options ask for."""
+    spec = TeacherSpec(
+        located=located, pooling=config.pooling, layers=config.layers, precision=config.precision, pairs=pairs
+    )
+    if config.engine == "ray":
+        engine = RayEngine(spec, address=config.ray_address, workers=config.workers, readers=config.readers)
+        try:
+            yield engine
+        finally:
+            engine.close()
+    elif config.devices is not None:
+        yield DevicesEngine(spec, pick_devices(config.devices), config.readers)
+    else:
+        yield LocalEngine(spec.load(config.device), config.readers)

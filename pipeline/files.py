@@ -7,12 +7,13 @@ import os
 import re
 import secrets
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
 
 TEMPORARY = ".incomplete"
@@ -23,8 +24,7 @@ _ATOMIC_PUT = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 def open_folder(location: str | Path) -> Path:
     """Return the folder at a path or fsspec URL; it need not be there.
 
-    Raises:
-        UserError: a URL of a store where a file can be seen half written, or whose package is not installed.
+    Refuses a URL of a store where a file can be seen half written, or that can't be opened.
     """
     scheme, _, rest = str(location).partition("://")
     if not rest:
@@ -34,23 +34,28 @@ def open_folder(location: str | Path) -> Path:
             f"{location}: shards go to a local or mounted folder, or to a store that puts files atomically "
             f"({', '.join(_ATOMIC_PUT[:-1])}), not to {scheme}://"
         )
-    try:
+    advice = "check bucket, credentials and endpoint, and that sentence-distill[s3], gcsfs or adlfs is installed"
+    with library_errors(f"{location} can't be opened", advice):
         from upath import UPath
 
         # Listings are not kept: other machines write to the same folder.
         folder = UPath(str(location).rstrip("/"), use_listings_cache=False)
-        # Wrong credentials, bucket or network show now, each store with errors of its own, and not after hours.
+        # Wrong credentials, bucket or network show now, and not after hours.
         folder.fs.ls(folder.path.split("/")[0])
-    except ImportError as error:
-        raise UserError(
-            f"{location}: {error}; install what opens it: pip install 'sentence-distill[s3]', or gcsfs, or adlfs "
-            "beside universal-pathlib"
-        ) from error
-    except Exception as error:
-        raise UserError(
-            f"{location} can't be opened: {first_line(error)}; check bucket, credentials and endpoint"
-        ) from error
     return cast(Path, folder)
+
+
+@contextmanager
+def library_errors(what: str, advice: str) -> Iterator[None]:
+    """Turn whatever a store's or a dataset's many libraries raise into one line: each has errors of its own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # Some answers hold hundreds of names.
+        said = textwrap.shorten(str(error), 1000, placeholder=" …") or type(error).__name__
+        raise UserError(f"{what}: {said}; {advice}") from error
 
 
 def is_local(path: Path) -> bool:
@@ -86,12 +91,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with tempfile.NamedTemporaryFile() as remote:
             yield cast(BinaryIO, remote)
             remote.flush()
-            try:
+            with library_errors(f"{path} can't be written", "see to the store, then run the same command again"):
                 path.fs.put_file(remote.name, path.path)  # type: ignore[attr-defined]
-            except Exception as error:  # each store has errors of its own
-                raise UserError(
-                    f"{path} can't be written: {first_line(error)}; see to the store, then run the same command again"
-                ) from error
         return
     if path.exists() and not path.is_file():
         with path.open("wb") as device:
@@ -154,36 +155,22 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def dump_json(value: dict[str, Any]) -> bytes:
-    """Return `value` as JSON with sorted keys, ending in a field `checksum` over all the others.
+    """Return `value` as JSON with sorted keys and a field `checksum` over all the others; always the same bytes."""
 
-    The same value always gives the same bytes.
-    """
-    return (_canonical({**value, "checksum": _checksum(value)}) + "\n").encode()
+    def canonical(value: dict[str, Any]) -> str:
+        return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+
+    return (canonical({**value, "checksum": bytes_hash(canonical(value).encode())}) + "\n").encode()
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """Read what `dump_json` wrote, without its checksum.
-
-    Raises:
-        ValueError: not JSON, or the checksum does not match: the file was changed or damaged.
-    """
+    """Read what `dump_json` wrote, without its checksum; a ValueError says that the file was changed or damaged."""
     content = path.read_bytes()
     value = json.loads(content)
-    if not isinstance(value, dict) or "checksum" not in value:
-        raise ValueError("has no checksum")
-    checksum = value.pop("checksum")
-    # The bytes are compared as well: a changed blank would not show in the parsed value.
-    if checksum != _checksum(value) or content != dump_json(value):
+    # All bytes are compared, not only the checksum: a changed blank would not show in the parsed value.
+    if not isinstance(value, dict) or value.pop("checksum", None) is None or content != dump_json(value):
         raise ValueError("does not match its checksum")
     return value
-
-
-def _canonical(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
-
-
-def _checksum(value: dict[str, Any]) -> str:
-    return bytes_hash(_canonical(value).encode())
 
 
 # One run a folder: a lock that dies with its process.
@@ -203,16 +190,8 @@ def lock_folder(
     """Hold `folder` for this process; the lock of a process that died, however it died, is free.
 
     An object store has no such lock. There, two runs at once do the same work twice and leave the same bytes.
-
-    Args:
-        folder: what to hold.
-        shared: let others in that ask for it shared: the jobs of an array.
-        name: of the lock's file.
-        wait: until it is free, instead of being refused.
-        waiting: called before each wait.
-
-    Raises:
-        UserError: another process that lives holds it.
+    `shared` lets others in that ask for it shared: the jobs of an array. With `wait` this waits until the lock, in the
+    file `name`, is free, after a call of `waiting`; otherwise a lock that another process holds is an error.
     """
     if not is_local(folder):
         yield

@@ -1,5 +1,6 @@
 """What this machine computes fast: devices, precisions, CPU kernels, memory."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -19,35 +20,23 @@ _BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device `name`; "auto" is CUDA if there is one.
-
-    Raises:
-        UserError: it is neither a CPU nor a CUDA device, or not there.
-    """
-    available = torch.cuda.is_available()
+    """Return the device auto, cpu, cuda or cuda:N; "auto" is CUDA if there is one."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if available else "cpu")
+        return torch.device("cuda" if count else "cpu")
     # PyTorch has names for many more, most of which it can't compute on here.
-    if name != "cpu" and name.partition(":")[0] != "cuda":
+    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if found is None:
         raise UserError(f"device {name!r} is none of auto, cpu, cuda and cuda:N; name one of them")
-    if name != "cpu" and not available:
-        raise UserError(f"device {name!r}: PyTorch sees no CUDA device here; leave the flag out or use cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device {name!r}: PyTorch knows no such device; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices here, from cuda:0 on")
-    return device
+    if name != "cpu" and int(found[1] or 0) >= count:
+        raise UserError(f"device {name!r}: PyTorch sees {count} CUDA devices here; leave the flag out or use cpu")
+    return torch.device(name)
 
 
 def pick_precision(name: str, device: torch.device, operations: Sequence[str]) -> torch.dtype:
-    """Return the compute type `name`, one of auto, bf16 and fp32, of a job that consists of `operations`.
+    """Return the compute type auto, bf16 or fp32 of a job that consists of `operations`.
 
     "auto" is bfloat16 if `device` has instructions for it and all operations run in it.
-
-    Raises:
-        UserError: bf16 is asked for, and an operation does not run in it.
     """
     if name == "auto":
         return torch.bfloat16 if fast_in_bf16(device, operations) else torch.float32
@@ -57,11 +46,7 @@ def pick_precision(name: str, device: torch.device, operations: Sequence[str]) -
 
 
 def require_precision(dtype: torch.dtype, device: torch.device, operations: Sequence[str]) -> None:
-    """Refuse a compute type in which an operation does not run on `device`.
-
-    Raises:
-        UserError: naming the operation, and the precision to use.
-    """
+    """Refuse a compute type in which an operation does not run on `device`."""
     if dtype != torch.float32 and (missing := [name for name in operations if not computes(name, dtype, device)]):
         where = "this CPU" if device.type == "cpu" else str(device)
         raise UserError(
@@ -76,13 +61,7 @@ def fast_in_bf16(device: torch.device, operations: Sequence[str]) -> bool:
 
 @cache
 def computes(operation: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether an operation runs in `dtype` on `device` and gives finite numbers, by running it once.
-
-    Args:
-        operation: a key of `_SAMPLES`.
-        dtype: float32 or bfloat16; LSTMs and all that is trained run under autocast in the latter.
-        device: where.
-    """
+    """Return whether a key of `_SAMPLES` runs in `dtype` on `device` and gives finite numbers, by running it once."""
     try:
         with torch.random.fork_rng(devices=[]):
             return bool(torch.isfinite(_SAMPLES[operation](dtype, device).float()).all())
@@ -106,14 +85,12 @@ def _has_bf16_instructions(device: torch.device) -> bool:
 
 
 def _linear(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    sample = torch.ones(8, 64, dtype=dtype, device=device)
-    return functional.linear(sample, torch.ones(32, 64, dtype=dtype, device=device))
+    weight, sample = (torch.ones(rows, 64, dtype=dtype, device=device) for rows in (32, 8))
+    return functional.linear(sample, weight)
 
 
 def _packed_linear(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    weight = torch.ops.mkldnn._reorder_linear_weight(torch.ones(32, 64, dtype=dtype, device=device), None)
-    sample = torch.ones(8, 64, dtype=dtype, device=device)
-    return torch.ops.mkldnn._linear_pointwise(sample, weight, None, "none", [], "")  # type: ignore[no-any-return]
+    return PackedLinear(nn.Linear(64, 32, dtype=dtype, device=device))(torch.ones(8, 64, dtype=dtype, device=device))  # type: ignore[no-any-return]
 
 
 def _attention(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -121,30 +98,36 @@ def _attention(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return functional.scaled_dot_product_attention(states, states, states)
 
 
-def _trained(layer: nn.Module, dtype: torch.dtype, device: torch.device, backward: bool) -> torch.Tensor:
-    layer = layer.to(device)
-    sample = torch.ones(4, 8, 16, device=device)
-    with torch.set_grad_enabled(backward), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        output = layer(sample)
-        output = output[0] if isinstance(output, tuple) else output
-    if not backward:
-        return output  # type: ignore[no-any-return]
-    output.float().sum().backward()
+def _lstm(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    with torch.no_grad():
+        return _under_autocast(_new_lstm(), dtype, device)
+
+
+def _trained(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    with torch.enable_grad():
+        _under_autocast(layer, dtype, device).float().sum().backward()
     return torch.cat([weight.grad.flatten() for weight in layer.parameters() if weight.grad is not None])
+
+
+def _under_autocast(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Run a layer in `dtype` as LSTMs and all that is trained are run."""
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        output = layer.to(device)(torch.ones(4, 8, 16, device=device))
+    return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
+
+
+def _new_lstm() -> nn.LSTM:
+    return nn.LSTM(16, 8, batch_first=True, bidirectional=True)
 
 
 _SAMPLES: dict[str, Callable[[torch.dtype, torch.device], torch.Tensor]] = {
     "linear": _linear,
     "packed linear": _packed_linear,
     "attention": _attention,
-    "linear backward": lambda dtype, device: _trained(nn.Linear(16, 8), dtype, device, True),
-    "lstm": lambda dtype, device: _trained(_lstm(), dtype, device, False),
-    "lstm backward": lambda dtype, device: _trained(_lstm(), dtype, device, True),
+    "linear backward": lambda dtype, device: _trained(nn.Linear(16, 8), dtype, device),
+    "lstm": _lstm,
+    "lstm backward": lambda dtype, device: _trained(_new_lstm(), dtype, device),
 }
-
-
-def _lstm() -> nn.LSTM:
-    return nn.LSTM(16, 8, batch_first=True, bidirectional=True)
 
 
 # The teacher's two slow spots on a CPU, replaced: linear layers and attention over short sentences.
@@ -178,16 +161,8 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """Scaled dot-product attention, the softmax in float32; the signature is that of transformers' registry.
 
-    Args:
-        module: the layer that asks; not used.
-        query: bfloat16 or float32[batch, heads, length, width].
-        key: like `query`.
-        value: like `query`.
-        attention_mask: None: exact-length batches have none.
-        scaling: of the scores; None is width ** -0.5.
-
-    Returns:
-        [batch, length, heads, width] in the type of `query`, and None for the weights.
+    Takes bfloat16 or float32[batch, heads, length, width] without a mask: exact-length batches need none. Returns
+    [batch, length, heads, width] in the type of `query`, and None for the weights.
     """
     assert attention_mask is None, "exact-length batches need no mask"
     batch, heads, length, width = query.shape

@@ -1,7 +1,7 @@
 """A folder of shards: its manifest, its verification, and logits read from it."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.records import PAIR_SEPARATOR
+from sentence_distill.pipeline.files import replacing
 from sentence_distill.pipeline.plan import Plan
 from sentence_distill.pipeline.records import (
     MANIFEST,
@@ -19,7 +20,6 @@ from sentence_distill.pipeline.records import (
     REJECTED,
     TOKENIZER,
     WORD_EMBEDDINGS,
-    Entry,
     Fingerprint,
     Manifest,
     Sidecar,
@@ -29,12 +29,11 @@ from sentence_distill.pipeline.records import (
     write_record,
 )
 from sentence_distill.pipeline.shards import (
+    LISTS,
     Shard,
-    join_lists,
-    listed,
+    list_path,
+    read_lists,
     read_sidecar,
-    remove_lists,
-    require_shard,
     shard_name,
     shard_problem,
     shard_texts,
@@ -42,6 +41,7 @@ from sentence_distill.pipeline.shards import (
 from sentence_distill.pipeline.teacher_folder import LOGITS
 
 _CHECKED = (PLAN, PLAN_SIDECAR, TOKENIZER, WORD_EMBEDDINGS, REJECTED)
+_REBUILD = "run sd embed again, it rebuilds what is damaged"
 
 
 def load_manifest(folder: Path) -> Manifest | None:
@@ -65,11 +65,7 @@ def require_manifest(folder: Path) -> Manifest:
 
 
 def require_vectors(folder: Path) -> Manifest:
-    """Read the manifest of a complete folder of single sentences' embeddings: a student without a task learns from it.
-
-    Raises:
-        UserError: the folder is not complete, or holds logits or pairs.
-    """
+    """Read the manifest of complete embeddings of single sentences, which a student without a task learns from."""
     manifest = require_manifest(folder)
     if manifest.fingerprint.pooling == LOGITS:
         raise UserError(
@@ -85,11 +81,7 @@ def require_vectors(folder: Path) -> Manifest:
 
 
 def require_shards(folder: Path) -> None:
-    """Refuse a name that is no folder of shards, a mistyped one for example.
-
-    Raises:
-        UserError: the folder is not there, or holds no shard at all.
-    """
+    """Refuse a name that is no folder of shards, a mistyped one for example."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; check the name, or make it: sd embed --corpus wiki.txt --out {folder}")
     if not any(folder.glob("shard-*.arrow")):
@@ -100,41 +92,33 @@ class ShardFolder:
     """The shards of a complete folder for reading; the checksum of each is compared when it is first used."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Check all that needs no reading: sidecars and sizes, and the files next to the shards.
-
-        Raises:
-            UserError: a shard or another file is missing or damaged, which is named.
-        """
+        """Check all that needs no reading: sidecars and sizes, and the files next to the shards."""
         self._folder = folder
         self._entries = manifest.shards
-        self._checked = [False] * len(manifest.shards)
-        for entry in manifest.shards:
-            require_shard(folder / entry.shard, entry, whole=False)
+        self._checked: set[int] = set()
+        for index in range(len(self._entries)):
+            self._require(index, whole=False)
         if problems := file_problems(folder, manifest):
-            raise UserError(f"{folder / problems[0]}; run sd embed again, it rebuilds damaged files")
+            raise UserError(f"{folder / problems[0]}; {_REBUILD}")
 
     def open(self, index: int) -> Shard:
-        """Open a shard.
-
-        Raises:
-            UserError: it is damaged.
-        """
+        """Open a shard."""
         return Shard.open(self._path(index))
 
     def texts(self, index: int, rows: np.ndarray | None = None) -> list[str]:
-        """Return the sentences of a shard; see `shard_texts`.
-
-        Raises:
-            UserError: it is damaged.
-        """
+        """Return the sentences of a shard; see `shard_texts`."""
         return shard_texts(self._path(index), rows)
 
     def _path(self, index: int) -> Path:
-        entry = self._entries[index]
-        if not self._checked[index]:
-            require_shard(self._folder / entry.shard, entry)
-            self._checked[index] = True
-        return self._folder / entry.shard
+        if index not in self._checked:
+            self._require(index, whole=True)
+            self._checked.add(index)
+        return self._folder / self._entries[index].shard
+
+    def _require(self, index: int, *, whole: bool) -> None:
+        shard = self._folder / self._entries[index].shard
+        if problem := shard_problem(shard, read_sidecar(shard), self._entries[index], whole=whole):
+            raise UserError(f"shard {shard} {problem}; {_REBUILD}")
 
 
 def file_problems(folder: Path, manifest: Manifest) -> list[str]:
@@ -147,19 +131,43 @@ def file_problems(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def close_folder(folder: Path, plan: Plan) -> Manifest:
-    """Join the lists of rejected sentences, write the manifest and return it; its counts are sums over the sidecars.
-
-    Raises:
-        UserError: shards or lists are missing, or of different runs, or no sentence could be embedded at all.
-    """
-    sidecars = _sidecars(folder, plan)
+    """Join the lists of rejected sentences, write the manifest and return it; its counts are sums over the sidecars."""
+    shards = [folder / shard_name(part.index) for part in plan.slices]
+    found = [read_sidecar(shard) for shard in shards]
+    sidecars = [
+        sidecar
+        for shard, sidecar in zip(shards, found, strict=True)
+        if sidecar is not None and not shard_problem(shard, sidecar, whole=False)
+    ]
+    if missing := sorted({shard.name for shard in shards} - {sidecar.shard for sidecar in sidecars}):
+        raise UserError(
+            f"{folder} lacks {len(missing)} of {len(found)} shards, the first is {missing[0]}; "
+            "run the jobs that make them again"
+        )
     fingerprint = sidecars[0].fingerprint
-    if fingerprint.plan != plan.hash:
-        raise UserError(f"{folder}: its plan is not that of its shards; run sd embed with the options of their run")
-    if file_hash(folder / TOKENIZER) != fingerprint.tokenizer:
-        raise UserError(f"{folder}: {TOKENIZER} is not that of its shards; run sd embed with the options of their run")
-    join_lists(folder, [sidecar.rejected_xxh3_128 for sidecar in sidecars])
-    totals = sum_of(sidecars)
+    for sidecar in sidecars:
+        if differing := differing_fields(fingerprint, sidecar.fingerprint):
+            raise UserError(
+                f"{folder}: {sidecar.shard} and {sidecars[0].shard} are of different runs, which differ in "
+                f"{'; '.join(differing)}; remove those that are wrong and run their jobs again"
+            )
+    for name, matches in (
+        ("plan", fingerprint.plan == plan.hash),
+        (TOKENIZER, fingerprint.tokenizer == file_hash(folder / TOKENIZER)),
+    ):
+        if not matches:
+            raise UserError(f"{folder}: its {name} is not that of its shards; run sd embed with that run's options")
+    lists = read_lists(folder, ((number, sidecar.rejected_xxh3_128) for number, sidecar in enumerate(sidecars)))
+    # The joined file that is there stays until the new one is whole.
+    with replacing(folder / REJECTED) as file:
+        for number, content in enumerate(lists):
+            if content is None:
+                raise UserError(
+                    f"{folder} has lost {list_path(folder, number).name}, or it is damaged; run sd embed again, or the "
+                    "job of that shard"
+                )
+            file.write(content)
+    totals = _sum_of(sidecars)
     if not totals.rows:
         raise UserError(f"no sentence could be embedded; {folder / REJECTED} says why")
     manifest = Manifest(
@@ -169,46 +177,21 @@ def close_folder(folder: Path, plan: Plan) -> Manifest:
         shards=[sidecar.entry for sidecar in sidecars],
     )
     write_record(folder / MANIFEST, manifest)
-    remove_lists(folder)
+    for path in folder.glob(LISTS):
+        path.unlink()
     return manifest
 
 
-def sum_of(sidecars: list[Sidecar]) -> Totals:
-    """Add up the counts of shards."""
+def _sum_of(sidecars: Sequence[Sidecar]) -> Totals:
     rejected: Counter[str] = Counter()
     for sidecar in sidecars:
         rejected.update(sidecar.counts.rejected)
+    counts = [sidecar.counts for sidecar in sidecars]
     return Totals(
-        records=sum(sidecar.counts.records for sidecar in sidecars),
-        sentences=sum(sidecar.counts.sentences for sidecar in sidecars),
-        duplicates=sum(sidecar.counts.duplicates for sidecar in sidecars),
         rejected=dict(sorted(rejected.items())),
-        rows=sum(sidecar.rows for sidecar in sidecars),
-        tokens=sum(sidecar.tokens for sidecar in sidecars),
-        bytes=sum(sidecar.bytes for sidecar in sidecars),
+        **{name: sum(getattr(each, name) for each in counts) for name in ("records", "sentences", "duplicates")},
+        **{name: sum(getattr(each, name) for each in sidecars) for name in ("rows", "tokens", "bytes")},
     )
-
-
-def _sidecars(folder: Path, plan: Plan) -> list[Sidecar]:
-    found = [read_sidecar(folder / shard_name(part.index)) for part in plan.slices]
-    missing = [
-        number
-        for number, sidecar in enumerate(found)
-        if sidecar is None or shard_problem(folder / shard_name(number), sidecar, whole=False)
-    ]
-    if missing:
-        raise UserError(
-            f"{folder} lacks {len(missing)} of {len(found)} shards, the first is {shard_name(missing[0])}; "
-            "run the jobs that make them again"
-        )
-    sidecars = [sidecar for sidecar in found if sidecar is not None]
-    for sidecar in sidecars:
-        if differing := differing_fields(sidecars[0].fingerprint, sidecar.fingerprint):
-            raise UserError(
-                f"{folder}: {sidecar.shard} and {sidecars[0].shard} are of different runs, which differ in "
-                f"{'; '.join(differing)}; remove those that are wrong and run their jobs again"
-            )
-    return sidecars
 
 
 # Verification: every checksum, every count, every row.
@@ -218,12 +201,20 @@ def verify_folder(folder: Path, advance: Callable[[int], None]) -> list[str]:
     """List all problems of a folder of shards, one line each; `advance` is called with 1 after each shard."""
     manifest = load_manifest(folder)
     if manifest is None:
-        return ["manifest.json is missing or damaged: the run is not complete"]
-    problems = []
-    for index, entry in enumerate(manifest.shards):
-        shard = folder / shard_name(index)
-        if problem := _shard_problem(shard, entry, manifest):
-            problems.append(f"{shard.name} {problem}")
+        return [f"{MANIFEST} is missing or damaged: the run is not complete"]
+    problems, sidecars = [], []
+    for entry in manifest.shards:
+        shard = folder / entry.shard
+        sidecar = read_sidecar(shard)
+        if sidecar is not None and (differing := differing_fields(sidecar.fingerprint, manifest.fingerprint)):
+            problem = f"is of another run, which differs in {'; '.join(differing)}"
+        else:
+            problem = shard_problem(shard, sidecar, entry)
+        if sidecar is not None and not problem:
+            problem = _row_problem(shard, sidecar)
+            sidecars.append(sidecar)
+        if problem:
+            problems.append(f"{entry.shard} {problem}")
         advance(1)
     known = {entry.shard for entry in manifest.shards}
     problems += [
@@ -232,39 +223,23 @@ def verify_folder(folder: Path, advance: Callable[[int], None]) -> list[str]:
         if extra.with_suffix(".arrow").name not in known
     ]
     problems += file_problems(folder, manifest)
-    return problems or _total_problems(folder, manifest)
-
-
-def _total_problems(folder: Path, manifest: Manifest) -> list[str]:
-    """List totals that do not add up: rows, duplicates and rejections have to account for each record of the plan."""
-    totals, problems, sidecars = manifest.totals, [], []
-    lists = listed(folder, range(len(manifest.shards)))
-    for index, entry in enumerate(manifest.shards):
-        sidecar = read_sidecar(folder / entry.shard)
-        assert sidecar is not None, "every shard was found to be right"
-        if sidecar.rejected_xxh3_128 not in lists[index]:
-            problems.append(f"{REJECTED} has other lines of {entry.shard} than its sidecar says")
-        sidecars.append(sidecar)
-    if sum_of(sidecars) != totals:
-        problems.append("manifest.json has other totals than its shards add up to")
-    if totals.sentences != totals.rows + totals.duplicates + sum(totals.rejected.values()):
-        problems.append("manifest.json has totals that do not add up")
-    plan = Plan.load(folder / PLAN)
+    if problems:
+        return problems
+    # Rows, duplicates and rejections have to account for each record of the plan.
+    lists = read_lists(folder, ((number, sidecar.rejected_xxh3_128) for number, sidecar in enumerate(sidecars)))
+    for sidecar, content in zip(sidecars, lists, strict=True):
+        if content is None:
+            problems.append(f"{REJECTED} has other lines of {sidecar.shard} than its sidecar says")
+    totals, plan = manifest.totals, Plan.load(folder / PLAN)
+    if _sum_of(sidecars) != totals:
+        problems.append(f"{MANIFEST} has other totals than its shards add up to")
     if plan is not None and totals.records != sum(part.records for part in plan.slices):
-        problems.append("manifest.json has another number of records than the plan")
+        problems.append(f"{MANIFEST} has another number of records than the plan")
     return problems
 
 
-def _shard_problem(shard: Path, entry: Entry, manifest: Manifest) -> str:
-    sidecar = read_sidecar(shard)
-    if sidecar is None:
-        return "has no sidecar, or a damaged one"
-    if differing := differing_fields(sidecar.fingerprint, manifest.fingerprint):
-        return f"is of another run, which differs in {'; '.join(differing)}"
-    if sidecar.entry != entry:
-        return "has another sidecar than the manifest says"
-    if problem := shard_problem(shard, sidecar):
-        return problem
+def _row_problem(shard: Path, sidecar: Sidecar) -> str:
+    """Say what is wrong inside a shard whose checksum is right, or ""."""
     counts, fingerprint = sidecar.counts, sidecar.fingerprint
     if counts.sentences != sidecar.rows + counts.duplicates + sum(counts.rejected.values()):
         return "has counts that do not add up"
@@ -272,11 +247,10 @@ def _shard_problem(shard: Path, entry: Entry, manifest: Manifest) -> str:
         rows = Shard.open(shard)
     except (pa.ArrowException, KeyError, ValueError) as error:
         return f"can't be read: {error}"
-    if len(rows.ids) != sidecar.rows or len(rows.tokens.ids) != sidecar.tokens:
-        return "has other numbers of rows or tokens than its sidecar says"
-    if rows.embeddings.shape[1] != fingerprint.dim or str(rows.embeddings.dtype) != fingerprint.dtype:
-        return "has embeddings of another width or type than its fingerprint says"
-    if len(rows.tokens.ids) and int(rows.tokens.ids.max()) >= fingerprint.vocabulary:
+    found = (len(rows.ids), len(rows.tokens.ids), rows.embeddings.shape[1], str(rows.embeddings.dtype))
+    if found != (sidecar.rows, sidecar.tokens, fingerprint.dim, fingerprint.dtype):
+        return "has other numbers of rows or tokens, or another width or type, than its sidecar says"
+    if int(rows.tokens.ids.max(initial=0)) >= fingerprint.vocabulary:
         return "has a token id outside the vocabulary"
     if not np.isfinite(rows.embeddings).all():
         return "has an embedding that is not finite"
@@ -318,12 +292,11 @@ def read_logits(folder: Path) -> Logits:
         )
     if not fingerprint.keep_text:
         raise UserError(f"{folder} keeps no text; write it again without --no-text")
+    shards = ShardFolder(folder, manifest)
     texts: list[str] = []
     logits = []
-    for entry in manifest.shards:
-        path = folder / entry.shard
-        require_shard(path, entry)
-        texts += shard_texts(path)
-        logits.append(Shard.open(path).embeddings.astype(np.float32))
+    for index in range(len(manifest.shards)):
+        texts += shards.texts(index)
+        logits.append(shards.open(index).embeddings.astype(np.float32))
     columns = tuple(zip(*(text.split(PAIR_SEPARATOR) for text in texts), strict=True))
     return Logits(tuple(map(list, columns)), np.concatenate(logits), fingerprint)

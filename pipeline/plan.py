@@ -3,13 +3,12 @@
 import multiprocessing
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import groupby, islice, pairwise
+from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,6 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash, sentence_id
 from sentence_distill.data.records import Position, Record
 from sentence_distill.data.sentences import SentenceRules, split_sentences
-from sentence_distill.data.sources import Source
 from sentence_distill.pipeline.files import write_atomically
 from sentence_distill.pipeline.processes import cores, deaf_to_ctrl_c
 from sentence_distill.pipeline.records import PlanRecord, TextFields, read_record, write_record
@@ -31,40 +29,36 @@ _PARALLEL_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
-class Block:
-    """Records of one file that follow each other.
+class Split:
+    """What becomes of the sentences of r records."""
 
-    Args:
-        file: number of the file.
-        records: uint64[r], number of each record in it.
-        offsets: uint64[r], where each record begins, see `Position`.
-        sentences: uint32[r], how many sentences of each pass the rules.
-        hashes: uint64[sum of sentences], their ids.
-        rejected: how many records and sentences do not pass, by reason.
-    """
-
-    file: int
-    records: np.ndarray
-    offsets: np.ndarray
-    sentences: np.ndarray
-    hashes: np.ndarray
+    ends: np.ndarray
+    """int[r], how many sentences pass the rules up to the end of each record."""
+    hashes: bytes
+    """Their ids, as uint64."""
     rejected: Counter[str]
+    """How many sentences do not pass, by reason."""
 
 
-def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[Block]:
-    """Yield all records in the order of the corpus; the sentences of a large one are split by all cores."""
-    blocks = _blocks(corpus)
+def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[tuple[list[Record], Split]]:
+    """Yield all records in corpus order, in blocks of one file; all cores split the sentences of a large corpus."""
+    blocks = (
+        list(chain([first], islice(records, _BLOCK_RECORDS - 1)))
+        for _, records in groupby(corpus.records(), key=lambda record: record.position.file)
+        for first in records
+    )
     processes = cores()
     if processes == 1 or sum(source.size for source in corpus.sources) < _PARALLEL_BYTES:
         for records in blocks:
-            yield _block(records, *_split(_texts(records), rules))
+            yield records, _split([record.text for record in records], rules)
         return
     with deaf_to_ctrl_c():
         pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-        waiting: deque[tuple[list[Record], Future[Any]]] = deque()
+        waiting: deque[tuple[list[Record], Future[Split]]] = deque()
 
         def submit(count: int) -> None:
-            waiting.extend((records, pool.submit(_split, _texts(records), rules)) for records in islice(blocks, count))
+            for records in islice(blocks, count):
+                waiting.append((records, pool.submit(_split, [record.text for record in records], rules)))
 
         # The pool starts a process for each of its first tasks. Each finds a block when it is done with one, and few
         # lie read in memory.
@@ -73,7 +67,7 @@ def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[Block]:
         while waiting:
             records, split = waiting.popleft()
             submit(1)
-            yield _block(records, *split.result())
+            yield records, split.result()
     except BrokenProcessPool as error:
         raise UserError(
             "a process that splits the corpus ended, perhaps because memory ran out; free some, and run the same "
@@ -86,44 +80,18 @@ def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[Block]:
         pool.shutdown(cancel_futures=True)
 
 
-def _blocks(corpus: Corpus) -> Iterator[list[Record]]:
-    """Yield runs of records of one file."""
-    for _, records in groupby(corpus.records(), key=lambda record: record.position.file):
-        while block := list(islice(records, _BLOCK_RECORDS)):
-            yield block
-
-
-def _texts(records: Sequence[Record]) -> list[str | None]:
-    return [record.text for record in records]
-
-
-def _split(texts: Sequence[str | None], rules: SentenceRules) -> tuple[list[int], bytes, Counter[str]]:
-    """Count the sentences of each text that pass, and return the hashes of all of them and why the others do not."""
+def _split(texts: Sequence[str | None], rules: SentenceRules) -> Split:
     hashes = array("Q")
-    counts = []
+    ends = []
     rejected: Counter[str] = Counter()
     for text in texts:
-        before = len(hashes)
         for sentence in split_sentences(text, rules) if text is not None else ():
             if sentence.reason:
                 rejected[sentence.reason] += 1
             else:
                 hashes.append(sentence_id(sentence.text))
-        counts.append(len(hashes) - before)
-    return counts, hashes.tobytes(), rejected
-
-
-def _block(records: Sequence[Record], counts: list[int], hashes: bytes, rejected: Counter[str]) -> Block:
-    unreadable = Counter(record.reason for record in records if record.text is None)
-    unreadable["heading"] += sum(len(record.headings) for record in records)
-    return Block(
-        file=records[0].position.file,
-        records=np.array([record.position.record for record in records], dtype=np.uint64),
-        offsets=np.array([record.position.offset for record in records], dtype=np.uint64),
-        sentences=np.array(counts, dtype=np.uint32),
-        hashes=np.frombuffer(hashes, dtype=np.uint64),
-        rejected=rejected + unreadable,
-    )
+        ends.append(len(hashes))
+    return Split(np.array(ends), hashes.tobytes(), rejected)
 
 
 # Slices.
@@ -135,21 +103,17 @@ _MOST_RECORDS = 1_000_000
 
 @dataclass(frozen=True)
 class Slice:
-    """One unit of work.
-
-    Args:
-        index: number of the slice and of its shard.
-        start: position of its first record.
-        records: how many records it spans, over file ends too.
-        sentences: how many of its sentences pass the rules.
-        duplicates: uint32[d], which of those (counted from 0) occurred earlier in the corpus.
-    """
+    """One unit of work, and the shard of the same number."""
 
     index: int
     start: Position
+    """Of its first record."""
     records: int
+    """How many records it spans, over file ends too."""
     sentences: int
+    """How many of its sentences pass the rules."""
     duplicates: np.ndarray
+    """uint32[d], which of those (counted from 0) occurred earlier in the corpus."""
 
     @property
     def rows(self) -> int:
@@ -175,21 +139,23 @@ class Plan:
         return self.slices[size * (number - 1) // count : size * number // count]
 
     def save(self, path: Path) -> None:
-        """Write the plan as an Arrow file, then the JSON file beside it that vouches for it."""
-        content = self._bytes()
-        write_atomically(path, content)
-        write_record(path.with_suffix(".json"), PlanRecord(fingerprint=self.fingerprint, xxh3_128=bytes_hash(content)))
+        """Write the plan as an Arrow file, then the JSON file next to it that vouches for it."""
+        write_atomically(path, self.content)
+        write_record(path.with_suffix(".json"), PlanRecord(fingerprint=self.fingerprint, xxh3_128=self.hash))
 
     @property
     def hash(self) -> str:
-        """xxh3-128 of the plan's Arrow file; the same plan always gives the same bytes."""
-        return bytes_hash(self._bytes())
+        """xxh3-128 of the plan's Arrow file."""
+        return bytes_hash(self.content)
 
-    def _bytes(self) -> bytes:
+    @property
+    def content(self) -> bytes:
+        """The plan's Arrow file; the same plan always gives the same bytes."""
         columns = {
-            "file": pa.array([part.start.file for part in self.slices], pa.uint32()),
-            "record": pa.array([part.start.record for part in self.slices], pa.uint64()),
-            "offset": pa.array([part.start.offset for part in self.slices], pa.uint64()),
+            **{
+                name: pa.array([getattr(part.start, name) for part in self.slices], kind)
+                for name, kind in (("file", pa.uint32()), ("record", pa.uint64()), ("offset", pa.uint64()))
+            },
             "records": pa.array([part.records for part in self.slices], pa.uint64()),
             "sentences": pa.array([part.sentences for part in self.slices], pa.uint32()),
             "duplicates": pa.array([part.duplicates for part in self.slices], pa.list_(pa.uint32())),
@@ -229,9 +195,6 @@ def make_plan(
     `advance` is called with the number of records read.
 
     Memory: 8 bytes a sentence for its hash (9 while the list grows), and 2 while duplicates are marked.
-
-    Raises:
-        UserError: the corpus holds no sentence that passes the rules.
     """
     hashes = array("Q")
     cuts: list[tuple[Position, int, int]] = []  # start, records and sentences of each slice
@@ -239,13 +202,11 @@ def make_plan(
     records = sentences = 0
     most_records = max(_MOST_RECORDS, 8 * shard_rows)
     rejected: Counter[str] = Counter()
-    for block in scan_corpus(corpus, rules):
-        hashes.frombytes(block.hashes.tobytes())
-        ends = np.cumsum(block.sentences)
-        first = 0
+    for block, split in scan_corpus(corpus, rules):
+        hashes.frombytes(split.hashes)
+        ends, first = split.ends, 0
         while first < len(ends):
-            if start is None:
-                start = Position(block.file, int(block.records[first]), int(block.offsets[first]))
+            start = start or block[first].position
             before = int(ends[first - 1]) if first else 0
             last = int(np.searchsorted(ends, before + shard_rows - sentences))
             last = min(last, first + most_records - records - 1)
@@ -256,12 +217,19 @@ def make_plan(
             if last < len(ends):
                 cuts.append((start, records, sentences))
                 start, records, sentences = None, 0, 0
-        rejected += block.rejected
-        advance(len(ends))
+        rejected += split.rejected
+        rejected.update(record.reason for record in block if record.text is None)
+        rejected["heading"] += sum(len(record.headings) for record in block)
+        advance(len(block))
     if start is not None:
         cuts.append((start, records, sentences))
     if not hashes:
-        raise UserError(f"the corpus holds no sentence that can be used: {_why_none(rejected)}")
+        reason, count = (rejected.most_common(1) or [("", 0)])[0]
+        why = f": of {rejected.total():,} records and sentences {count:,} are rejected as {reason!r}" if count else ""
+        raise UserError(
+            f"the corpus holds no sentence that can be used{why}; check the files, --input-format and --text-column, "
+            "or let more pass with --min-words and --max-words"
+        )
     duplicate = mark_duplicates(np.frombuffer(hashes, dtype=np.uint64))
     slices, first = [], 0
     for index, (start, records, sentences) in enumerate(cuts):
@@ -269,17 +237,6 @@ def make_plan(
         slices.append(Slice(index, start, records, sentences, marks))
         first += sentences
     return Plan(slices, fingerprint)
-
-
-def _why_none(rejected: Counter[str]) -> str:
-    """Explain why every sentence was rejected."""
-    if not rejected:
-        return "it is empty"
-    reason, count = rejected.most_common(1)[0]
-    return (
-        f"of {rejected.total():,} records and sentences {count:,} are rejected as {reason!r}; check the files, "
-        "--input-format and --text-column, or let more pass with --min-words and --max-words"
-    )
 
 
 def mark_duplicates(hashes: np.ndarray) -> np.ndarray:
@@ -305,31 +262,11 @@ def mark_duplicates(hashes: np.ndarray) -> np.ndarray:
 # What decides a plan: files of the corpus by name, size and content, and the sentence rules.
 
 
-def require_utf8_names(sources: Iterable[Source]) -> None:
-    """Refuse names that neither a fingerprint nor rejected.jsonl could hold.
-
-    Raises:
-        UserError: the name of a file is not UTF-8.
-    """
-    for source in sources:
-        try:
-            source.name.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"the name of the corpus's file {source.name!r} is not UTF-8; rename it") from None
-
-
 def text_fingerprint(corpus: Corpus, rules: SentenceRules, shard_rows: int, known: Plan | None = None) -> TextFields:
     """Return the fields of the fingerprint that decide the plan.
 
-    Args:
-        corpus: its files.
-        rules: the sentence rules.
-        shard_rows: sentences of a slice.
-        known: a plan that is trusted for the content of files with the same names and sizes, so that not each of
-            many jobs reads the whole corpus; None reads all.
-
-    Raises:
-        UserError: a file can't be read to its end, or its name is not UTF-8.
+    A plan that is `known` is trusted for the content of files with the same names and sizes, so that not each of
+    many jobs reads the whole corpus.
     """
     quick = quick_fingerprint(corpus, rules, shard_rows)
     if known is not None and known.fingerprint["corpus_names"] == quick["corpus_names"]:
@@ -339,12 +276,13 @@ def text_fingerprint(corpus: Corpus, rules: SentenceRules, shard_rows: int, know
 
 
 def quick_fingerprint(corpus: Corpus, rules: SentenceRules, shard_rows: int) -> TextFields:
-    """Return the fields of `text_fingerprint` that need no reading: all but the content of the files.
-
-    Raises:
-        UserError: the name of a file is not UTF-8.
-    """
-    require_utf8_names(corpus.sources)
+    """Return the fields of `text_fingerprint` that need no reading: all but the content of the files."""
+    for source in corpus.sources:
+        try:
+            source.name.encode()
+        except UnicodeEncodeError:
+            # Neither a fingerprint nor rejected.jsonl could hold it.
+            raise UserError(f"the name of the corpus's file {source.name!r} is not UTF-8; rename it") from None
     listing = [f"{source.name} {source.size}" for source in corpus.sources]
     return {
         "corpus_files": len(listing),

@@ -1,4 +1,4 @@
-"""Records next to the shards: sidecars, manifest.json, plan.json, sources.json; docs/shard-format.md describes them."""
+"""Records next to the shards: sidecars, manifest.json, plan.json, sources.json; see docs/shard-format.md."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -157,24 +157,25 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
     command: str = ""
 
 
+def read_sources(folder: Path) -> Sources | None:
+    """Read what a folder of shards was made from; None if that is not known."""
+    try:
+        return msgspec.json.decode((folder / SOURCES).read_bytes(), type=Sources)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 
 def read_record(path: Path, kind: type[Record]) -> Record | None:
-    """Read a record whose checksum is right, or return None: a file that is missing or damaged does not exist.
-
-    Raises:
-        UserError: it is another format's.
-    """
+    """Read a record whose checksum is right, or return None: a file that is missing or damaged does not exist."""
     try:
         content = load_json(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    if content.get("format", FORMAT_VERSION) != FORMAT_VERSION:
-        raise UserError(f"{path.parent} has shard format {content['format']}, this version reads {FORMAT_VERSION}")
-    try:
+        if content.get("format", FORMAT_VERSION) != FORMAT_VERSION:
+            raise UserError(f"{path.parent} has shard format {content['format']}, this version reads {FORMAT_VERSION}")
         return msgspec.convert(content, kind)
-    except msgspec.ValidationError:
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 
@@ -183,17 +184,9 @@ def write_record(path: Path, record: msgspec.Struct) -> None:
     write_atomically(path, dump_json(msgspec.to_builtins(record)))
 
 
-def read_sources(folder: Path) -> Sources | None:
-    """Read what a folder was made from, or return None if that is not known."""
-    try:
-        return msgspec.json.decode((folder / SOURCES).read_bytes(), type=Sources)
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
-def write_sources(folder: Path, sources: Sources) -> None:
-    """Write what a folder was made from; it is no part of the format, whose fingerprint has a hash of the names."""
-    write_atomically(folder / SOURCES, msgspec.json.encode(sources) + b"\n")
+def as_dict(record: Mapping[str, Any] | msgspec.Struct) -> dict[str, Any]:
+    """Return the fields of a record as they are written."""
+    return msgspec.to_builtins(record) if isinstance(record, msgspec.Struct) else dict(record)  # type: ignore[no-any-return]
 
 
 # Differences between runs, in the words of options and files.
@@ -212,52 +205,44 @@ _TEACHER = {
     "special_tokens": "the teacher's special tokens",
     "vocabulary": "the teacher's vocabulary",
 }
-_NAMED_AS_OPTIONS = (
+_OPTIONS = (
     *("language", "min_words", "max_words", "max_tokens", "layers", "shard_rows", "token_budget", "dtype", "pooling"),
     *("compression", "text_column", "input_format", "columns", "precision"),
 )
-_OPTIONS = {
-    **{name: f"--{name.replace('_', '-')}" for name in _NAMED_AS_OPTIONS},
+_WORDS = {
+    **_CORPUS,
+    **_TEACHER,
+    **{name: f"--{name.replace('_', '-')}" for name in _OPTIONS},
     "format": "--input-format",
     "text_field": "--text-column",
     "splitter": "the sentence splitter",
     "compute_dtype": "--precision",
     "keep_text": "text kept (--no-text)",
     "normalize": "vectors of length 1",
+    "input": "the input files",
+    "student": "the student's weights",
 }
 # Of these a value would tell nobody anything.
-_UNSHOWN = {"input": "the input files", "student": "the student's weights"}
+_UNSHOWN = {*_CORPUS, *_TEACHER, "input", "student"} - {"corpus_files", "corpus_bytes", "teacher", "vocabulary"}
 # These follow from the others.
 _DERIVED = ("plan", "dim", "separator", "labels")
 
 
 def differing_fields(old: Mapping[str, Any] | msgspec.Struct, new: Mapping[str, Any] | msgspec.Struct) -> list[str]:
-    """Describe each field that differs, in the words of options and files: "--min-words is 3 there, 1 here"."""
+    """Describe each field that differs, in the words of options and files: "--min-words (3 there, 1 here)"."""
     old, new = as_dict(old), as_dict(new)
-    fields = [field for field in (*new, *(old.keys() - new.keys())) if old.get(field) != new.get(field)]
-    said = []
-    # Of the fields of one kind the first that differs says enough.
-    for kind in (_CORPUS, _TEACHER):
-        # Two files tell more by their number or size than by their hashes.
-        if found := next((field for field in kind if field in fields), None):
-            numbers = isinstance(old.get(found), int) and isinstance(new.get(found), int)
-            named = found == "teacher" or numbers
-            said.append(_difference(kind[found], old.get(found), new.get(found)) if named else kind[found])
-    for field in fields:
-        if field not in _CORPUS and field not in _TEACHER and field not in _DERIVED:
-            name = _OPTIONS.get(field, field.replace("_", " "))
-            said.append(_UNSHOWN.get(field, _difference(name, old.get(field), new.get(field))))
-    return said or [_difference(field, old.get(field), new.get(field)) for field in sorted(fields)]
+    differing = [field for field in (*new, *(old.keys() - new.keys())) if old.get(field) != new.get(field)]
+    # Of those about the corpus, and about the teacher, the first says enough.
+    firsts = [next((field for field in kind if field in differing), "") for kind in (_CORPUS, _TEACHER)]
+    rest = [field for field in differing if field not in (*_CORPUS, *_TEACHER, *_DERIVED)]
 
-
-def as_dict(record: Mapping[str, Any] | msgspec.Struct) -> dict[str, Any]:
-    """Return the fields of a record as they are written."""
-    return msgspec.to_builtins(record) if isinstance(record, msgspec.Struct) else dict(record)  # type: ignore[no-any-return]
-
-
-def _difference(name: str, old: Any, new: Any) -> str:
     def short(value: Any) -> str:
         text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
         return text if len(text) <= 40 else text[:16] + "…"
 
-    return f"{name} ({short(old)} there, {short(new)} here)"
+    said = []
+    for field in [*filter(None, firsts), *rest] or sorted(differing):
+        words = _WORDS.get(field, field.replace("_", " "))
+        values = f" ({short(old.get(field))} there, {short(new.get(field))} here)"
+        said.append(words if field in _UNSHOWN else words + values)
+    return said

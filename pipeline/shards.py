@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
-from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash, file_hash, stream_hash
 from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.files import is_local, replacing, write_atomically
@@ -28,7 +27,6 @@ from sentence_distill.pipeline.records import (
 )
 
 DTYPES = {"float16": np.float16, "float32": np.float32}
-_LISTS = "shard-*.rejected.jsonl"
 
 
 def shard_name(index: int) -> str:
@@ -49,11 +47,7 @@ def token_dtype(vocabulary: int) -> type[np.unsignedinteger[Any]]:
 def make_table(ids: np.ndarray, tokens: Tokens, embeddings: np.ndarray, texts: Sequence[str] | None) -> pa.Table:
     """Make the rows of one shard, in corpus order, an Arrow table.
 
-    Args:
-        ids: uint64[n], `sentence_id` of each sentence.
-        tokens: of n sentences, of the teacher's tokenizer, without special tokens, in `token_dtype`.
-        embeddings: float16 or float32[n, dim].
-        texts: n sentences, or None if the run keeps no text.
+    uint64[n] `ids`; `tokens` in `token_dtype`, without special tokens; float16 or float32[n, dim] `embeddings`.
     """
     flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
     columns = {
@@ -69,22 +63,14 @@ def make_table(ids: np.ndarray, tokens: Tokens, embeddings: np.ndarray, texts: S
 def write_shard(
     path: Path, table: pa.Table, *, source: Start, counts: Counts, rejected_xxh3_128: str, fingerprint: Fingerprint
 ) -> Sidecar:
-    """Commit a shard: the Arrow file, then the sidecar that makes it exist; return the sidecar.
-
-    Args:
-        path: final name of the Arrow file.
-        table: see `make_table`; written as one record batch, so that readers can map it without a copy.
-        source: of the sidecar, as the next ones.
-        counts: of the slice.
-        rejected_xxh3_128: of the list of rejected sentences.
-        fingerprint: of the run; it names the compression of the Arrow buffers.
-    """
+    """Commit a shard: the Arrow file of `make_table`, then the sidecar that makes it exist; return the sidecar."""
     # A sidecar left by a damaged shard must not vouch for the new file.
     sidecar_path(path).unlink(missing_ok=True)
     compression = None if fingerprint.compression == "none" else fingerprint.compression
     with replacing(path) as file:
         options = pa.ipc.IpcWriteOptions(compression=compression)
         with pa.ipc.new_file(pa.PythonFile(file, "w"), table.schema, options=options) as writer:
+            # One record batch, so that readers can map it without a copy.
             writer.write_table(table, max_chunksize=max(1, table.num_rows))
         file.flush()
         size = file.tell()
@@ -110,29 +96,19 @@ def read_sidecar(shard: Path) -> Sidecar | None:
     return read_record(sidecar_path(shard), Sidecar)
 
 
-def shard_problem(shard: Path, entry: Entry, *, whole: bool = True) -> str:
-    """Say what is wrong with a shard's file, or "": it is there, has its size and, if `whole`, its checksum."""
+def shard_problem(shard: Path, sidecar: Sidecar | None, known: Entry | None = None, *, whole: bool = True) -> str:
+    """Say what is wrong with a shard, or "": its sidecar, by the manifest's entry if that is known, and its file.
+
+    If not `whole`, the file's checksum is not compared.
+    """
+    if sidecar is None or (known is not None and sidecar.entry != known):
+        return "has no sidecar that matches the manifest"
     if not shard.exists():
         return "is missing"
     size = shard.stat().st_size
-    if size != entry.bytes:
-        return f"has {size:,} bytes instead of {entry.bytes:,}"
-    return "" if not whole or file_hash(shard) == entry.xxh3_128 else "does not match its checksum"
-
-
-def require_shard(shard: Path, entry: Entry, *, whole: bool = True) -> None:
-    """Check a shard against its entry in the manifest, to the checksum if `whole`.
-
-    Raises:
-        UserError: it is missing, damaged, or not the one that the manifest names.
-    """
-    sidecar = read_sidecar(shard)
-    if sidecar is None or sidecar.xxh3_128 != entry.xxh3_128:
-        problem = "has no sidecar that matches the manifest"
-    else:
-        problem = shard_problem(shard, sidecar, whole=whole)
-    if problem:
-        raise UserError(f"shard {shard} {problem}; run sd embed again, it rebuilds damaged shards")
+    if size != sidecar.bytes:
+        return f"has {size:,} bytes instead of {sidecar.bytes:,}"
+    return "" if not whole or file_hash(shard) == sidecar.xxh3_128 else "does not match its checksum"
 
 
 @dataclass(frozen=True)
@@ -153,7 +129,11 @@ class Shard:
     def open(cls, path: Path) -> "Shard":
         """Map a shard whose checksum is known to be right; one in an object store is read whole."""
         table = _table(path)
-        ids, input_ids, embedding = (_column(table, name) for name in ("id", "input_ids", "embedding"))
+        # A shard is one record batch, or none if it has no rows; combining would copy even a single one.
+        ids, input_ids, embedding = (
+            column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+            for column in (table["id"], table["input_ids"], table["embedding"])
+        )
         flat, offsets = (part.to_numpy(zero_copy_only=False) for part in (input_ids.values, input_ids.offsets))
         return cls(
             ids=ids.to_numpy(zero_copy_only=False),
@@ -178,13 +158,9 @@ def _table(path: Path) -> pa.Table:
     return pa.ipc.open_file(source).read_all()
 
 
-def _column(table: pa.Table, name: str) -> pa.Array:
-    # A shard is one record batch, or none if it has no rows; combining would copy even a single one.
-    column = table[name]
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+# The list of what a shard's slice could not use: next to it, until the run joins the lists of all shards in one file.
 
-
-# The list of what a shard's slice could not use, and the joined list of all shards.
+LISTS = "shard-*.rejected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -197,91 +173,52 @@ class Rejection:
     excerpt: str
 
 
-def write_list(folder: Path, shard: int, rejections: Iterable[Rejection], names: Sequence[str]) -> str:
-    """Write a shard's list and return its checksum; records are counted from 1."""
-    lines = [
-        json.dumps(
-            {
-                "shard": shard,
-                "file": names[rejection.file],
-                "record": rejection.record + 1,
-                "reason": rejection.reason,
-                "text": rejection.excerpt,
-            },
-            ensure_ascii=False,
-        )
-        for rejection in rejections
-    ]
-    content = "".join(f"{line}\n" for line in lines).encode()
-    write_atomically(_list(folder, shard), content)
-    return bytes_hash(content)
-
-
-def listed(folder: Path, shards: Iterable[int]) -> dict[int, set[str]]:
-    """Return the checksums of the lists of each of `shards`: next to it, in the joined file, or both."""
-    found: dict[int, set[str]] = {shard: set() for shard in shards}
-    if (folder / REJECTED).exists():
-        joined = {shard: bytes_hash(b"".join(lines)) for shard, lines in _joined(folder) if shard in found}
-        for shard, checksums in found.items():
-            # A shard with nothing rejected has no line in the joined file.
-            checksums.add(joined.get(shard, bytes_hash(b"")))
-    # One listing: a question for each of many thousand shards takes long where the folder is far away.
-    beside = {path.name for path in folder.glob(_LISTS)}
-    for shard, checksums in found.items():
-        if _list(folder, shard).name in beside:
-            checksums.add(bytes_hash(_list(folder, shard).read_bytes()))
-    return found
-
-
-def join_lists(folder: Path, checksums: Sequence[str]) -> None:
-    """Join the lists of all shards, each from next to its shard or from the joined file that is there.
-
-    Args:
-        folder: of the shards.
-        checksums: of the list of each shard, as its sidecar has it.
-
-    Raises:
-        UserError: a list is lost or damaged; the joined file that is there stays.
-    """
-    groups = _joined(folder)
-    current = next(groups, None)
-    beside = {path.name for path in folder.glob(_LISTS)}
-    with replacing(folder / REJECTED) as file:
-        for shard, checksum in enumerate(checksums):
-            while current is not None and current[0] < shard:
-                current = next(groups, None)
-            path = _list(folder, shard)
-            found = [path.read_bytes()] if path.name in beside else []
-            found.append(b"".join(current[1]) if current is not None and current[0] == shard else b"")
-            content = next((lines for lines in found if bytes_hash(lines) == checksum), None)
-            if content is None:
-                raise UserError(
-                    f"{folder} has lost {path.name}, or it is damaged; run sd embed again, or the job of that shard"
-                )
-            file.write(content)
-
-
-def remove_lists(folder: Path) -> None:
-    """Remove the lists of single shards."""
-    for path in folder.glob(_LISTS):
-        path.unlink()
-
-
-def _list(folder: Path, shard: int) -> Path:
+def list_path(folder: Path, shard: int) -> Path:
+    """Return the list of a single shard."""
     return folder / f"shard-{shard:05d}.rejected.jsonl"
 
 
-def _joined(folder: Path) -> Iterator[tuple[int, Iterator[bytes]]]:
+def write_list(folder: Path, shard: int, rejections: Iterable[Rejection], names: Sequence[str]) -> str:
+    """Write a shard's list and return its checksum; records are counted from 1."""
+    lines = []
+    for each in rejections:
+        place = {"shard": shard, "file": names[each.file], "record": each.record + 1}
+        lines.append(json.dumps({**place, "reason": each.reason, "text": each.excerpt}, ensure_ascii=False))
+    content = "".join(f"{line}\n" for line in lines).encode()
+    write_atomically(list_path(folder, shard), content)
+    return bytes_hash(content)
+
+
+def read_lists(folder: Path, checksums: Iterable[tuple[int, str]]) -> Iterator[bytes | None]:
+    """Yield the list of each shard, in ascending order, that has its checksum; None if it is lost or damaged.
+
+    It lies next to its shard, in the joined file, or in both, one of them of an earlier run perhaps.
+    """
+    # One listing: a question for each of many thousand shards takes long where the folder is far away.
+    single = {path.name for path in folder.glob(LISTS)}
+    joined = _joined(folder / REJECTED)
+    current = next(joined, None)
+    for shard, checksum in checksums:
+        while current is not None and current[0] < shard:
+            current = next(joined, None)
+        path = list_path(folder, shard)
+        # A shard with nothing rejected has no line in the joined file.
+        found = [b"".join(current[1]) if current is not None and current[0] == shard else b""]
+        if path.name in single:
+            found.append(path.read_bytes())
+        yield next((content for content in found if bytes_hash(content) == checksum), None)
+
+
+def _joined(path: Path) -> Iterator[tuple[int, Iterator[bytes]]]:
     """Yield the lines of the joined file, by shard; a damaged line belongs to shard -1."""
-    path = folder / REJECTED
+
+    def shard_of(line: bytes) -> int:
+        try:
+            return int(json.loads(line)["shard"])
+        except (ValueError, KeyError, TypeError):
+            return -1
+
     if path.exists():
         # As bytes: text would also be cut at the line separators that Unicode has besides the line feed.
         with path.open("rb") as file:
-            yield from groupby(file, key=_shard_of)
-
-
-def _shard_of(line: bytes) -> int:
-    try:
-        return int(json.loads(line)["shard"])
-    except (ValueError, KeyError, TypeError):
-        return -1
+            yield from groupby(file, key=shard_of)

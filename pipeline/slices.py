@@ -1,6 +1,5 @@
 """Embed slices one after another: read ahead, feed the teacher, commit shards behind it."""
 
-import multiprocessing
 import sys
 import time
 from collections import Counter
@@ -11,20 +10,19 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import sentence_id
-from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record
-from sentence_distill.data.sentences import split_sentences
+from sentence_distill.data.records import EXCERPT_CHARACTERS, Record
+from sentence_distill.data.sentences import SentenceRules, split_sentences
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
-from sentence_distill.pipeline.config import EmbedConfig
-from sentence_distill.pipeline.pairs import tokenize_pairs
+from sentence_distill.pipeline.load import tokenize_pairs
 from sentence_distill.pipeline.plan import Slice
-from sentence_distill.pipeline.processes import deaf_to_ctrl_c, receive, sendable
+from sentence_distill.pipeline.processes import receive, start_child
 from sentence_distill.pipeline.records import Counts, Fingerprint, Start
 from sentence_distill.pipeline.shards import (
     DTYPES,
@@ -49,8 +47,7 @@ class Job:
     """What the slices of a run have in common, whoever embeds them."""
 
     corpus: Corpus
-    config: EmbedConfig
-    """With `max_tokens`, `token_budget` and `dtype` decided."""
+    rules: SentenceRules
     out: Path
     fingerprint: Fingerprint
 
@@ -74,42 +71,20 @@ class SliceText:
     tokens: Tokens = field(default_factory=lambda: Tokens.of([]))
     """Of the n sentences."""
 
-    def keep(self, fit: np.ndarray) -> None:
-        """Keep only the sentences that bool[n] `fit` marks."""
-        if not fit.all():
-            rows = np.flatnonzero(fit)
-            self.sentences = [self.sentences[row] for row in rows]
-            self.places = [self.places[row] for row in rows]
-            self.tokens = self.tokens.take(rows)
-
     def reject(self, unfit: np.ndarray, reason: str) -> None:
         """Reject the sentences that bool[n] `unfit` marks, and take them out."""
+        if not unfit.any():
+            return
         for row in np.flatnonzero(unfit):
             self.rejections.append(Rejection(*self.places[row], reason, self.sentences[row][:EXCERPT_CHARACTERS]))
-        self.keep(~unfit)
+        rows = np.flatnonzero(~unfit)
+        self.sentences = [self.sentences[row] for row in rows]
+        self.places = [self.places[row] for row in rows]
+        self.tokens = self.tokens.take(rows)
 
 
-def prepare_slice(
-    records: Iterable[Record],
-    part: Slice,
-    config: EmbedConfig,
-    tokenizer: TextTokenizer,
-    dtype: type[np.unsignedinteger[Any]],
-    separator: Sequence[int] = (),
-) -> SliceText:
-    """Split and tokenize the records of a slice; duplicates and what has no tokens, or too many, are left out.
-
-    Args:
-        records: of the slice.
-        part: the slice.
-        config: rules and the most tokens.
-        tokenizer: the teacher's.
-        dtype: of the token ids.
-        separator: the teacher's, between the sides of pairs.
-
-    Raises:
-        UserError: the corpus no longer yields what the plan found in it.
-    """
+def prepare_slice(job: Job, part: Slice, records: Iterable[Record], tokenizer: TextTokenizer) -> SliceText:
+    """Split and tokenize the records of a slice; duplicates and what has no tokens, or too many, are left out."""
     text = SliceText(part)
     duplicates = frozenset(part.duplicates.tolist())
     usable = 0
@@ -120,7 +95,7 @@ def prepare_slice(
             text.rejections.append(Rejection(*place, record.reason, record.excerpt))
             continue
         text.rejections.extend(Rejection(*place, "heading", heading) for heading in record.headings)
-        for sentence in split_sentences(record.text, config.rules):
+        for sentence in split_sentences(record.text, job.rules):
             if sentence.reason:
                 text.rejections.append(Rejection(*place, sentence.reason, sentence.text[:EXCERPT_CHARACTERS]))
                 continue
@@ -135,10 +110,10 @@ def prepare_slice(
             f"the corpus changed while it was read: slice {part.index} held {part.sentences} sentences "
             f"and now holds {usable}; run again once the files are at rest"
         )
-    sentences = text.sentences
+    sentences, separator = text.sentences, job.fingerprint.separator
     tokens = tokenize_pairs(tokenizer, sentences, separator) if separator else tokenizer.tokenize(sentences)
-    text.tokens = tokens.astype(dtype)
-    text.reject(text.tokens.lengths > config.max_tokens, "too many tokens")
+    text.tokens = tokens.astype(token_dtype(job.fingerprint.vocabulary))
+    text.reject(text.tokens.lengths > job.fingerprint.max_tokens, "too many tokens")
     # A sentence whose every character the tokenizer drops has no tokens to pool.
     text.reject(text.tokens.lengths == 0, "no tokens")
     return text
@@ -147,8 +122,7 @@ def prepare_slice(
 def commit_slice(job: Job, text: SliceText, vectors: np.ndarray) -> None:
     """Write the shard of a prepared slice of n sentences, with float32[n, dim] `vectors`, and its list of rejections.
 
-    Raises:
-        UserError: more than 1% of the vectors are not finite.
+    More than 1% of vectors that are not finite are an error.
     """
     dtype = job.fingerprint.dtype
     with np.errstate(over="ignore"):  # what float16 can't hold becomes infinite, and is rejected below
@@ -191,26 +165,13 @@ def commit_slice(job: Job, text: SliceText, vectors: np.ndarray) -> None:
 def read_ahead(
     job: Job, tokenizer_json: str, todo: Sequence[Slice], processes: int
 ) -> Generator[SliceText, None, None]:
-    """Prepare slices in `processes`, each at most one slice ahead of what was taken from it; in the order of `todo`.
-
-    Raises:
-        UserError: one of the processes failed or died.
-    """
-    # A fork would copy the threads' locks of PyTorch and Arrow in whatever state they are.
-    context = multiprocessing.get_context("spawn")
+    """Prepare slices in `processes`, each at most one slice ahead of what was taken from it; in the order of `todo`."""
     readers = []
     try:
         for number in range(min(processes, len(todo))):
-            ours, theirs = context.Pipe(duplex=False)
-            arguments = (theirs, job, tokenizer_json, todo[number::processes], processes)
-            process = context.Process(target=_prepare, args=arguments, daemon=True)
-            with deaf_to_ctrl_c():
-                process.start()
-            readers.append((process, ours))
-            # Only the reader holds this end, so that its death shows as the end of the stream.
-            theirs.close()
+            readers.append(start_child(_read, job, tokenizer_json, todo[number::processes], processes, daemon=True))
         for number in range(len(todo)):
-            process, connection = readers[number % len(readers)]
+            connection, process = readers[number % len(readers)]
             text = receive(connection)
             if text is None:
                 process.join()
@@ -223,23 +184,17 @@ def read_ahead(
             assert isinstance(text, SliceText)
             yield text
     finally:
-        for process, connection in readers:
+        for connection, process in readers:
             process.terminate()
             connection.close()
             process.join()
 
 
-def _prepare(connection: Connection, job: Job, tokenizer_json: str, todo: Sequence[Slice], stride: int) -> None:
-    """Send each slice, or the error that ends the run; runs in a process that reads ahead."""
-    dtype, separator = token_dtype(job.fingerprint.vocabulary), job.fingerprint.separator or ()
-    try:
-        tokenizer = TextTokenizer(tokenizer_json)
-        for part, records in slice_records(job.corpus, todo, stride):
-            connection.send(prepare_slice(records, part, job.config, tokenizer, dtype, separator))
-    except (BrokenPipeError, ConnectionResetError):
-        return  # nobody is left to read for
-    except Exception as error:  # a process's border: raised again where the run is
-        connection.send(sendable(error))
+def _read(connection: Connection, job: Job, tokenizer_json: str, todo: Sequence[Slice], stride: int) -> None:
+    """Send each slice; runs in a process that reads ahead."""
+    tokenizer = TextTokenizer(tokenizer_json)
+    for part, records in slice_records(job.corpus, todo, stride):
+        connection.send(prepare_slice(job, part, records, tokenizer))
 
 
 def slice_records(corpus: Corpus, todo: Sequence[Slice], stride: int = 1) -> Iterator[tuple[Slice, Iterator[Record]]]:
@@ -251,17 +206,12 @@ def slice_records(corpus: Corpus, todo: Sequence[Slice], stride: int = 1) -> Ite
     records: Iterator[Record] = iter(())
     following = sys.maxsize  # the slice that `records` stands before
     for part in todo:
-        near = 0 <= part.index - following < stride
-        records = _forward(records, part.start) if near else corpus.records(part.start)
-        yield part, islice(records, part.records)
+        if not 0 <= part.index - following < stride:
+            records = corpus.records(part.start)
+        # Never wrapped: one layer for each of many thousand slices would be too deep.
+        first = next((record for record in records if record.position == part.start), None)
+        yield part, iter(()) if first is None else chain([first], islice(records, part.records - 1))
         following = part.index + 1
-
-
-def _forward(records: Iterator[Record], start: Position) -> Iterator[Record]:
-    for record in records:
-        if record.position == start:
-            return chain([record], records)
-    return iter(())
 
 
 # The loop at the heart of stage one.

@@ -1,4 +1,4 @@
-"""The teacher: from token ids to embeddings."""
+"""The teacher: a frozen transformer encoder that turns token ids into sentence embeddings, or logits."""
 
 import json
 import sys
@@ -8,43 +8,43 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save as save_safetensors
+from torch import nn
 from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
-from sentence_distill.data.tokenization import Tokens
+from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.hardware import use_cpu_kernels
 from sentence_distill.pipeline.load import (
-    LoadedTeacher,
     Located,
-    TokenTypes,
-    load_parts,
+    load_model,
+    longest_input,
+    prompt_tokens,
+    separator_tokens,
+    special_tokens,
+    token_types,
+    tokenize_pairs,
     unusable,
 )
-from sentence_distill.pipeline.pairs import separator_tokens, tokenize_pairs
-from sentence_distill.pipeline.recipe import (
-    AfterPooling,
-    Recipe,
-    logits_recipe,
-    make_recipe,
-    pool,
-    require_applied,
-    wants_logits,
-)
 from sentence_distill.pipeline.records import TeacherFingerprint
-from sentence_distill.pipeline.teacher_folder import LOGITS, POOLER, Dense, TeacherFolder, read_folder
+from sentence_distill.pipeline.teacher_folder import (
+    DENSE_WEIGHTS,
+    LOGITS,
+    POOLER,
+    Dense,
+    Normalize,
+    choose_pooling,
+    make_recipe,
+    read_folder,
+)
 
 
 def exact_length_batches(lengths: np.ndarray, token_budget: int) -> Iterator[np.ndarray]:
-    """Cut rows into batches of one length each, as many rows as fit into `token_budget` tokens.
+    """Cut rows into batches of one length each, as many rows as fit into `token_budget` tokens, at least one.
 
-    Args:
-        lengths: int[n], tokens of each row.
-        token_budget: tokens of a batch; a longer row is a batch of its own.
-
-    Yields:
-        int64[b], row numbers; shortest rows first, ties in their given order.
+    Yields int64[b] row numbers for int[n] `lengths`: shortest rows first, ties in their given order.
     """
     order = np.argsort(lengths, kind="stable")
     ordered = lengths[order]
@@ -54,22 +54,16 @@ def exact_length_batches(lengths: np.ndarray, token_budget: int) -> Iterator[np.
             yield group[first : first + size]
 
 
-# Vectors that a device still computes, and how they come to the host.
-
-
 @dataclass(frozen=True)
 class PendingEmbeddings:
-    """Vectors on their way from the device.
-
-    Args:
-        copy: float32[n, dim] in host memory, complete once `done` has passed.
-        done: CUDA's event, or None on a CPU.
-        order: int64[n], the sentence that each row belongs to.
-    """
+    """Vectors on their way from the device."""
 
     copy: torch.Tensor
+    """float32[n, dim] in host memory, complete once `done` has passed."""
     done: Any
+    """CUDA's event, or None on a CPU."""
     order: np.ndarray
+    """int64[n], the sentence that each row belongs to."""
 
     @classmethod
     def fetch(cls, vectors: torch.Tensor, order: np.ndarray) -> "PendingEmbeddings":
@@ -83,7 +77,7 @@ class PendingEmbeddings:
         return cls(copy, done, order)
 
     def vectors(self) -> np.ndarray:
-        """float32[n, dim], in the order of the sentences; waits for the device."""
+        """Return float32[n, dim], in the order of the sentences; waits for the device."""
         if self.done is not None:
             self.done.synchronize()
         out = np.empty(self.copy.shape, dtype=np.float32)
@@ -91,37 +85,31 @@ class PendingEmbeddings:
         return out
 
 
-# The teacher: a frozen transformer encoder that turns exact-length batches into sentence embeddings or logits.
-
 READING = ("prompt", "unpooled_tokens", "modules", "token_types")
+"""Fields of the fingerprint that say how a teacher's folder is applied."""
 _NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """What a run has to know of its teacher, wherever that is loaded.
-
-    Args:
-        fingerprint: what decides the embeddings.
-        dim: width of the embeddings of all layers together.
-        vocabulary: rows of the word embeddings; some may belong to no token.
-        max_tokens: the most tokens of a sentence, special tokens and prompt not counted.
-        tokenizer_json: the tokenizer; adds no special tokens.
-        word_embeddings: safetensors file of "weight", float16[vocabulary, width].
-        device: where it computes.
-        left_out: what its folder asks for and the user's own --pooling or --layers leaves out.
-        note: why it is a weak target, or "".
-    """
+    """What a run has to know of its teacher, wherever that is loaded."""
 
     fingerprint: TeacherFingerprint
     dim: int
+    """Width of the embeddings of all layers together."""
     vocabulary: int
+    """Rows of the word embeddings; some may belong to no token."""
     max_tokens: int
+    """Maximum tokens of a sentence, special tokens and prompt not counted."""
     tokenizer_json: str
+    """The tokenizer without post-processor: it adds no special tokens."""
     word_embeddings: bytes
+    """safetensors file of "weight", float16[vocabulary, width]."""
     device: str
     left_out: tuple[str, ...] = ()
+    """What its folder asks for and the user's own --pooling or --layers leaves out."""
     note: str = ""
+    """Why it is a weak target, or ""."""
 
     def __str__(self) -> str:
         found = self.fingerprint
@@ -139,49 +127,10 @@ class TeacherFacts:
 
 
 class Teacher:
-    """A loaded teacher with its tokenizer; build it with `Teacher.load`.
-
-    Attributes:
-        name: as in manifests.
-        recipe: pooling, layers (counted from 0, in the order given) and what follows.
-        prefix: ids before a sentence: special tokens, then those of a prompt.
-        suffix: ids after it.
-        separator: ids between the sides of a pair; none where it embeds single sentences.
-        tokenizer: its tokenizer, which adds no special tokens.
-        dim: width of the embeddings of all layers together.
-        max_tokens: the most tokens of a sentence, special tokens and prompt not counted.
-        most_tokens: tokens of a batch that memory was found to hold.
-    """
+    """A loaded teacher with its tokenizer."""
 
     def __init__(
         self,
-        *,
-        located: Located,
-        folder: TeacherFolder,
-        loaded: LoadedTeacher,
-        recipe: Recipe,
-        device: torch.device,
-        pairs: bool,
-    ) -> None:
-        self.name = located.name
-        self._located = located
-        self._folder = folder
-        self._loaded = loaded
-        self.recipe = recipe
-        self.device = device
-        self.model = loaded.model.to(device).eval()
-        self._after = AfterPooling(recipe).to(device).eval()
-        self.tokenizer = loaded.tokenizer
-        self.prefix, self.suffix = loaded.prefix, loaded.suffix
-        special = self.prefix[: loaded.special]
-        self.separator = separator_tokens(self.tokenizer, special, self.suffix, self.name) if pairs else []
-        self.max_tokens = loaded.longest - len(self.prefix) - len(self.suffix)
-        self.dtype = self.model.dtype
-        self.most_tokens = sys.maxsize
-
-    @classmethod
-    def load(
-        cls,
         located: Located,
         *,
         pooling: str | None = None,
@@ -189,48 +138,49 @@ class Teacher:
         device: torch.device,
         dtype: torch.dtype,
         pairs: bool = False,
-    ) -> "Teacher":
-        """Load weights (safetensors only) and tokenizer.
+    ) -> None:
+        """Load weights (safetensors only) and tokenizer, and embed a sentence to see that it does.
 
-        Args:
-            located: see `locate_teacher`.
-            pooling: one of `POOLINGS` or several joined by "+", which take the transformer's own states, or `LOGITS` of
-                a classification head. None takes all modules of a sentence-transformers folder, the logits of a teacher
-                that has a head, and otherwise what `SentenceTransformer` takes of a plain transformer, the mean.
-            layers: hidden layers to pool; others than the last are the transformer's own states.
-            device: where to compute.
-            dtype: compute type of the weights and activations.
-            pairs: whether what it embeds are pairs of sentences, see `join_sides`.
-
-        Raises:
-            UserError: the folder holds no encoder that can be loaded safely, asks for what is not applied here, has no
-                such layer or pooling, or takes no pairs.
+        A named `pooling` takes the transformer's own states, or the logits of its head; so do other `layers` than the
+        last. None takes all modules of a sentence-transformers folder, the logits of a teacher that has a head, and
+        otherwise what `SentenceTransformer` takes of a plain transformer, the mean. `pairs` says whether what it embeds
+        are pairs of sentences, see `join_sides`.
         """
         folder = read_folder(located.folder)
-        head = wants_logits(folder, pooling)
-        if not head:
-            # Before anything large is loaded.
-            require_applied(folder, pooling)
-        loaded = load_parts(located, folder, dtype, head=head)
-        last = loaded.model.config.num_hidden_layers
-        recipe = logits_recipe(layers, last) if head else make_recipe(folder, pooling, layers, last)
-        if recipe.pooling not in (POOLER, LOGITS) and getattr(loaded.model, "pooler", None) is not None:
-            loaded.model.pooler = None
-        teacher = cls(located=located, folder=folder, loaded=loaded, recipe=recipe, device=device, pairs=pairs)
-        if teacher.max_tokens < 1:
+        pooling = choose_pooling(folder, pooling)
+        model, tokenizer = load_model(located, folder, dtype, head=pooling == LOGITS)
+        self.name = located.name
+        self._located, self._folder = located, folder
+        self.recipe = make_recipe(folder, pooling, layers, model.config.num_hidden_layers)
+        if self.recipe.pooling not in (POOLER, LOGITS) and getattr(model, "pooler", None) is not None:
+            model.pooler = None
+        self.device = device
+        self.model = model.to(device).eval()
+        self._after = nn.Sequential(*map(_module, self.recipe.after)).to(device).eval()
+        self.tokenizer = TextTokenizer(tokenizer.backend_tokenizer.to_str())
+        special, self.suffix = special_tokens(self.tokenizer)
+        prompt, self._unpooled = prompt_tokens(located, folder, self.tokenizer, tokenizer.all_special_ids)
+        self.prefix = special + prompt
+        # Types of the special tokens before a sentence, of the sentence, and of the special tokens after it.
+        self._types = token_types(tokenizer, model, self.tokenizer, len(special))
+        self.separator = separator_tokens(self.tokenizer, special, self.suffix, self.name) if pairs else []
+        longest = longest_input(folder, model, tokenizer)
+        self.max_tokens = longest - len(self.prefix) - len(self.suffix)
+        if self.max_tokens < 1:
             raise UserError(
-                f"teacher {located.name!r} reads {loaded.longest} tokens, which its special tokens and prompt take up; "
+                f"teacher {self.name!r} reads {longest} tokens, which its special tokens and prompt take up; "
                 "raise max_seq_length in its configuration"
             )
+        # Tokens of a batch that memory was found to hold.
+        self.most_tokens = sys.maxsize
         if device.type == "cpu":
-            use_cpu_kernels(teacher.model)
+            use_cpu_kernels(self.model)
         try:
             # What is no encoder of one sentence shows now, and not once the whole corpus was planned.
             # Two at once, because some heads take no batch.
-            teacher.embed(teacher.tokenize(["a\ta" if pairs else "a"] * 2), token_budget=64)
+            self.embed(self.tokenize(["a\ta" if pairs else "a"] * 2), token_budget=64)
         except (ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
             raise unusable(located, error) from error
-        return teacher
 
     @property
     def layer_dim(self) -> int:
@@ -243,23 +193,8 @@ class Teacher:
 
     @property
     def dim(self) -> int:
-        """Width of the concatenated embedding."""
+        """Width of the embeddings of all layers together."""
         return self.layer_dim * len(self.recipe.layers)
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Rows of the word embeddings; some may belong to no token."""
-        return int(self.model.get_input_embeddings().num_embeddings)
-
-    @property
-    def note(self) -> str:
-        """Why its vectors are a weak target, or "" if nothing says so."""
-        if self._folder.pools or self.recipe.pooling == LOGITS:
-            return ""
-        return (
-            f"{self.name} does not seem to be trained for sentence vectors (it has no modules.json), and its "
-            f"{self.recipe.pooling} pooling is a weak target; --teacher minilm or mpnet is better"
-        )
 
     def tokenize(self, sentences: Sequence[str]) -> Tokens:
         """Token ids of each sentence, without special tokens, or of each pair, with those between its sides."""
@@ -270,31 +205,19 @@ class Teacher:
     def embed(
         self, tokens: Tokens, token_budget: int, advance: Callable[[int], None] = lambda count: None
     ) -> np.ndarray:
-        """Embed tokenised sentences in exact-length batches; see `launch`.
-
-        Returns:
-            float32[n, dim], in the order given.
-        """
+        """Embed n tokenized sentences, see `launch`; returns float32[n, dim]."""
         return self.launch(tokens, token_budget, advance).vectors()
 
     @torch.inference_mode()
     def launch(
         self, tokens: Tokens, token_budget: int, advance: Callable[[int], None] = lambda count: None
     ) -> PendingEmbeddings:
-        """Begin to embed tokenised sentences in exact-length batches.
+        """Begin to embed sentences, without special tokens, in exact-length batches of `token_budget` tokens with them.
 
         On a GPU this returns when all batches are queued, and the next slice can be launched before this one's
         vectors are asked for: the ids travel there in one copy from pinned memory, the vectors come back in
         one, and no batch waits for another. Where a batch does not fit into memory, it and all later ones are
-        halved.
-
-        Args:
-            tokens: n sentences without special tokens.
-            token_budget: tokens of a batch, special tokens counted.
-            advance: called with the number of sentences after each batch.
-
-        Raises:
-            UserError: not even a single sentence fits into memory.
+        halved. `advance` is called with the number of sentences after each batch.
         """
         lengths = tokens.lengths + len(self.prefix) + len(self.suffix)
         batches = list(exact_length_batches(lengths, token_budget))
@@ -337,39 +260,49 @@ class Teacher:
                 torch.cuda.empty_cache()
 
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
-        last = self.model.config.num_hidden_layers
+        recipe, last = self.recipe, self.model.config.num_hidden_layers
         # No attention mask: exact-length batches have no padding, and attention takes its fastest path.
         types = self._token_types(batch)
         typed = {} if types is None else {"token_type_ids": types}
-        output = self.model(input_ids=batch, output_hidden_states=self.recipe.layers != (last,), **typed)
-        if self.recipe.pooling == LOGITS:
+        output = self.model(input_ids=batch, output_hidden_states=recipe.layers != (last,), **typed)
+        if recipe.pooling == LOGITS:
             return output.logits.float()  # type: ignore[no-any-return]
-        if self.recipe.pooling == POOLER:
-            pooled = [_pooler_output(output)]
+        if recipe.pooling == POOLER:
+            if getattr(output, "pooler_output", None) is None:
+                raise UserError("this teacher has no pooler; use --pooling cls, mean or max")
+            pooled = [output.pooler_output.float()]
+        elif recipe.layers == (last,):
+            pooled = [pool(output.last_hidden_state, recipe.poolings, self._unpooled)]
         else:
-            whole = self.recipe.layers == (last,)
-            states = [
-                output.last_hidden_state if whole else output.hidden_states[layer] for layer in self.recipe.layers
-            ]
-            pooled = [pool(of_layer, self.recipe.poolings, self._loaded.unpooled) for of_layer in states]
-        if self.recipe.modules():
-            return self._after(pooled[0])  # type: ignore[no-any-return]
-        if self.recipe.normalize:
+            states = [output.hidden_states[layer] for layer in recipe.layers]
+            pooled = [pool(of_layer, recipe.poolings, self._unpooled) for of_layer in states]
+        if recipe.after or recipe.truncate_dim is not None:
+            features = self._after({"sentence_embedding": pooled[0]})
+            return features["sentence_embedding"][:, : recipe.truncate_dim]  # type: ignore[no-any-return]
+        if recipe.normalize:
             pooled = [functional.normalize(vector, dim=-1) for vector in pooled]
         return torch.cat(pooled, dim=-1)
 
     def _token_types(self, batch: torch.Tensor) -> torch.Tensor | None:
-        """int64[b, length]: the type of each token; None if the model takes 0 for all by itself."""
-        types = self._loaded.types
+        """Return the type of each token, int64[b, length]; None if the model takes 0 for all by itself."""
+        types, length, start = self._types, batch.shape[1], len(self.prefix)
+        after = types[len(types) - len(self.suffix) :] if types else []
         if self.separator and (types is not None or getattr(self.model.config, "type_vocab_size", 0) > 1):
-            of_pair = _pair_types(batch, len(self.prefix), self.separator)
-            if types is not None and any(types.suffix):
-                of_pair[:, -len(types.suffix) :] = torch.tensor(types.suffix, device=batch.device).clamp(min=1)
+            # 0 up to and with the first separator, 1 after it; of several maxima argmax gives the first.
+            found = (batch[:, start:] == self.separator[0]).int().argmax(dim=1, keepdim=True)
+            second = found + start + len(self.separator)
+            of_pair = (torch.arange(length, device=batch.device) >= second).long()
+            if any(after):
+                of_pair[:, -len(after) :] = torch.tensor(after, device=batch.device).clamp(min=1)
             return of_pair
-        return None if types is None else _sentence_types(batch, len(self.prefix), types)
+        if types is None:
+            return None
+        *before, inner = types[: len(types) - len(after)]
+        row = [*before, *[inner] * (length - len(before) - len(after)), *after]
+        return torch.tensor(row, device=batch.device).expand_as(batch)
 
     def tokenizer_json(self) -> str:
-        """The tokenizer as tokenizer.json without post-processor: it adds no special tokens."""
+        """Return the tokenizer as tokenizer.json without post-processor: it adds no special tokens."""
         tokenizer = json.loads(self.tokenizer.to_str())
         tokenizer["post_processor"] = None
         return json.dumps(tokenizer, ensure_ascii=False, sort_keys=True)
@@ -378,71 +311,92 @@ class Teacher:
         """Return how its folder is applied: those fields of the fingerprint named in `READING` that it has."""
         fields: dict[str, Any] = {}
         if self._folder.prompt:
-            fields |= {"prompt": self._folder.prompt, "unpooled_tokens": self._loaded.unpooled}
+            fields |= {"prompt": self._folder.prompt, "unpooled_tokens": self._unpooled}
         if modules := self.recipe.modules():
             fields["modules"] = modules
-        if (types := self._loaded.types) is not None:
-            fields["token_types"] = [*types.prefix, types.inner, *types.suffix]
+        if self._types is not None:
+            fields["token_types"] = self._types
         return fields
 
     def facts(self) -> TeacherFacts:
         """Return what a run has to know of it."""
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_ARCHITECTURE}
         logits = self.recipe.pooling == LOGITS
+        tokenizer = self.tokenizer_json()
         fingerprint = TeacherFingerprint(
             teacher=self.name,
             teacher_weights=self._located.weights_hashes(),
             teacher_config=bytes_hash(json.dumps(config, sort_keys=True, default=str).encode()),
             special_tokens=[self.prefix, self.suffix],
-            tokenizer=bytes_hash(self.tokenizer_json().encode()),
+            tokenizer=bytes_hash(tokenizer.encode()),
             pooling=self.recipe.pooling,
             layers=list(self.recipe.layers),
             normalize=self.recipe.normalize,
-            compute_dtype=str(self.dtype).removeprefix("torch."),
+            compute_dtype=str(self.model.dtype).removeprefix("torch."),
             separator=self.separator or None,
             labels=[str(self.model.config.id2label[number]) for number in range(self.dim)] if logits else None,
             **self.reading(),
         )
-        words = self.model.get_input_embeddings().weight.detach().cpu().half().contiguous()
+        note = (
+            f"{self.name} does not seem to be trained for sentence vectors (it has no modules.json), and its "
+            f"{self.recipe.pooling} pooling is a weak target; --teacher minilm or mpnet is better"
+        )
+        words = self.model.get_input_embeddings()
         return TeacherFacts(
             fingerprint=fingerprint,
             dim=self.dim,
-            vocabulary=self.vocabulary_size,
+            vocabulary=int(words.num_embeddings),
             max_tokens=self.max_tokens,
-            tokenizer_json=self.tokenizer_json(),
-            word_embeddings=save_safetensors({"weight": words}),
+            tokenizer_json=tokenizer,
+            word_embeddings=save_safetensors({"weight": words.weight.detach().cpu().half().contiguous()}),
             device=str(self.device),
             left_out=self.recipe.left_out,
-            note=self.note,
+            note="" if self._folder.pools or logits else note,
         )
 
 
-def _pooler_output(output: Any) -> torch.Tensor:
-    if getattr(output, "pooler_output", None) is None:
-        raise UserError("this teacher has no pooler; use --pooling cls, mean or max")
-    return output.pooler_output.float()  # type: ignore[no-any-return]
+# From hidden states to the vector.
 
 
-def _sentence_types(batch: torch.Tensor, prefix: int, types: TokenTypes) -> torch.Tensor:
-    """The type of each token of a batch of single sentences, which `prefix` tokens precede."""
-    before = [*types.prefix, *[types.inner] * (prefix - len(types.prefix))]
-    inner = batch.shape[1] - prefix - len(types.suffix)
-    row = torch.tensor([*before, *[types.inner] * inner, *types.suffix], device=batch.device)
-    return row.expand_as(batch)
+def pool(states: torch.Tensor, poolings: Sequence[str], skip: int = 0) -> torch.Tensor:
+    """Pool [batch, length, width] hidden states without padding to float32[batch, len(poolings) * width].
 
-
-def _pair_types(batch: torch.Tensor, prefix: int, separator: Sequence[int]) -> torch.Tensor:
-    """0 up to and with the first separator, 1 behind it.
-
-    Args:
-        batch: int64[b, length], pairs with the special tokens around them.
-        prefix: how many special tokens stand before a pair.
-        separator: see `separator_tokens`.
-
-    Returns:
-        int64[b, length].
+    Special tokens take part; `skip` tokens at the beginning do not: a prompt and what stands before it.
     """
-    # The first of several maxima is the one that argmax gives.
-    found = (batch[:, prefix:] == separator[0]).int().argmax(dim=1, keepdim=True)
-    second = found + prefix + len(separator)
-    return (torch.arange(batch.shape[1], device=batch.device) >= second).long()
+    if len(poolings) > 1:
+        return torch.cat([pool(states, [pooling], skip) for pooling in poolings], dim=-1)
+    pooling = poolings[0]
+    if pooling == "lasttoken":
+        return states[:, -1].float()
+    states = states[:, skip:]
+    if pooling == "cls":
+        return states[:, 0].float()
+    if pooling == "max":
+        return states.amax(dim=1).float()
+    states = states.float()
+    if pooling == "mean":
+        return states.mean(dim=1)
+    length = states.shape[1]
+    if pooling == "mean_sqrt_len_tokens":
+        return states.sum(dim=1) / length**0.5
+    # A token weighs as much as its position, which counts what is skipped too.
+    weights = torch.arange(skip + 1, skip + length + 1, device=states.device, dtype=states.dtype)
+    return (states * weights[:, None]).sum(dim=1) / weights.sum()
+
+
+def _module(step: Dense | Normalize) -> nn.Module:
+    """Load sentence-transformers' own module, which works on a dictionary of features."""
+    from sentence_transformers.base import modules
+
+    if isinstance(step, Normalize):
+        return modules.Normalize()  # type: ignore[no-any-return]
+    file = step.folder / DENSE_WEIGHTS
+    if not file.exists():
+        raise UserError(
+            f"{file} is missing, and pickled weights are not read; save the model again with sentence-transformers"
+        )
+    try:
+        return modules.Dense.load(str(step.folder), local_files_only=True)  # type: ignore[no-any-return]
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"{file} does not fit its config.json ({told}); save the model again") from error

@@ -6,17 +6,20 @@ sentence-transformers reads no other file either.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.hashing import file_hash
 
 LOGITS = "logits"
 POOLER = "pooler"
 SENTENCE_POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+POOLINGS = (*SENTENCE_POOLINGS, POOLER)
+DENSE_WEIGHTS = "model.safetensors"
 ACTIVATIONS = (
     *("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "Mish", "ELU", "SELU", "CELU", "LeakyReLU", "ReLU6"),
     *("Softplus", "Softsign", "Hardtanh", "Hardswish", "Hardsigmoid", "LogSigmoid", "Tanhshrink"),
@@ -55,27 +58,24 @@ _HARMLESS_CALL_KWARGS = {
 }
 # For queries, documents, images, sound and chats, none of which a corpus's sentences are.
 _HARMLESS_SETTINGS = {"unpad_inputs", "query_length", "document_length", "query_expansion", "backend", "cache_dir"}
+# With other values these are refused.
+_USUAL_SETTINGS = {
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+    "tokenizer_name_or_path": None,
+}
 _SENTENCE_STATES = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A linear layer after pooling.
-
-    Args:
-        folder: of its model.safetensors.
-        inputs: width of its input.
-        outputs: width of its output.
-        bias: whether it has one.
-        activation: one of `ACTIVATIONS`.
-        residual: whether its input, projected if the widths differ, is added to its output.
-    """
+    """A linear layer after pooling, with its model.safetensors in `folder`."""
 
     folder: Path
     inputs: int
     outputs: int
-    bias: bool
     activation: str
+    """One of `ACTIVATIONS`."""
     residual: bool
 
 
@@ -86,36 +86,29 @@ class Normalize:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFolder:
-    """What a teacher's folder asks for.
-
-    Args:
-        transformer: folder of the transformer's config.json, weights and tokenizer.
-        pools: whether it has a modules.json that pools; a plain transformer has none.
-        max_length: tokens that the transformer reads, special tokens and prompt counted; None leaves that to its
-            tokenizer and config.json.
-        lower_case: whether text is lowercased before it is tokenized.
-        prompt: text that is put before each sentence.
-        pools_prompt: whether the prompt's tokens take part in pooling.
-        config_options: fields that replace those of config.json.
-        tokenizer_options: options of the tokenizer.
-        poolings: one or several of `SENTENCE_POOLINGS`, concatenated in this order.
-        after: modules after pooling.
-        truncate_dim: numbers of each vector that are kept; None keeps all.
-        refused: what the folder asks for and is not done here, each naming its file.
-    """
+    """What a teacher's folder asks for."""
 
     transformer: Path
+    """Folder of the transformer's config.json, weights and tokenizer."""
     pools: bool = False
+    """Whether it has a modules.json that pools; a plain transformer has none."""
     max_length: int | None = None
+    """Tokens of an input, special tokens and prompt counted; None leaves that to tokenizer and config.json."""
     lower_case: bool = False
     prompt: str = ""
+    """Text before each sentence."""
     pools_prompt: bool = True
     config_options: dict[str, Any] = field(default_factory=dict)
+    """Fields that replace those of config.json."""
     tokenizer_options: dict[str, Any] = field(default_factory=dict)
     poolings: tuple[str, ...] = ("mean",)
+    """Some of `SENTENCE_POOLINGS`, concatenated in this order."""
     after: tuple[Dense | Normalize, ...] = ()
+    """Modules after pooling."""
     truncate_dim: int | None = None
+    """Numbers of each vector that are kept; None keeps all."""
     refused: tuple[str, ...] = ()
+    """What the folder asks for and is not done here, each naming its file."""
 
 
 @dataclass(frozen=True)
@@ -123,33 +116,25 @@ class _Module:
     kind: str
     folder: Path
 
-
-@dataclass(frozen=True)
-class _Settings:
-    """What `TeacherFolder` has from the transformer module's own file."""
-
-    max_length: int | None
-    config_options: dict[str, Any]
-    tokenizer_options: dict[str, Any]
-    refused: list[str]
+    @property
+    def is_transformer(self) -> bool:
+        # One whose code comes with the model may still hold weights of a known kind, for a named pooling.
+        return self.kind.rpartition(".")[2] == "Transformer"
 
 
 def transformer_folder(folder: Path) -> Path:
     """Return the folder of the transformer itself; `folder` if modules.json can't be read, which loading reports."""
     try:
-        return _transformer(folder, _modules(folder))
+        modules = _modules(folder)
     except UserError:
-        return folder
+        modules = []
+    return next((module.folder for module in modules if module.is_transformer), folder)
 
 
 def read_folder(folder: Path) -> TeacherFolder:
-    """Read a teacher's folder.
-
-    Raises:
-        UserError: a file can't be read, or the weights are an adapter's.
-    """
+    """Read a teacher's folder; an adapter's weights and files that can't be read are errors."""
     modules = _modules(folder)
-    transformer = _transformer(folder, modules)
+    transformer = transformer_folder(folder)
     if (transformer / "adapter_config.json").exists():
         raise UserError(
             f"{transformer / 'adapter_config.json'}: adapters are not applied here; merge it into its model "
@@ -157,38 +142,26 @@ def read_folder(folder: Path) -> TeacherFolder:
         )
     if not modules:
         return TeacherFolder(transformer=transformer, poolings=_plain_poolings(transformer))
-    if not any(_is_transformer(module) for module in modules):
+    if not any(module.is_transformer for module in modules):
         raise UserError(
             f"{folder / _MODULES}: {modules[0].kind} is no transformer, and a teacher begins with one; name another "
             "with --teacher"
         )
-    settings_file, settings = _settings(transformer)
-    model = _read(folder / _MODEL)
-    kinds = [module.kind for module in modules]
-    pooling = modules[kinds.index("Pooling")].folder if "Pooling" in kinds else None
-    with _reading(settings_file):
-        found = _read_settings(settings, settings_file)
-    refused = found.refused
-    with _reading(folder / _MODEL):
-        prompt, truncate_dim = _prompt(model, folder / _MODEL), _positive(model.get("truncate_dim"))
-        if (kind := model.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
-            refused.append(f"{folder / _MODEL}: model_type {kind} gives no sentence vectors")
-        refused += _unmet(model.get("requirements"), folder / _MODEL)
+    refused: list[str] = []
+    settings = _read_settings(transformer, refused)
+    prompting = _read_model(folder / _MODEL, refused)
+    pooling = next((module.folder for module in modules if module.kind == "Pooling"), None)
     poolings, pools_prompt = _read_pooling(pooling, refused) if pooling else (("mean",), True)
     after = tuple(_read_modules(folder, modules, refused))
     return TeacherFolder(
         transformer=transformer,
         pools=pooling is not None,
-        max_length=found.max_length,
-        lower_case=bool(settings.get("do_lower_case")),
-        prompt=prompt,
-        pools_prompt=pools_prompt,
-        config_options=found.config_options,
-        tokenizer_options=found.tokenizer_options,
         poolings=poolings,
+        pools_prompt=pools_prompt,
         after=after,
-        truncate_dim=truncate_dim,
         refused=tuple(refused),
+        **settings,
+        **prompting,
     )
 
 
@@ -230,15 +203,6 @@ def _modules(folder: Path) -> list[_Module]:
         return modules
 
 
-def _transformer(folder: Path, modules: list[_Module]) -> Path:
-    return next((module.folder for module in modules if _is_transformer(module)), folder)
-
-
-def _is_transformer(module: _Module) -> bool:
-    # One whose code comes with the model may still hold weights of a known kind, for a named pooling.
-    return module.kind.rpartition(".")[2] == "Transformer"
-
-
 def _plain_poolings(transformer: Path) -> tuple[str, ...]:
     """As `SentenceTransformer` pools a plain transformer: a causal model's last token, any other's mean."""
     config = _read(transformer / "config.json")
@@ -247,47 +211,66 @@ def _plain_poolings(transformer: Path) -> tuple[str, ...]:
     return ("lasttoken",) if causal and config.get("is_causal", True) else ("mean",)
 
 
-def _settings(transformer: Path) -> tuple[Path, dict[str, Any]]:
-    for name in _SETTINGS:
-        if settings := _read(transformer / name):
-            return transformer / name, {_OLD_NAMES.get(key, key): value for key, value in settings.items()}
-    return transformer / _SETTINGS[0], {}
+def _read_settings(transformer: Path, refused: list[str]) -> dict[str, Any]:
+    """Return the fields of `TeacherFolder` that the transformer module's own file decides."""
+    found = ((transformer / name, _read(transformer / name)) for name in _SETTINGS)
+    file, settings = next(((file, read) for file, read in found if read), (transformer / _SETTINGS[0], {}))
+    rest = {_OLD_NAMES.get(key, key): value for key, value in settings.items() if key not in _HARMLESS_SETTINGS}
+    lower_case = bool(rest.pop("do_lower_case", False))
+    unknown = []
+    with _reading(file):
+        config_options, tokenizer_options, model_options = (
+            {name: value for name, value in (rest.pop(key, None) or {}).items() if name not in _NOT_THE_FOLDERS}
+            for key in ("config_kwargs", "processor_kwargs", "model_kwargs")
+        )
+        unknown += [f"model_kwargs {name}" for name in sorted(set(model_options) - _HARMLESS_MODEL_KWARGS)]
+        max_length = _positive(rest.pop("max_seq_length", None))
+        max_length = _positive(tokenizer_options.pop("model_max_length", None)) or max_length
+        processing = rest.pop("processing_kwargs", None) or {}
+        for part in ("common", "text"):
+            calls = dict(processing.get(part) or {})
+            max_length = _positive(calls.pop("max_length", None)) or max_length
+            unknown += [f"processing_kwargs {part}.{name}" for name in sorted(set(calls) - _HARMLESS_CALL_KWARGS)]
+        modalities = rest.pop("modality_config", None)
+        if modalities is not None:
+            if "message" in modalities:
+                unknown.append("modality_config message, a chat template")
+            text = modalities.get("text") or {}
+            output = text.get("method_output_name")
+            if {**text, "method_output_name": output[0] if output and len(output) == 1 else output} != _SENTENCE_STATES:
+                unknown.append(f"modality_config text {text}")
+    for key, usual in _USUAL_SETTINGS.items():
+        if (value := rest.pop(key, usual)) != usual:
+            unknown.append(f"{key} {value}")
+    refused += [f"{file}: {what} is not applied here" for what in (*unknown, *sorted(rest))]
+    return {
+        "max_length": max_length,
+        "lower_case": lower_case,
+        "config_options": config_options,
+        "tokenizer_options": tokenizer_options,
+    }
 
 
-def _read_settings(settings: dict[str, Any], file: Path) -> _Settings:
-    """The transformer module's own file, as `_settings` found it."""
-    rest = dict(settings)
-    for name in (*_HARMLESS_SETTINGS, "do_lower_case"):
-        rest.pop(name, None)
-    config_options, tokenizer_options, model_options = (
-        {name: value for name, value in (rest.pop(key, None) or {}).items() if name not in _NOT_THE_FOLDERS}
-        for key in ("config_kwargs", "processor_kwargs", "model_kwargs")
-    )
-    refused = [f"model_kwargs {name}" for name in sorted(set(model_options) - _HARMLESS_MODEL_KWARGS)]
-    max_length = _positive(rest.pop("max_seq_length", None))
-    max_length = _positive(tokenizer_options.pop("model_max_length", None)) or max_length
-    processing = rest.pop("processing_kwargs", None) or {}
-    for part in ("common", "text"):
-        calls = dict(processing.get(part) or {})
-        max_length = _positive(calls.pop("max_length", None)) or max_length
-        refused += [f"processing_kwargs {part}.{name}" for name in sorted(set(calls) - _HARMLESS_CALL_KWARGS)]
-    if (task := rest.pop("transformer_task", "feature-extraction")) != "feature-extraction":
-        refused.append(f"transformer_task {task}")
-    modalities = rest.pop("modality_config", None)
-    if modalities is not None:
-        if "message" in modalities:
-            refused.append("modality_config message, a chat template")
-        text = modalities.get("text") or {}
-        output = text.get("method_output_name")
-        if {**text, "method_output_name": output[0] if output and len(output) == 1 else output} != _SENTENCE_STATES:
-            refused.append(f"modality_config text {text}")
-    if (name := rest.pop("module_output_name", "token_embeddings")) != "token_embeddings":
-        refused.append(f"module_output_name {name}")
-    if rest.get("tokenizer_name_or_path", "") is None:
-        del rest["tokenizer_name_or_path"]
-    refused += sorted(rest)
-    refused = [f"{file}: {what} is not applied here" for what in refused]
-    return _Settings(max_length, config_options, tokenizer_options, refused)
+def _read_model(file: Path, refused: list[str]) -> dict[str, Any]:
+    """Return the fields of `TeacherFolder` that the whole model's file decides."""
+    model = _read(file)
+    with _reading(file):
+        prompts = {"query": "", "document": "", **(model.get("prompts") or {})}
+        truncate_dim = _positive(model.get("truncate_dim"))
+        requirements = model.get("requirements")
+        if requirements:
+            from sentence_transformers.util.environment import check_version_requirements
+
+            try:
+                check_version_requirements(requirements)
+            except ImportError as error:
+                refused.append(f"{file}: requirements: {' '.join(str(error).split())}")
+    if (kind := model.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
+        refused.append(f"{file}: model_type {kind} gives no sentence vectors")
+    name = model.get("default_prompt_name")
+    if name is not None and name not in prompts:
+        raise UserError(f"{file}: default_prompt_name {name!r} is none of its prompts; name one of them, or null")
+    return {"prompt": str(prompts.get(name) or ""), "truncate_dim": truncate_dim}
 
 
 def _positive(value: Any) -> int | None:
@@ -298,29 +281,8 @@ def _positive(value: Any) -> int | None:
     return int(value)
 
 
-def _prompt(model: dict[str, Any], file: Path) -> str:
-    prompts = {"query": "", "document": "", **(model.get("prompts") or {})}
-    name = model.get("default_prompt_name")
-    if name is not None and name not in prompts:
-        raise UserError(f"{file}: default_prompt_name {name!r} is none of its prompts; name one of them, or null")
-    return str(prompts.get(name) or "")
-
-
-def _unmet(requirements: Any, file: Path) -> list[str]:
-    """What sentence-transformers says of versions that the model needs and that are not installed."""
-    if not requirements:
-        return []
-    from sentence_transformers.util.environment import check_version_requirements
-
-    try:
-        check_version_requirements(requirements)
-    except ImportError as error:
-        return [f"{file}: requirements: {' '.join(str(error).split())}"]
-    return []
-
-
 def _read_pooling(folder: Path, refused: list[str]) -> tuple[tuple[str, ...], bool]:
-    """The modes, and whether a prompt is pooled."""
+    """Return the modes, and whether a prompt is pooled."""
     file = folder / "config.json"
     config = _read(file)
     if not config:
@@ -336,7 +298,7 @@ def _read_pooling(folder: Path, refused: list[str]) -> tuple[tuple[str, ...], bo
 
 
 def _read_modules(folder: Path, modules: list[_Module], refused: list[str]) -> Iterator[Dense | Normalize]:
-    """The modules after pooling; what is of another kind, or stands in the wrong place, goes to `refused`."""
+    """Yield the modules after pooling; what is of another kind, or stands in the wrong place, goes to `refused`."""
     for module in modules:
         file = module.folder / "config.json"
         if module.kind in ("Transformer", "Pooling", "Dropout"):
@@ -346,31 +308,113 @@ def _read_modules(folder: Path, modules: list[_Module], refused: list[str]) -> I
             continue
         config = _read(file)
         names = {config.get(key) or "sentence_embedding" for key in ("module_input_name", "module_output_name")}
+        given = str(config.get("activation_function", "torch.nn.Tanh"))
+        package, _, activation = given.rpartition(".")
         if names != {"sentence_embedding"}:
             refused.append(f"{file}: {module.kind} of {' and '.join(sorted(names))} is not applied here")
         elif module.kind == "Normalize":
             yield Normalize()
         elif not {"in_features", "out_features"} <= config.keys():
             refused.append(f"{file} lacks in_features or out_features of Dense")
+        elif not f"{package}.".startswith("torch.nn.") or activation not in ACTIVATIONS:
+            refused.append(f"{file}: activation_function {given} is not applied here")
         else:
-            yield from _dense(config, file, refused)
+            with _reading(file):
+                yield Dense(
+                    folder=module.folder,
+                    inputs=int(config["in_features"]),
+                    outputs=int(config["out_features"]),
+                    activation=activation,
+                    residual=bool(config.get("use_residual", False)),
+                )
     kinds = [module.kind for module in modules if module.kind != "Dropout"]
     if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
         refused.append(f"{folder / _MODULES}: modules {', '.join(kinds)} in this order are not applied here")
 
 
-def _dense(config: dict[str, Any], file: Path, refused: list[str]) -> Iterator[Dense]:
-    given = str(config.get("activation_function", "torch.nn.Tanh"))
-    package, _, activation = given.rpartition(".")
-    if not f"{package}.".startswith("torch.nn.") or activation not in ACTIVATIONS:
-        refused.append(f"{file}: activation_function {given} is not applied here")
-        return
+# What is taken of a folder, by the options --pooling and --layers.
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How hidden states become one sentence embedding, or, with the pooling `LOGITS`, the head's logits."""
+
+    pooling: str
+    """One of `POOLINGS`, several joined by "+", or `LOGITS`."""
+    layers: tuple[int, ...]
+    """Their pooled vectors are concatenated; 0 is the word embeddings, 1 the first layer."""
+    normalize: bool
+    """Whether each layer's vector has length 1."""
+    after: tuple[Dense | Normalize, ...] = ()
+    """Modules after the pooling of the only layer, if they are more than a normalization."""
+    truncate_dim: int | None = None
+    left_out: tuple[str, ...] = ()
+    """What the folder asks for besides, and the user's own --pooling or --layers leaves out."""
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The poolings of a layer, whose vectors are concatenated."""
+        return tuple(self.pooling.split("+"))
+
+    def modules(self) -> list[str]:
+        """Describe what is done after pooling besides a normalization, for the fingerprint."""
+        described = []
+        for step in self.after:
+            if isinstance(step, Normalize):
+                described.append("Normalize")
+                continue
+            shape = f"Dense {step.inputs} to {step.outputs}, {step.activation}{', residual' if step.residual else ''}"
+            weights = step.folder / DENSE_WEIGHTS
+            described.append(f"{shape}, {file_hash(weights)}" if weights.exists() else shape)
+        return described if self.truncate_dim is None else [*described, f"truncate_dim {self.truncate_dim}"]
+
+
+def choose_pooling(folder: TeacherFolder, pooling: str | None) -> str | None:
+    """Return `LOGITS` if they are asked for, or there is a head and nothing else is; otherwise `pooling`.
+
+    Refuses, before anything large is loaded, a folder's own modules of which something is not applied here.
+    """
+    file = folder.transformer / "config.json"
     with _reading(file):
-        yield Dense(
-            folder=file.parent,
-            inputs=int(config["in_features"]),
-            outputs=int(config["out_features"]),
-            bias=bool(config.get("bias", True)),
-            activation=activation,
-            residual=bool(config.get("use_residual", False)),
+        head = any(str(name).endswith("ForSequenceClassification") for name in _read(file).get("architectures") or [])
+    if pooling == LOGITS and not head:
+        raise UserError(
+            f"--pooling logits: the teacher has no classification head ({file} names none that ends in "
+            "ForSequenceClassification); fine-tune the teacher first, or take --pooling cls, mean or max"
         )
+    if pooling is None and head and not folder.pools:
+        return LOGITS
+    if pooling is None and folder.refused:
+        raise UserError(f"{folder.refused[0]}; --pooling mean takes the transformer's own states")
+    return pooling
+
+
+def make_recipe(folder: TeacherFolder, pooling: str | None, layers: Sequence[int], last: int) -> Recipe:
+    """Combine what the user asked for, see `choose_pooling`, with what the folder brings.
+
+    Layers may be negative, counted from `last`, the number of the last one.
+    """
+    absolute = tuple(layer if layer >= 0 else last + 1 + layer for layer in layers)
+    if len(set(absolute)) < len(absolute):
+        raise UserError(f"--layers {','.join(map(str, layers))} names a layer twice")
+    wrong = [str(given) for given, layer in zip(layers, absolute, strict=True) if not 0 <= layer <= last]
+    if wrong or not absolute:
+        raise UserError(f"--layers {','.join(wrong)}: this teacher has layers 0 to {last} (or -1 to {-last - 1})")
+    names = folder.poolings if pooling is None else pooling.split("+")
+    if pooling != LOGITS and (unknown := [name for name in names if name not in POOLINGS]):
+        raise UserError(f"--pooling {pooling}: {unknown[0]} is none of {', '.join(POOLINGS)}")
+    if {LOGITS, POOLER} & set(names) and (absolute != (last,) or len(names) > 1):
+        raise UserError(f"--pooling {pooling} goes with the last layer only, and alone; leave --layers out")
+    if pooling == LOGITS:
+        return Recipe(LOGITS, absolute, normalize=False)
+    own = pooling is None and absolute == (last,)
+    left_out = [*folder.refused, *("Dense" for step in folder.after if isinstance(step, Dense))]
+    left_out += [f"truncate_dim {folder.truncate_dim}"] if folder.truncate_dim else []
+    after, truncate_dim = (folder.after, folder.truncate_dim) if own else ((), None)
+    normalize = Normalize() in folder.after
+    if after in ((), (Normalize(),)) and truncate_dim is None:
+        after = ()
+    else:
+        # What comes out has length 1 if nothing changes it after the last normalization.
+        normalize = after[-1:] == (Normalize(),) and truncate_dim is None
+    return Recipe("+".join(names), absolute, normalize, after, truncate_dim, () if own else tuple(left_out))

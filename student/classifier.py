@@ -22,10 +22,10 @@ from sentence_distill.pipeline.load import (
     Located,
     load_tokenizer,
     require_vocabulary,
+    separator_tokens,
     special_tokens,
     unusable,
 )
-from sentence_distill.pipeline.pairs import separator_tokens
 from sentence_distill.pipeline.teacher_folder import read_folder
 from sentence_distill.student.figures import Outcome, TaskRecord, TeacherRecord
 from sentence_distill.student.files import FINETUNED_TEACHER, HEAD, TASK

@@ -134,7 +134,7 @@ def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> 
     trained, recorded = distillation["corpus"]["fingerprint"], distillation["teacher"]
     # If modules follow the pooling in the teacher's folder, only the folder's own pooling applies them.
     pooling = None if "modules" in trained else recorded["pooling"]
-    teacher = Teacher.load(located, pooling=pooling, layers=recorded["layers"], device=_CPU, dtype=precision)
+    teacher = Teacher(located, pooling=pooling, layers=recorded["layers"], device=_CPU, dtype=precision)
     now = {"special_tokens": [teacher.prefix, teacher.suffix], **teacher.reading()}
     fields = [field for field in READING if field in trained or field in now]
     fields += ["special_tokens"] if "special_tokens" in trained else []

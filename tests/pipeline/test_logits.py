@@ -24,9 +24,8 @@ from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.embed import embed_corpus
 from sentence_distill.pipeline.hardware import ATTENTION
-from sentence_distill.pipeline.load import Located
+from sentence_distill.pipeline.load import Located, tokenize_pairs
 from sentence_distill.pipeline.manifest import load_manifest, read_logits, verify_folder
-from sentence_distill.pipeline.pairs import tokenize_pairs
 from sentence_distill.pipeline.records import as_dict
 from sentence_distill.pipeline.shards import Shard
 from tests.conftest import contents, make_classifier, make_sentences

@@ -9,7 +9,8 @@ import pytest
 
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
-from sentence_distill.pipeline.spool import spool_hub_dataset, spool_stream
+from sentence_distill.pipeline import embed
+from sentence_distill.pipeline.embed import copy_hub_dataset, copy_stream
 from tests.conftest import wait_for
 
 
@@ -18,7 +19,7 @@ def texts(path, **options):
 
 
 def test_standard_input_is_kept_so_that_it_can_be_read_again(tmp_path):
-    path = spool_stream(io.BytesIO(b"A line from a pipe.\n"), tmp_path)
+    path = copy_stream(io.BytesIO(b"A line from a pipe.\n"), tmp_path)
     assert texts(path) == texts(path) == ["A line from a pipe.\n"]
 
 
@@ -35,28 +36,28 @@ def test_a_hub_dataset_is_streamed_once_and_kept(tmp_path, monkeypatch):
         return real("json", data_files=str(source), split=split, streaming=True)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("sentence_distill.pipeline.spool.ask_hub", lambda question: None)
-    path = spool_hub_dataset("some/corpus:en", "body", tmp_path / "copy")
+    monkeypatch.setattr(embed, "ask_hub", lambda question: None)
+    path = copy_hub_dataset("some/corpus:en", "body", tmp_path / "copy")
     assert texts(path, text_column="body") == ["A line of the hub.", "Größer."]
-    pairs = spool_hub_dataset("some/corpus:en", "body,more", tmp_path / "copy")
+    pairs = copy_hub_dataset("some/corpus:en", "body,more", tmp_path / "copy")
     assert texts(pairs, text_column="body,more") == ["A line of the hub.\tOne.", "Größer.\tTwo."]
     with pytest.raises(UserError, match=r"no column 'none' but body, more, id"):
-        spool_hub_dataset("some/corpus:en", "body,none", tmp_path / "copy")
+        copy_hub_dataset("some/corpus:en", "body,none", tmp_path / "copy")
     again = pytest.fail
-    monkeypatch.setattr("sentence_distill.pipeline.spool.ask_hub", lambda question: again("the hub was asked again"))
-    assert spool_hub_dataset("some/corpus:en", "body", tmp_path / "copy") == path
+    monkeypatch.setattr(embed, "ask_hub", lambda question: again("the hub was asked again"))
+    assert copy_hub_dataset("some/corpus:en", "body", tmp_path / "copy") == path
     monkeypatch.undo()
 
 
 def test_a_hub_dataset_that_can_not_be_had_is_an_error_at_once(tmp_path):
     with pytest.raises(UserError, match=r"some/corpus.*HF_HUB_OFFLINE.*--corpus wiki\.txt"):
-        spool_hub_dataset("some/corpus", "text", tmp_path)
+        copy_hub_dataset("some/corpus", "text", tmp_path)
 
 
 @pytest.fixture
 def hub_rows(monkeypatch):
     """Let a function be the hub's stream of rows."""
-    return lambda rows: monkeypatch.setattr("sentence_distill.pipeline.spool._hub_rows", lambda name, fields: rows())
+    return lambda rows: monkeypatch.setattr(embed, "_hub_rows", lambda name, fields: rows())
 
 
 def test_of_two_jobs_one_copies_and_the_other_waits_for_it(tmp_path, hub_rows):
@@ -74,9 +75,9 @@ def test_of_two_jobs_one_copies_and_the_other_waits_for_it(tmp_path, hub_rows):
 
     hub_rows(rows)
     with ThreadPoolExecutor() as jobs:
-        first = jobs.submit(spool_hub_dataset, "some/corpus", "text", tmp_path)
+        first = jobs.submit(copy_hub_dataset, "some/corpus", "text", tmp_path)
         wait_for(lambda: begun)
-        second = jobs.submit(spool_hub_dataset, "some/corpus", "text", tmp_path)
+        second = jobs.submit(copy_hub_dataset, "some/corpus", "text", tmp_path)
         wait_for(lambda: len(asked) == 2)
         go_on.set()
         assert first.result() == second.result()
@@ -92,7 +93,7 @@ def test_a_stream_of_the_hub_that_breaks_off_is_one_line_and_leaves_no_copy(tmp_
 
     hub_rows(rows)
     with pytest.raises(UserError, match=r"^dataset 'some/corpus' can't be read: 503 Server Error for url: x; .*$"):
-        spool_hub_dataset("some/corpus", "text", tmp_path)
+        copy_hub_dataset("some/corpus", "text", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -111,16 +112,16 @@ def test_all_of_the_hub_s_refusal_is_said_in_one_line(tmp_path, monkeypatch, err
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("sentence_distill.pipeline.spool.ask_hub", lambda question: None)
+    monkeypatch.setattr(embed, "ask_hub", lambda question: None)
     with pytest.raises(UserError) as raised:
-        spool_hub_dataset("some/corpus", "text", tmp_path)
+        copy_hub_dataset("some/corpus", "text", tmp_path)
     assert " ".join(str(error).split()) in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_what_a_job_that_died_had_copied_is_removed(tmp_path):
     (tmp_path / "stdin.zst.1-abcd.incomplete").write_bytes(b"a part")
-    path = spool_stream(io.BytesIO(b"A line from a pipe.\n"), tmp_path)
+    path = copy_stream(io.BytesIO(b"A line from a pipe.\n"), tmp_path)
     assert list(tmp_path.iterdir()) == [path]
 
 

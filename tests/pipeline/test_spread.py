@@ -173,7 +173,7 @@ def test_a_merge_of_what_does_not_belong_together_is_refused(sd, shards, tmp_pat
 def test_a_worker_with_another_teacher_than_the_run_s_is_refused(teacher_folder, shards):
     fingerprint = load_manifest(shards).fingerprint
     spec = TeacherSpec(located=Located(teacher_folder, teacher_folder.name), pooling="mean", precision="fp32")
-    job = Job(Corpus([]), EmbedConfig(rules=SentenceRules()), shards, fingerprint)
+    job = Job(Corpus([]), SentenceRules(), shards, fingerprint)
     require_same_teacher(spec.load("cpu").facts(), job)
     other = replace(spec, precision="bf16")
     with pytest.raises(UserError, match=r"--precision \(float32 there, bfloat16 here\)"):

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def load(folder, **options):
     options = {"device": CPU, "dtype": torch.float32, **options}
-    return Teacher.load(Located(folder, "tiny"), **options)
+    return Teacher(Located(folder, "tiny"), **options)
 
 
 def embed(teacher, sentences, budget=256):
@@ -146,7 +146,7 @@ def test_the_packaged_minilm_gives_the_vectors_of_sentence_transformers():
 
     located = locate_teacher("minilm")
     sentences = ["A cat sits on the mat.", "Stocks fell sharply on Monday, analysts said.", "Why?"]
-    got = embed(Teacher.load(located, device=CPU, dtype=torch.float32), sentences)
+    got = embed(Teacher(located, device=CPU, dtype=torch.float32), sentences)
     expected = SentenceTransformer(str(located.folder), device="cpu").encode(sentences)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
@@ -155,7 +155,7 @@ def test_bfloat16_stays_close_to_float32():
     sentences = ["A cat sits on the mat.", "Stocks fell sharply on Monday, analysts said."]
     located = locate_teacher("minilm")
     exact, rounded = (
-        embed(Teacher.load(located, device=CPU, dtype=dtype), sentences) for dtype in (torch.float32, torch.bfloat16)
+        embed(Teacher(located, device=CPU, dtype=dtype), sentences) for dtype in (torch.float32, torch.bfloat16)
     )
     assert ((exact * rounded).sum(axis=1) > 0.999).all()
 

@@ -34,7 +34,7 @@ MODES = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoke
 
 
 def load(folder, **options):
-    return Teacher.load(Located(folder, "tiny"), device=torch.device("cpu"), dtype=torch.float32, **options)
+    return Teacher(Located(folder, "tiny"), device=torch.device("cpu"), dtype=torch.float32, **options)
 
 
 def embed(teacher, sentences=SENTENCES):
