@@ -453,7 +453,7 @@ def load_distillation(folder: Path) -> dict[str, Any]:
             ) from None
         raise UserError(f"{folder} holds no student; train one: sd train-student --out {folder}") from None
     except (ValueError, msgspec.ValidationError, UserError) as error:
-        raise UserError(f"{path} is damaged ({error}); train the student again") from error
+        raise UserError(f"{path} is damaged or of another version ({error}); train the student again") from error
     return record
 
 

@@ -107,8 +107,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def wait_for(found: Callable[[], Any]) -> Any:
-    """What `found` returns once that is something; fails after a minute."""
-    deadline = time.monotonic() + 60
+    """What `found` returns once that is something; fails after ten minutes, if it hangs."""
+    deadline = time.monotonic() + 600
     while not (result := found()):
         assert time.monotonic() < deadline, "what was waited for did not come"
         time.sleep(0.002)

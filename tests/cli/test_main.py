@@ -1,6 +1,7 @@
 import io
 import sys
 from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,7 +36,7 @@ def test_commands_that_are_to_be_run_next_can_be_pasted_whatever_the_path(sd, tm
         ("cls", "sd train-student --shards"),
         ("logits", "sd finetune STUDENT --task NAME --logits"),
     ):
-        assert next_command("my shards", {"pooling": pooling}) == f"{command} 'my shards'"
+        assert next_command("my shards", SimpleNamespace(pooling=pooling, separator=None)) == f"{command} 'my shards'"
 
 
 def test_a_mistake_shows_its_traceback_only_where_that_is_asked_for(sd, capsys, monkeypatch):

@@ -74,6 +74,9 @@ def workplace(
     copies = {"shards": shards, "distilled": student_folder, "runs/tiny": student_folder, "glue": glue_folder}
     for name, source in {**copies, "my-bert": teacher_folder}.items():
         shutil.copytree(source, folder / name)
+    for name, place in {"distilled": "../shards", "runs/tiny": "../../shards"}.items():
+        record = json.loads((folder / name / "distillation.json").read_text())
+        (folder / name / "distillation.json").write_text(json.dumps({**record, "shards": place}))
     shutil.copy(glue_folder / "STS-B/dev.tsv", folder / "dev.tsv")
     commands = tmp_path / "bin"
     commands.mkdir()

@@ -425,8 +425,8 @@ def test_a_students_teacher_is_read_again_as_it_was(teacher_folder, corpus_file,
     embed_options = ("--corpus", corpus_file, "--teacher", folder, "--shard-rows", "200", "--precision", "fp32")
     assert sd("embed", *embed_options, "--out", shards) == 0
     manifest = json.loads((shards / "manifest.json").read_text())
-    assert (manifest.fingerprint.max_tokens, manifest.fingerprint.dim) == (60 - 2 - 4, 16)
-    assert manifest.notice == ""
+    assert (manifest["fingerprint"]["max_tokens"], manifest["fingerprint"]["dim"]) == (60 - 2 - 4, 16)
+    assert manifest["notice"] == ""
     shape = ("--embedding-dim", "16", "--hidden", "16", "--epochs", "1", "--batch-size", "16", "--held-out", "0.1")
     assert sd("train-student", "--shards", shards, "--out", student, *shape) == 0
     distillation = load_distillation(student)
@@ -446,7 +446,7 @@ def test_sentences_longer_than_the_teacher_reads_are_rejected(folder, corpus_fil
     assert sd(*arguments) == 0
     assert "reads 8 tokens of a sentence; longer ones are rejected" in capsys.readouterr().err
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest.fingerprint.max_tokens == 8
-    assert manifest.totals.rejected["too many tokens"] > 0
+    assert manifest["fingerprint"]["max_tokens"] == 8
+    assert manifest["totals"]["rejected"]["too many tokens"] > 0
     assert sd(*arguments[:-1], tmp_path / "other", "--max-tokens", "9") == 1
     assert "this teacher takes 8 at most" in capsys.readouterr().err

@@ -3,6 +3,7 @@ import shutil
 import threading
 import zipfile
 from queue import Queue
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -369,7 +370,7 @@ def test_logits_come_in_the_order_of_the_task_s_classes(glue_dir, tmp_path, monk
     logits = np.array([[1.0, 2.0]], dtype=np.float32)
 
     def holds(*labels):
-        found = Logits((["a"], ["b"]), logits, {"labels": list(labels)})
+        found = Logits((["a"], ["b"]), logits, SimpleNamespace(labels=list(labels)))
         monkeypatch.setattr("sentence_distill.student.task_data.read_logits", lambda shards: found)
         return from_logits(tmp_path, data).targets.tolist()
 

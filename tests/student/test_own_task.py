@@ -3,6 +3,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_scores_learned_from_a_teacher_of_any_unit_come_in_that_of_the_file(
     train = _write(tmp_path / "prices.jsonl", rows)
     named = animals * (180 // len(animals))
     scores = np.array([[unit(PRICES[animal])] for animal in named], dtype=np.float32)
-    found = Logits(([_sentence(rng, animal) for animal in named],), scores, {"labels": ["score"]})
+    found = Logits(([_sentence(rng, animal) for animal in named],), scores, SimpleNamespace(labels=["score"]))
     monkeypatch.setattr("sentence_distill.student.task_data.read_logits", lambda shards: found)
     out = tmp_path / "out"
     assert sd("finetune", student_folder, "--train", train, "--logits", shards, "--out", out, *LEARNS) == 0
@@ -140,7 +141,7 @@ def test_a_teacher_whose_scores_say_nothing_of_the_labels_is_refused(
     command = ("finetune", student_folder, "--train", train, "--logits", shards, "--out", tmp_path / "out", *LEARNS)
     for scores, message in ((lambda price: -price, "do not rise with the labels"), (lambda price: 3, "do not differ")):
         logits = np.array([[scores(row["label"])] for row in rows], dtype=np.float32)
-        found = Logits((texts,), logits, {"labels": ["score"]})
+        found = Logits((texts,), logits, SimpleNamespace(labels=["score"]))
         monkeypatch.setattr("sentence_distill.student.task_data.read_logits", lambda shards, found=found: found)
         assert sd(*command) == 1
         assert message in capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_skipped_batches_leave_the_rest_as_it_was(shards):
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped"])
-def test_a_damaged_shard_is_named_before_training_begins(shards, tmp_path, damage):
+def test_a_damaged_shard_is_named_before_a_row_of_it_is_used(shards, tmp_path, damage):
     folder = shutil.copytree(shards, tmp_path / "shards")
     shard = folder / "shard-00002.arrow"
     content = bytearray(shard.read_bytes())
@@ -106,7 +106,7 @@ def test_a_damaged_shard_is_named_before_training_begins(shards, tmp_path, damag
     if damage == "flipped":
         shard.write_bytes(content)
     with pytest.raises(UserError, match=r"shard-00002\.arrow.*sd embed"):
-        ShardStream(folder, held_out=0.1)
+        list(ShardStream(folder, held_out=0.1).batches(batch_size=16, seed=0, epoch=0))
 
 
 @pytest.mark.parametrize(
