@@ -154,10 +154,10 @@ def _print_eval(record: "EvalRecord") -> None:
     for what, why in record.skipped.items():
         click.echo(f"not measured: {what}: {why}")
     for name, model in record.models.items():
-        _print_texts(name, model.texts)
+        print_texts(name, model.texts)
 
 
-def _print_texts(name: str, texts: "dict[str, HeldOut]") -> None:
+def print_texts(name: str, texts: "dict[str, HeldOut]") -> None:
     """Show a model's agreement with the teacher on each text, and what to do where it is low."""
     from sentence_distill.student.figures import OWN_TEXT
 
@@ -171,14 +171,14 @@ def _print_texts(name: str, texts: "dict[str, HeldOut]") -> None:
         values = [found.cosine, found.recall_at_10, *(cosines.get(length) for length in sorted(lengths))]
         rows.append((text, f"{found.rows:,}" if found.rows else "", *_cells(".3f", values)))
     click.echo(f"\n{name}, cosine to the teacher by text and by tokens per sentence")
-    print_table(("text", "sentences", "cosine", "recall@10", *heads), rows)
+    print_table(("text", "sentences", "cosine", "recall@10", *heads), rows, least_width=120)
     own = texts[OWN_TEXT].cosine if OWN_TEXT in texts else None
     far = {text: found.cosine for text, found in texts.items() if own and found.cosine and own - found.cosine > _FAR}
     if far:
         corpora = " ".join(f"--corpus {shlex.quote(text)}" for text in far)
         click.echo(
-            f"{', '.join(far)}: more than {_FAR} below its own corpus. Train on such text too, about as much of it as of "
-            "general text:"
+            f"{', '.join(far)}: more than {_FAR} below its own corpus. Train on such text too, about as much of it "
+            "as of general text:"
         )
         click.echo(f"  sd embed {corpora} --corpus wiki.txt --out mixed/")
         click.echo(f"  sd train-student --shards mixed/ --init {shlex.quote(name)} --out mixed-student/")

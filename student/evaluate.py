@@ -106,22 +106,20 @@ def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
         _measure_speed(columns, shards, new)
     except UserError as error:
         new.skipped |= {"held-out fidelity": str(error), "speed": str(error)}
-    for model in models if texts else ():
-        if own := _recorded_fidelity(model, new.models[model.name]):
-            new.models[model.name].texts[OWN_TEXT] = own
-    for location, sentences in texts.items():
-        _measure_text(location, sentences, models, teachers, teacher_of, new)
+    if texts:
+        for model in models:
+            if recorded := _recorded_fidelity(model, new.models[model.name]):
+                new.models[model.name].texts[OWN_TEXT] = recorded
+        for location, sentences in texts.items():
+            _measure_text(location, sentences, models, teachers, teacher_of, new)
     if pairs is None:
         new.skipped["STS-B"] = "no pairs; name them with --sts dev.tsv or --glue-dir DIR"
     else:
         for model in columns:
             progress.log(f"STS-B of {model.name}: {len(pairs.labels):,} pairs")
             new.models[model.name].sts_spearman = metrics.sts_spearman(model.encode, pairs.texts, pairs.labels)
-    measures = ("held_out", "sts_spearman", "sentences_per_second")
-    figures = new.models.values()
-    if not any(one.texts for one in figures) and all(
-        getattr(one, name) is None for one in figures for name in measures
-    ):
+    measures = ("held_out", "texts", "sts_spearman", "sentences_per_second")
+    if not any(getattr(one, measure) for one in new.models.values() for measure in measures):
         reasons = "; ".join(f"{what}: {why}" for what, why in new.skipped.items())
         raise UserError(f"nothing could be measured, and nothing was written ({reasons})")
 
