@@ -19,16 +19,19 @@ from sentence_distill.pipeline.processes import keep_freed_memory
 from sentence_distill.student.config import ROWS, EvalConfig, GlueConfig, SpeedConfig
 
 if TYPE_CHECKING:
-    from sentence_distill.student.figures import EvalRecord, GlueFigures, SpeedRecord
+    from sentence_distill.student.figures import EvalRecord, GlueFigures, HeldOut, SpeedRecord
 
 _RUNS = {"eval": "sd eval alone", "speed": "--speed", "glue": "--glue"}
 # The runs that read an option; the others read all.
 _READ_BY = {
     "shards": ("eval", "speed"),
     "sts": ("eval", "speed"),
+    "texts": ("eval",),
     **{field.name: ("glue",) for field in fields_of(GlueConfig)},
     **{field.name: ("speed",) for field in fields_of(SpeedConfig)},
 }
+# A student is said to be far from its teacher on text whose mean cosine is lower by more than this.
+_FAR = 0.03
 # The keys by which each run knows its own earlier file of figures.
 _FIGURES = {"eval": {"models", "skipped"}, "glue": {"source", "rows"}, "speed": {"contenders", "threads"}}
 
@@ -58,7 +61,7 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
     if len(set(config.models)) < len(config.models):
         raise click.UsageError("a MODEL is named twice")
 
-    from sentence_distill.student.figures import figures_file, load_distillation, models_of
+    from sentence_distill.student.figures import eval_file, figures_file, load_distillation, models_of
     from sentence_distill.student.files import TASK, is_student, require_own_folder
 
     models = models_of(config)
@@ -67,18 +70,19 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
             raise UserError(f"--glue fine-tunes one student, not {len(models)} models; run it for each")
         require_own_folder(models[0])
         load_distillation(Path(models[0]))
-    elif not config.json_file and not any(map(is_student, models)):
+    elif not config.json_file and not config.texts and not any(map(is_student, models)):
         from sentence_distill.student.models import find_model
 
         for model in models:
             find_model(model)
     # All that is cheap to miss is missed before PyTorch is imported.
-    file = figures_file(config, f"{kind}.json")
+    file = eval_file(config) if kind == "eval" else figures_file(config, f"{kind}.json")
     if config.shards:
         from sentence_distill.pipeline.manifest import require_vectors
 
         require_vectors(config.shards)
-    check_file(file, config.overwrite, option="--json", own=lambda path: read_object(path).keys() >= _FIGURES[kind])
+    if file:
+        check_file(file, config.overwrite, option="--json", own=lambda path: read_object(path).keys() >= _FIGURES[kind])
     if config.sts_file:
         load_sts(config.sts_file)
     keep_freed_memory()
@@ -94,7 +98,8 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
             from sentence_distill.student.evaluate import evaluate as measure
 
             _print_eval(measure(config))
-    click.echo(f"figures: {file}")
+    if file:
+        click.echo(f"figures: {file}")
     if kind == "eval" and (students := [model for model in models if is_student(model)]):
         name = shlex.quote(students[0])
         if (Path(students[0]) / TASK).exists():
@@ -148,6 +153,35 @@ def _print_eval(record: "EvalRecord") -> None:
         click.echo(f"recall@10: {reason}")
     for what, why in record.skipped.items():
         click.echo(f"not measured: {what}: {why}")
+    for name, model in record.models.items():
+        print_texts(name, model.texts)
+
+
+def print_texts(name: str, texts: "dict[str, HeldOut]") -> None:
+    """Show a model's agreement with the teacher on each text, and what to do where it is low."""
+    from sentence_distill.student.figures import OWN_TEXT
+
+    if not texts:
+        return
+    lengths = list(dict.fromkeys((part.least, part.most) for found in texts.values() for part in found.by_length))
+    heads = [f"{least}+" if most is None else f"{least}-{most}" for least, most in sorted(lengths)]
+    rows = []
+    for text, found in texts.items():
+        cosines = {(part.least, part.most): part.cosine for part in found.by_length}
+        values = [found.cosine, found.recall_at_10, *(cosines.get(length) for length in sorted(lengths))]
+        rows.append((text, f"{found.rows:,}" if found.rows else "", *_cells(".3f", values)))
+    click.echo(f"\n{name}, cosine to the teacher by text and by tokens per sentence")
+    print_table(("text", "sentences", "cosine", "recall@10", *heads), rows, least_width=120)
+    own = texts[OWN_TEXT].cosine if OWN_TEXT in texts else None
+    far = {text: found.cosine for text, found in texts.items() if own and found.cosine and own - found.cosine > _FAR}
+    if far:
+        corpora = " ".join(f"--corpus {shlex.quote(text)}" for text in far)
+        click.echo(
+            f"{', '.join(far)}: more than {_FAR} below its own corpus. Train on such text too, about as much of it "
+            "as of general text:"
+        )
+        click.echo(f"  sd embed {corpora} --corpus wiki.txt --out mixed/")
+        click.echo(f"  sd train-student --shards mixed/ --init {shlex.quote(name)} --out mixed-student/")
 
 
 def _print_speed(record: "SpeedRecord") -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.lines import article_record, read_text, read_wikiextractor, refuse_no_text
 from sentence_distill.data.records import LINE_FORMATS, Position, Record, Row
+from sentence_distill.data.sentences import SentenceRules, split_sentences
 from sentence_distill.data.sources import (
     STANDARD_INPUT,
     Source,
@@ -147,6 +148,18 @@ class Corpus:
                     where = f"{source.name}, line {record.position.record + 1}"
                     cells = {} if record.text is None else {self.columns[0]: record.text.rstrip("\r\n")}
                     yield Row(where, cells, None, record.position, record.reason, record.excerpt)
+
+
+def sentences_of(locations: Sequence[str], count: int, rules: SentenceRules) -> list[str]:
+    """Return the first `count` different sentences of a corpus that keep the rules."""
+    texts = (record.text for record in Corpus.open(locations).records() if record.text is not None)
+    found = (sentence.text for text in texts for sentence in split_sentences(text, rules) if not sentence.reason)
+    unique: dict[str, None] = {}
+    for sentence in found:
+        unique[sentence] = None
+        if len(unique) == count:
+            break
+    return list(unique)
 
 
 def text_columns(text_column: str, option: str = "--text-column") -> tuple[str, ...]:

@@ -428,6 +428,14 @@ class EvalConfig(_Options):
     sts: Path | None = option(
         None, "TSV file with columns sentence1, sentence2 and score.", shown="STS-B/dev.tsv in --glue-dir"
     )
+    texts: tuple[str, ...] = option(
+        (),
+        "Text to measure on, in any form that sd embed takes; may be repeated. The teacher embeds up to 2,000 of its "
+        "sentences.",
+        flags=("--text",),
+        metavar="FILE",
+        repeated=True,
+    )
     teacher: str | None = option(
         None, "Teacher to compare with.", metavar="NAME", shown="the student's, if this machine has it"
     )

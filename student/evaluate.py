@@ -14,10 +14,12 @@ import torch
 from torch.nn import functional
 
 from sentence_distill.data import progress
+from sentence_distill.data.corpus import sentences_of
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import load_sts
 from sentence_distill.data.options import command_line, configured
 from sentence_distill.data.progress import Advance
+from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.manifest import require_vectors
 from sentence_distill.pipeline.records import Fingerprint
@@ -26,7 +28,7 @@ from sentence_distill.student import metrics
 from sentence_distill.student.config import EvalConfig, default_held_out
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.figures import (
-    EVAL,
+    OWN_TEXT,
     Environment,
     EvalRecord,
     Example,
@@ -34,7 +36,7 @@ from sentence_distill.student.figures import (
     ModelFigures,
     Sentences,
     Size,
-    figures_file,
+    eval_file,
     load_distillation,
     merged,
     models_of,
@@ -61,6 +63,9 @@ from sentence_distill.student.models import (
 )
 
 TIMED_SENTENCES = 2000
+TEXT_SENTENCES = 2000
+# Those to measure are spread over so many, as files are often sorted.
+_READ_SENTENCES = 100_000
 _REPEATS = 3
 
 
@@ -78,10 +83,11 @@ def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
         UserError: a model can't be opened, nothing could be measured, or there is no place for the figures.
     """
     config = configured(EvalConfig, config, options)
-    named, file = models_of(config), figures_file(config, EVAL)
+    named, file = models_of(config), eval_file(config)
     # All that is cheap to miss is missed before the first model is loaded.
     pairs = load_sts(config.sts_file) if config.sts_file else None
-    old = None if config.overwrite else read_figures(file, EvalRecord)
+    old = None if config.overwrite or file is None else read_figures(file, EvalRecord)
+    texts = {location: _sentences_of_text(location) for location in config.texts}
     located = [find_model(model) for model in named]
     models = []
     for given, name, found in zip(named, short_names(named), located, strict=True):
@@ -100,17 +106,25 @@ def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
         _measure_speed(columns, shards, new)
     except UserError as error:
         new.skipped |= {"held-out fidelity": str(error), "speed": str(error)}
+    if texts:
+        for model in models:
+            if recorded := _recorded_fidelity(model, new.models[model.name]):
+                new.models[model.name].texts[OWN_TEXT] = recorded
+        for location, sentences in texts.items():
+            _measure_text(location, sentences, models, teachers, teacher_of, new)
     if pairs is None:
         new.skipped["STS-B"] = "no pairs; name them with --sts dev.tsv or --glue-dir DIR"
     else:
         for model in columns:
             progress.log(f"STS-B of {model.name}: {len(pairs.labels):,} pairs")
             new.models[model.name].sts_spearman = metrics.sts_spearman(model.encode, pairs.texts, pairs.labels)
-    measures = ("held_out", "sts_spearman", "sentences_per_second")
-    if all(getattr(one, measure) is None for one in new.models.values() for measure in measures):
+    measures = ("held_out", "texts", "sts_spearman", "sentences_per_second")
+    if not any(getattr(one, measure) for one in new.models.values() for measure in measures):
         reasons = "; ".join(f"{what}: {why}" for what, why in new.skipped.items())
         raise UserError(f"nothing could be measured, and nothing was written ({reasons})")
 
+    if file is None:
+        return new
     if own := next((model.name for model in models if model.folder.resolve() == file.resolve().parent), None):
         new.student, new.teacher = own, teacher_of.get(own)
     everything = merged(old, new) if old else new
@@ -177,6 +191,54 @@ def _measure_fidelity(models: Sequence[Model], shards: Path, record: EvalRecord)
             record.reference = Sentences(reference.fingerprint.corpus_content, share)
         except UserError as error:
             record.skipped[what] = str(error)
+
+
+def _recorded_fidelity(model: Model, figures: ModelFigures) -> HeldOut | None:
+    """Return the figures on a student's own held-out sentences, from its record if its shards are not here."""
+    if figures.held_out and not figures.held_out.other_corpus:
+        return figures.held_out
+    recorded = model.distillation["metrics"].get("held_out") if model.distillation else None
+    return msgspec.convert(recorded, HeldOut) if recorded else None
+
+
+def _sentences_of_text(location: str) -> list[str]:
+    """Read the sentences to measure on, spread over the first 100,000 of a text; short ones count too."""
+    found = sentences_of([location], _READ_SENTENCES, SentenceRules(min_words=1))
+    if len(found) < 3:
+        raise UserError(f"--text {location} holds {len(found)} different sentences, too few to compare; name more text")
+    places = np.unique(np.linspace(0, len(found) - 1, min(len(found), TEXT_SENTENCES)).astype(np.int64))
+    return [found[place] for place in places]
+
+
+def _measure_text(
+    location: str,
+    sentences: Sequence[str],
+    models: Sequence[Model],
+    teachers: Sequence[Model],
+    teacher_of: dict[str, str],
+    record: EvalRecord,
+) -> None:
+    """Measure each model on text, against its teacher; one that is no student, against that of the first."""
+    progress.log(f"{location}: {len(sentences):,} sentences")
+    targets: dict[str, torch.Tensor] = {}
+    for model in models:
+        wanted = teacher_of.get(model.name) or next(iter(teacher_of.values()), "")
+        teacher = next((one for one in teachers if one.name == wanted), None)
+        if teacher is None:
+            record.skipped[f"{location} of {model.name}"] = "its teacher is not here; see --teacher"
+            continue
+        if wanted not in targets:
+            targets[wanted] = torch.from_numpy(teacher.encode(sentences))
+        vectors = torch.from_numpy(model.encode(sentences))
+        found = _across_widths(vectors, targets[wanted])
+        if model.student and vectors.shape[1] == targets[wanted].shape[1]:
+            same = metrics.public_targets(
+                targets[wanted], vectors.shape[1], normalize=model.student.encoder.config.normalize
+            )
+            found = msgspec.structs.replace(found, **metrics.fidelity(vectors, same))
+            lengths = model.student.tokenize(sentences).lengths
+            found.by_length = metrics.by_length(functional.cosine_similarity(vectors, same).numpy(), lengths)
+        record.models[model.name].texts[location] = found
 
 
 def _measure_speed(models: Sequence[Model], shards: Path, record: EvalRecord) -> None:

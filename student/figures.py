@@ -147,6 +147,9 @@ class Size(msgspec.Struct):
     megabytes: float
 
 
+OWN_TEXT = "its own corpus, held out"
+
+
 class ModelFigures(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Everything measured of one model."""
 
@@ -154,6 +157,8 @@ class ModelFigures(msgspec.Struct, kw_only=True, omit_defaults=True):
     weights: list[str] = []
     """Hashes of its weight files, by which a later run knows it again."""
     held_out: HeldOut | None = None
+    texts: dict[str, HeldOut] = {}
+    """Agreement with the teacher on other text, by the name of its file."""
     examples: list[Example] = []
     sts_spearman: float | None = None
     sentences_per_second: float | None = None
@@ -494,6 +499,15 @@ def figures_file(config: EvalConfig, name: str) -> Path:
     return file
 
 
+def eval_file(config: EvalConfig) -> Path | None:
+    """Return the file for the figures of `sd eval`; None if text is measured and no student is the user's.
+
+    Those figures are shown and written nowhere, so that a packaged student or one on the hub can be tried on text.
+    """
+    own = any((Path(model) / DISTILLATION).exists() for model in models_of(config))
+    return figures_file(config, EVAL) if own or config.json_file or not config.texts else None
+
+
 # The field of `ModelFigures` that a skipped measure leaves empty.
 _MEASURES = {"held-out fidelity": "held_out", "speed": "sentences_per_second", "STS-B": "sts_spearman"}
 
@@ -512,7 +526,8 @@ def merged(old: EvalRecord, new: EvalRecord) -> EvalRecord:
     for name, model in new.models.items():
         if earlier := _same_model(name, model, known, new.models):
             measured = {field: value for field, value in msgspec.structs.asdict(model).items() if value}
-            model = msgspec.structs.replace(known.pop(earlier), **measured)
+            before = known.pop(earlier)
+            model = msgspec.structs.replace(before, **{**measured, "texts": before.texts | model.texts})
         models[name] = model
     models |= {name: model for name, model in known.items() if name not in models}
     student, teacher = (new.student, new.teacher) if new.student else (old.student, old.teacher)

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from safetensors.torch import load_file, save
 from torch.nn import functional
 
 from sentence_distill.data import progress
-from sentence_distill.data.corpus import Corpus
+from sentence_distill.data.corpus import sentences_of
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.sentences import SentenceRules, split_sentences
+from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.files import write_atomically, write_json
 from sentence_distill.pipeline.shards import Shard
@@ -122,10 +121,7 @@ def sample_shards(shards: Path | None, distillation: dict[str, Any], student: Pa
 
 def sample_corpus(locations: Sequence[str], student: Student) -> Sample:
     """Take the first sentences of a corpus, each once, and measure with one in five."""
-    rules, records = SentenceRules(), Corpus.open(locations).records()
-    texts = (record.text for record in records if record.text is not None)
-    sentences = (found.text for text in texts for found in split_sentences(text, rules) if not found.reason)
-    tokens = student.tokenize(list(dict.fromkeys(islice(sentences, _FIT_SENTENCES + _MEASURED_SENTENCES))))
+    tokens = student.tokenize(sentences_of(locations, _FIT_SENTENCES + _MEASURED_SENTENCES, SentenceRules()))
     measured = np.arange(len(tokens)) % _MEASURED_SHARE == 0
     if measured.sum() < 3:
         raise UserError(f"--corpus: {len(tokens)} sentences are too few to reduce by; name more text")

@@ -1,18 +1,20 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import sentence_distill
+from sentence_distill.cli.eval import print_texts
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import Tokens
 from sentence_distill.student.card import model_card
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.evaluate import Reference
-from sentence_distill.student.figures import load_distillation
+from sentence_distill.student.figures import HeldOut, load_distillation
 from sentence_distill.student.metrics import (
     by_frequency,
     by_length,
@@ -22,7 +24,16 @@ from sentence_distill.student.metrics import (
     recall_figures,
 )
 from sentence_distill.student.model import encode_tokens
-from sentence_distill.student.models import find_model, find_teacher, megabytes, open_model, parameters, short_names
+from sentence_distill.student.models import (
+    find_model,
+    find_teacher,
+    megabytes,
+    open_model,
+    open_teacher,
+    parameters,
+    short_names,
+)
+from tests.conftest import make_sentences
 
 
 def neighbours(vectors: torch.Tensor, row: int, k: int) -> set[int]:
@@ -385,3 +396,60 @@ def test_what_is_loaded_and_measured_is_said_while_it_is(sd, student_folder, tea
         "STS-B of student: 3 pairs",
         "STS-B of teacher: 3 pairs",
     ]
+
+
+def test_a_student_is_compared_with_its_teacher_on_any_text(
+    sd, student_folder, teacher_folder, few_are_enough, tmp_path, capsys
+):
+    folder = shutil.copytree(student_folder, tmp_path / "student", ignore=shutil.ignore_patterns("eval.json"))
+    sentences = make_sentences(60)
+    (tmp_path / "same.txt").write_text("\n".join(sentences + sentences))
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": each}) for each in sentences[:40]))
+    shown = run(sd, capsys, folder, "--teacher", teacher_folder, "--text", tmp_path / "same.txt")
+    texts = json.loads((folder / "eval.json").read_text())["models"]["student"]["texts"]
+    found = texts[str(tmp_path / "same.txt")]
+    assert found["rows"] == 60, "each sentence once"
+    assert texts["its own corpus, held out"]["rows"] > 0
+    student, teacher = (
+        open_model(find_model(str(folder)), ""),
+        open_teacher(load_distillation(folder), str(teacher_folder), ""),
+    )
+    vectors, targets = (torch.from_numpy(model.encode(sentences)) for model in (student, teacher))
+    assert found["cosine"] == pytest.approx(
+        torch.nn.functional.cosine_similarity(vectors, targets).mean().item(), abs=1e-5
+    )
+    assert sum(part["rows"] for part in found["by_length"]) == 60
+    assert f"{found['cosine']:.3f}" in shown
+    run(sd, capsys, folder, "--teacher", teacher_folder, "--text", tmp_path / "rows.jsonl")
+    texts = json.loads((folder / "eval.json").read_text())["models"]["student"]["texts"]
+    assert {Path(name).name: each["rows"] for name, each in texts.items() if name.startswith(str(tmp_path))} == {
+        "same.txt": 60,
+        "rows.jsonl": 40,
+    }, "figures of an earlier run stay"
+
+
+def test_text_far_from_the_corpus_says_how_to_add_it(monkeypatch, capsys):
+    texts = {"its own corpus, held out": HeldOut(rows=500, cosine=0.9), "chat log.txt": HeldOut(rows=9, cosine=0.7)}
+    print_texts("student", texts)
+    shown = capsys.readouterr().out
+    assert "sd embed --corpus 'chat log.txt' --corpus wiki.txt --out mixed/" in shown
+    assert "sd train-student --shards mixed/ --init student" in shown
+    print_texts("student", {**texts, "chat log.txt": HeldOut(rows=9, cosine=0.88)})
+    assert "sd embed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "holds 0 different sentences"), ("A b c.\nA b c.\n", "holds 1 different sentences")]
+)
+def test_text_without_enough_sentences_is_an_error(sd, student_folder, tmp_path, capsys, text, said):
+    (tmp_path / "few.txt").write_text(text)
+    assert sd("eval", student_folder, "--text", tmp_path / "few.txt") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert said in error or "is empty" in error
+
+
+def test_a_student_that_is_not_the_users_is_measured_on_text_without_a_file(sd, teacher_folder, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("\n".join(make_sentences(20)))
+    shown = run(sd, capsys, "wiki-small", "--teacher", teacher_folder, "--text", tmp_path / "text.txt")
+    assert "figures:" not in shown
+    assert "text.txt of wiki-small" in shown, "its teacher is another one"
