@@ -220,8 +220,9 @@ def open_text(source: Source, offset: int) -> Iterator[io.TextIOWrapper]:
         try:
             yield text
         finally:
-            # The stream is closed by who opened it.
-            text.detach()
+            # Who opened the stream closes it, and has done so if this reader was left before its end.
+            if not stream.closed:
+                text.detach()
 
 
 def byte_size(text: str) -> int:

@@ -1,6 +1,7 @@
 """Who may import whom: data flows one way."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from importlib.util import find_spec
@@ -68,3 +69,17 @@ def test_benchmarks_import_what_is_there():
                     and not find_spec(f"{node.module}.{alias.name}")
                 ]
     assert not missing
+
+
+def test_the_tree_in_the_design_names_every_module_and_no_other():
+    tree = (ROOT / "docs/design.md").read_text(encoding="utf-8").split("```")[1]
+    named: dict[str, set[str]] = {}
+    for line in tree.splitlines()[1:]:
+        if not line.startswith(" "):
+            part = line.partition("/")[0]
+            named[part] = set()
+        else:
+            # Two blanks at least between names and what they are.
+            named[part] |= set(re.split(r"\s{2,}", line.strip())[0].split(", "))
+    there = {part: {file.stem for file in (ROOT / part).glob("*.py")} - {"__init__", "__main__"} for part in PARTS}
+    assert named == there
