@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,8 +15,9 @@ from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.config import HUB_PREFIX, EmbedConfig
 from sentence_distill.pipeline.files import lock_folder, open_folder, remove_temporaries, write_atomically
-from sentence_distill.pipeline.processes import keep_few_kernels, keep_freed_memory
-from sentence_distill.pipeline.records import PLAN, Fingerprint, Manifest, Totals
+
+if TYPE_CHECKING:
+    from sentence_distill.pipeline.records import Fingerprint, Manifest, Totals
 
 # Above this share what is left out is worth a line.
 _MUCH = 0.1
@@ -77,10 +79,13 @@ def embed(config: EmbedConfig) -> None:
         config.require_consistent()
     except UserError as error:
         raise click.UsageError(str(error)) from error
+    from sentence_distill.pipeline.processes import keep_few_kernels, keep_freed_memory
+
     # Before torch is imported.
     keep_few_kernels()
     keep_freed_memory()
     from sentence_distill.pipeline import embed as stage
+    from sentence_distill.pipeline.records import Manifest
 
     with stopped_by_signals(lambda: _stopped(config)):
         result = stage.embed(config)
@@ -107,7 +112,7 @@ def _stopped(config: EmbedConfig) -> str:
     return f"stopped; what {config.out} holds stays: run the same command again to resume"
 
 
-def _summary(out: str, manifest: Manifest) -> None:
+def _summary(out: str, manifest: "Manifest") -> None:
     totals = manifest.totals
     rejected = sum(totals.rejected.values())
     click.echo(
@@ -122,7 +127,7 @@ def _summary(out: str, manifest: Manifest) -> None:
     click.echo(f"next: {next_command(out, manifest.fingerprint)}")
 
 
-def _lost(totals: Totals) -> Iterator[str]:
+def _lost(totals: "Totals") -> Iterator[str]:
     """Say which option keeps what was left out, if that is much."""
     for reason, count in {**totals.rejected, "duplicates": totals.duplicates}.items():
         if reason in _KEPT_BY and count > _MUCH * totals.sentences:
@@ -130,7 +135,7 @@ def _lost(totals: Totals) -> Iterator[str]:
             yield f"note: {share:.0%} of the sentences are left out as {reason}: {_KEPT_BY[reason]}"
 
 
-def next_command(folder: str | Path, fingerprint: Fingerprint) -> str:
+def next_command(folder: str | Path, fingerprint: "Fingerprint") -> str:
     """Return the command that uses finished shards."""
     folder = shlex.quote(str(folder))
     if fingerprint.pooling == "logits":
@@ -210,6 +215,7 @@ def merge(folder: Path) -> None:
     """Close a folder that the jobs of sd embed --slice filled: write its manifest, once every shard is there."""
     from sentence_distill.pipeline.manifest import close_folder, require_shards
     from sentence_distill.pipeline.plan import Plan
+    from sentence_distill.pipeline.records import PLAN
 
     plan = Plan.load(folder / PLAN)
     if plan is None:

@@ -15,7 +15,6 @@ from sentence_distill.cli.out_file import check_file, read_object, refuse_other
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import load_sts, set_name
 from sentence_distill.data.options import fields_of
-from sentence_distill.pipeline.processes import keep_freed_memory
 from sentence_distill.student.config import ROWS, EvalConfig, GlueConfig, SpeedConfig
 
 if TYPE_CHECKING:
@@ -85,6 +84,8 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
         check_file(file, config.overwrite, option="--json", own=lambda path: read_object(path).keys() >= _FIGURES[kind])
     if config.sts_file:
         load_sts(config.sts_file)
+    from sentence_distill.pipeline.processes import keep_freed_memory
+
     keep_freed_memory()
     kept = f"the figures so far are in {file}, and the same command makes the rest" if glue else "nothing was written"
     with stopped_by_signals(f"stopped; {kept}"):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,7 +87,7 @@ def whole_or_none(folder: Path) -> Iterator[None]:
     def content() -> list[Path]:
         return [path for path in folder.iterdir() if path.name != LOCK_NAME]
 
-    aside = folder.with_name(f".{folder.name}.old.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+    aside = folder.with_name(f".{folder.name}.old.{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY}")
     aside.mkdir()
     for path in content():
         path.rename(aside / path.name)

@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
@@ -101,7 +100,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     if path.is_symlink():
         path = path.resolve()
     # Two writers of one file, jobs whose slices overlap for example, must not write into one temporary.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY}")
     try:
         with temporary.open("w+b") as file:
             yield file

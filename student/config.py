@@ -18,7 +18,6 @@ from sentence_distill.data.options import (
     parse_seconds,
 )
 from sentence_distill.data.records import InputFormat
-from sentence_distill.pipeline.processes import cores
 
 POOLINGS = ("mean", "max", "mean+max")
 INITS = ("pca", "random")
@@ -411,6 +410,9 @@ class GlueConfig(_Options):
 
 def _parse_threads(text: str) -> tuple[int, ...]:
     """Read numbers of threads, as in 1,8; `all` stands for the number of cores."""
+    # multiprocessing takes long to import for what no help needs.
+    from sentence_distill.pipeline.processes import cores
+
     numbers = parse_list(int, re.sub(r"\ball\b", str(cores()), text))
     if min(numbers) < 1:
         raise ValueError(f"{text!r} must be at least 1")
