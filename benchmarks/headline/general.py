@@ -1,0 +1,30 @@
+"""From what general.sh measured to a dated result.
+
+usage: python benchmarks/headline/general.py GENERAL_JSON
+"""
+
+import argparse
+from pathlib import Path
+
+from record import write_result
+from table import read
+
+FIGURES = ("rows", "cosine", "recall_at_10", "rank_agreement")
+
+
+def main() -> None:
+    """Gather and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("figures", type=Path)
+    record = read(parser.parse_args().figures)
+    rows = []
+    for name, model in record["models"].items():
+        for text, found in {"held out of the mixture": model.get("held_out", {}), **model.get("texts", {})}.items():
+            if "cosine" in found:
+                rows.append({"model": name, "text": text, **{key: found.get(key) for key in FIGURES}})
+        rows.append({"model": name, "text": "STS-B dev", "sts_spearman": round(model["sts_spearman"], 4)})
+    write_result("general", {"command": record["command"]}, rows)
+
+
+if __name__ == "__main__":
+    main()
