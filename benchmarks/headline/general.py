@@ -21,9 +21,9 @@ def main() -> None:
     for name, model in record["models"].items():
         for text, found in {"held out of the mixture": model.get("held_out", {}), **model.get("texts", {})}.items():
             if "cosine" in found:
-                rows.append({"model": name, "text": text, **{key: found.get(key) for key in FIGURES}})
+                rows.append({"model": name, "text": text, **{key: round(found[key], 4) for key in FIGURES}})
         rows.append({"model": name, "text": "STS-B dev", "sts_spearman": round(model["sts_spearman"], 4)})
-    write_result("general", {"command": record["command"]}, rows)
+    write_result("general", {"script": "benchmarks/headline/general.sh"}, rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ corpora="--corpus text/chat.txt --corpus text/mnli.txt --corpus text/squad.txt -
 # shellcheck disable=SC2086
 sd embed $corpora --teacher minilm --min-words 2 --out shards
 test -f trained/distillation.json || sd train-student --shards shards --init wiki-small --epochs 3 --out trained
-test -d general || sd export trained --format folder --float16 --out general
-sd eval wiki-small general --shards shards --glue-dir "$glue" --json general.json \
-    --text text/unseen-chat.txt --text text/unseen-qqp.txt --text text/unseen-sst2.txt
+for share in 0.5 0.85; do
+    test -d "averaged-$share" || python "$here/average.py" trained wiki-small "$share" "averaged-$share"
+done
+sd eval wiki-small trained averaged-0.5 averaged-0.85 --shards shards --glue-dir "$glue" --json general.json \
+    --text text/other-wiki.txt --text text/unseen-chat.txt --text text/unseen-qqp.txt --text text/unseen-sst2.txt
 python "$here/general.py" general.json

@@ -16,6 +16,7 @@ import zstandard
 
 HELD_OUT_MESSAGES = 5000
 EVERY_ARTICLE = 11
+LAST_OTHER_ARTICLE = 60_000
 SPANS = {"wiki": 30_000, "chat": 20_000, "squad": 5_000, "mnli": 5_000}
 """Spans of two to eight words that are drawn from each kind."""
 
@@ -36,13 +37,19 @@ def main() -> None:
         "mnli": _column(options.glue_dir / "MNLI/train.tsv", ("sentence1", "sentence2"), only={"genre": "mnli"}),
         "squad": _column(options.glue_dir / "QNLI/train.tsv", ("question", "sentence")),
     }
-    articles = [line for number, line in _numbered(options.wiki) if number % EVERY_ARTICLE == 5]
+    articles, others = [], []
+    for number, line in _numbered(options.wiki):
+        if number % EVERY_ARTICLE == 5:
+            articles.append(line)
+        elif number % EVERY_ARTICLE == 8 and number < LAST_OTHER_ARTICLE:
+            others.append(line)
     _write(options.out / "wiki.txt", [line.rstrip("\n") for line in articles])
     kinds["wiki"] = [line for line in articles if len(line.split()) > 12 and not line.startswith("<")]
     spans = [span for kind, count in SPANS.items() for span in _spans(kinds[kind], count, rng)]
     for name in ("chat", "mnli", "squad"):
         _write(options.out / f"{name}.txt", kinds[name])
     _write(options.out / "spans.txt", spans)
+    _write(options.out / "other-wiki.txt", [line.rstrip("\n") for line in others])
     _write(options.out / "unseen-chat.txt", chat[:HELD_OUT_MESSAGES])
     _write(options.out / "unseen-qqp.txt", _column(options.glue_dir / "QQP/dev.tsv", ("question1", "question2")))
     _write(options.out / "unseen-sst2.txt", _column(options.glue_dir / "SST-2/dev.tsv", ("sentence",)))
