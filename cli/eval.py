@@ -60,6 +60,7 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
     if len(set(config.models)) < len(config.models):
         raise click.UsageError("a MODEL is named twice")
 
+    from sentence_distill.pipeline.processes import keep_freed_memory
     from sentence_distill.student.figures import eval_file, figures_file, load_distillation, models_of
     from sentence_distill.student.files import TASK, is_student, require_own_folder
 
@@ -84,8 +85,6 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
         check_file(file, config.overwrite, option="--json", own=lambda path: read_object(path).keys() >= _FIGURES[kind])
     if config.sts_file:
         load_sts(config.sts_file)
-    from sentence_distill.pipeline.processes import keep_freed_memory
-
     keep_freed_memory()
     kept = f"the figures so far are in {file}, and the same command makes the rest" if glue else "nothing was written"
     with stopped_by_signals(f"stopped; {kept}"):
@@ -98,7 +97,7 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
         else:
             from sentence_distill.student.evaluate import evaluate as measure
 
-            _print_eval(measure(config))
+            _print_eval(measure(config), models)
     if file:
         click.echo(f"figures: {file}")
     if kind == "eval" and (students := [model for model in models if is_student(model)]):
@@ -114,8 +113,9 @@ def _cells(form: str, values: Sequence[Any]) -> list[str]:
     return ["" if value is None else format(value, form) for value in values]
 
 
-def _print_eval(record: "EvalRecord") -> None:
+def _print_eval(record: "EvalRecord", named: Sequence[str]) -> None:
     from sentence_distill.student.figures import HeldOut, too_few
+    from sentence_distill.student.models import short_names
 
     models = list(record.models.values())
     held_out = [model.held_out or HeldOut() for model in models]
@@ -154,12 +154,13 @@ def _print_eval(record: "EvalRecord") -> None:
         click.echo(f"recall@10: {reason}")
     for what, why in record.skipped.items():
         click.echo(f"not measured: {what}: {why}")
+    given = dict(zip(short_names(named), named, strict=True))
     for name, model in record.models.items():
-        print_texts(name, model.texts)
+        print_texts(given.get(name, name), model.texts)
 
 
 def print_texts(name: str, texts: "dict[str, HeldOut]") -> None:
-    """Show a model's agreement with the teacher on each text, and what to do where it is low."""
+    """Show the agreement of a model, named as the user named it, with the teacher on each text, and what to do."""
     from sentence_distill.student.figures import OWN_TEXT
 
     if not texts:

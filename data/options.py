@@ -152,23 +152,30 @@ def check(config: Any) -> None:
                 raise UserError(f"{each.flag} {problem}, not {one!r}")
 
 
-def command_line(command: str, config: Any) -> str:
-    """Return the command that runs a job with these options; defaults are left out."""
-    values = dict(_values(config))
+def command_line(command: str, *configs: Any) -> str:
+    """Return the command that runs a job with the options of configs; defaults are left out.
+
+    A text among the configs stands as it is: the flag with which the options of the next go.
+    """
     parts: list[str] = []
     flags: list[str] = []
-    for each in fields_of(type(config)):
-        value = values[each.name]
-        if value == each.default or not each.given:
+    for config in configs:
+        if isinstance(config, str):
+            flags.append(config)
             continue
-        every = value if each.repeated else (value,)
-        if each.argument:
-            parts += map(str, every)
-        elif each.kind is bool:
-            on, _, off = (each.flags[0] if each.flags else each.flag).partition("/")
-            flags.append(on if value or not off else off)
-        else:
-            flags += [part for one in every for part in (each.flag, written(one))]
+        values = dict(_values(config))
+        for each in fields_of(type(config)):
+            value = values[each.name]
+            if value == each.default or not each.given:
+                continue
+            every = value if each.repeated else (value,)
+            if each.argument:
+                parts += map(str, every)
+            elif each.kind is bool:
+                on, _, off = (each.flags[0] if each.flags else each.flag).partition("/")
+                flags.append(on if value or not off else off)
+            else:
+                flags += [part for one in every for part in (each.flag, written(one))]
     return shlex.join(["sd", *command.split(), *parts, *flags])
 
 

@@ -143,7 +143,7 @@ class Shard:
 
 
 def shard_texts(path: Path, rows: np.ndarray | None = None) -> list[str]:
-    """Return the sentences of a shard that keeps its text; pairs as they stand there, see `join_sides`.
+    """Return the sentences of a shard that keeps its text; pairs with the tab between their sides.
 
     Args:
         path: of the Arrow file.

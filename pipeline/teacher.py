@@ -144,7 +144,7 @@ class Teacher:
         A named `pooling` takes the transformer's own states, or the logits of its head; so do other `layers` than the
         last. None takes all modules of a sentence-transformers folder, the logits of a teacher that has a head, and
         otherwise what `SentenceTransformer` takes of a plain transformer, the mean. `pairs` says whether what it embeds
-        are pairs of sentences, see `join_sides`.
+        are pairs of sentences, see `tokenize_pairs`.
         """
         folder = read_folder(located.folder)
         pooling = choose_pooling(folder, pooling)

@@ -190,7 +190,7 @@ def load_classifier(folder: Path) -> tuple[StudentClassifier, Task]:
 
 @dataclass(frozen=True)
 class TorchClassifier:
-    """A `Predictor` in PyTorch."""
+    """A fine-tuned student in PyTorch; see `OnnxClassifier`."""
 
     model: StudentClassifier
     """The model in evaluation mode, on the device that computes."""
@@ -244,7 +244,7 @@ class TeacherClassifier(nn.Module):
                 output_loading_info=True,
                 **folder.config_options,
             )
-        except (*LOADING_ERRORS, SafetensorError) as error:
+        except LOADING_ERRORS as error:
             raise unusable(located, error) from error
         encoder = f"{model.base_model_prefix}."
         lacking = [name for name in report["missing_keys"] if name.startswith(encoder) and ".pooler." not in name]

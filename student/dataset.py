@@ -199,8 +199,9 @@ class ShardStream:
             for first in range(0, len(order), together):
                 yield window.take(order[first : first + together], self._columns)
 
-    def _held_out_rows(self, count: int) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
-        """Find the held-out rows with the lowest ids: numbers and rows of shards, and how to order them all by id.
+    @cached_property
+    def _held_out_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The held-out rows with the lowest ids, ascending, at most 20,000: int64[n] numbers of shards, and of rows.
 
         Ids are hashes, so these are a random sample, and so are the first rows of it; the order of the corpus plays no
         part.
@@ -210,15 +211,20 @@ class ShardStream:
             shard = self._shards.open(number)
             rows.append(self._split(shard)[1])
             ids.append(np.array(shard.ids[rows[-1]]))
-        every = np.concatenate(ids)
-        kept = np.sort(np.argsort(every, kind="stable")[:count])
-        cuts = np.searchsorted(kept, np.cumsum([len(each) for each in ids])[:-1])
-        parts = np.split(np.concatenate(rows)[kept], cuts)
-        return [(number, part) for number, part in enumerate(parts) if len(part)], np.argsort(every[kept])
+        lowest = np.argsort(np.concatenate(ids), kind="stable")[:_HELD_OUT_ROWS]
+        shards = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
+        return shards[lowest], np.concatenate(rows)[lowest]
+
+    def _by_shard(self, count: int) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
+        """Return the first `count` held-out rows as they lie, by shard, and where each of them has gone, int64[n]."""
+        shards, rows = (each[:count] for each in self._held_out_rows)
+        order = np.lexsort((rows, shards))
+        parts = [(int(number), np.sort(rows[shards == number])) for number in np.unique(shards)]
+        return parts, np.argsort(order)
 
     def held_out(self) -> tuple[Tokens, torch.Tensor]:
         """Read the held-out rows with the lowest ids, ascending: tokens and float32[n, dim], n at most 20,000."""
-        places, order = self._held_out_rows(_HELD_OUT_ROWS)
+        places, order = self._by_shard(_HELD_OUT_ROWS)
         # Three rows are the fewest among which ranks of similarities can agree or not.
         if len(order) < 3:
             raise UserError(f"only {len(order)} rows are held out; take a larger corpus, or raise --held-out")
@@ -233,7 +239,7 @@ class ShardStream:
         """Read the sentences of the first `count` rows of `held_out`; None if the shards keep no text."""
         if not self.fingerprint.keep_text:
             return None
-        places, order = self._held_out_rows(count)
+        places, order = self._by_shard(count)
         texts = [text for number, rows in places for text in self._shards.texts(number, rows)]
         return [texts[place] for place in order]
 

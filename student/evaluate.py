@@ -229,15 +229,13 @@ def _measure_text(
             continue
         if wanted not in targets:
             targets[wanted] = torch.from_numpy(teacher.encode(sentences))
-        vectors = torch.from_numpy(model.encode(sentences))
-        found = _across_widths(vectors, targets[wanted])
-        if model.student and vectors.shape[1] == targets[wanted].shape[1]:
-            same = metrics.public_targets(
-                targets[wanted], vectors.shape[1], normalize=model.student.encoder.config.normalize
-            )
-            found = msgspec.structs.replace(found, **metrics.fidelity(vectors, same))
-            lengths = model.student.tokenize(sentences).lengths
-            found.by_length = metrics.by_length(functional.cosine_similarity(vectors, same).numpy(), lengths)
+        if model.student is None:
+            found = _across_widths(torch.from_numpy(model.encode(sentences)), targets[wanted])
+        else:
+            tokens, encoder = model.student.tokenize(sentences), model.student.encoder
+            dim, normalize = targets[wanted].shape[1], encoder.config.normalize
+            same = metrics.public_targets(targets[wanted], dim, normalize=normalize)
+            found = _agreement(encode_tokens(encoder, tokens), same, tokens.lengths)
         record.models[model.name].texts[location] = found
 
 
@@ -298,16 +296,25 @@ def held_out_fidelity(model: Model, reference: Reference) -> tuple[HeldOut, list
     vectors = encode_tokens(encoder, reference.tokens)
     targets = metrics.public_targets(reference.targets, dim, normalize=encoder.config.normalize)
     examples = metrics.nearest_examples(reference.texts, vectors, targets) if reference.texts else []
-    found = _across_widths(vectors, targets)
+    # Counted in another corpus, frequencies would not be what training saw.
+    found = _agreement(vectors, targets, reference.tokens.lengths, reference.rarest if own else None)
     found.other_corpus = None if own else str(reference.shards)
+    return found, examples
+
+
+def _agreement(
+    vectors: torch.Tensor, targets: torch.Tensor, lengths: np.ndarray, rarest: np.ndarray | None = None
+) -> HeldOut:
+    """Compare a student's vectors of sentences with its teacher's; `lengths` in tokens, `rarest` as in `Reference`."""
+    found = _across_widths(vectors, targets)
     # Between vectors of two widths, those of a reduced student, there is no cosine.
     if vectors.shape[1] == targets.shape[1]:
         found = msgspec.structs.replace(found, **metrics.fidelity(vectors, targets))
         cosines = functional.cosine_similarity(vectors, targets).numpy()
-        found.by_length = metrics.by_length(cosines, reference.tokens.lengths)
-        # Counted in another corpus it would not be what training saw.
-        found.by_frequency = metrics.by_frequency(cosines, reference.rarest) if own else []
-    return found, examples
+        found.by_length = metrics.by_length(cosines, lengths)
+        if rarest is not None:
+            found.by_frequency = metrics.by_frequency(cosines, rarest)
+    return found
 
 
 def _across_widths(vectors: torch.Tensor, targets: torch.Tensor) -> HeldOut:

@@ -14,17 +14,14 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub, offline_requested
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.student.config import StudentConfig
-from sentence_distill.student.figures import (
-    DISTILLATION,
-    load_distillation,
-)
+from sentence_distill.student.figures import DISTILLATION, EVAL, GLUE, SPEED, load_distillation
 
 CARD = "README.md"
 TASK = "task.json"
 HEAD = "head.safetensors"
 FINETUNED_TEACHER = "finetuning.json"
 """Record in the folder of a teacher that `sd finetune` wrote."""
-FIGURES = ("eval.json", "glue.json", "speed.json")
+FIGURES = (EVAL, GLUE, SPEED)
 """What sd eval measured of a student, in its folder."""
 EXPORT_FOLDER = "onnx"
 """Default name of an export's folder inside the student's."""

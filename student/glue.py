@@ -120,7 +120,7 @@ class GlueRun:
             finetuning={**asdict(self.fitter.config), "loop": LOOP, "synthetic": glue.synthetic},
             teacher_finetuning=asdict(self.teacher_fitter.config),
             rows={},
-            command=f"{command_line('eval', config)} --glue{command_line('', glue).removeprefix('sd')}",
+            command=command_line("eval", config, "--glue", glue),
         )
         self.predictions: dict[str, tuple[list[int], np.ndarray]] = {}
         """For each part of the submission the rows' numbers and what the best model over the seeds gives them."""

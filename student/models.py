@@ -101,7 +101,7 @@ def open_model(located: Located, name: str) -> Model:
         model = SentenceTransformer(
             str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
         )
-    except (*LOADING_ERRORS, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise UserError(f"{folder} holds no model that sentence-transformers can open ({first_line(error)})") from error
     precision = pick_precision("auto", _CPU, (*TEACHER, *STUDENT))
 

@@ -112,7 +112,7 @@ def measure_speed(config: EvalConfig, speed: SpeedConfig) -> SpeedRecord:
         rounds=speed.rounds,
         sts_pairs=len(pairs.labels) if pairs else None,
         environment=Environment.here(),
-        command=f"{command_line('eval', config)} --speed{command_line('', speed).removeprefix('sd')}",
+        command=command_line("eval", config, "--speed", speed),
     )
     write_figures(file, record)
     return record

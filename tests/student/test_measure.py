@@ -420,6 +420,7 @@ def test_a_student_is_compared_with_its_teacher_on_any_text(
     )
     assert sum(part["rows"] for part in found["by_length"]) == 60
     assert f"{found['cosine']:.3f}" in shown
+    assert f"{folder}, cosine to the teacher by text" in shown, "named as it was given, for --init"
     run(sd, capsys, folder, "--teacher", teacher_folder, "--text", tmp_path / "rows.jsonl")
     texts = json.loads((folder / "eval.json").read_text())["models"]["student"]["texts"]
     assert {Path(name).name: each["rows"] for name, each in texts.items() if name.startswith(str(tmp_path))} == {
