@@ -70,7 +70,7 @@ def one_layer(shards: Path, folder: Path) -> Path:
     for entry in manifest.shards:
         shard, sidecar = Shard.open(shards / entry.shard), read_sidecar(shards / entry.shard)
         assert sidecar is not None
-        table = make_table(shard.ids, shard.tokens, shard.embeddings[:, -width:], None)
+        table = make_table(shard.ids, shard.corpora, shard.tokens, shard.embeddings[:, -width:], None)
         written = write_shard(
             folder / entry.shard,
             table,

@@ -131,6 +131,9 @@ def _print_eval(record: "EvalRecord", named: Sequence[str]) -> None:
             ("recall_at_10_among_100", "  the same among the model's first 100", ".4f"),
         )
     ]
+    of_corpora = [{each.name: each.cosine for each in scores.by_corpus} for scores in held_out]
+    for corpus in dict.fromkeys(name for found in of_corpora for name in found):
+        rows.append((f"  cosine on {corpus}", ".4f", [found.get(corpus) for found in of_corpora]))
     for name, parts_of in (
         ("  cosine by length: {} tokens", [scores.by_length for scores in held_out]),
         ("  cosine by rarest token: seen {} times", [scores.by_frequency for scores in held_out]),

@@ -17,6 +17,7 @@ from sentence_distill.data.sources import (
     compression_of,
     cut_short,
     decompressed,
+    distinct_names,
     find_sources,
     plain_name,
     standard_input,
@@ -52,6 +53,8 @@ class Corpus:
     """The column of the text, or the two of a pair with a comma between."""
     keep_blank: bool = False
     """Blank lines of plain text are records too."""
+    names: Sequence[str] = ()
+    """Names of the locations that the sources were found at; see `Source.location`."""
 
     @classmethod
     def open(
@@ -65,7 +68,8 @@ class Corpus:
         log: Callable[[str], None] = lambda line: None,
     ) -> "Corpus":
         """Find the files of `locations` (see `find_sources`); for pairs all must have columns."""
-        corpus = cls(find_sources(locations, leave_out, log), format, text_column, keep_blank)
+        sources = find_sources(locations, leave_out, log)
+        corpus = cls(sources, format, text_column, keep_blank, distinct_names(locations))
         for source in corpus.sources if corpus.pairs else ():
             if (kind := format or detect_format(source)) in LINE_FORMATS:
                 raise UserError(

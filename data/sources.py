@@ -10,9 +10,10 @@ import select
 import sys
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NoReturn
 
@@ -60,6 +61,8 @@ class Source:
     size: int
     compression: str | None
     stream: io.BufferedReader | None = field(default=None, compare=False)
+    location: int = 0
+    """Which of the locations given it was found at, counted from 0."""
 
     def is_file(self, path: Path) -> bool:
         """Return whether it is the file at `path`, by whatever name or link."""
@@ -120,10 +123,32 @@ def find_sources(
     Of a folder, hidden files, READMEs and licenses are left out, and `log` is told; so is all that is no data file if
     it holds tables, as a clone of a dataset does. Nothing in the folder `leave_out`, the run's own output, is a source.
     """
-    sources = [source for location in locations for source in _expand(location, leave_out, log)]
+    sources = [
+        replace(source, location=number)
+        for number, location in enumerate(locations)
+        for source in _expand(location, leave_out, log)
+    ]
     if not sources:
         raise UserError("there is nothing to read; name a file, a folder, a glob or a URL")
     return sources
+
+
+def distinct_names(locations: Sequence[str]) -> list[str]:
+    """Name each location by as many of its last parts as tell it from the others: wiki.txt, or a/wiki.txt, b/wiki.txt.
+
+    What stands twice gets a number, so that all names differ.
+    """
+    paths = [os.path.abspath(each) if os.path.exists(each) else each.partition("::")[0] for each in locations]
+    parts = [path.rstrip("/").split("/") for path in paths]
+    most = max(map(len, parts), default=0)
+    tails = (["/".join(part[-depth:]) for part in parts] for depth in range(1, most + 1))
+    names = next((names for names in tails if len(set(names)) == len(names)), ["/".join(part[-1:]) for part in parts])
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return numbered
 
 
 def _expand(location: str, leave_out: Path | None, log: _Log) -> list[Source]:

@@ -30,7 +30,7 @@ from sentence_distill.pipeline.files import (
     write_atomically,
 )
 from sentence_distill.pipeline.load import Located, locate_teacher
-from sentence_distill.pipeline.manifest import close_folder
+from sentence_distill.pipeline.manifest import close_folder, require_current_format
 from sentence_distill.pipeline.plan import Plan, Slice, make_plan, quick_fingerprint, text_fingerprint
 from sentence_distill.pipeline.records import (
     MANIFEST,
@@ -171,6 +171,7 @@ class EmbedRun:
             **plan.fingerprint,
             **as_dict(self.teacher.fingerprint),
             **self._decided,
+            "corpora": list(self.corpus.names),
             "plan": plan.hash,
             "dim": self.teacher.dim,
             "vocabulary": self.teacher.vocabulary,
@@ -290,6 +291,7 @@ def _refuse_other_runs(out: Path, fields: dict[str, Any], corpus: Corpus, share:
         if sidecar is None:
             continue
         others += is_other
+        require_current_format(out, sidecar)
         known = as_dict(sidecar.fingerprint)
         old = {field: known.get(field) for field in fields}
         if differing := differing_fields(old, fields):

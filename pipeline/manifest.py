@@ -14,6 +14,7 @@ from sentence_distill.data.records import PAIR_SEPARATOR
 from sentence_distill.pipeline.files import replacing
 from sentence_distill.pipeline.plan import Plan
 from sentence_distill.pipeline.records import (
+    FORMAT_VERSION,
     MANIFEST,
     PLAN,
     PLAN_SIDECAR,
@@ -130,6 +131,15 @@ def file_problems(folder: Path, manifest: Manifest) -> list[str]:
     ]
 
 
+def require_current_format(folder: Path, sidecar: Sidecar) -> None:
+    """Refuse to write into a folder with shards of an earlier version."""
+    if sidecar.format != FORMAT_VERSION:
+        raise UserError(
+            f"{folder} has shard format {sidecar.format}, which this version reads but does not write; write to "
+            "another folder with --out"
+        )
+
+
 def close_folder(folder: Path, plan: Plan) -> Manifest:
     """Join the lists of rejected sentences, write the manifest and return it; its counts are sums over the sidecars."""
     shards = [folder / shard_name(part.index) for part in plan.slices]
@@ -146,6 +156,7 @@ def close_folder(folder: Path, plan: Plan) -> Manifest:
         )
     fingerprint = sidecars[0].fingerprint
     for sidecar in sidecars:
+        require_current_format(folder, sidecar)
         if differing := differing_fields(fingerprint, sidecar.fingerprint):
             raise UserError(
                 f"{folder}: {sidecar.shard} and {sidecars[0].shard} are of different runs, which differ in "
@@ -252,6 +263,8 @@ def _row_problem(shard: Path, sidecar: Sidecar) -> str:
         return "has other numbers of rows or tokens, or another width or type, than its sidecar says"
     if int(rows.tokens.ids.max(initial=0)) >= fingerprint.vocabulary:
         return "has a token id outside the vocabulary"
+    if fingerprint.corpora is not None and int(rows.corpora.max(initial=0)) >= len(fingerprint.corpora):
+        return "has a row of a corpus that its fingerprint does not name"
     if not np.isfinite(rows.embeddings).all():
         return "has an embedding that is not finite"
     if not ((rows.tokens.lengths > 0) & (rows.tokens.lengths <= fingerprint.max_tokens)).all():

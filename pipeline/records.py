@@ -9,7 +9,9 @@ import msgspec
 from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.files import dump_json, load_json, write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of what is written; version 1 lacks the column `corpus`, and is read."""
+_READABLE = (1, FORMAT_VERSION)
 MANIFEST = "manifest.json"
 SOURCES = "sources.json"
 PLAN = "plan.arrow"
@@ -66,6 +68,8 @@ class Fingerprint(TeacherFingerprint, frozen=True, kw_only=True, omit_defaults=T
     dtype: str
     keep_text: bool
     compression: str
+    corpora: list[str] | None = None
+    """Names of the corpora, one for each --corpus; the column `corpus` counts them. None in format 1."""
 
     @property
     def layer_dim(self) -> int:
@@ -121,7 +125,7 @@ class Sidecar(Entry, frozen=True, kw_only=True):
     rejected_xxh3_128: str
     fingerprint: Fingerprint
     notice: str = ""
-    """Format 1 has it; it is empty."""
+    """The format has it; it is empty."""
 
     @property
     def entry(self) -> Entry:
@@ -172,8 +176,11 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
     """Read a record whose checksum is right, or return None: a file that is missing or damaged does not exist."""
     try:
         content = load_json(path)
-        if content.get("format", FORMAT_VERSION) != FORMAT_VERSION:
-            raise UserError(f"{path.parent} has shard format {content['format']}, this version reads {FORMAT_VERSION}")
+        if content.get("format", FORMAT_VERSION) not in _READABLE:
+            raise UserError(
+                f"{path.parent} has shard format {content['format']}, and this version reads 1 and 2; "
+                "install a newer one"
+            )
         return msgspec.convert(content, kind)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
@@ -196,6 +203,7 @@ _CORPUS = {
     "corpus_bytes": "corpus files of another size",
     "corpus_names": "corpus files of other names",
     "corpus_content": "corpus files of another content",
+    "corpora": "the same files, named by other --corpus",
 }
 _TEACHER = {
     "teacher": "the teacher",

@@ -1,4 +1,4 @@
-"""The shard format, version 1: a file of rows, its sidecar, its list of rejections; see docs/shard-format.md."""
+"""The shard format, version 2: a file of rows, its sidecar, its list of rejections; see docs/shard-format.md."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,14 +44,22 @@ def token_dtype(vocabulary: int) -> type[np.unsignedinteger[Any]]:
     return np.uint16 if vocabulary <= 1 << 16 else np.uint32
 
 
-def make_table(ids: np.ndarray, tokens: Tokens, embeddings: np.ndarray, texts: Sequence[str] | None) -> pa.Table:
+def make_table(
+    ids: np.ndarray, corpora: np.ndarray, tokens: Tokens, embeddings: np.ndarray, texts: Sequence[str] | None
+) -> pa.Table:
     """Make the rows of one shard, in corpus order, an Arrow table.
 
-    uint64[n] `ids`; `tokens` in `token_dtype`, without special tokens; float16 or float32[n, dim] `embeddings`.
+    Args:
+        ids: uint64[n].
+        corpora: uint16[n], the number of each row's corpus.
+        tokens: of n sentences in `token_dtype`, without special tokens.
+        embeddings: float16 or float32[n, dim].
+        texts: the sentences; None leaves them out.
     """
     flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
     columns = {
         "id": pa.array(ids, pa.uint64()),
+        "corpus": pa.array(corpora, pa.uint16()),
         "input_ids": pa.ListArray.from_arrays(pa.array(tokens.offsets, pa.int32()), pa.array(tokens.ids)),
         "embedding": pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1]),
     }
@@ -117,11 +125,13 @@ class Shard:
 
     Args:
         ids: uint64[n].
+        corpora: uint16[n], the number of each row's corpus; 0 in format 1, which does not say.
         tokens: of n sentences.
         embeddings: float16 or float32[n, dim].
     """
 
     ids: np.ndarray
+    corpora: np.ndarray
     tokens: Tokens
     embeddings: np.ndarray
 
@@ -130,13 +140,20 @@ class Shard:
         """Map a shard whose checksum is known to be right; one in an object store is read whole."""
         table = _table(path)
         # A shard is one record batch, or none if it has no rows; combining would copy even a single one.
-        ids, input_ids, embedding = (
-            column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-            for column in (table["id"], table["input_ids"], table["embedding"])
+        columns = {
+            name: column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+            for name, column in zip(table.column_names, table.columns, strict=True)
+            if name != "text"
+        }
+        ids = columns["id"].to_numpy(zero_copy_only=False)
+        corpora = (
+            columns["corpus"].to_numpy(zero_copy_only=False) if "corpus" in columns else np.zeros(len(ids), np.uint16)
         )
+        input_ids, embedding = columns["input_ids"], columns["embedding"]
         flat, offsets = (part.to_numpy(zero_copy_only=False) for part in (input_ids.values, input_ids.offsets))
         return cls(
-            ids=ids.to_numpy(zero_copy_only=False),
+            ids=ids,
+            corpora=corpora,
             tokens=Tokens(flat, offsets),
             embeddings=embedding.values.to_numpy(zero_copy_only=False).reshape(-1, embedding.type.list_size),
         )

@@ -137,9 +137,12 @@ def commit_slice(job: Job, text: SliceText, vectors: np.ndarray) -> None:
     text.reject(~finite, "non-finite embedding")
     text.rejections.sort(key=lambda rejection: (rejection.file, rejection.record))
     ids = np.array([sentence_id(sentence) for sentence in text.sentences], dtype=np.uint64)
-    table = make_table(ids, text.tokens, rows[finite], text.sentences if job.fingerprint.keep_text else None)
+    sources = job.corpus.sources
+    corpora = np.array([sources[file].location for file, _ in text.places], dtype=np.uint16)
+    kept = text.sentences if job.fingerprint.keep_text else None
+    table = make_table(ids, corpora, text.tokens, rows[finite], kept)
     # Before the sidecar, so that a shard that exists always has its list.
-    names = [source.name for source in job.corpus.sources]
+    names = [source.name for source in sources]
     rejected = write_list(job.out, text.part.index, text.rejections, names)
     start = text.part.start
     reasons = Counter(rejection.reason for rejection in text.rejections)

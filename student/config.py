@@ -1,7 +1,9 @@
 """Options of the student, of its training, and of the commands."""
 
 import re
+from collections import Counter
 from dataclasses import MISSING, asdict, dataclass
+from math import nan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +34,23 @@ SIZES: dict[str, dict[str, int]] = {
     "base": {"embedding_dim": 300, "hidden": 300, "layers": 1},
     "large": {"embedding_dim": 384, "hidden": 512, "layers": 1},
 }
+
+
+def corpus_weight(text: str) -> tuple[str, float]:
+    """Read the name of a corpus and its weight, as in chat.txt=3."""
+    name, equals, weight = text.rpartition("=")
+    try:
+        value = float(weight)
+    except ValueError:
+        value = nan
+    if not (equals and name and 0 <= value < 1000):
+        raise ValueError(f"{text!r} is no corpus with its weight, as in chat.txt=3")
+    return name, value
+
+
+def _weighted(text: str) -> str:
+    corpus_weight(text)
+    return text
 
 
 class _Options:
@@ -97,6 +116,15 @@ class TrainConfig(_Options):
         "Initial weights: the teacher's word embeddings reduced by PCA, or random ones; or a student to continue "
         "from: a folder, wiki-small, or owner/name on the hub.",
         metavar="pca|random|STUDENT",
+    )
+    corpus: tuple[str, ...] = option(
+        (),
+        "How many times an epoch reads a corpus of the shards, by its name: chat.txt=3, or 0.5 for half of it, or 0; "
+        "may be repeated.",
+        metavar="NAME=X",
+        repeated=True,
+        parse=_weighted,
+        shown="1 for each",
     )
     target_layers: tuple[int, ...] | None = option(
         None,
@@ -164,6 +192,17 @@ class TrainConfig(_Options):
         super().__post_init__()
         if not any((self.cosine, self.mse, self.relational)):
             raise UserError("all weights of the loss are 0; raise --cosine, --mse or --relational")
+        try:
+            names = Counter(corpus_weight(each)[0] for each in self.corpus)
+        except ValueError as error:
+            raise UserError(f"--corpus {error}") from error
+        if len(names) < len(self.corpus):
+            raise UserError(f"--corpus names {names.most_common(1)[0][0]} twice")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """How many times an epoch reads each corpus that `corpus` names."""
+        return dict(map(corpus_weight, self.corpus))
 
     def recipe(self) -> dict[str, Any]:
         """Return the options that decide what is learned; distillation.json and checkpoints hold them."""

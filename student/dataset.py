@@ -1,7 +1,7 @@
 """The stream of training batches, read from memory-mapped shards."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -116,14 +116,25 @@ class ShardStream:
 
     Ids are hashes, so a range of them is a random share: those below the share `held_out` are held out, and of the
     others the lowest `train_fraction` is trained on. `layers` of the teacher are read, by default all.
+
+    `weights` say how many times an epoch reads the rows of each corpus, by its name; 1 for those not named.
     """
 
     def __init__(
-        self, folder: Path, *, held_out: float, layers: Sequence[int] | None = None, train_fraction: float = 1.0
+        self,
+        folder: Path,
+        *,
+        held_out: float,
+        layers: Sequence[int] | None = None,
+        train_fraction: float = 1.0,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self.manifest = require_vectors(folder)
         self.fingerprint = self.manifest.fingerprint
         self._columns = _columns(self.fingerprint, layers)
+        self.corpora = self.fingerprint.corpora or [folder.name]
+        """Names of the corpora, in the order of their numbers."""
+        self._weights = _corpus_weights(folder, self.fingerprint.corpora, weights or {})
         first = int(held_out * 2**64)
         # In whole numbers: a float has no room for the last bits of an id.
         rest = round(train_fraction * 2**32) * (2**64 - 1 - first) >> 32
@@ -134,9 +145,14 @@ class ShardStream:
         self._shards = ShardFolder(folder, self.manifest)
 
     def _split(self, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
-        """Return the numbers of the rows to train on and of those held out."""
+        """Return the numbers of the rows to train on, each as often as an epoch reads it, and of those held out."""
         held_out = shard.ids < self._first
-        return np.flatnonzero(~held_out & (shard.ids <= self._last)), np.flatnonzero(held_out)
+        rows = np.flatnonzero(~held_out & (shard.ids <= self._last))
+        if self._weights is not None:
+            # What a weight has after the point is a share of the rows, by the bits of the id that no split goes by.
+            share = (shard.ids[rows] & np.uint64(0xFFFFFFFF)).astype(np.float64) / 2**32
+            rows = np.repeat(rows, np.floor(self._weights[shard.corpora[rows]] + share).astype(np.int64))
+        return rows, np.flatnonzero(held_out)
 
     def split(self) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
         """Yield each shard's path, with the numbers of its rows to train on and of those held out."""
@@ -155,8 +171,16 @@ class ShardStream:
 
     @property
     def train_rows(self) -> int:
-        """Number of rows that are trained on."""
+        """Number of rows that an epoch reads."""
         return int(self._rows_of_length.sum())
+
+    def rows_of_corpora(self) -> dict[str, int]:
+        """Count the rows that an epoch reads of each corpus, by its name."""
+        counts = np.zeros(len(self.corpora), dtype=np.int64)
+        for number in range(len(self._paths)):
+            shard = self._shards.open(number)
+            counts += np.bincount(shard.corpora[self._split(shard)[0]], minlength=len(counts))
+        return dict(zip(self.corpora, counts.tolist(), strict=True))
 
     def steps(self, batch_size: int, seed: int, epoch: int) -> int:
         """Count the batches of an epoch."""
@@ -235,6 +259,11 @@ class ShardStream:
             targets.append(np.array(shard.embeddings[rows][:, self._columns], dtype=np.float32))
         return Tokens.concatenated(tokens).take(order), torch.from_numpy(np.concatenate(targets)[order])
 
+    def held_out_corpora(self) -> np.ndarray:
+        """Return the number of the corpus of each row of `held_out`, uint16[n]."""
+        places, order = self._by_shard(_HELD_OUT_ROWS)
+        return np.concatenate([self._shards.open(number).corpora[rows] for number, rows in places])[order]
+
     def held_out_texts(self, count: int = _HELD_OUT_ROWS) -> list[str] | None:
         """Read the sentences of the first `count` rows of `held_out`; None if the shards keep no text."""
         if not self.fingerprint.keep_text:
@@ -249,6 +278,19 @@ def _reopen(path: Path) -> Shard:
         return Shard.open(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise LostShardError(f"shard {path} can no longer be read ({error})") from error
+
+
+def _corpus_weights(folder: Path, corpora: Sequence[str] | None, weights: Mapping[str, float]) -> np.ndarray | None:
+    """Return the weight of each corpus, float64[corpora]; None if all are 1."""
+    if not weights:
+        return None
+    if corpora is None:
+        raise UserError(
+            f"{folder} has shard format 1, which does not tell corpora apart; embed them again for --corpus"
+        )
+    if unknown := weights.keys() - set(corpora):
+        raise UserError(f"--corpus {min(unknown)}: the shards hold {', '.join(corpora)}")
+    return np.array([weights.get(name, 1.0) for name in corpora])
 
 
 def _columns(fingerprint: Fingerprint, layers: Sequence[int] | None) -> slice | np.ndarray:

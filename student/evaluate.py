@@ -263,6 +263,10 @@ class Reference:
     tokens: Tokens
     targets: torch.Tensor
     """float32[n, sum of dims]: the teacher's layers side by side."""
+    corpora: np.ndarray
+    """uint16[n]: number of each sentence's corpus."""
+    names: Sequence[str]
+    """Those of the corpora."""
     rarest: np.ndarray
     """int64[n]: count of each sentence's rarest token in the rows to train on."""
     texts: list[str] | None
@@ -281,7 +285,10 @@ class Reference:
         for path, train, _ in stream.split():
             counts += np.bincount(Shard.open(path).tokens.take(train).ids, minlength=vocabulary)
         rarest = metrics.rarest_counts(tokens, counts)
-        return cls(shards, stream.fingerprint, tokens, targets, rarest, stream.held_out_texts())
+        corpora = stream.held_out_corpora()
+        return cls(
+            shards, stream.fingerprint, tokens, targets, corpora, stream.corpora, rarest, stream.held_out_texts()
+        )
 
 
 def held_out_fidelity(model: Model, reference: Reference) -> tuple[HeldOut, list[Example]]:
@@ -299,6 +306,9 @@ def held_out_fidelity(model: Model, reference: Reference) -> tuple[HeldOut, list
     # Counted in another corpus, frequencies would not be what training saw.
     found = _agreement(vectors, targets, reference.tokens.lengths, reference.rarest if own else None)
     found.other_corpus = None if own else str(reference.shards)
+    if found.cosine is not None:
+        cosines = functional.cosine_similarity(vectors, targets).numpy()
+        found.by_corpus = metrics.by_corpus(cosines, reference.corpora, reference.names)
     return found, examples
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -91,6 +91,27 @@ class Range(msgspec.Struct):
     cosine: float
 
 
+class CorpusCosine(msgspec.Struct):
+    """Mean cosine of the sentences of one corpus."""
+
+    name: str
+    rows: int
+    cosine: float
+
+
+def cosine_on(corpus: str) -> str:
+    """Name the mean cosine on one corpus among the scores of a validation."""
+    return f"cosine on {corpus}"
+
+
+def quality(scores: Mapping[str, float]) -> float:
+    """Return what decides which weights of a training are the best.
+
+    It is the mean of the corpora's cosines, each counted once: one over all rows would be that of the largest corpus.
+    """
+    return scores.get("mean_over_corpora", scores["cosine"])
+
+
 class HeldOut(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Agreement with the teacher on held-out sentences; see `metrics.fidelity` and `metrics.recall_figures`."""
 
@@ -101,6 +122,8 @@ class HeldOut(msgspec.Struct, kw_only=True, omit_defaults=True):
     mean_vector_cosine: float | None = None
     recall_at_10: float | None = None
     recall_at_10_among_100: float | None = None
+    by_corpus: list[CorpusCosine] = []
+    """Of shards that several corpora were embedded in."""
     by_length: list[Range] = []
     by_frequency: list[Range] = []
     other_corpus: str | None = None

@@ -9,7 +9,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch.nn import functional
 
 from sentence_distill.data.tokenization import Tokens
-from sentence_distill.student.figures import Example, Neighbor, Range, too_few
+from sentence_distill.student.figures import CorpusCosine, Example, Neighbor, Range, too_few
 
 SCORES = ("cosine", "mse", "rank_agreement", "mean_vector_cosine")
 _PAIRED_ROWS = 1000
@@ -56,6 +56,25 @@ def rank_agreement(vectors: torch.Tensor, targets: torch.Tensor) -> float:
     above = np.triu_indices(len(vectors), k=1)
     unit = (functional.normalize(of, dim=1) for of in (vectors, targets))
     return _correlation("spearman", *((of @ of.T).numpy()[above] for of in unit))
+
+
+FEWEST_OF_CORPUS = 20
+"""Held-out rows of a corpus below which its mean says nothing."""
+
+
+def by_corpus(cosines: np.ndarray, corpora: np.ndarray, names: Sequence[str]) -> list[CorpusCosine]:
+    """Mean cosine of the sentences of each corpus, by int[n] numbers of `names`; nothing for a single corpus.
+
+    Corpora with fewer than 20 rows are left out.
+    """
+    counts = np.bincount(corpora, minlength=len(names))
+    sums = np.bincount(corpora, weights=cosines, minlength=len(names))
+    found = [
+        CorpusCosine(name, int(count), float(total / count))
+        for name, count, total in zip(names, counts, sums, strict=True)
+        if count >= FEWEST_OF_CORPUS
+    ]
+    return found if len(names) > 1 else []
 
 
 _LENGTHS = (1, 9, 17, 25, 33, 49)

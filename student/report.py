@@ -26,6 +26,7 @@ from sentence_distill.student.figures import (
     Rates,
     SpeedRecord,
     load_distillation,
+    quality,
     read_figures,
     too_few,
 )
@@ -167,11 +168,12 @@ def _history(record: Distillation) -> Table | None:
     """Tabulate the validations of the training; None if there was none."""
     if not record.history:
         return None
-    names = [name for name in ("epoch", "loss", "cosine", "rank_agreement", "mse") if name in record.history[0]]
-    best = max(entry["cosine"] for entry in record.history)
+    names = [name for name in record.history[0] if name not in ("step", "mean_vector_cosine")]
+    decisive = "mean_over_corpora" if "mean_over_corpora" in names else "cosine"
+    best = max(map(quality, record.history))
     rows = [
         [number(entry["step"])]
-        + [Cell(f"{entry[n]:.4g}", entry[n], best=n == "cosine" and entry[n] == best) for n in names]
+        + [Cell(f"{entry[n]:.4g}", entry[n], best=n == decisive and entry[n] == best) for n in names]
         for entry in record.history
     ]
     heads = [Column("step"), *(Column(name.replace("_", " ")) for name in names)]

@@ -89,7 +89,7 @@ class TrainingState:
     validated: int = 0
     """Sentences done at the last validation."""
     best: float = -math.inf
-    """Highest held-out cosine so far."""
+    """Highest held-out cosine so far, the mean over corpora."""
     worse: int = 0
     """Validations since then."""
 

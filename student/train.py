@@ -1,11 +1,15 @@
 """Train a student on shards: stage two."""
 
+import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError, first_line
@@ -20,9 +24,9 @@ from sentence_distill.student.config import SIZES, StudentConfig, TrainConfig, d
 from sentence_distill.student.dataset import Batch, LostShardError, ShardStream
 from sentence_distill.student.distributed import LostProcessError, ProcessGroup
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.figures import Distillation, read_distillation
+from sentence_distill.student.figures import CorpusCosine, Distillation, cosine_on, quality, read_distillation
 from sentence_distill.student.files import shards_place
-from sentence_distill.student.metrics import SCORES, fidelity, public_targets
+from sentence_distill.student.metrics import SCORES, by_corpus, fidelity, public_targets
 from sentence_distill.student.model import Student, encode_tokens, save_student
 from sentence_distill.student.run_folder import (
     Checkpoints,
@@ -96,25 +100,45 @@ def _student_shape(config: TrainConfig, start: WarmStart | None) -> StudentConfi
 class HeldOutSet:
     """Sentences that are never trained on."""
 
-    def __init__(self, stream: ShardStream) -> None:
+    def __init__(self, stream: ShardStream, weights: Mapping[str, float]) -> None:
         self._tokens, self._targets = stream.held_out()
+        self._corpora, self._names = stream.held_out_corpora(), stream.corpora
+        self.corpora = [each.name for each in self._by_corpus(np.zeros(len(self)))]
+        """Names of the corpora that have scores of their own; none if the shards are of one."""
+        self._trained = [name for name in self.corpora if weights.get(name, 1.0)]
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def scores(self, encoder: StudentEncoder, group: ProcessGroup) -> dict[str, float]:
-        """Measure the student's fidelity (see `fidelity`), the same for all processes.
+    def _by_corpus(self, cosines: np.ndarray) -> list[CorpusCosine]:
+        return by_corpus(cosines, self._corpora, self._names)
 
-        One measures and tells the others, so that all take the same decision: another machine might round otherwise.
+    def scores(self, encoder: StudentEncoder, group: ProcessGroup) -> dict[str, float]:
+        """Measure the student's fidelity (see `fidelity`), its cosine on each of `corpora`, and what `quality` reads.
+
+        One process measures and tells the others, so that all take the same decision: another machine might round
+        otherwise.
         """
-        scores = torch.zeros(len(SCORES), dtype=torch.float64, device=group.device)
+        names = [*SCORES, *map(cosine_on, self.corpora)]
+        scores = torch.zeros(len(names), dtype=torch.float64, device=group.device)
         if group.main:
             dim, normalize = encoder.config.target_dims[-1], encoder.config.normalize
             targets = public_targets(self._targets, dim, normalize=normalize)
-            found = fidelity(encode_tokens(encoder, self._tokens), targets)
-            scores.copy_(torch.tensor([found[name] for name in SCORES]))
+            vectors = encode_tokens(encoder, self._tokens)
+            found = fidelity(vectors, targets)
+            each = self._by_corpus(functional.cosine_similarity(vectors, targets).numpy())
+            scores.copy_(torch.tensor([*(found[name] for name in SCORES), *(one.cosine for one in each)]))
         group.sum([scores])
-        return dict(zip(SCORES, scores.tolist(), strict=True))
+        found = dict(zip(names, scores.tolist(), strict=True))
+        if self._trained:
+            found["mean_over_corpora"] = statistics.fmean(found[cosine_on(name)] for name in self._trained)
+        return found
+
+    def figures(self, scores: dict[str, float]) -> dict[str, Any]:
+        """Return scores as a student's record has them."""
+        found = self._by_corpus(np.zeros(len(self)))
+        each = [{"name": one.name, "rows": one.rows, "cosine": scores[cosine_on(one.name)]} for one in found]
+        return {**{name: scores[name] for name in SCORES}, "rows": len(self), "by_corpus": each}
 
 
 class Trainer:
@@ -144,9 +168,13 @@ class Trainer:
             progress.show_on(progress.Silent())
         self.precision = pick_precision(config.precision, self.group.device, TRAINING)
         self.stream = ShardStream(
-            config.shards, held_out=config.held_out, layers=config.target_layers, train_fraction=config.train_fraction
+            config.shards,
+            held_out=config.held_out,
+            layers=config.target_layers,
+            train_fraction=config.train_fraction,
+            weights=config.weights,
         )
-        self.held_out = HeldOutSet(self.stream)
+        self.held_out = HeldOutSet(self.stream, config.weights)
         torch.manual_seed(config.seed)
         self.encoder = StudentEncoder(shape)
         self.tokenizer = TextTokenizer((config.shards / TOKENIZER).read_text(encoding="utf-8"))
@@ -198,6 +226,9 @@ class Trainer:
                     f"student: {parameters:,} parameters; {self.steps:,} steps over {self.stream.train_rows:,} "
                     f"sentences, {len(self.held_out):,} held out; {self.group.size} process(es), on {self.group.device}"
                 )
+                if self.held_out.corpora:
+                    counts = (f"{name} {count:,}" for name, count in self.stream.rows_of_corpora().items())
+                    progress.log(f"sentences of an epoch by corpus: {', '.join(counts)}")
                 self.run()
                 self.write_student()
                 self.checkpoints.remove()
@@ -372,15 +403,18 @@ class Trainer:
             f"step {state.step:,} of {self.steps:,} (epoch {entry['epoch']:.2f}): loss {entry['loss']:.4f}, held-out "
             f"cosine {entry['cosine']:.4f}, MSE {entry['mse']:.3g}, rank agreement {entry['rank_agreement']:.4f}"
         )
+        if self.held_out.corpora:
+            cosines = (f"{name} {entry[cosine_on(name)]:.4f}" for name in self.held_out.corpora)
+            progress.log(f"  cosine by corpus: {', '.join(cosines)}")
         if log is not None:
-            log.write("validation", state.step, {name: entry[name] for name in ("epoch", "loss", *SCORES)})
+            log.write("validation", state.step, {name: value for name, value in entry.items() if name != "step"})
         state.worse += 1
-        if entry["cosine"] > state.best:
+        if quality(entry) > state.best:
             self._keep_as_best(entry)
         return True
 
     def _keep_as_best(self, entry: dict[str, float]) -> None:
-        self.state.best, self.state.worse = entry["cosine"], 0
+        self.state.best, self.state.worse = quality(entry), 0
         if self.group.main:
             self.checkpoints.save_best({"model": self.encoder.state_dict(), "entry": entry})
 
@@ -407,7 +441,7 @@ class Trainer:
                 "training": self.config.recipe(),
                 **({"start": {"student": start.name, "weights": start.weights}} if start else {}),
                 "history": self.history,
-                "metrics": {"held_out": {**{name: best[name] for name in SCORES}, "rows": len(self.held_out)}},
+                "metrics": {"held_out": self.held_out.figures(best)},
             },
         )
 

@@ -245,7 +245,7 @@ def test_compressed_shards_hold_the_same_rows(sd, arguments, shards, tmp_path, c
 
 def test_without_text_the_column_is_not_there(sd, arguments, tmp_path):
     assert sd(*arguments, "--no-text", "--out", tmp_path / "out") == 0
-    assert rows(tmp_path / "out").column_names == ["id", "input_ids", "embedding"]
+    assert rows(tmp_path / "out").column_names == ["id", "corpus", "input_ids", "embedding"]
 
 
 def test_a_shard_may_be_empty(sd, teacher_folder, tmp_path):
