@@ -26,6 +26,8 @@ _READ_BY = {
     "shards": ("eval", "speed"),
     "sts": ("eval", "speed"),
     "texts": ("eval",),
+    "word_order": ("eval",),
+    "transfer": ("eval",),
     **{field.name: ("glue",) for field in fields_of(GlueConfig)},
     **{field.name: ("speed",) for field in fields_of(SpeedConfig)},
 }
@@ -70,7 +72,7 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
             raise UserError(f"--glue fine-tunes one student, not {len(models)} models; run it for each")
         require_own_folder(models[0])
         load_distillation(Path(models[0]))
-    elif not config.json_file and not config.texts and not any(map(is_student, models)):
+    elif not config.json_file and not config.on_data_given and not any(map(is_student, models)):
         from sentence_distill.student.models import find_model
 
         for model in models:
@@ -129,6 +131,7 @@ def _print_eval(record: "EvalRecord", named: Sequence[str]) -> None:
             ("rank_agreement", "rank agreement, held out", ".4f"),
             ("recall_at_10", "recall of the teacher's 10 neighbors", ".4f"),
             ("recall_at_10_among_100", "  the same among the model's first 100", ".4f"),
+            ("recall_at_10_in_teachers_index", "  the same in an index of the teacher's vectors", ".4f"),
         )
     ]
     of_corpora = [{each.name: each.cosine for each in scores.by_corpus} for scores in held_out]
@@ -142,6 +145,15 @@ def _print_eval(record: "EvalRecord", named: Sequence[str]) -> None:
         for least, most in dict.fromkeys(part for found in cosines for part in found):
             end = " and more" if most is None else f"-{most:,}" if most > least else ""
             rows.append((name.format(f"{least:,}{end}"), ".4f", [found.get((least, most)) for found in cosines]))
+    for rule in dict.fromkeys(rule for model in models for rule in model.word_order):
+        found_orders = [model.word_order.get(rule) for model in models]
+        rows.append((f"cosine of sentences with {rule}", ".3f", [one and one.cosine for one in found_orders]))
+        agreements = [one and one.agreement for one in found_orders]
+        rows.append(("  its rank correlation with the teacher's", ".3f", agreements))
+    tasks = [(name, metric) for model in models for name, scores in model.transfer.items() for metric in scores]
+    for task, metric in dict.fromkeys(tasks):
+        values = [model.transfer.get(task, {}).get(metric) for model in models]
+        rows.append((f"{task}, {metric}, frozen", ".3f", values))
     rows += [
         ("STS-B Spearman", ".4f", [model.sts_spearman for model in models]),
         ("sentences/s", ",.0f", [model.sentences_per_second for model in models]),

@@ -477,6 +477,18 @@ class EvalConfig(_Options):
         metavar="FILE",
         repeated=True,
     )
+    word_order: str | None = option(
+        None,
+        "Text whose sentences are negated, asked as questions, and have their names swapped, to see whether a model "
+        "tells them apart as its teacher does.",
+        metavar="FILE",
+    )
+    transfer: Path | None = option(
+        None,
+        "Folder of SentEval's tasks (MR, CR, SUBJ, MPQA, SST, TREC, MRPC), to score frozen vectors on by logistic "
+        "regression.",
+        metavar="DIR",
+    )
     teacher: str | None = option(
         None, "Teacher to compare with.", metavar="NAME", shown="the student's, if this machine has it"
     )
@@ -489,6 +501,11 @@ class EvalConfig(_Options):
         shown="eval, glue or speed.json in the first student's folder",
     )
     overwrite: bool = option(False, "Replace --json, whatever it holds; earlier figures are not kept.", given=False)
+
+    @property
+    def on_data_given(self) -> bool:
+        """Whether something is measured on data that the options name; its figures need no file."""
+        return bool(self.texts or self.word_order or self.transfer)
 
     @property
     def sts_file(self) -> Path | None:

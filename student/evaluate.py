@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
@@ -20,7 +21,9 @@ from sentence_distill.data.glue import load_sts
 from sentence_distill.data.options import command_line, configured
 from sentence_distill.data.progress import Advance
 from sentence_distill.data.sentences import SentenceRules
+from sentence_distill.data.senteval import transfer_tasks
 from sentence_distill.data.tokenization import Tokens
+from sentence_distill.data.word_order import altered_pairs
 from sentence_distill.pipeline.manifest import require_vectors
 from sentence_distill.pipeline.records import Fingerprint
 from sentence_distill.pipeline.shards import Shard
@@ -61,12 +64,15 @@ from sentence_distill.student.models import (
     short_names,
     weights_hashes,
 )
+from sentence_distill.student.probes import fits, pair_cosines, transfer_scores, word_order
 
 TIMED_SENTENCES = 2000
 TEXT_SENTENCES = 2000
 # Those to measure are spread over so many, as files are often sorted.
 _READ_SENTENCES = 100_000
 _REPEATS = 3
+_PAIRS_OF_RULE = 500
+_NO_TEACHER = "its teacher is not here; see --teacher"
 
 
 def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
@@ -88,6 +94,8 @@ def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
     pairs = load_sts(config.sts_file) if config.sts_file else None
     old = None if config.overwrite or file is None else read_figures(file, EvalRecord)
     texts = {location: _sentences_of_text(location) for location in config.texts}
+    altered = _altered(config.word_order) if config.word_order else {}
+    tasks = transfer_tasks(config.transfer) if config.transfer else {}
     located = [find_model(model) for model in named]
     models = []
     for given, name, found in zip(named, short_names(named), located, strict=True):
@@ -112,13 +120,20 @@ def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
                 new.models[model.name].texts[OWN_TEXT] = recorded
         for location, sentences in texts.items():
             _measure_text(location, sentences, models, teachers, teacher_of, new)
+    if altered:
+        _measure_word_order(altered, models, teachers, teacher_of, new)
+    for model in columns if tasks else ():
+        total = sum(map(fits, tasks.values()))
+        with progress.task(f"transfer tasks of {model.name}", total, "fits") as advance:
+            for name, task in tasks.items():
+                new.models[model.name].transfer[name] = transfer_scores(task, model.encode, advance)
     if pairs is None:
         new.skipped["STS-B"] = "no pairs; name them with --sts dev.tsv or --glue-dir DIR"
     else:
         for model in columns:
             progress.log(f"STS-B of {model.name}: {len(pairs.labels):,} pairs")
             new.models[model.name].sts_spearman = metrics.sts_spearman(model.encode, pairs.texts, pairs.labels)
-    measures = ("held_out", "texts", "sts_spearman", "sentences_per_second")
+    measures = ("held_out", "texts", "word_order", "transfer", "sts_spearman", "sentences_per_second")
     if not any(getattr(one, measure) for one in new.models.values() for measure in measures):
         reasons = "; ".join(f"{what}: {why}" for what, why in new.skipped.items())
         raise UserError(f"nothing could be measured, and nothing was written ({reasons})")
@@ -222,21 +237,62 @@ def _measure_text(
     progress.log(f"{location}: {len(sentences):,} sentences")
     targets: dict[str, torch.Tensor] = {}
     for model in models:
-        wanted = teacher_of.get(model.name) or next(iter(teacher_of.values()), "")
-        teacher = next((one for one in teachers if one.name == wanted), None)
+        teacher = _teacher_for(model, teachers, teacher_of)
         if teacher is None:
-            record.skipped[f"{location} of {model.name}"] = "its teacher is not here; see --teacher"
+            record.skipped[f"{location} of {model.name}"] = _NO_TEACHER
             continue
-        if wanted not in targets:
-            targets[wanted] = torch.from_numpy(teacher.encode(sentences))
+        if teacher.name not in targets:
+            targets[teacher.name] = torch.from_numpy(teacher.encode(sentences))
+        wanted = targets[teacher.name]
         if model.student is None:
-            found = _across_widths(torch.from_numpy(model.encode(sentences)), targets[wanted])
+            found = _across_widths(torch.from_numpy(model.encode(sentences)), wanted)
         else:
             tokens, encoder = model.student.tokenize(sentences), model.student.encoder
-            dim, normalize = targets[wanted].shape[1], encoder.config.normalize
-            same = metrics.public_targets(targets[wanted], dim, normalize=normalize)
+            same = metrics.public_targets(wanted, wanted.shape[1], normalize=encoder.config.normalize)
             found = _agreement(encode_tokens(encoder, tokens), same, tokens.lengths)
         record.models[model.name].texts[location] = found
+
+
+def _teacher_for(model: Model, teachers: Sequence[Model], teacher_of: dict[str, str]) -> Model | None:
+    """Return the teacher to compare a model with: a student's own, otherwise that of the first student."""
+    wanted = teacher_of.get(model.name) or next(iter(teacher_of.values()), "")
+    return next((one for one in teachers if one.name == wanted), None)
+
+
+def _altered(location: str) -> dict[str, list[tuple[str, str]]]:
+    """Make pairs of sentences that differ in order or in a word, from a text's sentences in random order."""
+    sentences = sentences_of([location], _READ_SENTENCES, SentenceRules())
+    Random(0).shuffle(sentences)
+    found = {rule: pairs for rule, pairs in altered_pairs(sentences, _PAIRS_OF_RULE).items() if len(pairs) > 2}
+    if not found:
+        raise UserError(
+            f"--word-order {location} holds no sentence that a rule fits; name more text, of whole sentences"
+        )
+    return found
+
+
+def _measure_word_order(
+    altered: dict[str, list[tuple[str, str]]],
+    models: Sequence[Model],
+    teachers: Sequence[Model],
+    teacher_of: dict[str, str],
+    record: EvalRecord,
+) -> None:
+    for rule, pairs in altered.items():
+        progress.log(f"word order, {rule}: {len(pairs):,} pairs")
+        columns = [list(column) for column in zip(*pairs, strict=True)]
+        cosines = {}
+        for teacher in teachers:
+            left, right = map(teacher.encode, columns)
+            cosines[teacher.name] = pair_cosines(left, right)
+            record.models[teacher.name].word_order[rule] = word_order(left, right)
+        for model in models:
+            own = _teacher_for(model, teachers, teacher_of)
+            if own is None:
+                record.skipped[f"word order of {model.name}"] = _NO_TEACHER
+                continue
+            left, right = map(model.encode, columns)
+            record.models[model.name].word_order[rule] = word_order(left, right, cosines[own.name])
 
 
 def _measure_speed(models: Sequence[Model], shards: Path, record: EvalRecord) -> None:
@@ -321,6 +377,7 @@ def _agreement(
     if vectors.shape[1] == targets.shape[1]:
         found = msgspec.structs.replace(found, **metrics.fidelity(vectors, targets))
         cosines = functional.cosine_similarity(vectors, targets).numpy()
+        found.recall_at_10_in_teachers_index = metrics.recall_in_teachers_index(vectors, targets)
         found.by_length = metrics.by_length(cosines, lengths)
         if rarest is not None:
             found.by_frequency = metrics.by_frequency(cosines, rarest)

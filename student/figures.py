@@ -122,6 +122,8 @@ class HeldOut(msgspec.Struct, kw_only=True, omit_defaults=True):
     mean_vector_cosine: float | None = None
     recall_at_10: float | None = None
     recall_at_10_among_100: float | None = None
+    recall_at_10_in_teachers_index: float | None = None
+    """With queries by the student and documents by the teacher."""
     by_corpus: list[CorpusCosine] = []
     """Of shards that several corpora were embedded in."""
     by_length: list[Range] = []
@@ -170,6 +172,16 @@ class Size(msgspec.Struct):
     megabytes: float
 
 
+class WordOrder(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Pairs of sentences of nearly the same words: how near a model has them; see `data.word_order`."""
+
+    pairs: int
+    cosine: float
+    """Mean cosine of the two sentences of a pair."""
+    agreement: float | None = None
+    """Rank correlation of these cosines with the teacher's; None for the teacher."""
+
+
 OWN_TEXT = "its own corpus, held out"
 
 
@@ -182,6 +194,10 @@ class ModelFigures(msgspec.Struct, kw_only=True, omit_defaults=True):
     held_out: HeldOut | None = None
     texts: dict[str, HeldOut] = {}
     """Agreement with the teacher on other text, by the name of its file."""
+    word_order: dict[str, WordOrder] = {}
+    """By the rule that made the second sentence of a pair from the first."""
+    transfer: dict[str, dict[str, float]] = {}
+    """Scores of frozen vectors on SentEval's tasks, by task and metric."""
     examples: list[Example] = []
     sts_spearman: float | None = None
     sentences_per_second: float | None = None
@@ -523,12 +539,12 @@ def figures_file(config: EvalConfig, name: str) -> Path:
 
 
 def eval_file(config: EvalConfig) -> Path | None:
-    """Return the file for the figures of `sd eval`; None if text is measured and no student is the user's.
+    """Return the file for the figures of `sd eval`; None if text or tasks are measured and no student is the user's.
 
-    Those figures are shown and written nowhere, so that a packaged student or one on the hub can be tried on text.
+    Those figures are shown and written nowhere, so that a packaged student or one on the hub can be tried on them.
     """
     own = any((Path(model) / DISTILLATION).exists() for model in models_of(config))
-    return figures_file(config, EVAL) if own or config.json_file or not config.texts else None
+    return figures_file(config, EVAL) if own or config.json_file or not config.on_data_given else None
 
 
 # The field of `ModelFigures` that a skipped measure leaves empty.

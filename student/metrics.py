@@ -55,7 +55,7 @@ def rank_agreement(vectors: torch.Tensor, targets: torch.Tensor) -> float:
         raise ValueError(f"{len(vectors)} rows have no ranks to compare")
     above = np.triu_indices(len(vectors), k=1)
     unit = (functional.normalize(of, dim=1) for of in (vectors, targets))
-    return _correlation("spearman", *((of @ of.T).numpy()[above] for of in unit))
+    return correlation("spearman", *((of @ of.T).numpy()[above] for of in unit))
 
 
 FEWEST_OF_CORPUS = 20
@@ -141,6 +141,25 @@ def recall_figures(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, fl
     return {f"recall_at_{NEIGHBORS}": at_10, f"recall_at_{NEIGHBORS}_among_{CANDIDATES}": among}
 
 
+def recall_in_teachers_index(vectors: torch.Tensor, targets: torch.Tensor) -> float | None:
+    """Return the share of each row's ten nearest rows by `targets` that its row of `vectors` finds among `targets`.
+
+    It is what a student's queries find in an index of its teacher's vectors. None for too few rows; both are
+    float32[n, dim].
+    """
+    rows = len(targets)
+    if too_few(rows):
+        return None
+    wanted, unit = min(NEIGHBORS, rows - 1), functional.normalize(targets, dim=1)
+    found = 0
+    for chunk in torch.arange(rows).split(_CHUNK_ROWS):
+        cosines = functional.normalize(vectors[chunk], dim=1) @ unit.T
+        cosines[torch.arange(len(chunk)), chunk] = -torch.inf
+        got = cosines.topk(wanted, dim=1).indices
+        found += int((nearest(targets, chunk, wanted).indices[:, :, None] == got[:, None, :]).sum())
+    return found / (rows * wanted)
+
+
 def nearest(vectors: torch.Tensor, queries: torch.Tensor, k: int) -> torch.return_types.topk:
     """Return cosines and int64 row numbers, both [queries, k], of the other rows nearest to some rows."""
     unit = functional.normalize(vectors, dim=1)
@@ -179,7 +198,7 @@ def sts_spearman(
     places = {text: place for place, text in enumerate(texts)}
     vectors = torch.from_numpy(np.asarray(encode(texts), dtype=np.float32))
     first, second = (vectors[[places[text] for text in column]] for column in pairs)
-    return _correlation("spearman", np.array(scores), functional.cosine_similarity(first, second, dim=1).numpy())
+    return correlation("spearman", np.array(scores), functional.cosine_similarity(first, second, dim=1).numpy())
 
 
 def task_metrics(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
@@ -201,12 +220,12 @@ def task_metrics(names: Sequence[str], labels: np.ndarray, predictions: np.ndarr
             case "f1" | "macro_f1":
                 average = "binary" if name == "f1" else "macro"
                 return f1_score(labels, predictions, average=average, zero_division=0.0)  # type: ignore[no-any-return]
-        return _correlation(name, labels, predictions)
+        return correlation(name, labels, predictions)
 
     return {name: float(metric(name)) for name in names}
 
 
-def _correlation(name: str, left: np.ndarray, right: np.ndarray) -> float:
+def correlation(name: str, left: np.ndarray, right: np.ndarray) -> float:
     """Return the "pearson" or "spearman" correlation of float[n] values; 0 for less than two, or if all are equal."""
     if len(left) < 2:
         return 0.0
