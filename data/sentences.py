@@ -8,9 +8,12 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.hashing import sentence_id
 from sentence_distill.data.options import check, option
 from sentence_distill.data.records import PAIR_SEPARATOR
 
+# From two words to eight.
+_SPAN_LENGTHS = 7
 # Control characters and byte-order marks; white space proper is handled by str.split.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff\u200b]")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -38,6 +41,13 @@ class SentenceRules:
     language: str = option("en", "Language of the splitter's rules, an ISO 639-1 code.")
     min_words: int = option(3, "Reject sentences with fewer words.", least=1)
     max_words: int = option(100, "Reject sentences with more words: mostly lists and tables that can't be split.")
+    spans: float = option(
+        0.0,
+        "Also embed two to eight words in a row of this share of the sentences, for a student that will meet queries, "
+        "titles and other short text.",
+        least=0,
+        most=1,
+    )
     pairs: bool = False
     """Records are pairs of sentences, see `Row.record`; each side has to keep the rules."""
 
@@ -50,6 +60,8 @@ class SentenceRules:
                 f"--language {self.language}: no such language; give a code of two letters (ISO 639-1), as en, de or zh"
             )
         if self.pairs:
+            if self.spans:
+                raise UserError("--spans goes with single sentences, not with pairs; leave it out")
             object.__setattr__(self, "split", False)
 
     @property
@@ -68,6 +80,7 @@ class Candidate(NamedTuple):
 def split_sentences(text: str, rules: SentenceRules) -> Iterator[Candidate]:
     """Yield the sentences of one record in order, normalized and checked against `rules`.
 
+    A span that `rules.spans` asks for comes after its sentence.
     A record that holds nothing at all yields one candidate with the reason "empty"; a pair is one candidate.
     """
     if rules.pairs:
@@ -93,7 +106,20 @@ def split_sentences(text: str, rules: SentenceRules) -> Iterator[Candidate]:
     if not sentences:
         yield Candidate("", "empty")
     for sentence in sentences:
-        yield Candidate(sentence, _problem(sentence, rules))
+        yield (candidate := Candidate(sentence, _problem(sentence, rules)))
+        if rules.spans and not candidate.reason and (span := _span(sentence, rules.spans)):
+            yield Candidate(span)
+
+
+def _span(sentence: str, share: float) -> str:
+    """Draw two to eight words in a row from a share of the sentences, by their hashes; "" for the others."""
+    number, words = sentence_id(sentence), sentence.split(" ")
+    length = 2 + number % _SPAN_LENGTHS
+    if number >> 32 >= share * 2**32 or len(words) <= length:
+        return ""
+    first = (number // _SPAN_LENGTHS) % 2**24 % (len(words) - length + 1)
+    span = " ".join(words[first : first + length])
+    return span if _LETTER.search(span) else ""
 
 
 def normalise(text: str) -> str:

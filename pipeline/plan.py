@@ -295,4 +295,5 @@ def quick_fingerprint(corpus: Corpus, rules: SentenceRules, shard_rows: int) -> 
         "min_words": rules.min_words,
         "max_words": rules.max_words,
         "shard_rows": shard_rows,
+        "spans": rules.spans,
     }

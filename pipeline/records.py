@@ -68,6 +68,8 @@ class Fingerprint(TeacherFingerprint, frozen=True, kw_only=True, omit_defaults=T
     dtype: str
     keep_text: bool
     compression: str
+    spans: float | None = None
+    """Share of the sentences of which a span is embedded, too. None in format 1."""
     corpora: list[str] | None = None
     """Names of the corpora, one for each --corpus; the column `corpus` counts them. None in format 1."""
 
@@ -77,7 +79,7 @@ class Fingerprint(TeacherFingerprint, frozen=True, kw_only=True, omit_defaults=T
         return self.dim // len(self.layers)
 
 
-TextFields = dict[str, int | str]
+TextFields = dict[str, int | float | str]
 """The fields of a `Fingerprint` that decide the plan: files of the corpus, and rules."""
 
 
@@ -214,7 +216,18 @@ _TEACHER = {
     "vocabulary": "the teacher's vocabulary",
 }
 _OPTIONS = (
-    *("language", "min_words", "max_words", "max_tokens", "layers", "shard_rows", "token_budget", "dtype", "pooling"),
+    *(
+        "spans",
+        "language",
+        "min_words",
+        "max_words",
+        "max_tokens",
+        "layers",
+        "shard_rows",
+        "token_budget",
+        "dtype",
+        "pooling",
+    ),
     *("compression", "text_column", "input_format", "columns", "precision"),
 )
 _WORDS = {

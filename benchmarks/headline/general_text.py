@@ -1,30 +1,42 @@
 """Text of several kinds to distil on, and other text of some kinds to measure on.
 
-usage: python benchmarks/headline/general_text.py WIKI CHAT GLUE_DIR OUT
+usage: python benchmarks/headline/general_text.py WIKI CHAT GLUE_DIR TEACHER OUT
 
-WIKI: output of WikiExtractor, of which every 11th article is taken. CHAT: messages, one per line; 5,000 are kept apart.
-GLUE_DIR: TSV files. MNLI's and SQuAD's sentences (through QNLI) are trained on, QQP's and SST-2's measured on.
+WIKI: output of WikiExtractor, of which four articles in eleven are taken. CHAT: messages, one per line; 5,000 are kept
+apart. GLUE_DIR: TSV files. MNLI's and SQuAD's sentences (through QNLI) are trained on, QQP's and SST-2's measured on.
+TEACHER: its folder, whose word embeddings tell which words are alike. What is made of these texts is random and
+depends on a seed alone:
+
+- altered-*: copies in which some words are replaced by words that are alike, or by any;
+- swapped: two words have changed places;
+- spans, clauses, words: parts of sentences, and words in no order;
+- the kinds of rule_text.py.
 """
 
 import argparse
 import csv
 import random
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import zstandard
+from rule_text import RuleText, Vocabulary
 
 HELD_OUT_MESSAGES = 5000
-EVERY_ARTICLE = 11
+ARTICLES, OTHER_ARTICLE, OF = (0, 3, 5, 9), 8, 11
 LAST_OTHER_ARTICLE = 60_000
-SPANS = {"wiki": 30_000, "chat": 20_000, "squad": 5_000, "mnli": 5_000}
+SPANS = {"wiki": 80_000, "chat": 40_000, "squad": 15_000, "mnli": 15_000}
 """Spans of two to eight words that are drawn from each kind."""
+COPIES = {"chat": 1, "mnli": 3}
+_LETTERS = re.compile(r"([A-Za-z]+)")
 
 
 def main() -> None:
     """Write one file for each kind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("wiki", "chat", "glue_dir", "out"):
+    for name in ("wiki", "chat", "glue_dir", "teacher", "out"):
         parser.add_argument(name, type=Path)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -39,20 +51,80 @@ def main() -> None:
     }
     articles, others = [], []
     for number, line in _numbered(options.wiki):
-        if number % EVERY_ARTICLE == 5:
-            articles.append(line)
-        elif number % EVERY_ARTICLE == 8 and number < LAST_OTHER_ARTICLE:
-            others.append(line)
-    _write(options.out / "wiki.txt", [line.rstrip("\n") for line in articles])
-    kinds["wiki"] = [line for line in articles if len(line.split()) > 12 and not line.startswith("<")]
-    spans = [span for kind, count in SPANS.items() for span in _spans(kinds[kind], count, rng)]
-    for name in ("chat", "mnli", "squad"):
-        _write(options.out / f"{name}.txt", kinds[name])
-    _write(options.out / "spans.txt", spans)
-    _write(options.out / "other-wiki.txt", [line.rstrip("\n") for line in others])
+        if number % OF in ARTICLES:
+            articles.append(line.rstrip("\n"))
+        elif number % OF == OTHER_ARTICLE and number < LAST_OTHER_ARTICLE:
+            others.append(line.rstrip("\n"))
+    natural = {**kinds, "wiki": [line for line in articles if len(line.split()) > 12 and not line.startswith("<")]}
+    vocabulary = Vocabulary.of(options.teacher, [*natural["wiki"][:300_000], *kinds["chat"], *kinds["mnli"] * 3])
+    made = {
+        **_altered(kinds, vocabulary, rng),
+        "spans": [span for kind, count in SPANS.items() for span in _spans(natural[kind], count, rng)],
+        "clauses": rng.sample(list(_clauses(rng.sample(natural["wiki"], 80_000), 4, 14)), 100_000),
+        "words": [" ".join(rng.choices(vocabulary.words, k=rng.randint(2, 4))) for _ in range(60_000)],
+        "telegraphic": list(_telegraphic(rng.sample(natural["wiki"], 120_000))),
+        **RuleText(vocabulary, _titles(articles), rng).kinds(),
+    }
+    for name, lines in {**kinds, **made, "wiki": articles, "other-wiki": others}.items():
+        _write(options.out / f"{name}.txt", lines)
     _write(options.out / "unseen-chat.txt", chat[:HELD_OUT_MESSAGES])
     _write(options.out / "unseen-qqp.txt", _column(options.glue_dir / "QQP/dev.tsv", ("question1", "question2")))
     _write(options.out / "unseen-sst2.txt", _column(options.glue_dir / "SST-2/dev.tsv", ("sentence",)))
+
+
+def _altered(kinds: dict[str, list[str]], vocabulary: Vocabulary, rng: random.Random) -> dict[str, list[str]]:
+    counts = Counter(word for texts in kinds.values() for text in texts for word in re.findall(r"[a-z]+", text.lower()))
+    common = {word for word, _ in counts.most_common(180)}
+
+    def replaced(text: str) -> str:
+        """Replace nearly half of the words that are not common by one that is alike, or, one time in four, by any."""
+        parts = _LETTERS.split(text)
+        for place, part in enumerate(parts):
+            word = part.lower()
+            if word in vocabulary.alike and word not in common and rng.random() < 0.45:
+                parts[place] = rng.choice(vocabulary.alike[word] if rng.random() < 0.75 else vocabulary.words)
+        return "".join(parts)
+
+    def swapped(text: str) -> str:
+        parts = _LETTERS.split(text)
+        words = [place for place, part in enumerate(parts) if part.lower() in vocabulary.alike.keys() - common]
+        if len(words) > 1:
+            first, second = rng.sample(words, 2)
+            parts[first], parts[second] = parts[second], parts[first]
+        return "".join(parts)
+
+    def copies(texts: Sequence[str], count: int) -> list[str]:
+        return [copy for text in texts for _ in range(count) if (copy := replaced(text)) != text]
+
+    found = {f"altered-{kind}": copies(kinds[kind], count) for kind, count in COPIES.items()}
+    asked = [text for text in kinds["chat"] if text.endswith("?") and len(text.split()) > 3]
+    questions = [text for text in kinds["squad"] if text.endswith("?")]
+    found["altered-questions"] = [*copies(questions, 10), *copies(asked, 2)]
+    short = [text for text in [*kinds["chat"], *kinds["mnli"]] if 4 <= len(text.split()) <= 14]
+    found["swapped"] = [other for text in rng.sample(short, 60_000) if (other := swapped(text)) != text]
+    return found
+
+
+def _clauses(texts: Sequence[str], least: int, most: int) -> Iterator[str]:
+    """Yield what stands between punctuation marks, of so many words."""
+    for text in texts:
+        for clause in re.split(r"[,;:().]", text):
+            if least <= len(clause.split()) <= most:
+                yield clause.strip()
+
+
+def _telegraphic(texts: Sequence[str]) -> Iterator[str]:
+    """Yield clauses without their articles and auxiliaries, as headlines have it."""
+    dropped = {"a", "an", "the", "is", "was", "were", "are", "been", "had", "has", "have"}
+    for clause in _clauses(texts, 6, 16):
+        words = [word for word in clause.split() if word.lower() not in dropped]
+        if 4 <= len(words) <= 12:
+            yield " ".join(words)
+
+
+def _titles(articles: Sequence[str]) -> list[str]:
+    found = (re.match(r'<doc .*title="([^"]{1,39})"', line) for line in articles)
+    return [re.sub(r" \(.*\)", "", match[1]) for match in found if match]
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -76,14 +148,14 @@ def _column(path: Path, names: tuple[str, ...], only: dict[str, str] | None = No
 
 
 def _spans(texts: list[str], count: int, rng: random.Random) -> Iterator[str]:
-    for text in rng.sample(texts, min(count, len(texts))):
+    for text in rng.choices(texts, k=count):
         words, length = text.split(), rng.randint(2, 8)
         if len(words) >= length:
             start = rng.randrange(len(words) - length + 1)
             yield " ".join(words[start : start + length])
 
 
-def _write(path: Path, lines: list[str]) -> None:
+def _write(path: Path, lines: Sequence[str]) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{path}: {len(lines):,} lines")
 

@@ -74,6 +74,28 @@ def test_a_pair_is_one_candidate_each_side_of_which_has_to_keep_the_rules(text, 
     assert [(s.text, s.reason) for s in split_sentences(text, rules)] == [(pair, reason)]
 
 
+def test_spans_of_two_to_eight_words_come_after_a_share_of_the_sentences():
+    sentences = [f"Number {n} of the old ships left on a day in May." for n in range(400)]
+    found = [[s.text for s in split_sentences(text, SentenceRules(spans=0.25))] for text in sentences]
+    assert [texts[0] for texts in found] == sentences
+    spans = [(texts[0], texts[1]) for texts in found if len(texts) == 2]
+    assert len(spans) == pytest.approx(100, abs=30)
+    assert all(f" {span} " in f" {sentence} " for sentence, span in spans)
+    assert {len(span.split()) for _, span in spans} == set(range(2, 9))
+    assert {sentence.index(span) > 0 for sentence, span in spans} == {True, False}
+    # The same spans each time, and no more than the sentences that pass the rules have.
+    again = [[s.text for s in split_sentences(text, SentenceRules(spans=0.25))] for text in sentences]
+    assert again == found
+    assert len(list(split_sentences("Two words", SentenceRules(spans=1.0)))) == 1
+    assert len(list(split_sentences("1 2 3 4 5 6 7 8 9 a", SentenceRules(spans=1.0)))) in (1, 2)
+    assert len(list(split_sentences(sentences[0], SentenceRules(spans=1.0)))) == 2
+
+
+def test_spans_of_pairs_are_refused():
+    with pytest.raises(UserError, match="--spans goes with single sentences"):
+        SentenceRules(pairs=True, spans=0.5)
+
+
 def test_rules_that_leave_nothing_are_refused():
     with pytest.raises(UserError, match="min-words"):
         SentenceRules(min_words=5, max_words=4)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -246,6 +247,18 @@ def test_compressed_shards_hold_the_same_rows(sd, arguments, shards, tmp_path, c
 def test_without_text_the_column_is_not_there(sd, arguments, tmp_path):
     assert sd(*arguments, "--no-text", "--out", tmp_path / "out") == 0
     assert rows(tmp_path / "out").column_names == ["id", "corpus", "input_ids", "embedding"]
+
+
+def test_spans_are_rows_behind_their_sentences(sd, arguments, tmp_path, capsys):
+    assert sd(*arguments, "--spans", "0.5", "--out", tmp_path / "out") == 0
+    texts = rows(tmp_path / "out")["text"].to_pylist()
+    spans = [(before, text) for before, text in pairwise(texts) if text in before]
+    assert len(spans) == len(texts) - 900
+    assert 300 < len(spans) < 600
+    assert sd("shards", "verify", tmp_path / "out") == 0
+    capsys.readouterr()
+    assert sd(*arguments, "--out", tmp_path / "out") == 1
+    assert "--spans (0.5 there, 0.0 here)" in capsys.readouterr().err
 
 
 def test_a_shard_may_be_empty(sd, teacher_folder, tmp_path):
