@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sentence_distill.student.figures import Distillation, GlueFigures, SpeedRecord, shown_score, too_few
-from sentence_distill.student.tables import fidelity_table, glue_table, render, speed_table
+from sentence_distill.student.tables import fidelity_table, glue_table, probe_tables, render, speed_table
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -54,6 +54,7 @@ def model_card(
         licence=licence,
         tasks=list(dict.fromkeys(task for task, *_ in scores)),
         fidelity=fidelity if fidelity.groups[""] else None,
+        probes=probe_tables({"student": models["student"]}),
         held_out=models["student"].held_out,
         task_rows=[
             (f"{task}, {split}", metric, shown_score(metric, value, (record.dev_examples or {}).get(split)))

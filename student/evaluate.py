@@ -37,6 +37,7 @@ from sentence_distill.student.figures import (
     Example,
     HeldOut,
     ModelFigures,
+    Probes,
     Sentences,
     Size,
     eval_file,
@@ -413,6 +414,11 @@ def _record(folder: Path, student: ModelFigures, teacher: ModelFigures | None) -
     figures: dict[str, Any] = {"size": msgspec.to_builtins(student.size)}
     if teacher:
         figures["teacher_size"] = msgspec.to_builtins(teacher.size)
+    # Whoever reads the card has no use for the folders that a text lies in.
+    texts = {Path(name).name: of for name, of in student.texts.items() if name != OWN_TEXT}
+    probes = Probes(texts=texts, word_order=student.word_order, transfer=student.transfer)
+    if probes != Probes():
+        figures["probes"] = msgspec.to_builtins(probes)
     for measure in ("sentences_per_second", "timed_as", "sts_spearman"):
         if values := {name: value for name, one in found.items() if (value := getattr(one, measure)) is not None}:
             figures[measure] = values

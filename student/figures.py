@@ -417,10 +417,19 @@ class CorpusOrigin(msgspec.Struct, kw_only=True):
     """Options and inputs that the shards depend on, as their manifest has them."""
 
 
+class Probes(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What was measured on text and tasks that a user named; see `ModelFigures`."""
+
+    texts: dict[str, HeldOut] = {}
+    word_order: dict[str, WordOrder] = {}
+    transfer: dict[str, dict[str, float]] = {}
+
+
 class Metrics(msgspec.Struct, kw_only=True):
     """Figures of `sd eval` among a student's metrics, by measure; those by model have the keys student and teacher."""
 
     held_out: HeldOut = msgspec.field(default_factory=HeldOut)
+    probes: Probes = msgspec.field(default_factory=Probes)
     sts_spearman: dict[str, float] = {}
     sentences_per_second: dict[str, float] = {}
     size: Size | None = None
@@ -479,7 +488,9 @@ class Distillation(msgspec.Struct, kw_only=True):
             )
             for name, size in (("student", found.size), ("teacher", found.teacher_size))
         }
-        models["student"].held_out = found.held_out
+        student = models["student"]
+        student.held_out, student.texts = found.held_out, found.probes.texts
+        student.word_order, student.transfer = found.probes.word_order, found.probes.transfer
         return {name: model for name, model in models.items() if name == "student" or model != ModelFigures()}
 
 

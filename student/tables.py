@@ -1,7 +1,7 @@
 """Tables of figures, for a student's report and its card, and the templates that lay them out."""
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ import msgspec
 from sentence_distill.data.glue import TASKS, set_name
 from sentence_distill.student.config import ROWS
 from sentence_distill.student.figures import (
+    OWN_TEXT,
     GlueFigures,
     GlueScores,
     HeldOut,
@@ -117,6 +118,40 @@ def fidelity_table(models: Mapping[str, ModelFigures]) -> Table:
     rows = [[Cell(title), *cells] for title, cells in lines.items() if any(cell.text for cell in cells)]
     heads = [Column("measure", numeric=False), *map(Column, models)]
     return Table("Fidelity, speed and size", heads, {"": rows})
+
+
+def probe_tables(models: Mapping[str, ModelFigures]) -> list[Table]:
+    """Tabulate agreement on other text, word order, and SentEval's tasks, as far as they were measured."""
+    found = []
+
+    def add(caption: str, first: str, measures: Sequence[str], cells: Mapping[str, Sequence[Cell]]) -> None:
+        if cells:
+            columns = [Column(name, measure) for name in models for measure in measures]
+            rows = [[Cell(title), *line] for title, line in cells.items()]
+            found.append(Table(caption, [Column(first, numeric=False), *columns], {"": rows}))
+
+    def lines(of: Callable[[ModelFigures], Mapping[str, Any]]) -> dict[str, list[Any]]:
+        """Gather what the models have under each title, None where a model has nothing."""
+        titles = dict.fromkeys(title for model in models.values() for title in of(model))
+        return {title: [of(model).get(title) for model in models.values()] for title in titles}
+
+    def numbers(values: Sequence[Any], names: Sequence[str]) -> list[Cell]:
+        return [number(value and getattr(value, name), ".3f") for value in values for name in names]
+
+    texts = {title: values for title, values in lines(lambda model: model.texts).items() if title != OWN_TEXT}
+    names = ("cosine", "recall_at_10", "recall_at_10_in_teachers_index")
+    heads = ["cosine to the teacher", "recall@10", "recall@10 in the teacher's index"]
+    add("On other text", "text", heads, {title: numbers(values, names) for title, values in texts.items()})
+    orders = lines(lambda model: model.word_order)
+    heads = ["cosine of the two", "rank correlation with the teacher's"]
+    cells = {title: numbers(values, ("cosine", "agreement")) for title, values in orders.items()}
+    add("Sentences of nearly the same words", "a sentence and itself", heads, cells)
+    tasks = lines(
+        lambda model: {f"{task}, {name}": x for task, scores in model.transfer.items() for name, x in scores.items()}
+    )
+    cells = {title: [number(value, ".3f") for value in values] for title, values in tasks.items()}
+    add("SentEval's tasks with frozen vectors", "task", [""], cells)
+    return found
 
 
 # GLUE.

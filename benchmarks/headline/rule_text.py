@@ -20,7 +20,9 @@ from torch.nn import functional
 
 COUNTS = {"captions": 350_000, "questions": 150_000, "headlines": 130_000, "statements": 150_000}
 _PEOPLE = "man woman boy girl person child baby dog cat lady guy kid teenager player worker group".split()  # noqa: SIM905
-_COLORS = "red blue green black white small large big little young old tall long short wet dry hot cold new brown yellow"
+_SIMPLE = (
+    "red blue green black white small large big little young old tall long short wet dry hot cold new brown yellow"
+)
 _PREPOSITIONS = "in on at near with by over under through into from around behind across against beside"
 _PLURALS = {"man": "men", "woman": "women", "child": "children", "person": "people", "lady": "ladies", "baby": "babies"}
 
@@ -62,7 +64,7 @@ class Vocabulary:
         ]
         ending = re.compile(r"(ful|ous|y|ish|ed|en|less|ive|al)$")
         adjectives = [word for word in words if counts[word] > 60 and word not in nouns and ending.search(word)]
-        adjectives += _COLORS.split() * 6
+        adjectives += _SIMPLE.split() * 6
 
         def unit(some: Sequence[str]) -> torch.Tensor:
             return functional.normalize(table[[tokens[word] for word in some]] - table.mean(dim=0), dim=1)
@@ -138,7 +140,9 @@ class RuleText:
         """Draw a noun with its article, and sometimes an adjective."""
         words = (self._drawn("adjective") + " " if self._rng.random() < 0.3 else "") + self._noun()
         article = self._rng.choice(["a", "the", "a", "the", "his", "some"])
-        return _with_article(words) if article == "a" else f"some {words}s" if article == "some" else f"{article} {words}"
+        return (
+            _with_article(words) if article == "a" else f"some {words}s" if article == "some" else f"{article} {words}"
+        )
 
     def _subject(self) -> tuple[str, str]:
         rng = self._rng
@@ -169,7 +173,8 @@ class RuleText:
         text = self._filled(_HEADLINES)
         return text if self._rng.random() < 0.4 else text[0].upper() + text[1:]
 
-    def _filled(self, templates: Sequence[str]) -> str:
+    def _filled(self, templates: str) -> str:
+        """Fill in one of some templates, one per line."""
         fillers: dict[str, Callable[[], str]] = {
             "title": lambda: self._rng.choice(self._titles),
             "noun": self._noun,
@@ -185,7 +190,7 @@ class RuleText:
             "number": lambda: str(self._rng.randint(2, 90)),
             "year": lambda: str(self._rng.randint(1900, 2020)),
         }
-        text = re.sub(r"\{(\w+)\}", lambda match: fillers[match[1]](), self._rng.choice(templates))
+        text = re.sub(r"\{(\w+)\}", lambda match: fillers[match[1]](), self._rng.choice(templates.strip().splitlines()))
         return text[0].upper() + text[1:] if templates is _STATEMENTS else text
 
 
@@ -199,37 +204,85 @@ def _third(base: str) -> str:
     return base + ("es" if base.endswith(("s", "x", "ch", "sh")) else "s")
 
 
-_QUESTIONS = (
-    *("What is {title}?", "Who is {title}?", "Where is {title}?", "Why is {title} so {such}?", "Is {title} {such}?"),
-    *("What is the difference between {title} and {title}?", "What is the difference between {one} and {one}?"),
-    *("How do I {do} {one}?", "How can I {do} my {noun}?", "How can I {do} {noun}s in {noun}?", "Do you {do} {noun}s?"),
-    *("What is the best way to {do} {one}?", "What are the best {noun}s for {doing}?", "How do {noun}s work?"),
-    *("Why do {people} {do} {noun}s?", "Is it {such} to {do} {one}?", "Should I {do} or {do}?"),
-    *("Which is better, {title} or {title}?", "Can {one} {do} {one}?", "What does it mean when {one} is {doing}?"),
-    *("How much does {one} cost?", "How long does it take to {do} {one}?", "What happens if you {do} {one}?"),
-    *("Does {title} have {one}?", "What are some {such} {noun}s?", "What are the {noun}s of {title}?"),
-    *("How did {title} {do} the {noun}?", "When did {title} {do}?", "What should I do if my {noun} is {doing}?"),
-    *("How is {title} {such} for {noun}s?", "Why did the {noun} {do} in {title}?"),
-    *("What are the advantages of {doing} {one}?", "I want to {do} {one}. What should I do?"),
-)
-_HEADLINES = (
-    *("{title} {does} {noun} over {noun}", "{noun}s {did} in {title} {noun}", "{title}: {noun} {doing} {noun}s"),
-    *("{number} {noun}s {did} in {title} {noun}", "{title} {noun} {does} {such} {noun}", "{title} to {do} {noun} {noun}"),
-    *("{title} and {title} {do} on {noun}", "{such} {noun} {does} {title}", "{title} {does} {noun} in {title}"),
-    *("{noun} {noun} {did} after {noun}", "{title} {noun} faces {noun} {noun}", "{title} says {noun} will {do} {noun}"),
-    *("Police {do} {noun} in {title} {noun}", "New {noun} {does} {title} {noun}s", "{title} {noun}s {do} against {noun}"),
-    *("{title} president {does} {noun}", "{noun} kills {number} in {title}", "{title} {noun} {did} by {title}"),
-)
-_STATEMENTS = (
-    *("I think you should {do} {phrase}.", "If you {do} {phrase}, you will {do} it.", "{phrase} is {such} and {such}."),
-    *("The best way to {do} {phrase} is to {do} {phrase}.", "You don't need to {do} {phrase} to {do} {phrase}."),
-    *("I would {do} {phrase} and then {do} it {preposition} {phrase}.", "We are {doing} {phrase}."),
-    *("It depends on {phrase} and on how you {do} {phrase}.", "Yes, you can {do} {phrase} with {phrase}."),
-    *("No, {phrase} is not {such}.", "You could try to {do} {phrase}.", "{phrase} {did} {phrase}."),
-    *("As far as I know, {title} does not {do} {phrase}.", "I have never seen {phrase} {do} {phrase}."),
-    *("It's {such} to {do} {phrase} {preposition} {phrase}.", "{phrase} {does} {phrase} {preposition} {phrase}."),
-    *("There is {phrase} {preposition} {phrase}.", "He {did} {phrase} {preposition} {phrase}."),
-    *("She was {doing} {phrase} when {phrase} {did}.", "They {did} {phrase} because of {phrase}."),
-    *("{title} {did} {phrase} in {year}.", "{phrase} is a kind of {noun}.", "One problem is that {phrase} {does} {phrase}."),
-    *("Don't {do} {phrase} unless you {do} {phrase}.", "My {noun} is {such}, and I can't {do} it."),
-)
+_QUESTIONS = """
+What is {title}?
+Who is {title}?
+Where is {title}?
+Why is {title} so {such}?
+Is {title} {such}?
+What is the difference between {title} and {title}?
+What is the difference between {one} and {one}?
+How do I {do} {one}?
+How can I {do} my {noun}?
+How can I {do} {noun}s in {noun}?
+Do you {do} {noun}s?
+What is the best way to {do} {one}?
+What are the best {noun}s for {doing}?
+How do {noun}s work?
+Why do {people} {do} {noun}s?
+Is it {such} to {do} {one}?
+Should I {do} or {do}?
+Which is better, {title} or {title}?
+Can {one} {do} {one}?
+What does it mean when {one} is {doing}?
+How much does {one} cost?
+How long does it take to {do} {one}?
+What happens if you {do} {one}?
+Does {title} have {one}?
+What are some {such} {noun}s?
+What are the {noun}s of {title}?
+How did {title} {do} the {noun}?
+When did {title} {do}?
+What should I do if my {noun} is {doing}?
+How is {title} {such} for {noun}s?
+Why did the {noun} {do} in {title}?
+What are the advantages of {doing} {one}?
+I want to {do} {one}. What should I do?
+"""
+_HEADLINES = """
+{title} {does} {noun} over {noun}
+{noun}s {did} in {title} {noun}
+{title}: {noun} {doing} {noun}s
+{number} {noun}s {did} in {title} {noun}
+{title} {noun} {does} {such} {noun}
+{title} to {do} {noun} {noun}
+{title} and {title} {do} on {noun}
+{such} {noun} {does} {title}
+{title} {does} {noun} in {title}
+{noun} {noun} {did} after {noun}
+{title} {noun} faces {noun} {noun}
+{title} says {noun} will {do} {noun}
+Police {do} {noun} in {title} {noun}
+New {noun} {does} {title} {noun}s
+{title} {noun}s {do} against {noun}
+{title} president {does} {noun}
+{noun} kills {number} in {title}
+{title} {noun} {did} by {title}
+"""
+_STATEMENTS = """
+I think you should {do} {phrase}.
+If you {do} {phrase}, you will {do} it.
+{phrase} is {such} and {such}.
+The best way to {do} {phrase} is to {do} {phrase}.
+You don't need to {do} {phrase} to {do} {phrase}.
+I would {do} {phrase} and then {do} it {preposition} {phrase}.
+We are {doing} {phrase}.
+It depends on {phrase} and on how you {do} {phrase}.
+Yes, you can {do} {phrase} with {phrase}.
+No, {phrase} is not {such}.
+You could try to {do} {phrase}.
+{phrase} {did} {phrase}.
+As far as I know, {title} does not {do} {phrase}.
+I have never seen {phrase} {do} {phrase}.
+It's {such} to {do} {phrase} {preposition} {phrase}.
+{phrase} {does} {phrase} {preposition} {phrase}.
+There is {phrase} {preposition} {phrase}.
+He {did} {phrase} {preposition} {phrase}.
+She was {doing} {phrase} when {phrase} {did}.
+They {did} {phrase} because of {phrase}.
+{title} {did} {phrase} in {year}.
+{phrase} is a kind of {noun}.
+One problem is that {phrase} {does} {phrase}.
+Don't {do} {phrase} unless you {do} {phrase}.
+My {noun} is {such}, and I can't {do} it.
+"""

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -184,6 +185,23 @@ def test_sd_eval_measures_both_next_to_the_teacher(sd, student_folder, teacher_f
     assert -1 <= student["word_order"]["negated"]["agreement"] <= 1
     assert "agreement" not in teacher["word_order"]["negated"]
     assert student["word_order"]["negated"]["pairs"] == teacher["word_order"]["negated"]["pairs"] > 2
+
+
+def test_the_card_and_the_report_show_both_and_other_text(sd, student_folder, teacher_folder, senteval, tmp_path):
+    folder, text = tmp_path / "student", tmp_path / "place" / "text.txt"
+    shutil.copytree(student_folder, folder)
+    text.parent.mkdir()
+    text.write_text("\n".join(make_sentences(300, seed=9)))
+    given = ("--text", text, "--word-order", text, "--transfer", senteval, "--teacher", teacher_folder)
+    assert sd("eval", folder, *given) == 0
+    card = (folder / "README.md").read_text()
+    assert "| text.txt |" in card
+    assert str(tmp_path) not in card
+    assert "| negated |" in card
+    assert "| MRPC, f1 |" in card
+    pytest.importorskip("matplotlib")
+    assert sd("report", folder, "--out", tmp_path / "report.html") == 0
+    assert "MRPC, accuracy" in (tmp_path / "report.html").read_text()
 
 
 def test_text_and_folders_that_hold_nothing_to_measure_are_refused(sd, student_folder, tmp_path, capsys):
