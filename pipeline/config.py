@@ -13,10 +13,14 @@ HUB_PREFIX = "hf:"
 
 
 def parse_pooling(text: str) -> str:
-    """Read a pooling, as in mean+max; pooler and logits stand alone."""
-    if text in (POOLER, LOGITS) or set(text.split("+")) <= set(SENTENCE_POOLINGS):
+    """Read a pooling, as in mean+max or mean+logits; pooler and logits also stand alone."""
+    names = text.split("+")
+    if text in (POOLER, LOGITS) or set(names[:-1] if names[-1] == LOGITS else names) <= set(SENTENCE_POOLINGS):
         return text
-    raise ValueError(f"{text!r} is none of {', '.join(SENTENCE_POOLINGS)}, or several joined by +, pooler or logits")
+    raise ValueError(
+        f"{text!r} is none of {', '.join(SENTENCE_POOLINGS)}, or several joined by +, pooler or logits; logits can also "
+        "come last, as in mean+logits"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class EmbedConfig:
     pooling: str | None = option(
         None,
         "Pool the transformer's own states: cls, mean, max, mean_sqrt_len_tokens, weightedmean, lasttoken, pooler; or "
-        "take logits.",
+        "take logits; or both, as in mean+logits.",
         shown="all modules of a sentence-transformers teacher, logits of one with a classification head, otherwise "
         "mean",
         parse=parse_pooling,

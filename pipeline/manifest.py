@@ -265,8 +265,11 @@ def _row_problem(shard: Path, sidecar: Sidecar) -> str:
         return "has a token id outside the vocabulary"
     if fingerprint.corpora is not None and int(rows.corpora.max(initial=0)) >= len(fingerprint.corpora):
         return "has a row of a corpus that its fingerprint does not name"
-    if not np.isfinite(rows.embeddings).all():
-        return "has an embedding that is not finite"
+    classes = len(fingerprint.labels or ()) if fingerprint.pooling != LOGITS else 0
+    if (0 if rows.logits is None else rows.logits.shape[1]) != classes:
+        return "has another number of logits than its fingerprint names"
+    if not np.isfinite(rows.embeddings).all() or not np.isfinite(rows.logits if classes else 0).all():
+        return "has an embedding or logits that are not finite"
     if not ((rows.tokens.lengths > 0) & (rows.tokens.lengths <= fingerprint.max_tokens)).all():
         return "has a sentence with no tokens or too many"
     return ""
@@ -298,7 +301,7 @@ def read_logits(folder: Path) -> Logits:
     """
     manifest = require_manifest(folder)
     fingerprint = manifest.fingerprint
-    if fingerprint.pooling != LOGITS:
+    if fingerprint.labels is None:
         raise UserError(
             f"{folder} holds sentence embeddings (pooling {fingerprint.pooling}) and no logits; write those with a "
             "teacher that has a classification head: sd embed --teacher DIR --pooling logits"
@@ -310,6 +313,7 @@ def read_logits(folder: Path) -> Logits:
     logits = []
     for index in range(len(manifest.shards)):
         texts += shards.texts(index)
-        logits.append(shards.open(index).embeddings.astype(np.float32))
+        shard = shards.open(index)
+        logits.append((shard.embeddings if shard.logits is None else shard.logits).astype(np.float32))
     columns = tuple(zip(*(text.split(PAIR_SEPARATOR) for text in texts), strict=True))
     return Logits(tuple(map(list, columns)), np.concatenate(logits), fingerprint)

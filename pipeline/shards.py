@@ -45,7 +45,12 @@ def token_dtype(vocabulary: int) -> type[np.unsignedinteger[Any]]:
 
 
 def make_table(
-    ids: np.ndarray, corpora: np.ndarray, tokens: Tokens, embeddings: np.ndarray, texts: Sequence[str] | None
+    ids: np.ndarray,
+    corpora: np.ndarray,
+    tokens: Tokens,
+    embeddings: np.ndarray,
+    texts: Sequence[str] | None,
+    logits: np.ndarray | None = None,
 ) -> pa.Table:
     """Make the rows of one shard, in corpus order, an Arrow table.
 
@@ -55,17 +60,23 @@ def make_table(
         tokens: of n sentences in `token_dtype`, without special tokens.
         embeddings: float16 or float32[n, dim].
         texts: the sentences; None leaves them out.
+        logits: float32[n, classes] besides the embeddings, or None.
     """
-    flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
     columns = {
         "id": pa.array(ids, pa.uint64()),
         "corpus": pa.array(corpora, pa.uint16()),
         "input_ids": pa.ListArray.from_arrays(pa.array(tokens.offsets, pa.int32()), pa.array(tokens.ids)),
-        "embedding": pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1]),
+        "embedding": _vectors(embeddings),
     }
+    if logits is not None:
+        columns["logits"] = _vectors(logits)
     if texts is not None:
         columns["text"] = pa.array(texts, pa.string())
     return pa.table(columns).replace_schema_metadata({"sentence-distill.format": str(FORMAT_VERSION)})
+
+
+def _vectors(rows: np.ndarray) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
 
 
 def write_shard(
@@ -128,12 +139,14 @@ class Shard:
         corpora: uint16[n], the number of each row's corpus; 0 in format 1, which does not say.
         tokens: of n sentences.
         embeddings: float16 or float32[n, dim].
+        logits: float32[n, classes]; None if the shard has none besides its embeddings.
     """
 
     ids: np.ndarray
     corpora: np.ndarray
     tokens: Tokens
     embeddings: np.ndarray
+    logits: np.ndarray | None = None
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
@@ -149,13 +162,20 @@ class Shard:
         corpora = (
             columns["corpus"].to_numpy(zero_copy_only=False) if "corpus" in columns else np.zeros(len(ids), np.uint16)
         )
-        input_ids, embedding = columns["input_ids"], columns["embedding"]
+        input_ids = columns["input_ids"]
         flat, offsets = (part.to_numpy(zero_copy_only=False) for part in (input_ids.values, input_ids.offsets))
+        embeddings, logits = (
+            columns[name].values.to_numpy(zero_copy_only=False).reshape(-1, columns[name].type.list_size)
+            if name in columns
+            else None
+            for name in ("embedding", "logits")
+        )
         return cls(
             ids=ids,
             corpora=corpora,
             tokens=Tokens(flat, offsets),
-            embeddings=embedding.values.to_numpy(zero_copy_only=False).reshape(-1, embedding.type.list_size),
+            embeddings=embeddings,
+            logits=logits,
         )
 
 

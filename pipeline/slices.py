@@ -120,14 +120,15 @@ def prepare_slice(job: Job, part: Slice, records: Iterable[Record], tokenizer: T
 
 
 def commit_slice(job: Job, text: SliceText, vectors: np.ndarray) -> None:
-    """Write the shard of a prepared slice of n sentences, with float32[n, dim] `vectors`, and its list of rejections.
+    """Write the shard of a prepared slice of n sentences, and its list of rejections.
 
-    More than 1% of vectors that are not finite are an error.
+    `vectors` are float32[n, dim], or [n, dim + logits]. More than 1% of vectors that are not finite are an error.
     """
     dtype = job.fingerprint.dtype
     with np.errstate(over="ignore"):  # what float16 can't hold becomes infinite, and is rejected below
-        rows = vectors.astype(DTYPES[dtype])
-    finite = np.isfinite(rows).all(axis=1)
+        rows = vectors[:, : job.fingerprint.dim].astype(DTYPES[dtype])
+    logits = vectors[:, job.fingerprint.dim :]
+    finite = np.isfinite(rows).all(axis=1) & np.isfinite(logits).all(axis=1)
     if (~finite).sum() > 1 + _MOST_NON_FINITE * len(finite):
         raise UserError(
             f"the teacher gave {(~finite).sum():,} of {len(finite):,} vectors in slice {text.part.index} that are "
@@ -140,7 +141,7 @@ def commit_slice(job: Job, text: SliceText, vectors: np.ndarray) -> None:
     sources = job.corpus.sources
     corpora = np.array([sources[file].location for file, _ in text.places], dtype=np.uint16)
     kept = text.sentences if job.fingerprint.keep_text else None
-    table = make_table(ids, corpora, text.tokens, rows[finite], kept)
+    table = make_table(ids, corpora, text.tokens, rows[finite], kept, logits[finite] if logits.shape[1] else None)
     # Before the sidecar, so that a shard that exists always has its list.
     names = [source.name for source in sources]
     rejected = write_list(job.out, text.part.index, text.rejections, names)

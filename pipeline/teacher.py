@@ -38,6 +38,7 @@ from sentence_distill.pipeline.teacher_folder import (
     choose_pooling,
     make_recipe,
     read_folder,
+    wants_logits,
 )
 
 
@@ -142,13 +143,13 @@ class Teacher:
         """Load weights (safetensors only) and tokenizer, and embed a sentence to see that it does.
 
         A named `pooling` takes the transformer's own states, or the logits of its head; so do other `layers` than the
-        last. None takes all modules of a sentence-transformers folder, the logits of a teacher that has a head, and
+        last; with `mean+logits` the head's logits stand behind the vectors. None takes all modules of a sentence-transformers folder, the logits of a teacher that has a head, and
         otherwise what `SentenceTransformer` takes of a plain transformer, the mean. `pairs` says whether what it embeds
         are pairs of sentences, see `tokenize_pairs`.
         """
         folder = read_folder(located.folder)
         pooling = choose_pooling(folder, pooling)
-        model, tokenizer = load_model(located, folder, dtype, head=pooling == LOGITS)
+        model, tokenizer = load_model(located, folder, dtype, head=wants_logits(pooling))
         self.name = located.name
         self._located, self._folder = located, folder
         self.recipe = make_recipe(folder, pooling, layers, model.config.num_hidden_layers)
@@ -196,6 +197,11 @@ class Teacher:
         """Width of the embeddings of all layers together."""
         return self.layer_dim * len(self.recipe.layers)
 
+    @property
+    def logits(self) -> int:
+        """Number of logits that stand behind the embeddings; 0 unless both were asked for."""
+        return int(self.model.config.num_labels) if self.recipe.logits else 0
+
     def tokenize(self, sentences: Sequence[str]) -> Tokens:
         """Token ids of each sentence, without special tokens, or of each pair, with those between its sides."""
         if self.separator:
@@ -205,7 +211,7 @@ class Teacher:
     def embed(
         self, tokens: Tokens, token_budget: int, advance: Callable[[int], None] = lambda count: None
     ) -> np.ndarray:
-        """Embed n tokenized sentences, see `launch`; returns float32[n, dim]."""
+        """Embed n tokenized sentences, see `launch`; returns float32[n, dim + logits]."""
         return self.launch(tokens, token_budget, advance).vectors()
 
     @torch.inference_mode()
@@ -226,7 +232,7 @@ class Teacher:
         if self.device.type == "cuda":
             flat = flat.pin_memory().to(self.device, non_blocking=True)
         # One piece for all: those of each batch would stay between activations that come and go, and split memory.
-        vectors = torch.empty(len(order), self.dim, device=self.device)
+        vectors = torch.empty(len(order), self.dim + self.logits, device=self.device)
         token = row = 0
         for rows in batches:
             length = int(lengths[rows[0]])
@@ -264,14 +270,16 @@ class Teacher:
         # No attention mask: exact-length batches have no padding, and attention takes its fastest path.
         types = self._token_types(batch)
         typed = {} if types is None else {"token_type_ids": types}
-        output = self.model(input_ids=batch, output_hidden_states=recipe.layers != (last,), **typed)
+        # A model under a head returns no last state but as one of all.
+        every = recipe.logits or recipe.layers != (last,)
+        output = self.model(input_ids=batch, output_hidden_states=every, **typed)
         if recipe.pooling == LOGITS:
             return output.logits.float()  # type: ignore[no-any-return]
         if recipe.pooling == POOLER:
             if getattr(output, "pooler_output", None) is None:
                 raise UserError("this teacher has no pooler; use --pooling cls, mean or max")
             pooled = [output.pooler_output.float()]
-        elif recipe.layers == (last,):
+        elif not every:
             pooled = [pool(output.last_hidden_state, recipe.poolings, self._unpooled)]
         else:
             states = [output.hidden_states[layer] for layer in recipe.layers]
@@ -281,7 +289,7 @@ class Teacher:
             return features["sentence_embedding"][:, : recipe.truncate_dim]  # type: ignore[no-any-return]
         if recipe.normalize:
             pooled = [functional.normalize(vector, dim=-1) for vector in pooled]
-        return torch.cat(pooled, dim=-1)
+        return torch.cat([*pooled, output.logits.float()] if recipe.logits else pooled, dim=-1)
 
     def _token_types(self, batch: torch.Tensor) -> torch.Tensor | None:
         """Return the type of each token, int64[b, length]; None if the model takes 0 for all by itself."""
@@ -321,7 +329,7 @@ class Teacher:
     def facts(self) -> TeacherFacts:
         """Return what a run has to know of it."""
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_ARCHITECTURE}
-        logits = self.recipe.pooling == LOGITS
+        logits = self.logits or (self.dim if self.recipe.pooling == LOGITS else 0)
         tokenizer = self.tokenizer_json()
         fingerprint = TeacherFingerprint(
             teacher=self.name,
@@ -334,7 +342,7 @@ class Teacher:
             normalize=self.recipe.normalize,
             compute_dtype=str(self.model.dtype).removeprefix("torch."),
             separator=self.separator or None,
-            labels=[str(self.model.config.id2label[number]) for number in range(self.dim)] if logits else None,
+            labels=[str(self.model.config.id2label[number]) for number in range(logits)] if logits else None,
             **self.reading(),
         )
         note = (

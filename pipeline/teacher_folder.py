@@ -348,6 +348,8 @@ class Recipe:
     after: tuple[Dense | Normalize, ...] = ()
     """Modules after the pooling of the only layer, if they are more than a normalization."""
     truncate_dim: int | None = None
+    logits: bool = False
+    """Whether the head's logits are taken besides the vectors."""
     left_out: tuple[str, ...] = ()
     """What the folder asks for besides, and the user's own --pooling or --layers leaves out."""
 
@@ -377,9 +379,9 @@ def choose_pooling(folder: TeacherFolder, pooling: str | None) -> str | None:
     file = folder.transformer / "config.json"
     with _reading(file):
         head = any(str(name).endswith("ForSequenceClassification") for name in _read(file).get("architectures") or [])
-    if pooling == LOGITS and not head:
+    if wants_logits(pooling) and not head:
         raise UserError(
-            f"--pooling logits: the teacher has no classification head ({file} names none that ends in "
+            f"--pooling {pooling}: the teacher has no classification head ({file} names none that ends in "
             "ForSequenceClassification); fine-tune the teacher first, or take --pooling cls, mean or max"
         )
     if pooling is None and head and not folder.pools:
@@ -387,6 +389,11 @@ def choose_pooling(folder: TeacherFolder, pooling: str | None) -> str | None:
     if pooling is None and folder.refused:
         raise UserError(f"{folder.refused[0]}; --pooling mean takes the transformer's own states")
     return pooling
+
+
+def wants_logits(pooling: str | None) -> bool:
+    """Tell whether a pooling takes the logits of a head, alone or besides vectors: logits, mean+logits."""
+    return pooling is not None and pooling.split("+")[-1] == LOGITS
 
 
 def make_recipe(folder: TeacherFolder, pooling: str | None, layers: Sequence[int], last: int) -> Recipe:
@@ -400,6 +407,8 @@ def make_recipe(folder: TeacherFolder, pooling: str | None, layers: Sequence[int
     wrong = [str(given) for given, layer in zip(layers, absolute, strict=True) if not 0 <= layer <= last]
     if wrong or not absolute:
         raise UserError(f"--layers {','.join(wrong)}: this teacher has layers 0 to {last} (or -1 to {-last - 1})")
+    logits = pooling != LOGITS and wants_logits(pooling)
+    pooling = pooling.removesuffix(f"+{LOGITS}") if pooling and logits else pooling
     names = folder.poolings if pooling is None else pooling.split("+")
     if pooling != LOGITS and (unknown := [name for name in names if name not in POOLINGS]):
         raise UserError(f"--pooling {pooling}: {unknown[0]} is none of {', '.join(POOLINGS)}")
@@ -417,4 +426,5 @@ def make_recipe(folder: TeacherFolder, pooling: str | None, layers: Sequence[int
     else:
         # What comes out has length 1 if nothing changes it after the last normalization.
         normalize = after[-1:] == (Normalize(),) and truncate_dim is None
-    return Recipe("+".join(names), absolute, normalize, after, truncate_dim, () if own else tuple(left_out))
+    ignored = () if own else tuple(left_out)
+    return Recipe("+".join(names), absolute, normalize, after, truncate_dim, logits, ignored)

@@ -21,7 +21,7 @@ from transformers import (
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.tokenization import TextTokenizer
-from sentence_distill.pipeline.config import EmbedConfig
+from sentence_distill.pipeline.config import EmbedConfig, parse_pooling
 from sentence_distill.pipeline.embed import embed_corpus
 from sentence_distill.pipeline.hardware import ATTENTION
 from sentence_distill.pipeline.load import Located, tokenize_pairs
@@ -363,3 +363,37 @@ def test_logits_without_their_text_are_refused_by_their_reader(sd, classifier_fo
     assert sd(*command, "--out", tmp_path / "out") == 0
     with pytest.raises(UserError, match="keeps no text"):
         read_logits(tmp_path / "out")
+
+
+def test_vectors_of_layers_and_logits_come_out_of_one_pass(sd, classifier_folder, tmp_path, capsys):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(SENTENCES))
+    options = {"text_column": "text", "layers": (1, 2), "dtype": "float32"}
+    both = run(corpus, classifier_folder, tmp_path / "both", pooling="mean+logits", **options)
+    alone = run(corpus, classifier_folder, tmp_path / "alone", pooling="mean", **options)
+    logits = read_logits(both)
+    assert logits.texts == (SENTENCES,)
+    np.testing.assert_allclose(logits.logits, reference(classifier_folder, SENTENCES), atol=1e-5)
+    for path in sorted(alone.glob("shard-*.arrow")):
+        found, expected = Shard.open(both / path.name), Shard.open(path)
+        np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=1e-5)
+        assert found.logits.dtype == np.float32
+        assert expected.logits is None
+    fingerprint = load_manifest(both).fingerprint
+    assert (fingerprint.pooling, fingerprint.dim, len(fingerprint.labels)) == ("mean", 64, 3)
+    assert verify_folder(both, lambda n: None) == []
+    train = ("train-student", "--embedding-dim", "8", "--hidden", "8", "--epochs", "1", "--out", tmp_path / "student")
+    assert sd(*train, "--shards", both) == 0
+    with pytest.raises(UserError, match="labels"):
+        run(corpus, classifier_folder, both, pooling="mean", **options)
+
+
+def test_logits_besides_vectors_need_a_head_and_come_last(classifier_folder, teacher_folder):
+    with pytest.raises(UserError, match=r"--pooling mean\+logits: the teacher has no classification head"):
+        load(teacher_folder, pooling="mean+logits")
+    assert parse_pooling("mean+max+logits") == "mean+max+logits"
+    with pytest.raises(ValueError, match="logits can also come last"):
+        parse_pooling("logits+mean")
+    with pytest.raises(ValueError, match="none of"):
+        parse_pooling("pooler+logits")
+    assert load(classifier_folder, pooling="max+logits").dim == 32
