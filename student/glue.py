@@ -1,14 +1,12 @@
 """GLUE: fine-tune and score models on it, as `sd eval --glue` does, and write the submission."""
 
 import io
-import json
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -16,7 +14,6 @@ import numpy as np
 import torch
 
 from sentence_distill.data import progress
-from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import (
     DIAGNOSTIC,
@@ -29,17 +26,13 @@ from sentence_distill.data.glue import (
     open_glue,
     set_name,
 )
-from sentence_distill.data.hashing import bytes_hash, file_hash
-from sentence_distill.data.labelled import FIELDS, json_line, synthetic_examples
+from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.options import command_line
-from sentence_distill.data.sentences import SentenceRules
-from sentence_distill.pipeline.config import EmbedConfig
-from sentence_distill.pipeline.embed import embed_corpus
-from sentence_distill.pipeline.files import lock_folder, replacing, write_atomically
+from sentence_distill.pipeline.files import lock_folder, write_atomically
 from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
 from sentence_distill.pipeline.load import Located
 from sentence_distill.pipeline.records import differing_fields
-from sentence_distill.student.classifier import StudentClassifier, TaskModel, TeacherClassifier, most_tokens
+from sentence_distill.student.classifier import StudentClassifier, TaskModel, TeacherClassifier
 from sentence_distill.student.config import ROWS, EvalConfig, GlueConfig
 from sentence_distill.student.encoder import StudentEncoder
 from sentence_distill.student.figures import (
@@ -56,18 +49,17 @@ from sentence_distill.student.figures import (
     read_figures,
     write_figures,
 )
-from sentence_distill.student.files import FINETUNED_TEACHER, module_weights
+from sentence_distill.student.files import module_weights
 from sentence_distill.student.finetune import LOOP, STUDENT, TEACHER, Fitter
 from sentence_distill.student.metrics import task_metrics
 from sentence_distill.student.model import Student, load_student
 from sentence_distill.student.models import Encode, find_teacher, open_teacher
 from sentence_distill.student.start import SCALE, initial_words
-from sentence_distill.student.task_data import Labelled, TaskData, from_logits
+from sentence_distill.student.task_data import TaskData
+from sentence_distill.student.task_teacher import TEACHER_SEED, TaskTeacher
 
 # Nothing in these rows is drawn, so one seed is all.
 WITHOUT_SEED = ("majority", "frozen", "teacher-frozen")
-# Seed of the teacher that rows learn from; it is the same for all their seeds.
-TEACHER_SEED = 0
 # The tasks whose models predict the test splits of a part of the submission; AX has none of its own.
 _MODEL_OF = {"AX": "MNLI"}
 # Inverse strengths of the L2 penalty that probes try; the best on dev counts, as the best step of fine-tuning does.
@@ -213,7 +205,7 @@ class GlueRun:
         return initial_words(self._distillation, self._folder)
 
     @cached_property
-    def teacher(self) -> "TaskTeacher":
+    def teacher(self) -> TaskTeacher:
         """The teacher that is fine-tuned on tasks."""
         located = find_teacher(self._distillation, self._given)
         # Next to the figures: a student that others share may be read-only.
@@ -327,96 +319,6 @@ def probe(encode: Encode, data: TaskData) -> tuple[Scores, Predict]:
         found.append((scores, model))
     best_scores, best = max(found, key=lambda one: main_score(one[0]))
     return best_scores, lambda texts: best.predict(features(texts))
-
-
-# The teacher, fine-tuned on a task, and its logits for task-specific distillation.
-
-# Before, between and after a pair, at most.
-_SPECIAL_TOKENS = 4
-# Maximum words of an example; what the teacher can't hold is rejected by its tokens.
-_MOST_WORDS = 1000
-_SHARD_ROWS = 8192
-_MOST_COPIES = 20
-
-
-@dataclass(frozen=True)
-class TaskTeacher:
-    """A teacher that is fine-tuned on tasks, each in a folder of its own; what is there already is not done again.
-
-    Of several runs that need the same folder one makes what is missing, and the others wait for it.
-    """
-
-    located: Located
-    """The pre-trained teacher."""
-    folder: Path
-    """Where the tasks' folders go."""
-    fitter: Fitter
-    synthetic: int
-    """Approximate number of augmented examples of a task. Each of its own examples has the same number of copies, at
-    most 20, as in Tang et al."""
-
-    def finetuned(self, data: TaskData) -> tuple[Path, Outcome]:
-        """Return the folder of the teacher fine-tuned on a task, and its scores on dev."""
-        with self._held(data) as place:
-            folder = place / "teacher"
-            with suppress(FileNotFoundError):
-                return folder, msgspec.json.decode((folder / FINETUNED_TEACHER).read_bytes(), type=Outcome)
-            start = partial(TeacherClassifier.load, self.located, data.task, TEACHER_SEED)
-            model, outcome = self.fitter.fit(start, data, seed=TEACHER_SEED, label="teacher")
-            model.save(folder, data.task, outcome)
-            return folder, outcome
-
-    def logits(self, data: TaskData) -> Labelled:
-        """Return the task's text and augmented copies of it, with the fine-tuned teacher's logits as targets."""
-        from transformers import AutoConfig, AutoTokenizer
-
-        teacher, _ = self.finetuned(data)
-        tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
-        # `sd embed` takes no more of a text than the tokenizer would keep.
-        longest = most_tokens(AutoConfig.from_pretrained(teacher, local_files_only=True))
-        columns = tuple(list(column) for column in data.train.texts)
-        copies = min(_MOST_COPIES, -(-self.synthetic // len(columns[0])))
-        mask = str(tokenizer.mask_token or tokenizer.unk_token)
-        text, shards = teacher.parent / f"text-{copies}.jsonl", teacher.parent / f"logits-{copies}"
-        with self._held(data):
-            with replacing(text) as file:
-                augmented = synthetic_examples(columns, copies=copies, mask=mask, seed=TEACHER_SEED)
-                file.writelines(map(json_line, chain(zip(*columns, strict=True), augmented)))
-            embed_corpus(
-                corpus=Corpus.open([str(text)], format="jsonl", text_column=",".join(FIELDS[len(columns)])),
-                located=Located(teacher, f"{self.located.name} fine-tuned on {data.task.name}"),
-                config=EmbedConfig(
-                    out=str(shards),
-                    rules=SentenceRules(split=False, min_words=1, max_words=_MOST_WORDS),
-                    shard_rows=_SHARD_ROWS,
-                    max_tokens=min(longest, int(tokenizer.model_max_length)) - _SPECIAL_TOKENS,
-                    dtype="float32",
-                    device=str(self.fitter.device),
-                    precision="bf16" if self.fitter.precision == torch.bfloat16 else "fp32",
-                ),
-            )
-        return from_logits(shards, data)
-
-    @contextmanager
-    def _held(self, data: TaskData) -> Iterator[Path]:
-        """Hold the folder of a task for this process alone."""
-        place = self.place(data)
-        place.mkdir(parents=True, exist_ok=True)
-        message = f"{data.task.name}: another run makes its teacher in {place}; waiting for it"
-        with lock_folder(place, wait=True, waiting=lambda: progress.log(message)):
-            yield place
-
-    def place(self, data: TaskData) -> Path:
-        """Return the folder of a task, named after all that its teacher depends on, so that nothing in it is stale."""
-        identity = {
-            "teacher": self.located.name,
-            "weights": self.located.weights_hashes(),
-            "seed": TEACHER_SEED,
-            "finetuning": {**asdict(self.fitter.config), "loop": LOOP},
-            "computed": f"{self.fitter.precision} on {self.fitter.device.type}",
-            "data": data.hash,
-        }
-        return self.folder / f"{data.task.name}-{bytes_hash(json.dumps(identity).encode())[:8]}"
 
 
 # The files that gluebenchmark.com takes: predictions on the test splits, whose labels are not public.

@@ -22,10 +22,10 @@ from sentence_distill.student.classifier import StudentClassifier, load_classifi
 from sentence_distill.student.config import FinetuneConfig, FinetuneOptions, GlueConfig
 from sentence_distill.student.figures import GlueFigures, load_distillation, read_figures
 from sentence_distill.student.finetune import Fitter, Hyperparameters
-from sentence_distill.student.glue import TaskTeacher
 from sentence_distill.student.model import load_student
 from sentence_distill.student.start import initial_words
 from sentence_distill.student.task_data import Labelled, TaskData, from_logits
+from sentence_distill.student.task_teacher import TaskTeacher
 
 
 @pytest.fixture

@@ -1,0 +1,169 @@
+"""A teacher fine-tuned on a task, and what a student learns of it: vectors of its layers and logits, over the task's text."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from sentence_distill.data import progress
+from sentence_distill.data.corpus import Corpus
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.hashing import bytes_hash
+from sentence_distill.data.labelled import FIELDS, json_line, synthetic_examples
+from sentence_distill.data.records import PAIR_SEPARATOR
+from sentence_distill.data.sentences import SentenceRules
+from sentence_distill.pipeline.config import EmbedConfig
+from sentence_distill.pipeline.embed import embed_corpus
+from sentence_distill.pipeline.files import lock_folder, replacing
+from sentence_distill.pipeline.load import Located
+from sentence_distill.student.classifier import TeacherClassifier, most_tokens
+from sentence_distill.student.figures import Outcome
+from sentence_distill.student.files import FINETUNED_TEACHER
+from sentence_distill.student.finetune import LOOP, Fitter
+from sentence_distill.student.task_data import Labelled, TaskData, from_logits
+
+# Seed of the teacher that students learn from; it is the same for all their seeds.
+TEACHER_SEED = 0
+# Before, between and after a pair, at most.
+_SPECIAL_TOKENS = 4
+# Maximum words of an example; what the teacher can't hold is rejected by its tokens.
+_MOST_WORDS = 1000
+_SHARD_ROWS = 8192
+_MOST_COPIES = 20
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Shards that a student of a task learns from; for single texts both are in one folder."""
+
+    vectors: Path
+    """Of the teacher's last layers; of pairs, each side alone."""
+    logits: Path
+
+
+@dataclass(frozen=True)
+class TaskTeacher:
+    """A teacher that is fine-tuned on tasks, each in a folder of its own; what is there already is not done again.
+
+    Of several runs that need the same folder one makes what is missing, and the others wait for it.
+    """
+
+    located: Located
+    """The pre-trained teacher."""
+    folder: Path
+    """Where the tasks' folders go."""
+    fitter: Fitter
+    synthetic: int
+    """Approximate number of augmented examples of a task. Each of its own examples has the same number of copies, at
+    most 20, as in Tang et al."""
+    unlabeled: tuple[str, ...] = ()
+    """Files of more text of the task, with the columns that the training examples have or lines of text."""
+    text_column: str = "text"
+
+    def finetuned(self, data: TaskData) -> tuple[Path, Outcome]:
+        """Return the folder of the teacher fine-tuned on a task, and its scores on dev."""
+        with self._held(data) as place:
+            folder = place / "teacher"
+            with suppress(FileNotFoundError):
+                return folder, msgspec.json.decode((folder / FINETUNED_TEACHER).read_bytes(), type=Outcome)
+            start = partial(TeacherClassifier.load, self.located, data.task, TEACHER_SEED)
+            model, outcome = self.fitter.fit(start, data, seed=TEACHER_SEED, label="teacher")
+            model.save(folder, data.task, outcome)
+            return folder, outcome
+
+    def logits(self, data: TaskData) -> Labelled:
+        """Return the task's text and augmented copies of it, with the fine-tuned teacher's logits as targets."""
+        return from_logits(self.targets(data).logits, data)
+
+    def targets(self, data: TaskData) -> Targets:
+        """Embed the task's text, augmented copies of it, and the text without labels, with the fine-tuned teacher."""
+        from transformers import AutoConfig, AutoTokenizer
+
+        teacher, _ = self.finetuned(data)
+        config = AutoConfig.from_pretrained(teacher, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
+        columns = tuple(list(column) for column in data.train.texts)
+        copies = min(_MOST_COPIES, -(-self.synthetic // len(columns[0])))
+        more = self._more(columns)
+        key = f"{copies}-{bytes_hash(json.dumps(more).encode())[:8]}" if more else str(copies)
+        text, last = teacher.parent / f"text-{key}.jsonl", int(config.num_hidden_layers)
+        # `sd embed` takes no more of a text than the tokenizer would keep.
+        most = min(most_tokens(config), int(tokenizer.model_max_length)) - _SPECIAL_TOKENS
+        layers = tuple(dict.fromkeys(max(1, last * part // 6) for part in (4, 5, 6)))
+
+        def embed(name: str, file: Path, fields: Sequence[str], **options: Any) -> Path:
+            out = teacher.parent / f"{name}-{key}"
+            embed_corpus(
+                corpus=Corpus.open([str(file)], format="jsonl", text_column=",".join(fields)),
+                located=Located(teacher, f"{self.located.name} fine-tuned on {data.task.name}"),
+                config=EmbedConfig(
+                    out=str(out),
+                    rules=SentenceRules(split=False, min_words=1, max_words=_MOST_WORDS),
+                    shard_rows=_SHARD_ROWS,
+                    max_tokens=most,
+                    device=str(self.fitter.device),
+                    precision="bf16" if self.fitter.precision == torch.bfloat16 else "fp32",
+                    **options,
+                ),
+            )
+            return out
+
+        with self._held(data):
+            with replacing(text) as file:
+                mask = str(tokenizer.mask_token or tokenizer.unk_token)
+                augmented = synthetic_examples(columns, copies=copies, mask=mask, seed=TEACHER_SEED)
+                file.writelines(map(json_line, chain(zip(*columns, strict=True), augmented, more)))
+            fields = FIELDS[len(columns)]
+            if len(columns) == 1:
+                both = embed("targets", text, fields, pooling="mean+logits", layers=layers)
+                return Targets(both, both)
+            sides = teacher.parent / f"sides-{key}.jsonl"
+            with replacing(sides) as file:
+                texts = dict.fromkeys(chain(*columns, *more))
+                file.writelines(json_line((side,)) for side in texts)
+            return Targets(
+                embed("vectors", sides, FIELDS[1], pooling="mean", layers=layers),
+                embed("logits", text, fields, dtype="float32"),
+            )
+
+    def _more(self, columns: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+        """Read the text without labels, of one column or two, in the order of its files."""
+        if not self.unlabeled:
+            return []
+        texts = (record.text for record in Corpus.open(list(self.unlabeled), text_column=self.text_column).records())
+        found = [tuple(text.split(PAIR_SEPARATOR)) for text in texts if text is not None and text.strip()]
+        if not found:
+            raise UserError(f"--unlabeled {self.unlabeled[0]} holds no text; check the file and --text-column")
+        if len(found[0]) != len(columns):
+            raise UserError(
+                f"--unlabeled {self.unlabeled[0]} has {len(found[0])} texts a row, and --train {len(columns)}"
+            )
+        return found
+
+    @contextmanager
+    def _held(self, data: TaskData) -> Iterator[Path]:
+        """Hold the folder of a task for this process alone."""
+        place = self.place(data)
+        place.mkdir(parents=True, exist_ok=True)
+        message = f"{data.task.name}: another run makes its teacher in {place}; waiting for it"
+        with lock_folder(place, wait=True, waiting=lambda: progress.log(message)):
+            yield place
+
+    def place(self, data: TaskData) -> Path:
+        """Return the folder of a task, named after all that its teacher depends on, so that nothing in it is stale."""
+        identity = {
+            "teacher": self.located.name,
+            "weights": self.located.weights_hashes(),
+            "seed": TEACHER_SEED,
+            "finetuning": {**asdict(self.fitter.config), "loop": LOOP},
+            "computed": f"{self.fitter.precision} on {self.fitter.device.type}",
+            "data": data.hash,
+        }
+        return self.folder / f"{data.task.name}-{bytes_hash(json.dumps(identity).encode())[:8]}"
