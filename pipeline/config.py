@@ -18,8 +18,8 @@ def parse_pooling(text: str) -> str:
     if text in (POOLER, LOGITS) or set(names[:-1] if names[-1] == LOGITS else names) <= set(SENTENCE_POOLINGS):
         return text
     raise ValueError(
-        f"{text!r} is none of {', '.join(SENTENCE_POOLINGS)}, or several joined by +, pooler or logits; logits can also "
-        "come last, as in mean+logits"
+        f"{text!r} is none of {', '.join(SENTENCE_POOLINGS)}, or several joined by +, pooler or logits; logits can "
+        "also come last, as in mean+logits"
     )
 
 

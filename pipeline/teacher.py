@@ -143,9 +143,10 @@ class Teacher:
         """Load weights (safetensors only) and tokenizer, and embed a sentence to see that it does.
 
         A named `pooling` takes the transformer's own states, or the logits of its head; so do other `layers` than the
-        last; with `mean+logits` the head's logits stand behind the vectors. None takes all modules of a sentence-transformers folder, the logits of a teacher that has a head, and
-        otherwise what `SentenceTransformer` takes of a plain transformer, the mean. `pairs` says whether what it embeds
-        are pairs of sentences, see `tokenize_pairs`.
+        last. With "mean+logits" the head's logits stand behind the vectors. None takes all modules of a
+        sentence-transformers folder, the logits of a teacher that has a head, and otherwise what `SentenceTransformer`
+        takes of a plain transformer, the mean. `pairs` says whether what it embeds are pairs of sentences, see
+        `tokenize_pairs`.
         """
         folder = read_folder(located.folder)
         pooling = choose_pooling(folder, pooling)

@@ -1,4 +1,4 @@
-"""A teacher fine-tuned on a task, and what a student learns of it: vectors of its layers and logits, over the task's text."""
+"""A teacher fine-tuned on a task, and what students learn of it: vectors of layers and logits, over the task's text."""
 
 import json
 from collections.abc import Iterator, Sequence
