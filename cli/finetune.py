@@ -1,14 +1,19 @@
 """One task: `sd finetune` fine-tunes a teacher or a student, `sd predict` writes what a student predicts."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from sentence_distill.cli.console import stopped_by_signals
+from sentence_distill.cli.console import print_table, stopped_by_signals
 from sentence_distill.cli.options import options_of
 from sentence_distill.cli.out_file import finetuned_folder, whole_or_none
 from sentence_distill.student.config import FinetuneConfig, PredictConfig
+
+if TYPE_CHECKING:
+    from sentence_distill.student.recipe import Row
 
 
 @click.command()
@@ -41,8 +46,15 @@ def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
         data = read_task(config)
         # PyTorch takes seconds to import, and a wrong file shows before.
         from sentence_distill.student.finetune import finetune as run
+        from sentence_distill.student.recipe import TaskRecipe
 
-        finetuned = run(config, data)
+        if config.teacher:
+            # Next to the result, which is replaced as a whole.
+            distilled = TaskRecipe(config, data, out.with_name(f"{out.name}-stages")).run()
+            finetuned = distilled.finetuned
+            _print_rows(distilled.rows)
+        else:
+            finetuned = run(config, data)
         with whole_or_none(out):
             finetuned.save(out)
     click.echo(f"{out}: {finetuned.describe()}")
@@ -58,6 +70,17 @@ def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
         split = "" if "," in config.text_column else "--no-split "
         command = f"sd embed --corpus {corpus} --text-column {columns} {split}--min-words 1 --teacher {place}"
         click.echo(f"next: {command} writes its logits")
+
+
+def _print_rows(rows: "Sequence[Row]") -> None:
+    names = list(dict.fromkeys((dev, metric) for row in rows for dev in row.scores for metric in row.scores[dev]))
+    table = []
+    for row in rows:
+        scores = [row.scores.get(dev, {}).get(metric) for dev, metric in names]
+        costs = ((row.seconds, ",.0f"), (row.sentences_per_second, ",.0f"))
+        cells = ["" if value is None else format(value, form) for value, form in costs]
+        table.append((row.title, *("" if score is None else f"{score:.4f}" for score in scores), *cells))
+    print_table(("model", *(f"{dev}, {metric}" for dev, metric in names), "training, s", "examples/s"), table)
 
 
 @click.command()

@@ -341,6 +341,22 @@ class FinetuneConfig(_Options):
     logits: Path | None = option(
         None, "Shards of a fine-tuned teacher's logits, from which a student learns in place of the labels."
     )
+    teacher: str | None = option(
+        None,
+        "Distil the task: fine-tune this encoder on the labels, and train the student on its vectors and logits. A folder, "
+        "minilm, mpnet, or a name on the hub.",
+        metavar="NAME",
+    )
+    unlabeled: tuple[str, ...] = option(
+        (),
+        "More text of the task without labels, lines or the columns of --text-column, for the student to learn from "
+        "--teacher; may be repeated.",
+        metavar="FILE",
+        repeated=True,
+    )
+    synthetic: int = option(
+        50_000, "Approximate number of augmented copies of the examples, to learn from --teacher.", least=0
+    )
     finetuning: FinetuneOptions = FinetuneOptions()
     seed: int = option(0, "Random seed.", **SEED)
     device: str = option("auto", "Device: auto, cpu, cuda or cuda:N.")
@@ -349,6 +365,10 @@ class FinetuneConfig(_Options):
         super().__post_init__()
         if (self.train is None) == (self.task is None):
             raise UsageError("give --train, a file of your own examples, or --task, one of GLUE")
+        if self.teacher and self.logits:
+            raise UsageError("--teacher makes its own logits; give --teacher or --logits")
+        if self.unlabeled and not self.teacher:
+            raise UsageError("--unlabeled goes with --teacher")
         of_files, of_glue = ("dev", "text_column", "label_column", "regression"), ("glue_dir",)
         unread, needs = (of_glue, "--task") if self.task is None else (of_files, "--train")
         for field in fields_of(FinetuneConfig):

@@ -268,6 +268,17 @@ class _Optimizer:
             schedule.step()
 
 
+def constant(data: TaskData) -> tuple[float, Scores]:
+    """Return the commonest class, or the mean of the scores, and what it scores if it is said of every example."""
+    labels = data.train.targets
+    value = float(labels.mean() if data.task.regression else np.bincount(labels.astype(int)).argmax())
+    scores = {
+        name: task_metrics(data.task.metrics, part.targets, np.full(len(part.targets), value))
+        for name, part in data.dev.items()
+    }
+    return value, scores
+
+
 # What `sd finetune` does.
 
 
@@ -333,7 +344,7 @@ def finetune(config: FinetuneConfig, data: TaskData | None = None) -> Finetuned:
     progress.log(f"fine-tuning: {hyperparameters.describe(len(train.targets))}")
     model: TaskModel
     if of_student:
-        model, outcome = _finetune_student(load_student(located.folder), data, train, config.seed, fitter)
+        model, outcome = fit_student(load_student(located.folder), data, train, config.seed, fitter)
     else:
         start = partial(TeacherClassifier.load, located, data.task, config.seed)
         model, outcome = fitter.fit(start, data, seed=config.seed, label="finetune")
@@ -341,16 +352,17 @@ def finetune(config: FinetuneConfig, data: TaskData | None = None) -> Finetuned:
     return Finetuned(model, outcome, data, located.folder, distillation)
 
 
-def _finetune_student(
-    student: Student, data: TaskData, train: Labelled, seed: int, fitter: Fitter
+def fit_student(
+    student: Student, data: TaskData, train: Labelled, seed: int, fitter: Fitter, label: str = "finetune"
 ) -> tuple[StudentClassifier, Outcome]:
+    """Fine-tune a student on a task's labels, or on logits, which are any other examples than `data.train`."""
     scores_of_teacher = train is not data.train and data.task.regression
     if scores_of_teacher:
         # Whatever their unit is, so that a learning rate serves all; `_match_labels` brings them to the labels' after.
         mean, deviation = scale_of(train.targets, "--logits: the teacher's scores")
         train = Labelled(train.texts, (train.targets - mean) / deviation)
     start = partial(StudentClassifier.new, student, data.task, seed)
-    model, outcome = fitter.fit(start, data, train=train, seed=seed, label="finetune")
+    model, outcome = fitter.fit(start, data, train=train, seed=seed, label=label)
     if scores_of_teacher:
         _match_labels(model, data.train, fitter)
     if data.task.regression:

@@ -50,7 +50,7 @@ from sentence_distill.student.figures import (
     write_figures,
 )
 from sentence_distill.student.files import module_weights
-from sentence_distill.student.finetune import LOOP, STUDENT, TEACHER, Fitter
+from sentence_distill.student.finetune import LOOP, STUDENT, TEACHER, Fitter, constant
 from sentence_distill.student.metrics import task_metrics
 from sentence_distill.student.model import Student, load_student
 from sentence_distill.student.models import Encode, find_teacher, open_teacher
@@ -277,14 +277,8 @@ def _untrained(student: Student, seed: int, *, words: torch.Tensor | None) -> St
 
 def _majority(data: TaskData) -> tuple[Scores, Predict]:
     """Predict the commonest class for all, or the mean score."""
-    labels = data.train.targets
-    constant = float(labels.mean() if data.task.regression else np.bincount(labels.astype(int)).argmax())
-
-    def predict(texts: Sequence[Sequence[str]]) -> np.ndarray:
-        return np.full(len(texts[0]), constant)
-
-    metrics = data.task.metrics
-    return {name: task_metrics(metrics, part.targets, predict(part.texts)) for name, part in data.dev.items()}, predict
+    value, scores = constant(data)
+    return scores, lambda texts: np.full(len(texts[0]), value)
 
 
 def probe(encode: Encode, data: TaskData) -> tuple[Scores, Predict]:
