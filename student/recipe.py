@@ -1,8 +1,8 @@
 """Distil a task: fine-tune a teacher on labels, embed the task's text with it, and train a student on what it gives.
 
-First on the vectors of the teacher's last layers, then on its logits (Tang et al. 2019, arXiv:1903.12136), then on the
-labels; dev picks. Each stage lies in a folder named after all that it depends on, so a run that was stopped goes on, and
-one with other options repeats only what they change.
+First on the vectors of the teacher's last layers, then on its logits (Tang et al. 2019, arXiv:1903.12136), then on
+the labels; dev picks. Each stage lies in a folder named after all that it depends on, so a run that was stopped goes
+on, and one with other options repeats only what they change.
 """
 
 import json
