@@ -117,11 +117,9 @@ def test_other_commands_take_it_by_its_name_and_leave_its_folder_alone(sd, tmp_p
     assert "name one for its export" in capsys.readouterr().err
     for command in (["eval", "--glue", SMALL], ["report", SMALL], ["push", SMALL, "me/x", "--dry-run"]):
         assert sd(*command) == 1
-        assert (
-            "copy it to a folder of yours: sd export minilm-small --format folder --float16" in capsys.readouterr().err
-        )
+        assert f"copy it to a folder of yours: sd export {SMALL} --format folder" in capsys.readouterr().err
     assert sd("eval", SMALL) == 1
-    assert "minilm-small: none is the folder of a student of yours" in capsys.readouterr().err
+    assert f"{SMALL}: none is the folder of a student of yours" in capsys.readouterr().err
     assert sd("export", SMALL, "--dim", "64,128") == 1
     assert "name text with --corpus" in capsys.readouterr().err
     assert contents(FOLDER) == before
