@@ -16,8 +16,8 @@ When will my parcel be here?
 Taking a picture makes the phone freeze.
 END
 fi
-echo "== 1. the packaged student, wiki-small: the nearest neighbour of each line of demo/my-lines.txt (put your own there)"
-sd encode --student wiki-small --input my-lines.txt --out my-lines.parquet --overwrite
+echo "== 1. the packaged student, minilm-small: the nearest neighbour of each line of demo/my-lines.txt (put your own there)"
+sd encode --student minilm-small --input my-lines.txt --out my-lines.parquet --overwrite
 python - << 'END'
 import numpy
 import polars

@@ -184,6 +184,8 @@ def list_(folder: Path) -> None:
         f"{','.join(map(str, fingerprint.layers))}; {fingerprint.dim} x {fingerprint.dtype}, computed in "
         f"{fingerprint.compute_dtype}"
     )
+    if fingerprint.corpora and len(fingerprint.corpora) > 1:
+        click.echo(f"corpora: {', '.join(fingerprint.corpora)}; sd train-student --corpus NAME=X weighs them")
     if manifest.notice:
         click.echo(f"note: {manifest.notice}")
     click.echo(f"next: {next_command(folder, fingerprint)}")

@@ -46,7 +46,7 @@ _FIGURES = {"eval": {"models", "skipped"}, "glue": {"source", "rows"}, "speed": 
 def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: bool, speed_config: SpeedConfig) -> None:
     """Measure models: fidelity, STS-B, size and speed; with --glue a student's fine-tuned scores, with --speed costs.
 
-    MODEL is the folder of a student or of a sentence-transformers model, a name on the hub, wiki-small, minilm or
+    MODEL is the folder of a student or of a sentence-transformers model, a name on the hub, minilm-small, minilm or
     mpnet; several are shown side by side. [default: distilled]
 
     What can't be measured, because its data is not here, is listed with the reason.
@@ -147,7 +147,7 @@ def _print_eval(record: "EvalRecord", named: Sequence[str]) -> None:
             rows.append((name.format(f"{least:,}{end}"), ".4f", [found.get((least, most)) for found in cosines]))
     for rule in dict.fromkeys(rule for model in models for rule in model.word_order):
         found_orders = [model.word_order.get(rule) for model in models]
-        rows.append((f"cosine of sentences with {rule}", ".3f", [one and one.cosine for one in found_orders]))
+        rows.append((f"cosine of a sentence to itself, {rule}", ".3f", [one and one.cosine for one in found_orders]))
         agreements = [one and one.agreement for one in found_orders]
         rows.append(("  its rank correlation with the teacher's", ".3f", agreements))
     tasks = [(name, metric) for model in models for name, scores in model.transfer.items() for metric in scores]

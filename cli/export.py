@@ -34,7 +34,7 @@ _FEW_ROWS = 100
 def export(config: ExportConfig) -> None:
     """Write a student as one ONNX file and its tokenizer, for programs without PyTorch and without this package.
 
-    STUDENT is a folder, wiki-small, or a name on the hub. [default: distilled] A student that sd finetune made is
+    STUDENT is a folder, minilm-small, or a name on the hub. [default: distilled] A student that sd finetune made is
     exported as a classifier. The command says how close the export comes to it, and how fast both are.
 
     With --format folder it writes a smaller student instead, a folder like any other: narrower vectors by --dim, half

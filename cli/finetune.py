@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
     """Fine-tune MODEL, a student or a transformer encoder, on your own labels or on a task of GLUE.
 
-    MODEL is a folder, wiki-small, or a name on the hub. A student becomes a folder for sd predict. A teacher becomes
+    MODEL is a folder, minilm-small, or a name on the hub. A student becomes a folder for sd predict. A teacher becomes
     one for sd embed, which writes its logits to shards; a student learns from those with --logits (task-specific
     distillation, Tang et al. 2019).
 

@@ -216,19 +216,8 @@ _TEACHER = {
     "vocabulary": "the teacher's vocabulary",
 }
 _OPTIONS = (
-    *(
-        "spans",
-        "language",
-        "min_words",
-        "max_words",
-        "max_tokens",
-        "layers",
-        "shard_rows",
-        "token_budget",
-        "dtype",
-        "pooling",
-    ),
-    *("compression", "text_column", "input_format", "columns", "precision"),
+    *("language", "min_words", "max_words", "max_tokens", "layers", "shard_rows", "token_budget", "dtype", "pooling"),
+    *("spans", "compression", "text_column", "input_format", "columns", "precision"),
 )
 _WORDS = {
     **_CORPUS,

@@ -114,7 +114,7 @@ class TrainConfig(_Options):
     init: str = option(
         "pca",
         "Initial weights: the teacher's word embeddings reduced by PCA, or random ones; or a student to continue "
-        "from: a folder, wiki-small, or owner/name on the hub.",
+        "from: a folder, minilm-small, or owner/name on the hub.",
         metavar="pca|random|STUDENT",
     )
     corpus: tuple[str, ...] = option(
@@ -227,7 +227,7 @@ class ExportConfig(_Options):
 
     student: str = option(
         DEFAULT_STUDENT,
-        "Student to export: a folder, wiki-small, or a name on the hub.",
+        "Student to export: a folder, minilm-small, or a name on the hub.",
         argument=True,
         metavar="[STUDENT]",
     )
@@ -589,7 +589,7 @@ class EncodeConfig(_Options):
     student: str | None = option(
         None,
         "Folder or name on the hub of a student, or folder of its export.",
-        shown="distilled; if there is none, the packaged wiki-small",
+        shown="distilled; if there is none, the packaged minilm-small",
         metavar="NAME",
     )
     out: str = option(

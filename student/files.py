@@ -39,8 +39,8 @@ STUDENT_FILES = (
 """Files of a student's own folder that loading reads, besides those of its modules."""
 MAX_TOKENS = 512
 """Tokens of a sentence that a student reads; the rest is cut, as sentence-transformers does."""
-SMALL = "wiki-small"
-"""The packaged student: all-MiniLM-L6-v2 on English Wikipedia; its folder holds its card."""
+SMALL = "minilm-small"
+"""The packaged student, of all-MiniLM-L6-v2 on text of many kinds; its folder holds its card."""
 REFUSED = (401, 403, 404)
 """What the hub answers if there is no such repository or revision, or none for this user."""
 _PACKAGED = Path(__file__).parent / "pretrained"

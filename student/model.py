@@ -69,7 +69,7 @@ class Student:
         """Read the student in a folder, which `sd train-student` or `sd finetune` made, or on the hub.
 
         Args:
-            name: of the folder; or, as a string, "wiki-small", which comes with the package, or `owner/name` or
+            name: of the folder; or, as a string, "minilm-small", which comes with the package, or `owner/name` or
                 `owner/name@revision` on the hub, which is asked where no folder has that name. Where it can't be
                 asked, or HF_HUB_OFFLINE is set, its cache is searched.
             backend: see the class.

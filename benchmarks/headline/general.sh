@@ -28,8 +28,8 @@ if test -n "${TRIED:-}"; then
     train parts --shards shards --init wiki-small --max-steps 4000 $(without $altered $ruled)
     train all --shards shards --init wiki-small --max-steps 4000
 fi
-train trained --shards shards --init wiki-small --epochs 5 --max-steps 48000 --validate-every 8000 \
-    --corpus chat.txt=2 --corpus mnli.txt=2 --corpus spans.txt=0.5 --corpus clauses.txt=0.5 --corpus words.txt=0.5 \
+train trained --shards shards --init wiki-small --epochs 5 --max-steps 32000 --validate-every 10000 \
+    --corpus wiki.txt=1.8 --corpus chat.txt=2 --corpus mnli.txt=2 --corpus spans.txt=0.5 --corpus clauses.txt=0.5 --corpus words.txt=0.5 \
     --corpus captions.txt=0.6 --corpus headlines.txt=0.6 --corpus statements.txt=0.8
 test -d minilm-small || sd export trained --format folder --float16 --out minilm-small
 # shellcheck disable=SC2086

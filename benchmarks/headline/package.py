@@ -1,6 +1,6 @@
 """Puts a student into the package: its weights as float16, its record, and a card with its figures and licence notes.
 
-usage: python benchmarks/headline/package.py STUDENT [--name wiki-small] [--glue GLUE_JSON]
+usage: python benchmarks/headline/package.py STUDENT [--name minilm-small] [--glue GLUE_JSON]
 
 The figures are those in STUDENT's folder: sd export --format folder --float16 and sd eval come before, so that
 they are of what is shipped.
@@ -34,8 +34,9 @@ FOLDER` copies it, for SentenceTransformer(FOLDER) and for commands that write n
 """
 GLUE = "GLUE was measured before the weights were rounded to float16.\n\n"
 LICENCE = """
-No text of the corpus is part of the weights. The teacher's weights are Apache-2.0; the corpus is English Wikipedia,
-whose text is under CC BY-SA.
+No text of the corpus is part of the weights. The teacher's weights are Apache-2.0. The corpus is English Wikipedia,
+whose text is under CC BY-SA; chitchat-dataset, MIT; the sentences of MNLI, whose text is free to use, and of SQuAD, CC
+BY-SA; and text that was made from these by rule.
 """
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     """Write the student's folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("student", type=Path)
-    parser.add_argument("--name", default="wiki-small")
+    parser.add_argument("--name", default="minilm-small")
     parser.add_argument("--glue", type=Path, help="glue.json of the student before it was rounded")
     options = parser.parse_args()
     upload = prepare_upload(options.student, f"sentence-distill/{options.name}")

@@ -225,7 +225,8 @@ def test_a_read_error_in_mid_corpus_names_the_file_and_leaves_what_is_committed(
 ):
     broken = tmp_path / "broken"
     broken.touch()
-    corpus = FailingCorpus(Corpus.open([str(corpus_file)]).sources, broken=str(broken))
+    whole = Corpus.open([str(corpus_file)])
+    corpus = FailingCorpus(whole.sources, names=whole.names, broken=str(broken))
     run = make_run(teacher_folder, corpus, tmp_path / "out")
     with pytest.raises(UserError, match=r"corpus\.txt can't be read to its end: .*Input/output error"):
         run.run()

@@ -143,7 +143,7 @@ def test_an_ordinary_run_has_no_field_of_pairs_or_logits(shards):
         *("teacher", "teacher_weights", "teacher_config", "special_tokens", "tokenizer", "pooling", "layers"),
         *("normalize", "compute_dtype", "plan", "dim", "vocabulary", "max_tokens", "token_budget", "dtype"),
         *("keep_text", "compression", "corpus_files", "corpus_bytes", "corpus_names", "corpus_content", "format"),
-        *("text_field", "splitter", "language", "min_words", "max_words", "shard_rows"),
+        *("text_field", "splitter", "language", "min_words", "max_words", "shard_rows", "spans", "corpora"),
     }
 
 

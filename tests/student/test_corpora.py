@@ -40,11 +40,13 @@ def rows(folder):
     return pa.concat_tables(tables).to_pydict()
 
 
-def test_each_row_says_which_corpus_it_is_from_and_the_manifest_their_names(mixed):
+def test_each_row_says_which_corpus_it_is_from_and_the_manifest_their_names(sd, mixed, capsys):
     found = rows(mixed)
     assert found["corpus"] == [0] * 600 + [1] * 300
     assert json.loads((mixed / "manifest.json").read_text())["fingerprint"]["corpora"] == ["wiki.txt", "chat"]
     assert not verify_folder(mixed, lambda count: None)
+    assert sd("shards", mixed) == 0
+    assert "corpora: wiki.txt, chat; sd train-student --corpus" in capsys.readouterr().out
 
 
 def test_an_epoch_reads_a_corpus_as_often_as_its_weight_says(mixed):

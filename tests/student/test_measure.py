@@ -451,6 +451,6 @@ def test_text_without_enough_sentences_is_an_error(sd, student_folder, tmp_path,
 
 def test_a_student_that_is_not_the_users_is_measured_on_text_without_a_file(sd, teacher_folder, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("\n".join(make_sentences(20)))
-    shown = run(sd, capsys, "wiki-small", "--teacher", teacher_folder, "--text", tmp_path / "text.txt")
+    shown = run(sd, capsys, "minilm-small", "--teacher", teacher_folder, "--text", tmp_path / "text.txt")
     assert "figures:" not in shown
-    assert "text.txt of wiki-small" in shown, "its teacher is another one"
+    assert "text.txt of minilm-small" in shown, "its teacher is another one"

@@ -29,6 +29,12 @@ def test_it_knows_what_is_alike_and_what_is_not():
     assert min(similar[0, 1], similar[2, 3]) > 0.3 > 0.2 > similar[:2, 2:].max()
 
 
+def test_the_packaged_student_of_earlier_versions_gives_its_vectors_still():
+    before, now = (Student.load(name).encode(["One sentence."]) for name in ("wiki-small", SMALL))
+    assert before.shape == now.shape
+    assert 0.5 < float(before[0] @ now[0]) < 0.9999
+
+
 def test_word_order_matters_to_it():
     dog, man, same = Student.load(SMALL).encode(
         ["the dog bites the man", "the man bites the dog", "the dog bites the man"]
@@ -47,7 +53,9 @@ def test_it_stays_below_ten_megabytes_and_says_what_it_is():
         "all-MiniLM-L6-v2",
         f'Student.load("{SMALL}")',
         "stored as float16",
-        "| distilled, frozen |",
+        "| unseen-chat.txt |",
+        "| cosine on wiki.txt, held out |",
+        "| names swapped |",
     ):
         assert part in card
     # Nothing of the machine that made it.
@@ -109,9 +117,9 @@ def test_other_commands_take_it_by_its_name_and_leave_its_folder_alone(sd, tmp_p
     assert "name one for its export" in capsys.readouterr().err
     for command in (["eval", "--glue", SMALL], ["report", SMALL], ["push", SMALL, "me/x", "--dry-run"]):
         assert sd(*command) == 1
-        assert "copy it to a folder of yours: sd export wiki-small --format folder --float16" in capsys.readouterr().err
+        assert f"copy it to a folder of yours: sd export {SMALL} --format folder" in capsys.readouterr().err
     assert sd("eval", SMALL) == 1
-    assert "wiki-small: none is the folder of a student of yours" in capsys.readouterr().err
+    assert f"{SMALL}: none is the folder of a student of yours" in capsys.readouterr().err
     assert sd("export", SMALL, "--dim", "64,128") == 1
     assert "name text with --corpus" in capsys.readouterr().err
     assert contents(FOLDER) == before

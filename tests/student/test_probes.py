@@ -176,7 +176,7 @@ def test_sd_eval_measures_both_next_to_the_teacher(sd, student_folder, teacher_f
     assert sd(*command, "--word-order", text, "--transfer", senteval) == 0
     shown = capsys.readouterr().out
     assert "MRPC, f1, frozen" in shown
-    assert "cosine of sentences with negated" in shown
+    assert "cosine of a sentence to itself, negated" in shown
     models = json.loads((tmp_path / "eval.json").read_text())["models"]
     student, teacher = models[student_folder.name], models["teacher"]
     assert (
