@@ -105,7 +105,7 @@ def fidelity_table(models: Mapping[str, ModelFigures]) -> Table:
     figures = list(models.values())
     held_out = [model.held_out or HeldOut() for model in figures]
     lines = {title: [score(key, scores) for scores in held_out] for key, title in _SCORES.items()}
-    of_corpora = [{each.name: each.cosine for each in scores.by_corpus} for scores in held_out]
+    of_corpora = [scores.cosine_of_corpora for scores in held_out]
     for corpus in dict.fromkeys(name for found in of_corpora for name in found):
         lines[f"cosine on {corpus}, held out"] = [number(found.get(corpus), ".4g") for found in of_corpora]
     lines |= {
