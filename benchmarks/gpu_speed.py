@@ -43,7 +43,8 @@ def main() -> None:
     device = pick_device("auto")
     found = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
     rows = _embed(options, device) if options.stage == "embed" else _train(options, device)
-    write_result(f"gpu-{options.stage}", {"gpu": found, "sentences": options.sentences}, rows)
+    of = Path(options.teacher).name if options.stage == "embed" else options.size
+    write_result(f"gpu-{options.stage}-{of}", {"gpu": found, "sentences": options.sentences}, rows)
 
 
 def _embed(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:

@@ -134,7 +134,7 @@ def _print_eval(record: "EvalRecord", named: Sequence[str]) -> None:
             ("recall_at_10_in_teachers_index", "  the same in an index of the teacher's vectors", ".4f"),
         )
     ]
-    of_corpora = [{each.name: each.cosine for each in scores.by_corpus} for scores in held_out]
+    of_corpora = [scores.cosine_of_corpora for scores in held_out]
     for corpus in dict.fromkeys(name for found in of_corpora for name in found):
         rows.append((f"  cosine on {corpus}", ".4f", [found.get(corpus) for found in of_corpora]))
     for name, parts_of in (

@@ -180,7 +180,8 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         content = load_json(path)
         if content.get("format", FORMAT_VERSION) not in _READABLE:
             raise UserError(
-                f"{path.parent} has shard format {content['format']}, and this version reads 1 and 2; "
+                f"{path.parent} has shard format {content['format']}, and this version reads "
+                f"{' and '.join(map(str, _READABLE))}; "
                 "install a newer one"
             )
         return msgspec.convert(content, kind)

@@ -160,27 +160,25 @@ class ShardStream:
             yield path, *self._split(self._shards.open(number))
 
     @cached_property
-    def _rows_of_length(self) -> np.ndarray:
-        """int64[shards, longest + 1]: how many rows to train on each shard has of each length."""
-        counts = []
+    def _counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """How many rows to train on there are: of each length in each shard, int64[shards, longest + 1]; by corpus."""
+        lengths, corpora = [], np.zeros(len(self.corpora), dtype=np.int64)
         for number in range(len(self._paths)):
             shard = self._shards.open(number)
-            counts.append(np.bincount(shard.tokens.lengths[self._split(shard)[0]]))
-        longest = max(map(len, counts))
-        return np.stack([np.pad(count, (0, longest - len(count))) for count in counts])
+            rows = self._split(shard)[0]
+            lengths.append(np.bincount(shard.tokens.lengths[rows]))
+            corpora += np.bincount(shard.corpora[rows], minlength=len(corpora))
+        longest = max(map(len, lengths))
+        return np.stack([np.pad(count, (0, longest - len(count))) for count in lengths]), corpora
 
     @property
     def train_rows(self) -> int:
         """Number of rows that an epoch reads."""
-        return int(self._rows_of_length.sum())
+        return int(self._counts[1].sum())
 
     def rows_of_corpora(self) -> dict[str, int]:
         """Count the rows that an epoch reads of each corpus, by its name."""
-        counts = np.zeros(len(self.corpora), dtype=np.int64)
-        for number in range(len(self._paths)):
-            shard = self._shards.open(number)
-            counts += np.bincount(shard.corpora[self._split(shard)[0]], minlength=len(counts))
-        return dict(zip(self.corpora, counts.tolist(), strict=True))
+        return dict(zip(self.corpora, self._counts[1].tolist(), strict=True))
 
     def steps(self, batch_size: int, seed: int, epoch: int) -> int:
         """Count the batches of an epoch."""
@@ -188,7 +186,7 @@ class ShardStream:
         return sum(self._count(window, batch_size) for window in windows)
 
     def _count(self, window: list[int], batch_size: int) -> int:
-        return count_batches(self._rows_of_length[window].sum(axis=0), batch_size)
+        return count_batches(self._counts[0][window].sum(axis=0), batch_size)
 
     def batches(self, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches but the first `skip`, of which no row is read; a thread reads ahead."""

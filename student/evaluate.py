@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -73,7 +73,6 @@ TEXT_SENTENCES = 2000
 _READ_SENTENCES = 100_000
 _REPEATS = 3
 _PAIRS_OF_RULE = 500
-_NO_TEACHER = "its teacher is not here; see --teacher"
 
 
 def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
@@ -237,11 +236,7 @@ def _measure_text(
     """Measure each model on text, against its teacher; one that is no student, against that of the first."""
     progress.log(f"{location}: {len(sentences):,} sentences")
     targets: dict[str, torch.Tensor] = {}
-    for model in models:
-        teacher = _teacher_for(model, teachers, teacher_of)
-        if teacher is None:
-            record.skipped[f"{location} of {model.name}"] = _NO_TEACHER
-            continue
+    for model, teacher in _with_teachers(models, teachers, teacher_of, location, record):
         if teacher.name not in targets:
             targets[teacher.name] = torch.from_numpy(teacher.encode(sentences))
         wanted = targets[teacher.name]
@@ -250,14 +245,24 @@ def _measure_text(
         else:
             tokens, encoder = model.student.tokenize(sentences), model.student.encoder
             same = metrics.public_targets(wanted, wanted.shape[1], normalize=encoder.config.normalize)
-            found = _agreement(encode_tokens(encoder, tokens), same, tokens.lengths)
+            found, _ = _agreement(encode_tokens(encoder, tokens), same, tokens.lengths)
         record.models[model.name].texts[location] = found
 
 
-def _teacher_for(model: Model, teachers: Sequence[Model], teacher_of: dict[str, str]) -> Model | None:
-    """Return the teacher to compare a model with: a student's own, otherwise that of the first student."""
-    wanted = teacher_of.get(model.name) or next(iter(teacher_of.values()), "")
-    return next((one for one in teachers if one.name == wanted), None)
+def _with_teachers(
+    models: Sequence[Model], teachers: Sequence[Model], teacher_of: dict[str, str], what: str, record: EvalRecord
+) -> Iterator[tuple[Model, Model]]:
+    """Yield each model with the teacher to compare it with: a student's own, otherwise that of the first student.
+
+    Of a model whose teacher is not here, `what` is skipped.
+    """
+    opened = {teacher.name: teacher for teacher in teachers}
+    for model in models:
+        wanted = teacher_of.get(model.name) or next(iter(teacher_of.values()), "")
+        if wanted in opened:
+            yield model, opened[wanted]
+        else:
+            record.skipped[f"{what} of {model.name}"] = "its teacher is not here; see --teacher"
 
 
 def _altered(location: str) -> dict[str, list[tuple[str, str]]]:
@@ -287,13 +292,9 @@ def _measure_word_order(
             left, right = map(teacher.encode, columns)
             cosines[teacher.name] = pair_cosines(left, right)
             record.models[teacher.name].word_order[rule] = word_order(left, right)
-        for model in models:
-            own = _teacher_for(model, teachers, teacher_of)
-            if own is None:
-                record.skipped[f"word order of {model.name}"] = _NO_TEACHER
-                continue
+        for model, teacher in _with_teachers(models, teachers, teacher_of, "word order", record):
             left, right = map(model.encode, columns)
-            record.models[model.name].word_order[rule] = word_order(left, right, cosines[own.name])
+            record.models[model.name].word_order[rule] = word_order(left, right, cosines[teacher.name])
 
 
 def _measure_speed(models: Sequence[Model], shards: Path, record: EvalRecord) -> None:
@@ -360,35 +361,33 @@ def held_out_fidelity(model: Model, reference: Reference) -> tuple[HeldOut, list
     vectors = encode_tokens(encoder, reference.tokens)
     targets = metrics.public_targets(reference.targets, dim, normalize=encoder.config.normalize)
     examples = metrics.nearest_examples(reference.texts, vectors, targets) if reference.texts else []
-    # Counted in another corpus, frequencies would not be what training saw.
-    found = _agreement(vectors, targets, reference.tokens.lengths, reference.rarest if own else None)
+    found, cosines = _agreement(vectors, targets, reference.tokens.lengths)
     found.other_corpus = None if own else str(reference.shards)
-    if found.cosine is not None:
-        cosines = functional.cosine_similarity(vectors, targets).numpy()
+    if cosines is not None:
         found.by_corpus = metrics.by_corpus(cosines, reference.corpora, reference.names)
+        # Counted in another corpus, frequencies would not be what training saw.
+        found.by_frequency = metrics.by_frequency(cosines, reference.rarest) if own else []
     return found, examples
 
 
-def _agreement(
-    vectors: torch.Tensor, targets: torch.Tensor, lengths: np.ndarray, rarest: np.ndarray | None = None
-) -> HeldOut:
-    """Compare a student's vectors of sentences with its teacher's; `lengths` in tokens, `rarest` as in `Reference`."""
-    found = _across_widths(vectors, targets)
-    # Between vectors of two widths, those of a reduced student, there is no cosine.
-    if vectors.shape[1] == targets.shape[1]:
-        found = msgspec.structs.replace(found, **metrics.fidelity(vectors, targets))
-        cosines = functional.cosine_similarity(vectors, targets).numpy()
-        found.recall_at_10_in_teachers_index = metrics.recall_in_teachers_index(vectors, targets)
-        found.by_length = metrics.by_length(cosines, lengths)
-        if rarest is not None:
-            found.by_frequency = metrics.by_frequency(cosines, rarest)
-    return found
+def _agreement(vectors: torch.Tensor, targets: torch.Tensor, lengths: np.ndarray) -> tuple[HeldOut, np.ndarray | None]:
+    """Compare a student's vectors of sentences, `lengths` tokens long, with its teacher's; return the cosines, too.
+
+    Between vectors of two widths, those of a reduced student, there is no cosine.
+    """
+    if vectors.shape[1] != targets.shape[1]:
+        return _across_widths(vectors, targets), None
+    cosines = functional.cosine_similarity(vectors, targets).numpy()
+    found = _across_widths(vectors, targets, same_space=True)
+    found = msgspec.structs.replace(found, **metrics.fidelity(vectors, targets))
+    found.by_length = metrics.by_length(cosines, lengths)
+    return found, cosines
 
 
-def _across_widths(vectors: torch.Tensor, targets: torch.Tensor) -> HeldOut:
+def _across_widths(vectors: torch.Tensor, targets: torch.Tensor, *, same_space: bool = False) -> HeldOut:
     agreement = metrics.paired_rank_agreement(vectors, targets)
     found = HeldOut(rows=len(vectors), rank_agreement=agreement)
-    return msgspec.structs.replace(found, **metrics.recall_figures(vectors, targets))
+    return msgspec.structs.replace(found, **metrics.recall_figures(vectors, targets, same_space=same_space))
 
 
 def speed(encoders: dict[str, Encode], sentences: Sequence[str], advance: Advance) -> dict[str, float]:

@@ -131,6 +131,11 @@ class HeldOut(msgspec.Struct, kw_only=True, omit_defaults=True):
     other_corpus: str | None = None
     """The shards that the sentences are from, if they are not those that the student was trained on."""
 
+    @property
+    def cosine_of_corpora(self) -> dict[str, float]:
+        """The mean cosine on each corpus, by its name."""
+        return {each.name: each.cosine for each in self.by_corpus}
+
 
 FEWEST_ROWS = 200
 """Rows below which recall is not measured: among few sentences ten neighbors are found by chance."""
@@ -185,19 +190,24 @@ class WordOrder(msgspec.Struct, kw_only=True, omit_defaults=True):
 OWN_TEXT = "its own corpus, held out"
 
 
-class ModelFigures(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Everything measured of one model."""
+class Probes(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What was measured on text and tasks that a user named."""
 
-    size: Size | None = None
-    weights: list[str] = []
-    """Hashes of its weight files, by which a later run knows it again."""
-    held_out: HeldOut | None = None
     texts: dict[str, HeldOut] = {}
     """Agreement with the teacher on other text, by the name of its file."""
     word_order: dict[str, WordOrder] = {}
     """By the rule that made the second sentence of a pair from the first."""
     transfer: dict[str, dict[str, float]] = {}
     """Scores of frozen vectors on SentEval's tasks, by task and metric."""
+
+
+class ModelFigures(Probes, kw_only=True, omit_defaults=True):
+    """Everything measured of one model."""
+
+    size: Size | None = None
+    weights: list[str] = []
+    """Hashes of its weight files, by which a later run knows it again."""
+    held_out: HeldOut | None = None
     examples: list[Example] = []
     sts_spearman: float | None = None
     sentences_per_second: float | None = None
@@ -417,14 +427,6 @@ class CorpusOrigin(msgspec.Struct, kw_only=True):
     """Options and inputs that the shards depend on, as their manifest has them."""
 
 
-class Probes(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What was measured on text and tasks that a user named; see `ModelFigures`."""
-
-    texts: dict[str, HeldOut] = {}
-    word_order: dict[str, WordOrder] = {}
-    transfer: dict[str, dict[str, float]] = {}
-
-
 class Metrics(msgspec.Struct, kw_only=True):
     """Figures of `sd eval` among a student's metrics, by measure; those by model have the keys student and teacher."""
 
@@ -488,9 +490,8 @@ class Distillation(msgspec.Struct, kw_only=True):
             )
             for name, size in (("student", found.size), ("teacher", found.teacher_size))
         }
-        student = models["student"]
-        student.held_out, student.texts = found.held_out, found.probes.texts
-        student.word_order, student.transfer = found.probes.word_order, found.probes.transfer
+        own = {"held_out": found.held_out, **msgspec.structs.asdict(found.probes)}
+        models["student"] = msgspec.structs.replace(models["student"], **own)
         return {name: model for name, model in models.items() if name == "student" or model != ModelFigures()}
 
 

@@ -58,8 +58,8 @@ def rank_agreement(vectors: torch.Tensor, targets: torch.Tensor) -> float:
     return correlation("spearman", *((of @ of.T).numpy()[above] for of in unit))
 
 
-FEWEST_OF_CORPUS = 20
-"""Held-out rows of a corpus below which its mean says nothing."""
+# Held-out rows of a corpus below which its mean says nothing.
+_FEWEST_OF_CORPUS = 20
 
 
 def by_corpus(cosines: np.ndarray, corpora: np.ndarray, names: Sequence[str]) -> list[CorpusCosine]:
@@ -72,7 +72,7 @@ def by_corpus(cosines: np.ndarray, corpora: np.ndarray, names: Sequence[str]) ->
     found = [
         CorpusCosine(name, int(count), float(total / count))
         for name, count, total in zip(names, counts, sums, strict=True)
-        if count >= FEWEST_OF_CORPUS
+        if count >= _FEWEST_OF_CORPUS
     ]
     return found if len(names) > 1 else []
 
@@ -122,11 +122,12 @@ _CHUNK_ROWS = 512
 _QUERIES, _SHOWN = 6, 3
 
 
-def recall_figures(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+def recall_figures(vectors: torch.Tensor, targets: torch.Tensor, *, same_space: bool = False) -> dict[str, float]:
     """Return the share of each row's ten nearest rows by `targets` among its 10, and its 100, nearest by `vectors`.
 
     These are means over the rows, "recall_at_10" and "recall_at_10_among_100"; nothing for too few rows. The widths of
-    float32[n, dim] `vectors` and `targets` may differ.
+    float32[n, dim] `vectors` and `targets` may differ. In the `same_space`, "recall_at_10_in_teachers_index" is what a
+    row of `vectors` finds among the `targets` of the others, as a student's query does in its teacher's index.
     """
     rows = len(targets)
     if too_few(rows):
@@ -134,36 +135,30 @@ def recall_figures(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, fl
     wanted, most = min(NEIGHBORS, rows - 1), min(CANDIDATES, rows - 1)
     # By the place that each found neighbor has among the nearest by `vectors`.
     found = torch.zeros(most, dtype=torch.int64)
+    found_in_index = 0
     for chunk in torch.arange(rows).split(_CHUNK_ROWS):
         sought, got = nearest(targets, chunk, wanted).indices, nearest(vectors, chunk, most).indices
         found += (sought[:, :, None] == got[:, None, :]).sum(dim=(0, 1))
-    at_10, among = (int(found[:places].sum()) / (rows * wanted) for places in (wanted, most))
-    return {f"recall_at_{NEIGHBORS}": at_10, f"recall_at_{NEIGHBORS}_among_{CANDIDATES}": among}
+        if same_space:
+            got = nearest(vectors, chunk, wanted, index=targets).indices
+            found_in_index += int((sought[:, :, None] == got[:, None, :]).sum())
+    counts = {
+        f"recall_at_{NEIGHBORS}": int(found[:wanted].sum()),
+        f"recall_at_{NEIGHBORS}_among_{CANDIDATES}": int(found.sum()),
+        **({f"recall_at_{NEIGHBORS}_in_teachers_index": found_in_index} if same_space else {}),
+    }
+    return {name: count / (rows * wanted) for name, count in counts.items()}
 
 
-def recall_in_teachers_index(vectors: torch.Tensor, targets: torch.Tensor) -> float | None:
-    """Return the share of each row's ten nearest rows by `targets` that its row of `vectors` finds among `targets`.
+def nearest(
+    vectors: torch.Tensor, queries: torch.Tensor, k: int, index: torch.Tensor | None = None
+) -> torch.return_types.topk:
+    """Return cosines and int64 row numbers, both [queries, k], of the other rows nearest to some rows.
 
-    It is what a student's queries find in an index of its teacher's vectors. None for too few rows; both are
-    float32[n, dim].
+    The others are rows of `index`, of as many as `vectors` has, or of `vectors` themselves.
     """
-    rows = len(targets)
-    if too_few(rows):
-        return None
-    wanted, unit = min(NEIGHBORS, rows - 1), functional.normalize(targets, dim=1)
-    found = 0
-    for chunk in torch.arange(rows).split(_CHUNK_ROWS):
-        cosines = functional.normalize(vectors[chunk], dim=1) @ unit.T
-        cosines[torch.arange(len(chunk)), chunk] = -torch.inf
-        got = cosines.topk(wanted, dim=1).indices
-        found += int((nearest(targets, chunk, wanted).indices[:, :, None] == got[:, None, :]).sum())
-    return found / (rows * wanted)
-
-
-def nearest(vectors: torch.Tensor, queries: torch.Tensor, k: int) -> torch.return_types.topk:
-    """Return cosines and int64 row numbers, both [queries, k], of the other rows nearest to some rows."""
     unit = functional.normalize(vectors, dim=1)
-    cosines = unit[queries] @ unit.T
+    cosines = unit[queries] @ (unit if index is None else functional.normalize(index, dim=1)).T
     cosines[torch.arange(len(queries)), queries] = -torch.inf
     return cosines.topk(k, dim=1)
 

@@ -170,7 +170,9 @@ def _history(record: Distillation) -> Table | None:
     """Tabulate the validations of the training; None if there was none."""
     if not record.history:
         return None
-    names = [name for name in record.history[0] if name not in ("step", "mean_vector_cosine")]
+    first = ("epoch", "loss", "cosine", "mean_over_corpora", "rank_agreement", "mse")
+    names = [name for name in first if name in record.history[0]]
+    names += [name for name in record.history[0] if name not in (*first, "step", "mean_vector_cosine")]
     decisive = "mean_over_corpora" if "mean_over_corpora" in names else "cosine"
     best = max(map(quality, record.history))
     rows = [

@@ -105,7 +105,7 @@ def fidelity_table(models: Mapping[str, ModelFigures]) -> Table:
     figures = list(models.values())
     held_out = [model.held_out or HeldOut() for model in figures]
     lines = {title: [score(key, scores) for scores in held_out] for key, title in _SCORES.items()}
-    of_corpora = [{each.name: each.cosine for each in scores.by_corpus} for scores in held_out]
+    of_corpora = [scores.cosine_of_corpora for scores in held_out]
     for corpus in dict.fromkeys(name for found in of_corpora for name in found):
         lines[f"cosine on {corpus}, held out"] = [number(found.get(corpus), ".4g") for found in of_corpora]
     lines |= {
@@ -125,10 +125,13 @@ def probe_tables(models: Mapping[str, ModelFigures]) -> list[Table]:
     found = []
 
     def add(caption: str, first: str, measures: Sequence[str], cells: Mapping[str, Sequence[Cell]]) -> None:
+        """Add a table, without the columns that no model has anything in: a teacher does not agree with itself."""
         if cells:
             columns = [Column(name, measure) for name in models for measure in measures]
-            rows = [[Cell(title), *line] for title, line in cells.items()]
-            found.append(Table(caption, [Column(first, numeric=False), *columns], {"": rows}))
+            kept = [place for place in range(len(columns)) if any(line[place].text for line in cells.values())]
+            rows = [[Cell(title), *(line[place] for place in kept)] for title, line in cells.items()]
+            heads = [Column(first, numeric=False), *(columns[place] for place in kept)]
+            found.append(Table(caption, heads, {"": rows}))
 
     def lines(of: Callable[[ModelFigures], Mapping[str, Any]]) -> dict[str, list[Any]]:
         """Gather what the models have under each title, None where a model has nothing."""

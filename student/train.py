@@ -103,7 +103,8 @@ class HeldOutSet:
     def __init__(self, stream: ShardStream, weights: Mapping[str, float]) -> None:
         self._tokens, self._targets = stream.held_out()
         self._corpora, self._names = stream.held_out_corpora(), stream.corpora
-        self.corpora = [each.name for each in self._by_corpus(np.zeros(len(self)))]
+        self._rows = {each.name: each.rows for each in self._by_corpus(np.zeros(len(self)))}
+        self.corpora = list(self._rows)
         """Names of the corpora that have scores of their own; none if the shards are of one."""
         self._trained = [name for name in self.corpora if weights.get(name, 1.0)]
 
@@ -136,8 +137,7 @@ class HeldOutSet:
 
     def figures(self, scores: dict[str, float]) -> dict[str, Any]:
         """Return scores as a student's record has them."""
-        found = self._by_corpus(np.zeros(len(self)))
-        each = [{"name": one.name, "rows": one.rows, "cosine": scores[cosine_on(one.name)]} for one in found]
+        each = [{"name": name, "rows": rows, "cosine": scores[cosine_on(name)]} for name, rows in self._rows.items()]
         return {**{name: scores[name] for name in SCORES}, "rows": len(self), "by_corpus": each}
 
 

@@ -62,7 +62,7 @@ def main() -> None:
         "spans": [span for kind, count in SPANS.items() for span in _spans(natural[kind], count, rng)],
         "clauses": rng.sample(list(_clauses(rng.sample(natural["wiki"], 80_000), 4, 14)), 100_000),
         "words": [" ".join(rng.choices(vocabulary.words, k=rng.randint(2, 4))) for _ in range(60_000)],
-        "telegraphic": list(_telegraphic(rng.sample(natural["wiki"], 120_000))),
+        "telegraphic": rng.sample(list(_telegraphic(rng.sample(natural["wiki"], 120_000))), 100_000),
         **RuleText(vocabulary, _titles(articles), rng).kinds(),
     }
     for name, lines in {**kinds, **made, "wiki": articles, "other-wiki": others}.items():
@@ -74,20 +74,20 @@ def main() -> None:
 
 def _altered(kinds: dict[str, list[str]], vocabulary: Vocabulary, rng: random.Random) -> dict[str, list[str]]:
     counts = Counter(word for texts in kinds.values() for text in texts for word in re.findall(r"[a-z]+", text.lower()))
-    common = {word for word, _ in counts.most_common(180)}
+    content = vocabulary.alike.keys() - {word for word, _ in counts.most_common(180)}
 
     def replaced(text: str) -> str:
         """Replace nearly half of the words that are not common by one that is alike, or, one time in four, by any."""
         parts = _LETTERS.split(text)
         for place, part in enumerate(parts):
             word = part.lower()
-            if word in vocabulary.alike and word not in common and rng.random() < 0.45:
+            if word in content and rng.random() < 0.45:
                 parts[place] = rng.choice(vocabulary.alike[word] if rng.random() < 0.75 else vocabulary.words)
         return "".join(parts)
 
     def swapped(text: str) -> str:
         parts = _LETTERS.split(text)
-        words = [place for place, part in enumerate(parts) if part.lower() in vocabulary.alike.keys() - common]
+        words = [place for place, part in enumerate(parts) if part.lower() in content]
         if len(words) > 1:
             first, second = rng.sample(words, 2)
             parts[first], parts[second] = parts[second], parts[first]

@@ -102,6 +102,7 @@ class RuleText:
         # The root of the count: rare words come up often enough to be learned.
         roots = {kind: [vocabulary.counts[word] ** 0.5 for word in found] for kind, found in self._lists.items()}
         self._weights = {kind: list(accumulate(found)) for kind, found in roots.items()}
+        self._number = {noun: number for number, noun in enumerate(vocabulary.nouns)}
         self._topic: int | None = None
 
     def kinds(self) -> dict[str, list[str]]:
@@ -119,7 +120,7 @@ class RuleText:
 
     def _about(self, make: Callable[[], str]) -> str:
         about = self._rng.random() < 0.65
-        self._topic = self._vocabulary.nouns.index(self._drawn("noun")) if about else None
+        self._topic = self._number[self._drawn("noun")] if about else None
         return make()
 
     def _drawn(self, kind: str) -> str:

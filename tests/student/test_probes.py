@@ -201,7 +201,10 @@ def test_the_card_and_the_report_show_both_and_other_text(sd, student_folder, te
     assert "| MRPC, f1 |" in card
     pytest.importorskip("matplotlib")
     assert sd("report", folder, "--out", tmp_path / "report.html") == 0
-    assert "MRPC, accuracy" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "MRPC, accuracy" in page
+    # The student's column alone: the teacher has no agreement with itself.
+    assert page.count("rank correlation with the teacher&#39;s") == 1
 
 
 def test_text_and_folders_that_hold_nothing_to_measure_are_refused(sd, student_folder, tmp_path, capsys):
