@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     help="Folder to write.  [default: finetuned/TASK]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier fine-tuned model in --out.")
-@stopped_by_signals("stopped; nothing was written")
+@stopped_by_signals("stopped; no model was written, and with --teacher the same command resumes")
 def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
     """Fine-tune MODEL, a student or a transformer encoder, on your own labels or on a task of GLUE.
 
@@ -34,8 +34,13 @@ def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
     one for sd embed, which writes its logits to shards; a student learns from those with --logits (task-specific
     distillation, Tang et al. 2019).
 
+    With --teacher the command does all of this: it fine-tunes the teacher on the labels, embeds the examples, augmented
+    copies of them and --unlabeled text with it, trains the student on the teacher's vectors, its logits and the labels,
+    and shows what each brought. Its stages are kept next to --out, so the same command resumes after a kill.
+
     \b
       sd finetune distilled --train reviews.csv --text-column review --label-column stars
+      sd finetune distilled --train reviews.csv --teacher mpnet --unlabeled more-reviews.txt
       sd finetune distilled --train pairs.jsonl --text-column question1,question2 --label-column same
       sd finetune distilled --task SST-2 --glue-dir glue/
     """
@@ -46,11 +51,11 @@ def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
         data = read_task(config)
         # PyTorch takes seconds to import, and a wrong file shows before.
         from sentence_distill.student.finetune import finetune as run
-        from sentence_distill.student.recipe import TaskRecipe
+        from sentence_distill.student.recipe import distil_task
 
         if config.teacher:
             # Next to the result, which is replaced as a whole.
-            distilled = TaskRecipe(config, data, out.with_name(f"{out.name}-stages")).run()
+            distilled = distil_task(config, data, out.with_name(f"{out.name}-stages"))
             finetuned = distilled.finetuned
             _print_rows(distilled.rows)
         else:

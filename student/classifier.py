@@ -275,6 +275,18 @@ class TeacherClassifier(nn.Module):
             inputs["token_type_ids"] = (places >= batch.first[:, None]).long() * inputs["attention_mask"]
         return self.model(**inputs).logits  # type: ignore[no-any-return]
 
+    def freeze(self, layers: int) -> None:
+        """Leave the word embeddings and so many of the lowest layers as they are; 0 leaves nothing."""
+        if not layers:
+            return
+        encoder, count = self.model.base_model, self.model.config.num_hidden_layers
+        stacks = [part for part in encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
+        if not stacks or layers > count:
+            raise UserError(f"--freeze-layers {layers}: the teacher has {count if stacks else 'no list of'} layers")
+        for part in (encoder.get_input_embeddings(), getattr(encoder, "embeddings", None), *stacks[0][:layers]):
+            if part is not None:
+                part.requires_grad_(False)
+
     def pretrained(self) -> list[nn.Parameter]:
         """Return the encoder's weights."""
         return list(self.model.base_model.parameters())

@@ -312,6 +312,12 @@ class FinetuneOptions(_Options):
         above=0,
     )
     encoder_rate: float = option(1.0, "Fine-tuning: learning rate of the encoder as a multiple of the head's.", above=0)
+    frozen_layers: int = option(
+        0,
+        "Fine-tuning a teacher: leave the word embeddings and this many of the lowest layers as they are. Faster.",
+        flags=("--freeze-layers",),
+        least=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,6 +363,12 @@ class FinetuneConfig(_Options):
     synthetic: int = option(
         50_000, "Approximate number of augmented copies of the examples, to learn from --teacher.", least=0
     )
+    max_time: float | None = option(
+        None,
+        "With --teacher: shorten the stages so that the whole takes about this time, as in 15m or 2h.",
+        metavar="TIME",
+        parse=parse_seconds,
+    )
     finetuning: FinetuneOptions = FinetuneOptions()
     seed: int = option(0, "Random seed.", **SEED)
     device: str = option("auto", "Device: auto, cpu, cuda or cuda:N.")
@@ -367,8 +379,8 @@ class FinetuneConfig(_Options):
             raise UsageError("give --train, a file of your own examples, or --task, one of GLUE")
         if self.teacher and self.logits:
             raise UsageError("--teacher makes its own logits; give --teacher or --logits")
-        if self.unlabeled and not self.teacher:
-            raise UsageError("--unlabeled goes with --teacher")
+        if not self.teacher and (self.unlabeled or self.max_time is not None):
+            raise UsageError(f"{'--unlabeled' if self.unlabeled else '--max-time'} goes with --teacher")
         of_files, of_glue = ("dev", "text_column", "label_column", "regression"), ("glue_dir",)
         unread, needs = (of_glue, "--task") if self.task is None else (of_files, "--train")
         for field in fields_of(FinetuneConfig):

@@ -17,6 +17,7 @@ from torch.nn import functional
 from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import GlueTask
+from sentence_distill.pipeline.files import replacing, system_errors
 from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
 from sentence_distill.student.classifier import (
     ExampleTokens,
@@ -38,6 +39,8 @@ from sentence_distill.student.task_data import Labelled, TaskData, from_logits, 
 LOOP = 2
 # Steps between two evaluations on dev: an epoch, but several a pass over a large task, and many epochs of few examples.
 _FEWEST_BETWEEN, _MOST_BETWEEN = 20, 500
+# Seconds between two checkpoints, written after an evaluation; one of a large teacher takes seconds.
+_BETWEEN_CHECKPOINTS = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +53,15 @@ class Hyperparameters:
     """Steps that a small data set gets, in more passes than `epochs`; 0 if a number of epochs was asked for."""
     max_steps: int | None = 2000
     """Maximum steps, but at least one epoch: large tasks get fewer passes. None sets no limit."""
+    whole_epoch: bool = True
+    """False lets `max_steps` end the first epoch too, as a limit of time needs."""
     batch_size: int = 64
     learning_rates: tuple[float, ...] = (1e-3,)
     """Peaks of AdamW's schedule to try with the first seed; the best on dev serves the other seeds."""
     encoder_rate: float = 1.0
     """Learning rate of the pre-trained weights, as a multiple of the head's."""
+    frozen_layers: int = 0
+    """Lower layers of a teacher that stay as they are, and its word embeddings with them; 0 trains everything."""
     warmup: float = 0.05
     """Share of the steps over which the learning rate rises; then it falls linearly to 0."""
     weight_decay: float = 0.01
@@ -66,7 +73,7 @@ class Hyperparameters:
 
     def given(self, options: FinetuneOptions) -> "Hyperparameters":
         """Return these with those of the options that were given."""
-        found = replace(self, encoder_rate=options.encoder_rate)
+        found = replace(self, encoder_rate=options.encoder_rate, frozen_layers=options.frozen_layers)
         if options.epochs is not None:
             # No default length cuts or extends a number of epochs that was asked for.
             found = replace(found, epochs=options.epochs, least_steps=0, max_steps=None)
@@ -80,7 +87,9 @@ class Hyperparameters:
         """Return the maximum number of steps over so many examples."""
         per_epoch = -(-examples // self.batch_size)
         wanted = max(self.epochs * per_epoch, self.least_steps)
-        return wanted if self.max_steps is None else max(per_epoch, min(self.max_steps, wanted))
+        if self.max_steps is None:
+            return wanted
+        return max(per_epoch if self.whole_epoch else 1, min(self.max_steps, wanted))
 
     def describe(self, examples: int) -> str:
         """Say how long fine-tuning over so many examples is, and why."""
@@ -117,11 +126,13 @@ class Fitter:
         rates: Sequence[float] | None = None,
         seed: int,
         label: str,
+        checkpoint: Path | None = None,
     ) -> tuple[_Model, Outcome]:
         """Fine-tune from the same start with each learning rate; the best on dev is returned.
 
         `train` and `rates` take the place of the task's examples and the configuration's learning rates; `seed` is that
-        of the order of examples and of dropout, `label` names the progress bar.
+        of the order of examples and of dropout, `label` names the progress bar. A run that is killed resumes from
+        `checkpoint`, with the same weights as without the kill; several learning rates start over.
         """
         best: tuple[_Model, Outcome] | None = None
         examples = train or data.train
@@ -129,7 +140,9 @@ class Fitter:
             model = start()
             total = self.config.steps(len(examples.targets)) * self.config.batch_size
             with progress.task(label, total, "examples") as advance:
-                outcome = self.train(model, data, examples, rate=rate, seed=seed, advance=advance)
+                outcome = self.train(
+                    model, data, examples, rate=rate, seed=seed, advance=advance, checkpoint=checkpoint
+                )
             if outcome.step and (best is None or main_score(outcome.scores) > main_score(best[1].scores)):
                 best = model, outcome
         if best is None:
@@ -145,6 +158,7 @@ class Fitter:
         rate: float,
         seed: int,
         advance: Callable[[int], None] = lambda count: None,
+        checkpoint: Path | None = None,
     ) -> Outcome:
         """Fine-tune a model with one learning rate, and leave the weights of the best step on dev in it.
 
@@ -155,6 +169,8 @@ class Fitter:
         started, config, task = time.monotonic(), self.config, data.task
         torch.manual_seed(seed)
         model.to(self.device)
+        if isinstance(model, TeacherClassifier):
+            model.freeze(config.frozen_layers)
         tokens = model.tokenize(examples.texts)
         dev = {name: model.tokenize(part.texts) for name, part in data.dev.items()}
         targets = torch.from_numpy(examples.targets.astype(np.float32)).to(self.device)
@@ -165,8 +181,21 @@ class Fitter:
         rng = np.random.default_rng(seed)
         batches = chain.from_iterable(tokens.batches(config.batch_size, rng) for _ in repeat(None))
         best_scores: Scores = {}
-        best_step, best_state, worse, ended = 0, {}, 0, ""
+        best_step, best_state, worse, ended, done = 0, {}, 0, "", 0
+        if checkpoint is not None and checkpoint.exists():
+            saved = torch.load(checkpoint, map_location=self.device, weights_only=True)
+            done, best_step, best_scores, worse = (saved[key] for key in ("step", "best_step", "best_scores", "worse"))
+            model.load_state_dict(saved["weights"])
+            best_state = saved["best"] or copied(model)
+            optimizer.load(saved["optimizer"])
+            _set_random(saved["random"], self.device)
+            started -= saved["seconds"]
+            progress.log(f"resuming after step {done:,} of {steps:,}")
+        written = time.monotonic()
         for step, rows in enumerate(batches, start=1):
+            if step <= done:
+                advance(len(rows))
+                continue
             model.train()
             logits = self._logits(model, tokens, rows)
             _loss(logits, targets[torch.from_numpy(rows)], task.regression).backward()
@@ -185,7 +214,7 @@ class Fitter:
             worse += 1
             if not best_scores or main_score(scores) > main_score(best_scores):
                 best_scores, best_step, worse = scores, step, 0
-                best_state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+                best_state = copied(model)
             if step == steps:
                 epochs = steps / per_epoch
                 ended = f"ran all {epochs:.3g} epoch{'s' if epochs != 1 else ''}, {steps:,} steps"
@@ -194,6 +223,23 @@ class Fitter:
                 evaluations = f"{patience} evaluation{'s' if patience != 1 else ''}"
                 ended = f"stopped early at step {step:,} of {steps:,}: no better on dev in {evaluations}"
                 break
+            if checkpoint is not None and time.monotonic() - written > _BETWEEN_CHECKPOINTS:
+                content = {
+                    "step": step,
+                    "best_step": best_step,
+                    "best_scores": best_scores,
+                    "worse": worse,
+                    "weights": model.state_dict(),
+                    "best": None if best_step == step else best_state,
+                    "optimizer": optimizer.state(),
+                    "random": _random(self.device),
+                    "seconds": time.monotonic() - started,
+                }
+                with system_errors(checkpoint), replacing(checkpoint) as file:
+                    torch.save(content, file)
+                written = time.monotonic()
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
         if best_step:
             model.load_state_dict(best_state)
         seconds = round(time.monotonic() - started, 1)
@@ -215,6 +261,22 @@ class Fitter:
             return model(tokens.padded(rows, self.device)).float()  # type: ignore[no-any-return]
 
 
+def copied(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of a model's weights."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _random(device: torch.device) -> list[torch.Tensor]:
+    """Return the states of the generators that dropout draws from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_random(states: list[torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1].cpu(), device)
+
+
 def _loss(logits: torch.Tensor, targets: torch.Tensor, regression: bool) -> torch.Tensor:
     if targets.ndim == 2:
         return functional.mse_loss(logits, targets)
@@ -229,7 +291,7 @@ class _Optimizer:
     def __init__(self, model: TaskModel, learning_rate: float, config: Hyperparameters, steps: int) -> None:
         tables = [part.weight for part in model.modules() if isinstance(part, nn.Embedding) and part.sparse]
         known, pretrained = {id(table) for table in tables}, {id(weight) for weight in model.pretrained()}
-        dense = [weight for weight in model.parameters() if id(weight) not in known]
+        dense = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in known]
         slow = learning_rate * config.encoder_rate
         groups: list[dict[str, Any]] = [
             {"params": [weight for weight in dense if id(weight) not in pretrained]},
@@ -249,6 +311,7 @@ class _Optimizer:
         self._weights = [
             weight for each in self._optimizers for group in each.param_groups for weight in group["params"]
         ]
+        self._parts = [*self._optimizers, *self._schedules]
         self._clip = config.clip
 
     def step(self) -> None:
@@ -266,6 +329,15 @@ class _Optimizer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return what `load` needs to continue."""
+        return [each.state_dict() for each in self._parts]
+
+    def load(self, states: list[dict[str, Any]]) -> None:
+        """Continue where `state` was taken."""
+        for each, state in zip(self._parts, states, strict=True):
+            each.load_state_dict(state)
 
 
 def constant(data: TaskData) -> tuple[float, Scores]:

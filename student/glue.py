@@ -4,7 +4,7 @@ import io
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -54,6 +54,7 @@ from sentence_distill.student.finetune import LOOP, STUDENT, TEACHER, Fitter, co
 from sentence_distill.student.metrics import task_metrics
 from sentence_distill.student.model import Student, load_student
 from sentence_distill.student.models import Encode, find_teacher, open_teacher
+from sentence_distill.student.recipe import LOGIT_LENGTH, RECIPE, TaskRecipe
 from sentence_distill.student.start import SCALE, initial_words
 from sentence_distill.student.task_data import TaskData
 from sentence_distill.student.task_teacher import TEACHER_SEED, TaskTeacher
@@ -109,7 +110,7 @@ class GlueRun:
             source="a folder of TSV files" if isinstance(source, GlueFolder) else HUB_NAME,
             student=[file_hash(file) for file in module_weights(self._folder)],
             computed=f"{str(precision).removeprefix('torch.')} on {device.type}",
-            finetuning={**asdict(self.fitter.config), "loop": LOOP, "synthetic": glue.synthetic},
+            finetuning={**asdict(self.fitter.config), "loop": LOOP, "synthetic": glue.synthetic, "recipe": RECIPE},
             teacher_finetuning=asdict(self.teacher_fitter.config),
             rows={},
             command=command_line("eval", config, "--glue", glue),
@@ -228,14 +229,22 @@ class GlueRun:
         model: TaskModel
         if row == "teacher":
             model, outcome = self._finetuned_teacher(data, rates, seed)
+        elif row == "distilled-task-specific":
+            recipe = TaskRecipe(self._folder, self.teacher, self.fitter, data, seed, self.config.device)
+            best = max(recipe.distilled().values(), key=lambda each: main_score(each.outcome.scores))
+            model, outcome, count = best.model, best.outcome, self.teacher.texts(data)
         else:
-            train = self.teacher.logits(data) if row.endswith("task-specific") else data.train
+            train, fitter = data.train, self.fitter
+            if row == "task-specific":
+                train = self.teacher.logits(data)
+                # As long as the recipe learns from logits.
+                fitter = replace(fitter, config=replace(fitter.config, **LOGIT_LENGTH))
             student, count = self.student, len(train.targets)
             if not row.startswith("distilled"):
                 # Tang et al. too begin with word embeddings that others trained.
                 student = _untrained(student, seed, words=None if row == "scratch" else self.words)
             start = partial(StudentClassifier.new, student, data.task, seed)
-            model, outcome = self.fitter.fit(start, data, train=train, rates=rates, seed=seed, label=row)
+            model, outcome = fitter.fit(start, data, train=train, rates=rates, seed=seed, label=row)
         return Made(
             outcome, lambda texts: self.fitter.predict(model, model.tokenize(texts), data.task.regression), count
         )

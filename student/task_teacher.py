@@ -66,6 +66,8 @@ class TaskTeacher:
     unlabeled: tuple[str, ...] = ()
     """Files of more text of the task, with the columns that the training examples have or lines of text."""
     text_column: str = "text"
+    most_texts: int | None = None
+    """Maximum number of texts to embed: first the task's own, then those without labels, then augmented copies."""
 
     def finetuned(self, data: TaskData) -> tuple[Path, Outcome]:
         """Return the folder of the teacher fine-tuned on a task, and its scores on dev."""
@@ -74,7 +76,9 @@ class TaskTeacher:
             with suppress(FileNotFoundError):
                 return folder, msgspec.json.decode((folder / FINETUNED_TEACHER).read_bytes(), type=Outcome)
             start = partial(TeacherClassifier.load, self.located, data.task, TEACHER_SEED)
-            model, outcome = self.fitter.fit(start, data, seed=TEACHER_SEED, label="teacher")
+            model, outcome = self.fitter.fit(
+                start, data, seed=TEACHER_SEED, label="teacher", checkpoint=place / "teacher.pt"
+            )
             model.save(folder, data.task, outcome)
             return folder, outcome
 
@@ -90,8 +94,10 @@ class TaskTeacher:
         config = AutoConfig.from_pretrained(teacher, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
         columns = tuple(list(column) for column in data.train.texts)
-        copies = min(_MOST_COPIES, -(-self.synthetic // len(columns[0])))
-        more = self._more(columns)
+        copies, more = self._copies(data), self._more(columns)
+        if self.most_texts is not None:
+            more = more[: max(0, self.most_texts - len(columns[0]))]
+            copies = min(copies, max(0, self.most_texts - len(columns[0]) - len(more)) // len(columns[0]))
         key = f"{copies}-{bytes_hash(json.dumps(more).encode())[:8]}" if more else str(copies)
         text, last = teacher.parent / f"text-{key}.jsonl", int(config.num_hidden_layers)
         # `sd embed` takes no more of a text than the tokenizer would keep.
@@ -132,6 +138,14 @@ class TaskTeacher:
                 embed("vectors", sides, FIELDS[1], pooling="mean", layers=layers),
                 embed("logits", text, fields, dtype="float32"),
             )
+
+    def texts(self, data: TaskData) -> int:
+        """Return the number of texts or pairs that `targets` embeds, copies that turn out the same included."""
+        columns = tuple(list(column) for column in data.train.texts)
+        return len(columns[0]) * (1 + self._copies(data)) + len(self._more(columns))
+
+    def _copies(self, data: TaskData) -> int:
+        return min(_MOST_COPIES, -(-self.synthetic // len(data.train.targets)))
 
     def _more(self, columns: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
         """Read the text without labels, of one column or two, in the order of its files."""
