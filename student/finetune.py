@@ -136,12 +136,19 @@ class Fitter:
         """
         best: tuple[_Model, Outcome] | None = None
         examples = train or data.train
-        for rate in rates or self.config.learning_rates:
+        tried = rates or self.config.learning_rates
+        for rate in tried:
             model = start()
             total = self.config.steps(len(examples.targets)) * self.config.batch_size
             with progress.task(label, total, "examples") as advance:
                 outcome = self.train(
-                    model, data, examples, rate=rate, seed=seed, advance=advance, checkpoint=checkpoint
+                    model,
+                    data,
+                    examples,
+                    rate=rate,
+                    seed=seed,
+                    advance=advance,
+                    checkpoint=checkpoint if len(tried) == 1 else None,
                 )
             if outcome.step and (best is None or main_score(outcome.scores) > main_score(best[1].scores)):
                 best = model, outcome

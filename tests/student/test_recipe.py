@@ -1,0 +1,274 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sentence_distill import Classifier
+from sentence_distill.data.errors import UserError
+from sentence_distill.data.glue import TASKS, GlueFolder
+from sentence_distill.pipeline.load import Located
+from sentence_distill.student import finetune, recipe, task_teacher
+from sentence_distill.student.classifier import TeacherClassifier
+from sentence_distill.student.finetune import Fitter, Hyperparameters
+from sentence_distill.student.recipe import Plan
+from sentence_distill.student.task_data import TaskData
+
+WORDS = ["red", "blue", "green", "old", "new", "small"]
+PRICES = {"dog": 1000.5, "cat": 2000.0, "bird": 4000.0}
+
+
+def sentence(rng, animal):
+    return f"The {rng.choice(WORDS)} {animal} saw the {rng.choice(WORDS)} house."
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quick_teacher(monkeypatch):
+    """The teacher of these tests has random weights, and learns at a high rate."""
+    config = Hyperparameters(epochs=12, max_steps=60, batch_size=32, learning_rates=(3e-3,), least_steps=40)
+    monkeypatch.setattr(recipe, "TEACHER", config)
+    monkeypatch.setattr(recipe, "_VECTOR_EPOCHS", 1)
+    monkeypatch.setattr(recipe, "LOGIT_LENGTH", {"epochs": 20, "max_steps": 120})
+
+
+@pytest.fixture
+def animals(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [{"text": sentence(rng, animal), "label": animal} for animal in ("dog", "cat", "bird") * 50]
+    (tmp_path / "more.txt").write_text("".join(sentence(rng, animal) + "\n" for animal in ("dog", "cat") * 40))
+    return write(tmp_path / "animals.jsonl", rows)
+
+
+def command(student, teacher, train, out, *options):
+    learns = ("--learning-rate", "5e-3", "--finetune-steps", "60", "--device", "cpu", "--synthetic", "300")
+    return ("finetune", student, "--train", train, "--teacher", teacher, "--out", out, *learns, *options)
+
+
+def weights(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+
+
+class Stopped(BaseException):
+    """A kill."""
+
+
+def test_one_command_distils_a_task_and_shows_what_each_stage_brought(
+    sd, student_folder, teacher_folder, animals, tmp_path, monkeypatch, capsys
+):
+    out, more = tmp_path / "out", tmp_path / "more.txt"
+    run = command(student_folder, teacher_folder, animals, out, "--unlabeled", more)
+    assert sd(*run) == 0
+    shown = capsys.readouterr()
+    for row in ("majority class", "labels alone", "vectors, logits, labels", "teacher, fine-tuned"):
+        assert row in shown.out
+    assert "plan: about" in shown.err
+    assert "teacher's fine-tuning: 0:0" in shown.err
+    assert Classifier.load(out).predict(["The old cat saw the red house."]) == ["cat"]
+    # Text without labels is embedded too, and vectors and logits stand in the same shards.
+    (place,) = (tmp_path / "out-stages").glob("animals-*/targets-*")
+    assert json.loads((place / "manifest.json").read_text())["sentences"] > 300 + 40
+    # The same again makes nothing again.
+    before = weights(out)
+    monkeypatch.setattr(Fitter, "fit", None)
+    monkeypatch.setattr(recipe, "train_student", None)
+    assert sd(*run, "--overwrite") == 0
+    assert weights(out) == before
+
+
+def test_other_options_of_the_student_repeat_nothing_of_the_teacher(
+    sd, student_folder, teacher_folder, animals, tmp_path, monkeypatch
+):
+    run = command(student_folder, teacher_folder, animals, tmp_path / "out")
+    assert sd(*run) == 0
+    fit, labels = Fitter.fit, []
+
+    def counted(*arguments, **options):
+        labels.append(options["label"])
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(Fitter, "fit", counted)
+    monkeypatch.setattr(task_teacher, "write_shard", None, raising=False)
+    assert sd(*run, "--seed", "0", "--encoder-rate", "0.5", "--overwrite") == 0
+    assert labels == ["finetune", "on logits", "on labels"]
+
+
+def test_pairs_are_distilled_by_the_vectors_of_their_sides(sd, student_folder, teacher_folder, tmp_path, capsys):
+    rows = []
+    for number in range(160):
+        first, other = ("cat", "dog") if number % 4 < 2 else ("dog", "cat")
+        second = first if number % 2 else other
+        rows.append({"a": f"The {first} ran.", "b": f"The {second} ran to {number}.", "label": number % 2})
+    train = write(tmp_path / "pairs.jsonl", rows)
+    run = command(student_folder, teacher_folder, train, tmp_path / "out", "--text-column", "a,b")
+    assert sd(*run) == 0
+    (sides,) = (tmp_path / "out-stages").glob("pairs-*/vectors-*/manifest.json")
+    # "The cat ran." and "The dog ran." once, and each other side, but for those that augmenting gave.
+    assert json.loads(sides.read_text())["sentences"] == 162
+    assert Classifier.load(tmp_path / "out").predict([["The cat ran."], ["The cat ran to 3."]]) in (["0"], ["1"])
+    (tmp_path / "more.txt").write_text("One text alone.\n")
+    assert sd(*run, "--unlabeled", tmp_path / "more.txt", "--overwrite") == 1
+    assert "more.txt" in capsys.readouterr().err
+
+
+def test_scores_come_in_the_unit_of_the_file(sd, student_folder, teacher_folder, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [{"text": sentence(rng, animal), "label": PRICES[animal]} for animal in [*PRICES] * 60]
+    train = write(tmp_path / "prices.jsonl", rows)
+    assert sd(*command(student_folder, teacher_folder, train, tmp_path / "out", "--finetune-steps", "150")) == 0
+    found = Classifier.load(tmp_path / "out").predict([f"The old {animal} saw the red house." for animal in PRICES])
+    np.testing.assert_allclose(found, list(PRICES.values()), atol=500)
+
+
+@pytest.mark.parametrize("stage", ["teacher", "embed", "vectors", "on logits", "on labels", "save"])
+def test_a_run_killed_in_any_stage_resumes_to_the_same_bytes(
+    sd, student_folder, teacher_folder, animals, tmp_path, monkeypatch, stage
+):
+    monkeypatch.setattr(finetune, "_BETWEEN_CHECKPOINTS", 0.0)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert sd(*command(student_folder, teacher_folder, animals, whole)) == 0
+    with monkeypatch.context() as patched:
+        if stage in ("teacher", "on logits", "on labels"):
+            train = Fitter.fit
+
+            def fit(*arguments, **options):
+                if options["label"] != stage:
+                    return train(*arguments, **options)
+                # After the first checkpoint, if this stage writes one.
+                patched.setattr(finetune, "task_metrics", stop_at(2, finetune.task_metrics))
+                return train(*arguments, **options)
+
+            patched.setattr(Fitter, "fit", fit)
+        elif stage == "embed":
+            patched.setattr("sentence_distill.pipeline.embed.commit_slice", stop_at(1, None))
+        elif stage == "vectors":
+            patched.setattr("sentence_distill.student.train.Trainer.complete", stop_at(1, None))
+        else:
+            patched.setattr("sentence_distill.student.finetune.save_classifier", stop_at(3, finetune.save_classifier))
+        with pytest.raises(Stopped):
+            sd(*command(student_folder, teacher_folder, animals, killed))
+    assert not killed.exists()
+    assert sd(*command(student_folder, teacher_folder, animals, killed)) == 0
+    assert weights(killed) == weights(whole)
+
+
+def stop_at(call, function):
+    calls = []
+
+    def stopping(*arguments, **options):
+        calls.append(1)
+        if len(calls) >= call:
+            raise Stopped
+        return function(*arguments, **options)
+
+    return stopping
+
+
+def test_a_limit_of_time_shortens_the_stages_and_is_kept_for_the_next_run(
+    sd, student_folder, teacher_folder, animals, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(recipe, "_LEAST_STEPS", 2)
+    timed = []
+
+    def time_of(fitter, model, data):
+        timed.append(model)
+        return 0.5, 0.01
+
+    monkeypatch.setattr(recipe, "_time", time_of)
+    run = command(student_folder, teacher_folder, animals, tmp_path / "out", "--max-time", "20s")
+    assert sd(*run) == 0
+    plans = [
+        json.loads(path.read_text(), object_hook=lambda found: found)
+        for path in sorted((tmp_path / "out-stages").rglob("plan-*.json"))
+    ]
+    student, teacher = plans
+    assert teacher["teacher_steps"] == 16  # 40% of 20 s, at half a second each
+    assert teacher["most_texts"] == 400  # another 20% at a hundredth
+    assert student["logit_steps"] < 12
+    assert sum(sum(plan["seconds"].values()) for plan in plans) < 21
+    (manifest,) = (tmp_path / "out-stages").glob("animals-*/targets-*/manifest.json")
+    assert json.loads(manifest.read_text())["sentences"] <= 400
+    assert len(timed) == 2
+    assert sd(*run, "--overwrite") == 0
+    assert len(timed) == 2
+    assert "less than the shortest useful run" not in capsys.readouterr().err
+
+
+def test_no_limit_makes_a_stage_useless():
+    assert recipe._fit_in(1000, 1.0, 0.0) == recipe._LEAST_STEPS
+    assert recipe._fit_in(1000, 1.0, 400.0) == 400
+    assert recipe._fit_in(1000, 1.0, 1000.0) is None
+    assert Plan() == Plan(teacher_steps=None, seconds={})
+
+
+@pytest.mark.parametrize("option", [("--unlabeled", "x.txt"), ("--max-time", "5m")])
+def test_options_of_the_recipe_need_a_teacher(sd, student_folder, animals, capsys, option):
+    assert sd("finetune", student_folder, "--train", animals, *option) == 2
+    assert f"{option[0]} goes with --teacher" in capsys.readouterr().err
+
+
+def test_what_is_no_student_can_not_be_distilled_into(sd, teacher_folder, animals, tmp_path, capsys):
+    assert sd(*command(teacher_folder, teacher_folder, animals, tmp_path / "out")) == 1
+    assert "is what a student learns from" in capsys.readouterr().err
+
+
+# Fine-tuning the teacher.
+
+
+@pytest.fixture
+def sst(tmp_path):
+    rng = np.random.default_rng(1)
+    (tmp_path / "SST-2").mkdir()
+    for split, count in (("train", 96), ("dev", 30)):
+        rows = (f"{sentence(rng, 'cat' if number % 2 else 'dog')}\t{number % 2}" for number in range(count))
+        (tmp_path / "SST-2" / f"{split}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    return TaskData.load(GlueFolder(tmp_path), TASKS["SST-2"])
+
+
+def fitter(**options):
+    config = Hyperparameters(epochs=20, max_steps=None, batch_size=32, learning_rates=(1e-3,), patience=99, **options)
+    return Fitter(config, torch.device("cpu"), torch.float32)
+
+
+def load(folder, data):
+    return TeacherClassifier.load(Located(folder, "teacher"), data.task, 0)
+
+
+def test_a_killed_fine_tuning_resumes_from_its_checkpoint_to_the_same_weights(
+    teacher_folder, sst, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(finetune, "_BETWEEN_CHECKPOINTS", 0.0)
+    whole, outcome = fitter().fit(lambda: load(teacher_folder, sst), sst, seed=1, label="teacher")
+    checkpoint, steps = tmp_path / "teacher.pt", []
+
+    def advance(count):
+        steps.append(count)
+        if len(steps) == 50:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        fitter().train(
+            load(teacher_folder, sst), sst, sst.train, rate=1e-3, seed=1, advance=advance, checkpoint=checkpoint
+        )
+    assert torch.load(checkpoint, weights_only=True)["step"] == 40
+    resumed, again = fitter().fit(
+        lambda: load(teacher_folder, sst), sst, seed=1, label="teacher", checkpoint=checkpoint
+    )
+    assert not checkpoint.exists()
+    assert (again.scores, again.step) == (outcome.scores, outcome.step)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name])
+
+
+def test_frozen_layers_and_word_embeddings_stay_as_they_are(teacher_folder, sst):
+    before, model = load(teacher_folder, sst).state_dict(), load(teacher_folder, sst)
+    fitter(frozen_layers=1).train(model, sst, sst.train, rate=1e-3, seed=0)
+    moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert not [name for name in moved if "embeddings" in name or "layer.0." in name]
+    assert [name for name in moved if "layer.1." in name]
+    with pytest.raises(UserError, match=r"--freeze-layers 99: the teacher has 2 layers"):
+        fitter(frozen_layers=99).train(model, sst, sst.train, rate=1e-3, seed=0)
