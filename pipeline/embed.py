@@ -182,7 +182,9 @@ class EmbedRun:
 
     def _embed(self, plan: Plan, share: Sequence[Slice]) -> None:
         job = self.job(plan)
-        _refuse_other_runs(self.out, as_dict(job.fingerprint), self.corpus, share)
+        # What a fingerprint leaves out, logits for one, must be left out there too.
+        fields = dict.fromkeys(Fingerprint.__struct_fields__) | as_dict(job.fingerprint)
+        _refuse_other_runs(self.out, fields, self.corpus, share)
         todo = self._missing(share)
         # What stage two needs of the teacher, so that it never has to load it.
         if is_local(self.out):

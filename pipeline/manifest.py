@@ -268,7 +268,7 @@ def _row_problem(shard: Path, sidecar: Sidecar) -> str:
     classes = len(fingerprint.labels or ()) if fingerprint.pooling != LOGITS else 0
     if (0 if rows.logits is None else rows.logits.shape[1]) != classes:
         return "has another number of logits than its fingerprint names"
-    if not np.isfinite(rows.embeddings).all() or not np.isfinite(rows.logits if classes else 0).all():
+    if not all(np.isfinite(vectors).all() for vectors in (rows.embeddings, rows.logits) if vectors is not None):
         return "has an embedding or logits that are not finite"
     if not ((rows.tokens.lengths > 0) & (rows.tokens.lengths <= fingerprint.max_tokens)).all():
         return "has a sentence with no tokens or too many"

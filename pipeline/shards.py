@@ -164,18 +164,17 @@ class Shard:
         )
         input_ids = columns["input_ids"]
         flat, offsets = (part.to_numpy(zero_copy_only=False) for part in (input_ids.values, input_ids.offsets))
-        embeddings, logits = (
+        embeddings, *logits = (
             columns[name].values.to_numpy(zero_copy_only=False).reshape(-1, columns[name].type.list_size)
-            if name in columns
-            else None
             for name in ("embedding", "logits")
+            if name in columns
         )
         return cls(
             ids=ids,
             corpora=corpora,
             tokens=Tokens(flat, offsets),
             embeddings=embeddings,
-            logits=logits,
+            logits=logits[0] if logits else None,
         )
 
 

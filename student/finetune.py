@@ -188,7 +188,8 @@ class Fitter:
         rng = np.random.default_rng(seed)
         batches = chain.from_iterable(tokens.batches(config.batch_size, rng) for _ in repeat(None))
         best_scores: Scores = {}
-        best_step, best_state, worse, ended, done = 0, {}, 0, "", 0
+        best_state: dict[str, torch.Tensor] = {}
+        best_step, worse, ended, done = 0, 0, "", 0
         if checkpoint is not None and checkpoint.exists():
             saved = torch.load(checkpoint, map_location=self.device, weights_only=True)
             done, best_step, best_scores, worse = (saved[key] for key in ("step", "best_step", "best_scores", "worse"))
@@ -318,7 +319,7 @@ class _Optimizer:
         self._weights = [
             weight for each in self._optimizers for group in each.param_groups for weight in group["params"]
         ]
-        self._parts = [*self._optimizers, *self._schedules]
+        self._parts: list[Any] = [*self._optimizers, *self._schedules]
         self._clip = config.clip
 
     def step(self) -> None:

@@ -4,7 +4,7 @@ import io
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -54,7 +54,7 @@ from sentence_distill.student.finetune import LOOP, STUDENT, TEACHER, Fitter, co
 from sentence_distill.student.metrics import task_metrics
 from sentence_distill.student.model import Student, load_student
 from sentence_distill.student.models import Encode, find_teacher, open_teacher
-from sentence_distill.student.recipe import LOGIT_LENGTH, RECIPE, TaskRecipe
+from sentence_distill.student.recipe import RECIPE, TaskRecipe, on_logits
 from sentence_distill.student.start import SCALE, initial_words
 from sentence_distill.student.task_data import TaskData
 from sentence_distill.student.task_teacher import TEACHER_SEED, TaskTeacher
@@ -238,7 +238,7 @@ class GlueRun:
             if row == "task-specific":
                 train = self.teacher.logits(data)
                 # As long as the recipe learns from logits.
-                fitter = replace(fitter, config=replace(fitter.config, **LOGIT_LENGTH))
+                fitter = on_logits(fitter)
             student, count = self.student, len(train.targets)
             if not row.startswith("distilled"):
                 # Tang et al. too begin with word embeddings that others trained.

@@ -24,20 +24,22 @@ from sentence_distill.pipeline.load import Located, locate_teacher
 from sentence_distill.pipeline.manifest import require_manifest
 from sentence_distill.student.classifier import StudentClassifier, TaskModel, TeacherClassifier, load_classifier
 from sentence_distill.student.config import FinetuneConfig, TrainConfig
-from sentence_distill.student.figures import DISTILLATION, Outcome, Scores, TaskRecord, load_distillation, main_score
+from sentence_distill.student.figures import DISTILLATION, Outcome, Scores, load_distillation, main_score
 from sentence_distill.student.files import TASK, is_student, module_weights
 from sentence_distill.student.finetune import STUDENT, TEACHER, Finetuned, Fitter, constant, fit_student
 from sentence_distill.student.model import Student, load_student
 from sentence_distill.student.models import find_model
-from sentence_distill.student.task_data import Labelled, TaskData
+from sentence_distill.student.task_data import Labelled, TaskData, from_logits
 from sentence_distill.student.task_teacher import TEACHER_SEED, TaskTeacher
 from sentence_distill.student.train import train_student
 
 # Version of the recipe, recorded with GLUE's results: count it up with a change that gives other weights.
 RECIPE = 1
 # A student learns far longer from logits than from labels: there is more text, and no overfitting seen.
-LOGIT_LENGTH = {"epochs": 20, "max_steps": 4000}
+LOGIT_EPOCHS, LOGIT_STEPS = 20, 4000
 _VECTOR_EPOCHS = 6
+# Texts that stage two needs at least, to hold some out.
+_FEWEST_VECTORS = 200
 _VECTOR_BATCH = TrainConfig.batch_size
 # The labels come last and correct; a large step would undo what the logits taught.
 _LABEL_RATE = 3e-4
@@ -151,7 +153,7 @@ class TaskRecipe:
         """Return the student that learned vectors and logits, and the one that then learned the labels."""
         with _stage("embedding", self.plan):
             targets = self.teacher.targets(self.data)
-            logits = self.teacher.logits(self.data)
+            logits = from_logits(targets.logits, self.data)
         with _stage("student on vectors", self.plan):
             student = self._on_vectors(targets.vectors)
         with _stage("student on logits", self.plan):
@@ -162,8 +164,11 @@ class TaskRecipe:
 
     def _on_vectors(self, shards: Path) -> Path:
         """Return the folder of the student that learned the vectors of the teacher's layers."""
-        fingerprint = require_manifest(shards).fingerprint
-        steps = self.plan.vector_steps
+        manifest = require_manifest(shards)
+        fingerprint, steps = manifest.fingerprint, self.plan.vector_steps
+        if manifest.totals.rows < _FEWEST_VECTORS:
+            progress.log(f"{manifest.totals.rows} different texts are too few to learn vectors from; only logits are")
+            return self.student
         key = self._key([fingerprint.plan, *_weights(self.student), f"{_VECTOR_EPOCHS} {steps}"])
         folder = self.teacher.place(self.data) / f"student-vectors-{key}"
         if not (folder / DISTILLATION).exists():
@@ -182,8 +187,7 @@ class TaskRecipe:
 
     def _on_logits(self, student: Path, logits: Labelled, shards: str) -> Finetuned:
         """Return the student of `student` fine-tuned on the logits of `shards`, a hash."""
-        config = replace(self.fitter.config, **LOGIT_LENGTH)
-        fitter = _limited(replace(self.fitter, config=config), self.plan.logit_steps)
+        fitter = _limited(on_logits(self.fitter), self.plan.logit_steps)
         return self._saved(
             "logits",
             student,
@@ -226,7 +230,7 @@ class TaskRecipe:
         distillation = load_distillation(source)
         if (folder / TASK).exists() and (folder / DISTILLATION).exists():
             model, _ = load_classifier(folder)
-            outcome: Outcome = msgspec.json.decode((folder / TASK).read_bytes(), type=TaskRecord)
+            outcome = msgspec.json.decode((folder / TASK).read_bytes(), type=Outcome)
         else:
             model, outcome = fit()
             Finetuned(model, outcome, self.data, source, distillation).save(folder)
@@ -245,6 +249,11 @@ def _hash(parts: list[str]) -> str:
 
 def _weights(student: Path) -> list[str]:
     return [bytes_hash(file.read_bytes()) for file in module_weights(student)]
+
+
+def on_logits(fitter: Fitter) -> Fitter:
+    """Return the fitter with the length that logits need."""
+    return replace(fitter, config=replace(fitter.config, epochs=LOGIT_EPOCHS, max_steps=LOGIT_STEPS))
 
 
 def _limited(fitter: Fitter, steps: int | None) -> Fitter:
@@ -272,6 +281,7 @@ def _plan(config: FinetuneConfig, data: TaskData, teacher: TaskTeacher, fitter: 
     What it says of the teacher depends on the teacher alone, so that a run with another student shares its stages.
     """
     place = teacher.place(data)
+    place.mkdir(parents=True, exist_ok=True)
     limit = str(config.max_time)
     of_teacher = place / f"plan-teacher-{_hash([limit, str(teacher.synthetic), *teacher.unlabeled])}.json"
     of_student = place / f"plan-student-{_hash([of_teacher.name, *_weights(student), repr(fitter.config)])}.json"
@@ -287,7 +297,7 @@ def _plan(config: FinetuneConfig, data: TaskData, teacher: TaskTeacher, fitter: 
     seconds = {**first.seconds, **second.seconds}
     whole = f"plan: about {_minutes(sum(seconds.values()))}"
     progress.log(f"{whole}, {', '.join(f'{name} {_minutes(time)}' for name, time in seconds.items())}")
-    if config.max_time is not None and sum(seconds.values()) > config.max_time:
+    if config.max_time is not None and sum(seconds.values()) > 1.1 * config.max_time:
         progress.log(f"--max-time {_minutes(config.max_time)} is less than the shortest useful run takes")
     return Plan(
         teacher_steps=first.teacher_steps,
@@ -322,7 +332,7 @@ def _plan_student(limit: float | None, data: TaskData, fitter: Fitter, student: 
     sample = _sample(data, fitter.config.batch_size * _TIMED_BATCHES)
     step, _ = _time(fitter, StudentClassifier.new(load_student(student), data.task, 0), sample)
     labels = fitter.config.steps(len(data.train.targets))
-    logits = replace(fitter.config, **LOGIT_LENGTH).steps(texts)
+    logits = on_logits(fitter).config.steps(texts)
     vectors = -(-texts // _VECTOR_BATCH) * _VECTOR_EPOCHS
     # A step of stage two has more sentences.
     vector_step = step * _VECTOR_BATCH / fitter.config.batch_size

