@@ -30,7 +30,11 @@ def site_path(path: Path) -> str | None:
     Args:
         path: from the repository's root.
     """
-    special = {"CHANGELOG.md": "changelog.md", "benchmarks/results": "measured.md"}
+    special = {
+        "CHANGELOG.md": "changelog.md",
+        "CONTRIBUTING.md": "contributing.md",
+        "benchmarks/results": "measured.md",
+    }
     if str(path) in special:
         return special[str(path)]
     if path.parent == Path("benchmarks") and path.suffix == ".md":
@@ -134,9 +138,11 @@ def stage(folder: Path) -> None:
             for_site(log.read_text(encoding="utf-8"), Path("benchmarks")), encoding="utf-8"
         )
     shutil.copytree(ROOT / "benchmarks/results", docs / _MEASURED)
-    readme, changelog = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CHANGELOG.md"))
+    names = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+    readme, changelog, contributing = ((ROOT / name).read_text(encoding="utf-8") for name in names)
     made = {
         "changelog": for_site(changelog, Path()),
+        "contributing": for_site(contributing, Path()),
         "results": f"{(docs / 'results.md').read_text(encoding='utf-8')}\n{limits(readme)}",
         "measured": measured_page(sorted((docs / _MEASURED).iterdir())),
         "commands": commands_page(sd),
