@@ -30,7 +30,11 @@ def site_path(path: Path) -> str | None:
     Args:
         path: from the repository's root.
     """
-    special = {"CHANGELOG.md": "changelog.md", "benchmarks/results": "measured.md"}
+    special = {
+        "CHANGELOG.md": "changelog.md",
+        "CONTRIBUTING.md": "contributing.md",
+        "benchmarks/results": "measured.md",
+    }
     if str(path) in special:
         return special[str(path)]
     if path.parent == Path("benchmarks") and path.suffix == ".md":
@@ -72,12 +76,12 @@ def limits(readme: str) -> str:
 def measured_page(files: list[Path]) -> str:
     """A list of the files that the benchmarks wrote."""
     rows = "\n".join(f"- [{file.name}]({_MEASURED}/{file.name})" for file in files)
-    return f"# Measured\n\nWhat the scripts in `benchmarks/` wrote, as they wrote it.\n\n{rows}\n"
+    return f"# Files\n\nThe files that the scripts in `benchmarks/` wrote; the logs explain them.\n\n{rows}\n"
 
 
 def commands_page(group: click.Group) -> str:
     """Every command's usage, description and options, from the commands themselves."""
-    head = "# Commands\n\nMade of the commands themselves: what `sd COMMAND --help` says.\n"
+    head = "# Commands\n\nEvery command and its options, as `sd COMMAND --help` shows them.\n"
     return head + "".join(_command(click.Context(group, info_name="sd"), group, nested=False))
 
 
@@ -134,10 +138,13 @@ def stage(folder: Path) -> None:
             for_site(log.read_text(encoding="utf-8"), Path("benchmarks")), encoding="utf-8"
         )
     shutil.copytree(ROOT / "benchmarks/results", docs / _MEASURED)
-    readme, changelog = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CHANGELOG.md"))
+    names = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+    readme, changelog, contributing = ((ROOT / name).read_text(encoding="utf-8") for name in names)
+    results, _, next_step = (docs / "results.md").read_text(encoding="utf-8").rpartition("\nNext:")
     made = {
         "changelog": for_site(changelog, Path()),
-        "results": f"{(docs / 'results.md').read_text(encoding='utf-8')}\n{limits(readme)}",
+        "contributing": for_site(contributing, Path()),
+        "results": f"{results}\n{limits(readme)}\nNext:{next_step}",
         "measured": measured_page(sorted((docs / _MEASURED).iterdir())),
         "commands": commands_page(sd),
     }

@@ -10,6 +10,7 @@ from tests.docs.blocks import PAGES, ROOT, name_of
 
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"`((?:data|pipeline|student|cli|src|tests|docs|benchmarks)/[\w./-]+\.\w+)`")
 
 
 def anchors(page: Path) -> set[str]:
@@ -19,7 +20,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in plain}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"], ids=name_of)
 def test_links_inside_the_repository_lead_somewhere(page):
     for link in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
         if re.match(r"[a-z]+:", link):
@@ -28,6 +29,13 @@ def test_links_inside_the_repository_lead_somewhere(page):
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), f"{name_of(page)}: no {link}"
         assert not anchor or anchor in anchors(target), f"{name_of(page)}: no heading {link}"
+
+
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", ROOT / "docs/architecture.md"], ids=name_of)
+def test_every_file_that_a_page_about_the_code_names_is_there(page):
+    named = FILE.findall(page.read_text(encoding="utf-8"))
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_the_menu_of_the_site_names_every_page():
