@@ -149,7 +149,9 @@ def corpora_table(models: Mapping[str, ModelFigures]) -> Table:
     for corpus, title in plain_names(corpus for one in found.values() for corpus in one).items():
         values = [one.get(corpus) for one in found.values()]
         sentences = next(value.rows for value in values if value)
-        rows.append([Cell(title), number(sentences), *(number(value and value.cosine, ".3f") for value in values)])
+        rows.append(
+            [Cell(title), number(sentences), *(number(value.cosine if value else None, ".3f") for value in values)]
+        )
     heads = [Column("cosine to the teacher", name if len(found) > 1 else "") for name in found]
     return Table(
         "Held-out sentences by corpus", [Column("corpus", numeric=False), Column("sentences"), *heads], {"": rows}
