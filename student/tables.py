@@ -129,9 +129,11 @@ def size_table(models: Mapping[str, ModelFigures]) -> Table:
     timed: dict[str, list[str]] = {}
     for name, model in models.items():
         if model.sentences_per_second and model.timed_as:
-            timed.setdefault(model.timed_on or "", []).append(f"{name} {model.timed_as}")
-    places = [f"{', '.join(names)}{f'; on {machine}' if machine else ''}" for machine, names in timed.items()]
-    return _by_model("Speed and size", models, lines, f"Speed: {'. '.join(places)}." if places else "")
+            timed.setdefault(model.timed_on or "", []).append(f"{model.timed_as} ({name})")
+    notes = [
+        f"Speed measured{f' on {machine}' if machine else ''}: {', '.join(ways)}." for machine, ways in timed.items()
+    ]
+    return _by_model("Speed and size", models, lines, " ".join(notes))
 
 
 def _by_model(

@@ -111,7 +111,8 @@ def test_speed_is_given_with_its_dtype_backend_and_machine(distillation):
         "timed_on": {"student": "2 cores of a CPU", "teacher": "2 cores of a CPU"},
     }
     card = model_card({**distillation, "metrics": {**EVALUATED, **timed}})
-    assert "Speed: student int8 in ONNX Runtime, teacher bfloat16 in PyTorch; on 2 cores of a CPU." in card
+    ways = "int8 in ONNX Runtime (student), bfloat16 in PyTorch (teacher)"
+    assert f"Speed measured on 2 cores of a CPU: {ways}." in card
 
 
 def test_corpora_and_texts_are_named_without_folders_and_formats(distillation):

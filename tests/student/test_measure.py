@@ -265,7 +265,7 @@ def test_a_card_is_written_anew_unless_it_was_edited(sd, student_folder, tmp_pat
     run(sd, capsys, student)
     made = card.read_text(encoding="utf-8")
     assert made == model_card(load_distillation(student), title="student")
-    assert f"on {Environment.here().machine}." in made
+    assert f"Speed measured on {Environment.here().machine}: " in made
     assert "was edited" not in run(sd, capsys, student)
     card.write_text(made + "\nMy own words.\n", encoding="utf-8")
     assert f"{card} was edited" in run(sd, capsys, student)

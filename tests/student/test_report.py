@@ -108,7 +108,7 @@ def test_what_the_record_knows_is_shown_without_a_file_of_figures(sd, student):
     (student / "distillation.json").write_text(json.dumps(record))
     html = unescape(page(sd, student))
     assert "75% of the teacher's 0.800" in html
-    assert "Speed: student int8; on 2 cores of a CPU." in html
+    assert "Speed measured on 2 cores of a CPU: int8 (student)." in html
     assert "STS-B: <code>" not in html
 
 
