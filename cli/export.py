@@ -188,7 +188,6 @@ def report(config: ReportConfig) -> None:
 
     from sentence_distill.student.report import write_report
 
-    for section, reason in write_report(config).items():
-        if reason:
-            click.echo(f"{section}: {reason}")
+    for what, how in write_report(config).items():
+        click.echo(f"not measured: {what}: {how}")
     click.echo(f"report: {config.out}")

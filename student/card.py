@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sentence_distill.student.figures import Distillation, GlueFigures, SpeedRecord, shown_score, too_few
-from sentence_distill.student.tables import fidelity_table, glue_table, probe_tables, render, speed_table
+from sentence_distill.student.figures import Distillation, GlueFigures, HeldOut, SpeedRecord, shown_score, too_few
+from sentence_distill.student.tables import (
+    corpora_table,
+    glue_table,
+    plain_names,
+    probe_tables,
+    quality_table,
+    range_tables,
+    render,
+    size_table,
+    speed_table,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -18,8 +28,8 @@ _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "
 _HELD_OUT = {
     "cosine": "Cosine to the teacher",
     "rank_agreement": "Rank agreement with the teacher",
-    "recall_at_10": "Recall of the teacher's 10 neighbors",
-    "recall_at_10_among_100": "The same among the student's first 100",
+    "recall_at_10": "Recall@10 of the teacher's nearest neighbors",
+    "recall_at_10_among_100": "Recall@10 within the top 100",
     "mse": "Mean squared error to the teacher",
 }
 # What the hub calls GLUE's metrics.
@@ -31,37 +41,39 @@ def model_card(
     distillation: dict[str, Any],
     *,
     name: str = LOCAL,
+    title: str | None = None,
     licence: str | None = None,
     glue: GlueFigures | None = None,
     speed: SpeedRecord | None = None,
 ) -> str:
     """Render README.md of a student's folder; its last line marks it, see `is_edited`.
 
-    `name` is that by which the student is loaded, a folder or a repository on the hub; `licence` the hub's identifier
-    of its license, if not that of its record.
+    `name` is that by which the student is loaded, a folder or a repository on the hub; `title` the model's own name, by
+    default the last part of `name`; `licence` the hub's identifier of its license, if not that of its record.
     """
     record = msgspec.convert(distillation, Distillation)
     licence = licence or record.licence
-    title = f"A BiLSTM student of {record.teacher.teacher}"
-    models, scores = record.models(), record.task_scores()
-    fidelity = fidelity_table(models)
+    title = title or (f"student of {record.teacher.teacher}" if name == LOCAL else name.split("/")[-1])
+    models, tasks = record.models(), record.task_scores()
+    student = {"student": models["student"]}
+    held_out = models["student"].held_out or HeldOut()
+    tables = [quality_table(models), size_table(models), corpora_table(student), *range_tables(held_out)]
     body = render(
         "card.md.j2",
-        metadata=_metadata(record, title if name == LOCAL else name.split("/")[-1], licence),
+        metadata=_metadata(record, title, licence),
         title=title,
         name=name,
         record=record,
         licence=licence,
-        tasks=list(dict.fromkeys(task for task, *_ in scores)),
-        fidelity=fidelity if fidelity.groups[""] else None,
-        probes=probe_tables({"student": models["student"]}),
-        held_out=models["student"].held_out,
+        corpora=list(plain_names(record.corpus.fingerprint.get("corpora") or []).values()),
+        tasks=list(dict.fromkeys(task for task, *_ in tasks)),
+        scores=[table for table in (*tables, *probe_tables(student)) if table.groups[""]],
+        too_few=too_few(held_out.rows),
         task_rows=[
             (f"{task}, {split}", metric, shown_score(metric, value, (record.dev_examples or {}).get(split)))
-            for task, split, metric, value in scores
+            for task, split, metric, value in tasks
         ],
         glue=glue_table(glue, {}) if glue else None,
-        machine=speed.environment if speed else None,
         speed=speed_table(speed) if speed and speed.contenders else None,
     )
     return f"{body}\n<!-- sentence-distill card {_hash(body)} -->\n"
@@ -112,10 +124,10 @@ def _results(record: Distillation) -> Iterator["EvalResult"]:
                     task_type="knowledge-distillation",
                     task_name="Knowledge distillation",
                     dataset_type="unknown",
-                    dataset_name=f"{count}sentences of the corpus that were held out".capitalize(),
+                    dataset_name=f"{count}held-out sentences of the corpus".capitalize(),
                     metric_type=key,
                     metric_name=metric,
-                    metric_value=value,
+                    metric_value=_rounded(value),
                 )
     if student.sts_spearman is not None:
         yield EvalResult(
@@ -125,7 +137,7 @@ def _results(record: Distillation) -> Iterator["EvalResult"]:
             dataset_name="STS-B",
             metric_type="spearman_cosine",
             metric_name="Spearman correlation of cosines",
-            metric_value=student.sts_spearman,
+            metric_value=_rounded(student.sts_spearman),
         )
     # A user's own task may have a name of GLUE's.
     of_glue = record.glue_task is not None
@@ -137,5 +149,9 @@ def _results(record: Distillation) -> Iterator["EvalResult"]:
             dataset_name=f"GLUE {task}, {split}" if of_glue else f"{task}, {split}",
             dataset_config=record.glue_task,
             metric_type=_GLUE_METRICS.get(metric, metric),
-            metric_value=value,
+            metric_value=_rounded(value),
         )
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -138,7 +138,9 @@ def _draw_series(axes: "Axes", series: Series, marked: Sequence[int] | None = No
     xs, ys = zip(*series.points, strict=True) if series.points else ((), ())
     if series.deviations:
         axes.errorbar(xs, ys, series.deviations, fmt="none", ecolor=color, elinewidth=1, capsize=2)
-    marker, width = marker if series.markers else "", 1.5 if series.line else 0
+    # A line of one point would be invisible.
+    marker = marker if series.markers or len(series.points) == 1 else ""
+    width = 1.5 if series.line else 0
     axes.plot(xs, ys, color=color, linewidth=width, marker=marker, markersize=5, markevery=marked)
     for point, label in zip(series.points, series.labels, strict=False):
         axes.annotate(label, point, xytext=(6, 4), textcoords="offset points", fontsize=8.5)

@@ -309,6 +309,7 @@ def _measure_speed(models: Sequence[Model], shards: Path, record: EvalRecord) ->
     for model in models:
         figures = record.models[model.name]
         figures.sentences_per_second, figures.timed_as = rates[model.name], model.timed_as
+        figures.timed_on = record.environment.machine if record.environment else None
 
 
 @dataclass(frozen=True)
@@ -418,7 +419,7 @@ def _record(folder: Path, student: ModelFigures, teacher: ModelFigures | None) -
     probes = Probes(texts=texts, word_order=student.word_order, transfer=student.transfer)
     if probes != Probes():
         figures["probes"] = msgspec.to_builtins(probes)
-    for measure in ("sentences_per_second", "timed_as", "sts_spearman"):
+    for measure in ("sentences_per_second", "timed_as", "timed_on", "sts_spearman"):
         if values := {name: value for name, one in found.items() if (value := getattr(one, measure)) is not None}:
             figures[measure] = values
     if student.held_out and student.held_out.other_corpus:

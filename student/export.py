@@ -25,7 +25,7 @@ from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.export_folder import check_export, replacing_export
 from sentence_distill.student.figures import load_distillation, versions
 from sentence_distill.student.files import EXPORT_RECORD, HEAD, MAX_TOKENS, is_classifier, module_weights, moved_record
-from sentence_distill.student.model import Student, load_student
+from sentence_distill.student.model import Student, load_student, write_card
 from sentence_distill.student.models import Encode, own_shards
 from sentence_distill.student.onnx_graph import Head, build_graph
 from sentence_distill.student.onnx_student import (
@@ -101,7 +101,11 @@ def export(config: ExportConfig) -> Exported:
     if out is None:
         return Exported(None, fidelity=_reduced(config, _Source.load(folder), None)[1])
     with replacing_export(out, config) as new:
-        return replace(_write(config, folder, new), folder=out)
+        exported = replace(_write(config, folder, new), folder=out)
+        if config.format == "folder":
+            # A card is titled after its folder, and this one is renamed when the block ends.
+            write_card(new, out.resolve().name)
+        return exported
 
 
 def _write(config: ExportConfig, folder: Path, new: Path) -> Exported:

@@ -47,6 +47,12 @@ class Environment(msgspec.Struct, kw_only=True):
     python: str = ""
     versions: dict[str, str] = {}
 
+    @property
+    def machine(self) -> str:
+        """Number of cores and the CPU's name; "" if neither is known."""
+        count = f"{self.cores} core{'s' if self.cores != 1 else ''}" if self.cores else ""
+        return " of ".join(filter(None, (count, self.cpu)))
+
     @classmethod
     def here(cls) -> "Environment":
         """Describe this machine, today."""
@@ -212,6 +218,9 @@ class ModelFigures(Probes, kw_only=True, omit_defaults=True):
     sts_spearman: float | None = None
     sentences_per_second: float | None = None
     timed_as: str | None = None
+    """Dtype and backend of that speed, as "int8 in ONNX Runtime"."""
+    timed_on: str | None = None
+    """Machine of that speed, see `Environment.machine`."""
 
 
 class Sentences(msgspec.Struct):
@@ -434,6 +443,8 @@ class Metrics(msgspec.Struct, kw_only=True):
     probes: Probes = msgspec.field(default_factory=Probes)
     sts_spearman: dict[str, float] = {}
     sentences_per_second: dict[str, float] = {}
+    timed_as: dict[str, str] = {}
+    timed_on: dict[str, str] = {}
     size: Size | None = None
     teacher_size: Size | None = None
 
@@ -487,6 +498,8 @@ class Distillation(msgspec.Struct, kw_only=True):
                 size=size,
                 sts_spearman=found.sts_spearman.get(name),
                 sentences_per_second=found.sentences_per_second.get(name),
+                timed_as=found.timed_as.get(name),
+                timed_on=found.timed_on.get(name),
             )
             for name, size in (("student", found.size), ("teacher", found.teacher_size))
         }

@@ -360,7 +360,12 @@ def update_distillation(folder: Path, **fields: Any) -> bool:
 def _write_record(folder: Path, distillation: dict[str, Any], *, with_card: bool = True) -> None:
     write_json(folder / DISTILLATION, distillation)
     if with_card:
-        write_atomically(folder / CARD, model_card(distillation).encode())
+        write_card(folder, folder.resolve().name)
+
+
+def write_card(folder: Path, title: str) -> None:
+    """Render the model card of a student's folder under the name `title`."""
+    write_atomically(folder / CARD, model_card(load_distillation(folder), title=title).encode())
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A self-contained HTML report of a student, from the figures in its folder; it reads and computes nothing else."""
 
+import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from sentence_distill.student.charts import Chart, Series, draw, require_matplot
 from sentence_distill.student.config import ROWS, ReportConfig
 from sentence_distill.student.figures import (
     EVAL,
+    FEWEST_ROWS,
     GLUE,
     MADE_BY,
     SPEED,
@@ -22,9 +24,9 @@ from sentence_distill.student.figures import (
     GlueFigures,
     HeldOut,
     ModelFigures,
-    Range,
     Rates,
     SpeedRecord,
+    cosine_on,
     load_distillation,
     quality,
     read_figures,
@@ -41,29 +43,34 @@ from sentence_distill.student.tables import (
     Column,
     Table,
     by_quality,
-    fidelity_table,
+    corpora_table,
     glue_table,
     number,
+    plain_names,
     probe_tables,
     published,
+    quality_table,
+    range_name,
     rates_table,
     render,
+    size_table,
     speed_table,
 )
 
 _CURVES = (
-    ("train", "loss", "Loss of a batch"),
+    ("train", "loss", "Training loss"),
     ("validation", "cosine", "Held-out cosine"),
     ("validation", "rank_agreement", "Held-out rank agreement"),
     ("train", "learning_rate", "Learning rate"),
     ("train", "sentences_per_second", "Sentences per second"),
-    ("train", "wait_share", "Share of the time spent waiting for data"),
+    ("train", "wait_share", "Share of time spent waiting for data"),
 )
 _MOST_POINTS = 300
+_ON_CORPUS = cosine_on("")
 
 
 def write_report(config: ReportConfig) -> dict[str, str]:
-    """Write the page; return what is missing, by section, with how to get it."""
+    """Write the page; return what is not measured, with how to measure it."""
     require_matplotlib()
     context = gather(config)
     write_atomically(config.out, render("report.html.j2", **context).encode())
@@ -80,68 +87,90 @@ def gather(config: ReportConfig) -> dict[str, Any]:
     speed = read_figures(folder / SPEED, SpeedRecord)
     footnotes = [note.split("=", 1) for note in dict.fromkeys(config.notes)]
     marks = {task: place for place, (task, _) in enumerate(footnotes, start=1)}
-    models, unmeasured = _models(folder, record, evaluation)
+    models, skipped = _models(folder, record, evaluation)
     student = next(iter(models.values()))
+    held_out = student.held_out or HeldOut()
     legend, low_data = _low_data(glue, marks)
+    curves = _curves(read_metrics(folder))
     sources = read_sources(find_shards(distillation, folder))
     commands = [sources and sources.command, record.command]
     commands += [figures.command for figures in (evaluation, glue, speed) if figures]
-    context = {
+    context: dict[str, Any] = {
         "name": folder.resolve().name,
         "title": config.title,
         "record": record,
         "published": published(),
+        "corpora": list(plain_names(record.corpus.fingerprint.get("corpora") or []).values()),
         "footnotes": footnotes,
         "student": student,
-        "teacher": models.get((evaluation and evaluation.teacher) or "", ModelFigures()),
-        "scores": student.held_out or HeldOut(),
-        "too_few": too_few,
+        "teacher": models.get(evaluation.teacher or "" if evaluation else "teacher", ModelFigures()),
+        "scores": held_out,
+        "too_few": too_few(held_out.rows),
         "glue_means": _glue_means(glue, marks),
         "history": _history(record),
-        "curves": _curves(read_metrics(folder)),
-        "fidelity": fidelity_table(models),
+        "curves": curves,
+        "quality": [one for one in (quality_table(models), corpora_table(models)) if one.groups[""]],
         "probes": probe_tables(models),
-        "ranges": _range_charts(student.held_out or HeldOut()),
-        "unmeasured": unmeasured,
+        "ranges": _range_charts(held_out),
         "glue": glue_table(glue, marks),
-        "glue_skipped": glue.skipped,
         "low_data": low_data,
         "low_data_legend": legend,
+        "sizes": size_table(models),
         "speed": speed_table(speed) if speed else None,
         "rates": rates_table(speed) if speed else None,
         "speed_charts": _speed_charts(speed) if speed else [],
-        "speed_skipped": speed.skipped if speed else {},
         "environments": _environments(evaluation, glue, speed),
+        "fingerprints": _fingerprints(record, student),
         "commands": [*filter(None, commands), command_line("report", config)],
+        "skipped": [*skipped.items(), *glue.skipped.items(), *(speed.skipped.items() if speed else ())],
+        "task_scores": record.task_scores(),
     }
-    to_make = {name: f"{command} --student {folder}" for name, command in MADE_BY.items()}
-    missing = {
-        "curves": "" if context["curves"] else "no metrics.jsonl in the folder; sd train-student writes it",
-        "fidelity": "" if evaluation and evaluation.student else f"more of it is measured by: {to_make[EVAL]}",
-        "glue": "" if context["glue"] else f"not measured yet: {to_make[GLUE]}",
-        "low-data": "" if low_data else f"not measured yet: {to_make[GLUE]} --train-fraction 0.01,0.1,1",
-        "speed": "" if speed else f"not measured yet: {to_make[SPEED]}",
-        "neighbors": "" if student.examples else f"found by: {to_make[EVAL]}, if the shards keep text",
+    return {**context, "missing": _missing(folder, context)}
+
+
+def _missing(folder: Path, shown: dict[str, Any]) -> dict[str, str]:
+    """Return what of a student is not measured, with the command that measures it, or what it takes."""
+    student, scores = shown["student"], shown["scores"]
+
+    def command(file: str, options: str = "") -> str:
+        return f"{MADE_BY[file]}{options} {shlex.quote(str(folder))}"
+
+    found: dict[str, tuple[Any, str]] = {
+        "recall@10": (
+            scores.recall_at_10 is not None and not shown["too_few"],
+            f"needs at least {FEWEST_ROWS} held-out sentences" if shown["too_few"] else command(EVAL),
+        ),
+        "STS-B": (student.sts_spearman is not None, command(EVAL, " --sts dev.tsv")),
+        "nearest neighbors (if the shards keep text)": (student.examples, command(EVAL)),
+        "speed and size": (student.sentences_per_second, command(EVAL)),
+        "GLUE": (shown["glue"], command(GLUE)),
+        "few labeled examples": (shown["low_data"], command(GLUE, " --train-fraction 0.01,0.1,1")),
     }
-    return {**context, "missing": missing}
+    if shown["task_scores"]:
+        # The vectors of a fine-tuned student are not to be compared with the teacher's.
+        found = {}
+    found["training curves"] = (shown["curves"], "metrics.jsonl of sd train-student is not in the folder")
+    found["latency, memory, other backends"] = (shown["speed"], command(SPEED))
+    return {what: how for what, (known, how) in found.items() if not known}
 
 
 def _models(
     folder: Path, record: Distillation, evaluation: EvalRecord | None
 ) -> tuple[dict[str, ModelFigures], dict[str, str]]:
-    """Return the figures by model, the student first, and what was not measured.
+    """Return the figures by model, the student first, and what sd eval skipped, with the reason.
 
     If sd eval did not measure it, or on another corpus, the student has the held-out figures of its training.
     """
-    trained = record.models()["student"].held_out
     if evaluation is None:
-        return {"student": ModelFigures(held_out=trained)}, {}
+        return record.models(), {}
+    trained = record.models()["student"].held_out
     models, skipped = dict(evaluation.models), dict(evaluation.skipped)
     name = evaluation.student or "student"
     student = models.pop(name, ModelFigures()) if evaluation.student else ModelFigures()
     if student.held_out and (other := student.held_out.other_corpus):
         skipped["held-out sentences of its own corpus"] = (
-            f"{EVAL} has them of {other}, not of what the student was trained on: {MADE_BY[EVAL]} --student {folder}"
+            f"{EVAL} has them of {other}, not of what the student was trained on: "
+            f"{MADE_BY[EVAL]} {shlex.quote(str(folder))}"
         )
         # Of the other models too: figures over other sentences don't stand next to the student's.
         models = {model: msgspec.structs.replace(figures, held_out=None) for model, figures in models.items()}
@@ -180,10 +209,13 @@ def _history(record: Distillation) -> Table | None:
         + [Cell(f"{entry[n]:.4g}", entry[n], best=n == decisive and entry[n] == best) for n in names]
         for entry in record.history
     ]
-    heads = [Column("step"), *(Column(name.replace("_", " ")) for name in names)]
+    corpora = {name: name.removeprefix(_ON_CORPUS) for name in names if name.startswith(_ON_CORPUS)}
+    shown = plain_names(corpora.values())
+    heads = [Column("step")]
+    heads += [Column(shown[corpora[n]], "cosine") if n in corpora else Column(n.replace("_", " ")) for n in names]
     held_out = record.models()["student"].held_out
     over = f"{held_out.rows:,} held-out sentences" if held_out and held_out.rows else "held-out sentences"
-    return Table(f"Validations on {over}", heads, {"": rows})
+    return Table(f"Validation on {over}", heads, {"": rows})
 
 
 def _curves(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
@@ -205,27 +237,15 @@ def _range_charts(held_out: HeldOut) -> list[Chart]:
     """Draw the held-out cosine by length, and by how often training saw the rarest word."""
     charts = []
     for key, title, x, parts in (
-        ("by-length", "Cosine by length of the sentence", "tokens", held_out.by_length),
-        ("by-frequency", "Cosine by the sentence's rarest token", "how often training saw it", held_out.by_frequency),
+        ("by-length", "Cosine by sentence length", "tokens", held_out.by_length),
+        ("by-frequency", "Cosine by the sentence's rarest token", "times seen in training", held_out.by_frequency),
     ):
         if parts:
-            names = [_range(part) for part in parts]
+            names = [range_name(part) for part in parts]
             series = Series("student", [(float(place), part.cosine) for place, part in enumerate(parts)])
             summary = "; ".join(f"{name}: {part.cosine:.3f}" for name, part in zip(names, parts, strict=True))
             charts.append(draw(key, title, [series], x=x, y="", categories=names, summary=summary))
     return charts
-
-
-def _range(part: Range) -> str:
-    def short(count: int) -> str:
-        for unit, letter in ((1_000_000, "M"), (1_000, "k")):
-            if count >= 10 * unit:
-                return f"{count / unit:.0f}{letter}"
-        return str(count)
-
-    if part.most is None:
-        return f"{short(part.least)}+"
-    return short(part.least) if part.least == part.most else f"{short(part.least)}–{short(part.most)}"
 
 
 def _low_data(glue: GlueFigures, marks: dict[str, int]) -> tuple[list[tuple[str, str]], list[Chart]]:
@@ -295,6 +315,14 @@ def _environments(evaluation: EvalRecord | None, glue: GlueFigures, speed: Speed
             versions = ", ".join(f"{package} {version}" for package, version in one.versions.items())
             values = (name, one.date, one.cpu, str(one.cores), one.system, one.python, versions)
             rows.append([Cell(value) for value in values])
-    titles = ("figures of", "date", "processor", "cores", "system", "Python", "packages")
+    titles = ("file", "date", "CPU", "cores", "system", "Python", "packages")
     heads = [Column(title, numeric=False) for title in titles]
-    return Table("Where the figures are from", heads, {"": rows}) if rows else None
+    return Table("Hardware and versions", heads, {"": rows}) if rows else None
+
+
+def _fingerprints(record: Distillation, student: ModelFigures) -> dict[str, str]:
+    """Gather the hashes by which teacher, corpus and student are known again."""
+    content = record.corpus.fingerprint.get("corpus_content")
+    found = {"Teacher's weights": record.teacher.teacher_weights, "Corpus": [content] if content else []}
+    found["Student's weights"] = student.weights
+    return {what: ", ".join(hashes) for what, hashes in found.items() if hashes}

@@ -282,8 +282,8 @@ def draw_curves(out: Path) -> Path:
         figure = Figure(figsize=(9, 5.5), layout="constrained")
         for axes, (kind, name, title) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
             points = [(line["step"], line[name]) for line in metrics if line["kind"] == kind]
-            # A validation is a point of its own; training has thousands, and a line.
-            style = {"marker": "o", "markersize": 4} if kind == "validation" else {}
+            # A validation is a point of its own; training has thousands, and a line, which one point would not show.
+            style = {"marker": "o", "markersize": 4} if kind == "validation" or len(points) == 1 else {}
             axes.plot(*zip(*points, strict=True) if points else ((), ()), linewidth=1.2, color="#2563eb", **style)
             axes.set_title(title, fontsize=10, loc="left")
             axes.set_xlabel("step", fontsize=9)

@@ -1,10 +1,11 @@
 """Tables of figures, for a student's report and its card, and the templates that lay them out."""
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import jinja2
@@ -18,6 +19,7 @@ from sentence_distill.student.figures import (
     GlueScores,
     HeldOut,
     ModelFigures,
+    Range,
     Rates,
     SpeedRecord,
     Timed,
@@ -74,6 +76,8 @@ class Table:
     caption: str
     columns: Sequence[Column]
     groups: Mapping[str, Rows]
+    note: str = ""
+    """A sentence below the table."""
 
 
 def number(value: float | None, form: str = ",.0f") -> Cell:
@@ -81,43 +85,79 @@ def number(value: float | None, form: str = ",.0f") -> Cell:
     return Cell("") if value is None else Cell(format(value, form), value)
 
 
-# Fidelity.
+# Quality.
 
 _SCORES = {
-    "cosine": "cosine to the teacher, held out",
-    "mean_vector_cosine": "the same of one constant vector",
-    "rank_agreement": "rank agreement of similarities, held out",
-    "recall_at_10": "recall of the teacher's 10 nearest neighbors, held out",
-    "recall_at_10_among_100": "the same among the model's 100 nearest",
-    "mse": "mean squared error, held out",
+    "cosine": "cosine to the teacher",
+    "mean_vector_cosine": "baseline: one constant vector",
+    "rank_agreement": "rank agreement of similarities",
+    "recall_at_10": "recall@10 of the teacher's nearest neighbors",
+    "recall_at_10_among_100": "recall@10 within the top 100",
+    "mse": "mean squared error",
 }
+_HELD_OUT = (
+    "Training never saw the held-out sentences. Vectors are compared with the teacher's, so the teacher itself would "
+    "score 1, with an error of 0."
+)
 
 
-def fidelity_table(models: Mapping[str, ModelFigures]) -> Table:
-    """Tabulate all single figures, a column per model; there are no rows if nothing is known."""
+def quality_table(models: Mapping[str, ModelFigures]) -> Table:
+    """Tabulate STS-B and agreement with the teacher, a column per model; there are no rows if nothing is known."""
 
     def score(key: str, held_out: HeldOut) -> Cell:
         # Recall over too few sentences may stand in a record of an earlier training all the same.
-        if key.startswith("recall") and (why := too_few(held_out.rows)):
-            return Cell(why if key == "recall_at_10" else "")
-        return number(getattr(held_out, key), ".4g")
+        if key.startswith("recall") and too_few(held_out.rows):
+            return Cell("")
+        return number(getattr(held_out, key), ".3g" if key == "mse" else ".4f")
 
-    figures = list(models.values())
-    held_out = [model.held_out or HeldOut() for model in figures]
+    held_out = [model.held_out or HeldOut() for model in models.values()]
     lines = {title: [score(key, scores) for scores in held_out] for key, title in _SCORES.items()}
-    of_corpora = [scores.cosine_of_corpora for scores in held_out]
-    for corpus in dict.fromkeys(name for found in of_corpora for name in found):
-        lines[f"cosine on {corpus}, held out"] = [number(found.get(corpus), ".4g") for found in of_corpora]
-    lines |= {
-        "held-out sentences": [number(scores.rows) for scores in held_out],
-        "STS-B, Spearman, no fine-tuning": [number(model.sts_spearman, ".4f") for model in figures],
+    lines["held-out sentences"] = [number(scores.rows) for scores in held_out]
+    note = _HELD_OUT if any(cell.text for cells in lines.values() for cell in cells) else ""
+    sts = {"STS-B, Spearman, no fine-tuning": [number(model.sts_spearman, ".4f") for model in models.values()]}
+    return _by_model("STS-B, and agreement with the teacher", models, sts | lines, note)
+
+
+def size_table(models: Mapping[str, ModelFigures]) -> Table:
+    """Tabulate speed and size, a column per model; there are no rows if nothing is known."""
+    figures = models.values()
+    lines = {
         "sentences per second": [number(model.sentences_per_second) for model in figures],
         "parameters": [number(model.size.parameters if model.size else None) for model in figures],
         "size on disk, MB": [number(model.size.megabytes if model.size else None, ",.1f") for model in figures],
     }
+    timed: dict[str, list[str]] = {}
+    for name, model in models.items():
+        if model.sentences_per_second and model.timed_as:
+            timed.setdefault(model.timed_on or "", []).append(f"{model.timed_as} ({name})")
+    notes = [
+        f"Speed measured{f' on {machine}' if machine else ''}: {', '.join(ways)}." for machine, ways in timed.items()
+    ]
+    return _by_model("Speed and size", models, lines, " ".join(notes))
+
+
+def _by_model(
+    caption: str, models: Mapping[str, ModelFigures], lines: Mapping[str, Sequence[Cell]], note: str
+) -> Table:
     rows = [[Cell(title), *cells] for title, cells in lines.items() if any(cell.text for cell in cells)]
-    heads = [Column("measure", numeric=False), *map(Column, models)]
-    return Table("Fidelity, speed and size", heads, {"": rows})
+    return Table(caption, [Column("measure", numeric=False), *map(Column, models)], {"": rows}, note)
+
+
+def corpora_table(models: Mapping[str, ModelFigures]) -> Table:
+    """Tabulate the cosine on the held-out sentences of each corpus; there are no rows if there was only one."""
+    held_out = {name: model.held_out for name, model in models.items() if model.held_out and model.held_out.by_corpus}
+    found = {name: {each.name: each for each in scores.by_corpus} for name, scores in held_out.items()}
+    rows = []
+    for corpus, title in plain_names(corpus for one in found.values() for corpus in one).items():
+        values = [one.get(corpus) for one in found.values()]
+        sentences = next(value.rows for value in values if value)
+        rows.append(
+            [Cell(title), number(sentences), *(number(value.cosine if value else None, ".3f") for value in values)]
+        )
+    heads = [Column("cosine to the teacher", name if len(found) > 1 else "") for name in found]
+    return Table(
+        "Held-out sentences by corpus", [Column("corpus", numeric=False), Column("sentences"), *heads], {"": rows}
+    )
 
 
 def probe_tables(models: Mapping[str, ModelFigures]) -> list[Table]:
@@ -127,11 +167,12 @@ def probe_tables(models: Mapping[str, ModelFigures]) -> list[Table]:
     def add(caption: str, first: str, measures: Sequence[str], cells: Mapping[str, Sequence[Cell]]) -> None:
         """Add a table, without the columns that no model has anything in: a teacher does not agree with itself."""
         if cells:
-            columns = [Column(name, measure) for name in models for measure in measures]
+            columns = [(name, measure) for name in models for measure in measures]
             kept = [place for place in range(len(columns)) if any(line[place].text for line in cells.values())]
+            several = len({columns[place][0] for place in kept}) > 1
+            heads = [Column(*columns[place]) if several else Column(columns[place][1]) for place in kept]
             rows = [[Cell(title), *(line[place] for place in kept)] for title, line in cells.items()]
-            heads = [Column(first, numeric=False), *(columns[place] for place in kept)]
-            found.append(Table(caption, heads, {"": rows}))
+            found.append(Table(caption, [Column(first, numeric=False), *heads], {"": rows}))
 
     def lines(of: Callable[[ModelFigures], Mapping[str, Any]]) -> dict[str, list[Any]]:
         """Gather what the models have under each title, None where a model has nothing."""
@@ -142,19 +183,70 @@ def probe_tables(models: Mapping[str, ModelFigures]) -> list[Table]:
         return [number(value and getattr(value, name), ".3f") for value in values for name in names]
 
     texts = {title: values for title, values in lines(lambda model: model.texts).items() if title != OWN_TEXT}
+    titles = plain_names(texts)
     names = ("cosine", "recall_at_10", "recall_at_10_in_teachers_index")
     heads = ["cosine to the teacher", "recall@10", "recall@10 in the teacher's index"]
-    add("On other text", "text", heads, {title: numbers(values, names) for title, values in texts.items()})
+    add("Other text", "text", heads, {titles[name]: numbers(values, names) for name, values in texts.items()})
     orders = lines(lambda model: model.word_order)
-    heads = ["cosine of the two", "rank correlation with the teacher's"]
+    heads = ["cosine of the two", "rank correlation with the teacher's cosines"]
     cells = {title: numbers(values, ("cosine", "agreement")) for title, values in orders.items()}
-    add("Sentences of nearly the same words", "a sentence and itself", heads, cells)
+    add("A sentence and a copy with one change", "change", heads, cells)
     tasks = lines(
         lambda model: {f"{task}, {name}": x for task, scores in model.transfer.items() for name, x in scores.items()}
     )
     cells = {title: [number(value, ".3f") for value in values] for title, values in tasks.items()}
-    add("SentEval's tasks with frozen vectors", "task", [""], cells)
+    add("SentEval tasks, frozen vectors", "task, metric", ["score"], cells)
     return found
+
+
+def range_tables(held_out: HeldOut) -> list[Table]:
+    """Tabulate the held-out cosine by length, and by how often training saw the rarest token."""
+    return [
+        Table(
+            caption,
+            [Column(first, numeric=False), *(Column(range_name(part)) for part in parts)],
+            {"": [[Cell("cosine to the teacher"), *(number(part.cosine, ".3f") for part in parts)]]},
+        )
+        for caption, first, parts in (
+            ("Cosine by sentence length", "tokens", held_out.by_length),
+            ("Cosine by the sentence's rarest token", "times seen in training", held_out.by_frequency),
+        )
+        if parts
+    ]
+
+
+def range_name(part: Range) -> str:
+    """Name a range of counts, as "9–16", "49+" or "896–879k"."""
+
+    def short(count: int) -> str:
+        for unit, letter in ((1_000_000, "M"), (1_000, "k")):
+            if count >= 10 * unit:
+                return f"{count / unit:.0f}{letter}"
+        return str(count)
+
+    if part.most is None:
+        return f"{short(part.least)}+"
+    return short(part.least) if part.least == part.most else f"{short(part.least)}–{short(part.most)}"
+
+
+_FORMATS = (
+    *(".txt", ".text", ".md", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow"),
+    *(".gz", ".bz2", ".xz", ".zst", ".lz4"),
+)
+
+
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Return corpora and texts without folders and file formats, by their full names; those that clash keep theirs."""
+
+    def plain(name: str) -> str:
+        path = PurePosixPath(name)
+        while path.suffix.lower() in _FORMATS:
+            path = path.with_suffix("")
+        return path.name or name
+
+    found = {name: plain(name) for name in names}
+    uses = Counter(found.values())
+    return {name: short if uses[short] == 1 else name for name, short in found.items()}
 
 
 # GLUE.
@@ -273,19 +365,30 @@ def speed_table(speed: SpeedRecord) -> Table:
         yield number(costs.parameters and costs.parameters / 1e6, ",.1f")
 
     heads = [
-        Column("model", numeric=False),
+        Column("model", "dtype and backend", numeric=False),
         Column("STS-B", "Spearman"),
-        Column("one per call", "sentences/s"),
-        Column(f"{MANY} per call", "sentences/s"),
+        Column("sentences/s", f"{ONE} per call"),
+        Column("sentences/s", f"{MANY} per call"),
         Column("latency", "median, ms"),
         Column("latency", "p99, ms"),
-        Column("start", "s"),
+        Column("start-up", "s"),
         Column("memory", "peak, MB"),
         Column("on disk", "MB"),
-        Column("weights", "M"),
+        Column("parameters", "M"),
     ]
     rows = [[Cell(name), *cells(costs)] for name, costs in by_quality(speed)]
-    return Table(f"Models, with {threads} thread{'s' if threads != 1 else ''}", heads, {"": rows})
+    return Table(f"Models on {threads} thread{'s' if threads != 1 else ''}", heads, {"": rows}, _measured_on(speed))
+
+
+def _measured_on(speed: SpeedRecord) -> str:
+    """Name the machine, the day and the text that speed was measured on."""
+    here = speed.environment
+    where = [f"on {here.machine}"] if here and here.machine else []
+    where += [f"with {', '.join(here.instructions)}"] if here and here.instructions else []
+    where += [f"on {speed.sentences:,} sentences"] if speed.sentences else []
+    where += [f"median of {speed.rounds} rounds"] if speed.rounds > 1 else []
+    where += [here.date] if here and here.date else []
+    return f"Measured {', '.join(where)}." if where else ""
 
 
 def rates_table(speed: SpeedRecord) -> Table:
@@ -305,6 +408,10 @@ def rates_table(speed: SpeedRecord) -> Table:
         ]
         for name, threads, rates in settings
     ]
-    heads = [Column("model", numeric=False), Column("threads"), *(Column(str(size), "per call") for size in batches)]
+    heads = [
+        Column("model", "dtype and backend", numeric=False),
+        Column("threads"),
+        *(Column(str(size), "per call") for size in batches),
+    ]
     heads += [Column(str(length), "tokens") for length in lengths]
     return Table("Sentences per second", heads, {"": rows})

@@ -20,7 +20,7 @@ from sentence_distill.student.reduce import halve_weights
 PRETRAINED = Path(__file__).parents[2] / "student" / "pretrained"
 USAGE = """## How to use it
 
-It comes with sentence-distill, so no hub is asked:
+It ships with sentence-distill, so nothing is downloaded:
 
 ```python
 from sentence_distill import Student
@@ -28,8 +28,8 @@ from sentence_distill import Student
 vectors = Student.load("NAME").encode(["A sentence.", "Another one."])
 ```
 
-`sd encode --student NAME --input FILE --out FILE` encodes files. `sd export NAME --format folder --float16 --out
-FOLDER` copies it, for SentenceTransformer(FOLDER) and for commands that write next to a student.
+To encode a file: `sd encode --student NAME --input FILE --out FILE`. For sentence-transformers, copy it first with
+`sd export NAME --format folder --float16 --out FOLDER`, then load `SentenceTransformer("FOLDER")`.
 
 """
 GLUE = "GLUE was measured before the weights were rounded to float16.\n\n"

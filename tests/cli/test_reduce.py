@@ -75,7 +75,9 @@ def test_float16_halves_the_files_and_keeps_the_vectors(sd, student_folder, shar
     sentences = make_sentences(20)
     full, half = (Student.load(root, backend="torch").encode(sentences) for root in (whole, folder))
     assert half.dtype == np.float32
-    assert "stored as float16" in (folder / "README.md").read_text(encoding="utf-8")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "stored as float16" in card
+    assert "\n# half\n" in card, "it is titled after the folder, not after the temporary one that it was written to"
     np.testing.assert_allclose(half, full, atol=2e-3)
     other = SentenceTransformer(str(folder), device="cpu").encode(sentences)
     np.testing.assert_allclose(other, half, atol=1e-5)
@@ -133,7 +135,7 @@ def test_other_shards_under_the_recorded_name_are_not_taken(
     made = json.loads((tmp_path / "student-8" / "distillation.json").read_text())
     assert made["metrics"] == {}
     assert made["reduction"]["teacher_rank_agreement"]
-    assert "held out" not in (tmp_path / "student-8" / "README.md").read_text(encoding="utf-8")
+    assert "held-out" not in (tmp_path / "student-8" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

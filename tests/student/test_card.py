@@ -1,4 +1,5 @@
 import json
+import re
 
 import msgspec
 import pytest
@@ -6,6 +7,7 @@ from huggingface_hub import ModelCard
 
 from sentence_distill.student.card import model_card
 from sentence_distill.student.figures import GlueFigures, SpeedRecord
+from sentence_distill.student.tables import plain_names
 from tests.conftest import make_sentences
 
 EVALUATED = {
@@ -59,10 +61,10 @@ def test_the_hub_reads_the_card_s_metadata(distillation):
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        ({"epochs": 1, "max_steps": None, "max_time": None}, "Training: 1 epoch at most, batches"),
+        ({"epochs": 1, "max_steps": None, "max_time": None}, "Training: at most 1 epoch, batches"),
         (
             {"epochs": 3, "max_steps": 1500, "max_time": 60.0},
-            "Training: 3 epochs or 1,500 steps or 60 seconds at most,",
+            "Training: at most 3 epochs or 1,500 steps or 60 seconds,",
         ),
     ],
 )
@@ -74,9 +76,53 @@ def test_the_card_shows_what_sd_eval_measured_of_student_and_teacher(distillatio
     card = model_card(distillation)
     assert "| STS-B, Spearman, no fine-tuning | 0.8340 | 0.8670 |" in card
     assert "| sentences per second | 2,161 | 434 |" in card
-    assert "| recall of the teacher's 10 nearest neighbors, held out | 0.54 |" in card
-    assert "| Tokens of the sentence | 1 to 8 | from 9 |" in card
-    assert "| 0 to 0 | 1 to 2,000 |" in card
+    assert "| recall@10 of the teacher's nearest neighbors | 0.5400 |" in card
+    assert "| baseline: one constant vector | 0.2000 |" in card
+    assert "| tokens | 1–8 | 9+ |" in card
+    assert "| times seen in training | 0 | 1–2000 |" in card
+
+
+def test_a_card_begins_with_the_model_s_name_its_use_and_limits(distillation):
+    for options, title in (
+        ({"name": "me/small"}, "small"),
+        ({"name": "minilm-small"}, "minilm-small"),
+        ({"title": "distilled"}, "distilled"),
+    ):
+        card = ModelCard(model_card(distillation, **options))
+        assert re.findall("^#+ .*", card.text, re.MULTILINE) == [
+            *(f"# {title}", "## Intended use and limits", "## How to use it", "## What it scores"),
+            *("## How it was made", "## License"),
+        ]
+        assert card.data.model_name == title
+
+
+def test_figures_are_rounded_in_the_metadata_too(distillation):
+    held_out = {"cosine": 0.8888052701950073, "mse": 0.0005791392177343369, "rows": 20000}
+    metrics = {"held_out": held_out, "sts_spearman": {"student": 0.8494567997423355}}
+    card = model_card({**distillation, "metrics": metrics}, name="me/small")
+    values = {result.metric_type: result.metric_value for result in ModelCard(card).data.eval_results}
+    assert values == {"cosine": 0.8888, "mse": 0.0005791, "spearman_cosine": 0.8495}
+    assert not re.search(r"\d\.\d{8}", card)
+
+
+def test_speed_is_given_with_its_dtype_backend_and_machine(distillation):
+    timed = {
+        "timed_as": {"student": "int8 in ONNX Runtime", "teacher": "bfloat16 in PyTorch"},
+        "timed_on": {"student": "2 cores of a CPU", "teacher": "2 cores of a CPU"},
+    }
+    card = model_card({**distillation, "metrics": {**EVALUATED, **timed}})
+    ways = "int8 in ONNX Runtime (student), bfloat16 in PyTorch (teacher)"
+    assert f"Speed measured on 2 cores of a CPU: {ways}." in card
+
+
+def test_corpora_and_texts_are_named_without_folders_and_formats(distillation):
+    assert plain_names(["a/wiki.txt", "chat.jsonl.gz", "x", "b/news.csv", "c/news.txt"]) == {
+        **{"a/wiki.txt": "wiki", "chat.jsonl.gz": "chat", "x": "x"},
+        **{"b/news.csv": "b/news.csv", "c/news.txt": "c/news.txt"},
+    }
+    by_corpus = [{"name": name, "rows": 20, "cosine": 0.91234} for name in ("wiki.txt", "chat")]
+    card = model_card({**distillation, "metrics": {"held_out": {"cosine": 0.9, "by_corpus": by_corpus}}})
+    assert "| wiki | 20 | 0.912 |\n| chat | 20 | 0.912 |" in card
 
 
 def test_figures_of_glue_and_of_speed_are_shown_where_they_are_known(distillation):
@@ -129,10 +175,10 @@ def test_a_users_own_task_with_a_name_of_glues_is_not_published_as_glue(sd, stud
 def test_a_licence_is_stated_only_where_it_was_given(distillation):
     unknown, known = ModelCard(model_card(distillation)), ModelCard(model_card(distillation, licence="mit"))
     assert unknown.data.license is None
-    assert "has stated no licence" in unknown.text
+    assert "No license was stated" in unknown.text
     assert known.data.license == "mit"
     for card in (unknown, known):
-        assert "licences of the teacher" in card.text
+        assert "licenses of the teacher" in card.text
 
 
 def test_a_teacher_without_an_owner_and_a_splitter_s_language_are_no_metadata(distillation):

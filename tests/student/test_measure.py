@@ -14,7 +14,7 @@ from sentence_distill.data.tokenization import Tokens
 from sentence_distill.student.card import model_card
 from sentence_distill.student.dataset import ShardStream
 from sentence_distill.student.evaluate import Reference
-from sentence_distill.student.figures import HeldOut, load_distillation
+from sentence_distill.student.figures import Environment, HeldOut, load_distillation
 from sentence_distill.student.metrics import (
     by_frequency,
     by_length,
@@ -91,8 +91,8 @@ def test_recall_over_few_held_out_sentences_is_not_measured_and_that_is_said(
     assert reason in (folder / "README.md").read_text(encoding="utf-8")
     assert sd("report", folder, "--out", tmp_path / "page.html") == 0
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert reason in page
-    assert f"over {rows} sentences" in page
+    assert "recall@10: needs at least 200 held-out sentences" in page
+    assert f'<span class="value">{rows}</span> <span class="name">held-out sentences</span>' in page
     assert "nearest neighbors found" not in page
     assert sd("export", folder, "--dim", "8,16", "--shards", shards) == 0
     assert f"recall@10: {reason}" in capsys.readouterr().out
@@ -182,10 +182,10 @@ def test_a_card_shows_figures_and_leaves_tables_out(student_folder):
     parts = [{"least": 1, "most": 8, "rows": 3, "cosine": 0.9}]
     metrics = {"held_out": {"cosine": 0.87654, "by_length": parts, "recall_at_10": 0.54321, "rows": 4321}}
     card = model_card({**distillation, "metrics": metrics})
-    assert "| cosine to the teacher, held out | 0.8765 |" in card
-    assert "nearest neighbors, held out | 0.5432 |" in card
+    assert "| cosine to the teacher | 0.8765 |" in card
+    assert "| recall@10 of the teacher's nearest neighbors | 0.5432 |" in card
     assert "| held-out sentences | 4,321 |" in card
-    assert "4,321 sentences of the corpus that were held out" in card
+    assert "name: 4,321 held-out sentences of the corpus" in card
     assert "least" not in card
 
 
@@ -264,7 +264,8 @@ def test_a_card_is_written_anew_unless_it_was_edited(sd, student_folder, tmp_pat
     card.unlink()
     run(sd, capsys, student)
     made = card.read_text(encoding="utf-8")
-    assert made == model_card(load_distillation(student))
+    assert made == model_card(load_distillation(student), title="student")
+    assert f"Speed measured on {Environment.here().machine}: " in made
     assert "was edited" not in run(sd, capsys, student)
     card.write_text(made + "\nMy own words.\n", encoding="utf-8")
     assert f"{card} was edited" in run(sd, capsys, student)

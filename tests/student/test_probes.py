@@ -195,7 +195,7 @@ def test_the_card_and_the_report_show_both_and_other_text(sd, student_folder, te
     given = ("--text", text, "--word-order", text, "--transfer", senteval, "--teacher", teacher_folder)
     assert sd("eval", folder, *given) == 0
     card = (folder / "README.md").read_text()
-    assert "| text.txt |" in card
+    assert "| text |" in card
     assert str(tmp_path) not in card
     assert "| negated |" in card
     assert "| MRPC, f1 |" in card

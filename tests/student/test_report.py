@@ -2,8 +2,11 @@ import json
 import re
 import shutil
 import sys
+from html import unescape
 
 import pytest
+
+from sentence_distill.student.charts import Series, draw
 
 FOLDER_FILES = ("eval.json", "glue.json", "speed.json")
 HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)>'
@@ -13,7 +16,13 @@ HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)>'
 def student(student_folder, tmp_path):
     """A copy of the small student of which nothing is measured yet, in whose folder a test may write."""
     measured = shutil.ignore_patterns("eval.json", "glue.json", "speed.json", "glue")
-    return shutil.copytree(student_folder, tmp_path / "student", ignore=measured)
+    folder = shutil.copytree(student_folder, tmp_path / "student", ignore=measured)
+    # Another test may have measured it: what training itself measured is left.
+    record = json.loads((folder / "distillation.json").read_text())
+    names = ("rows", "cosine", "mse", "rank_agreement", "mean_vector_cosine")
+    held_out = {name: value for name, value in record["metrics"]["held_out"].items() if name in names}
+    (folder / "distillation.json").write_text(json.dumps(record | {"metrics": {"held_out": held_out}}))
+    return folder
 
 
 def page(sd, student, *options):
@@ -38,14 +47,75 @@ def cells(html, row):
     return [re.sub("<.*?>", "", cell).strip() for cell in re.findall(r"<td.*?</td>", body, re.DOTALL)]
 
 
-def test_what_was_not_measured_is_named_with_its_command(sd, student, capsys):
+def test_what_was_not_measured_is_one_line_at_the_end_with_its_commands(sd, student, capsys):
     html = page(sd, student)
     said = capsys.readouterr().out
+    (line,) = re.findall('<p class="absent">.*</p>', html)
     for command in ("sd eval", "sd eval --glue --rows all", "sd eval --speed"):
-        assert f"{command} --student {student}" in html
-        assert f"{command} --student {student}" in said
-    assert "<h2" in html
+        assert f"<code>{command} {student}</code>" in line
+        assert f": {command} {student}\n" in said
+    assert f"<code>sd eval --sts dev.tsv {student}</code>" in line
+    assert html.index(line) > html.index('id="again"')
+    # No empty sections in between.
+    assert re.findall('<section id="(.*?)"', html) == ["origin", "curves", "quality", "again", "missing"]
     assert html.count("<figure>") >= 3
+
+
+def test_nothing_is_said_to_be_missing_once_it_is_measured(sd, student):
+    near = [{"text": "A near one.", "cosine": 0.9, "shared": True}]
+    figures = {
+        "held_out": {"cosine": 0.9, "recall_at_10": 0.5, "rows": 4321},
+        "examples": [{"query": "A query.", "teacher": near, "student": near}],
+        "sts_spearman": 0.8,
+        "sentences_per_second": 900.0,
+    }
+    write_eval(student, {"student": figures})
+    few = result({"dev": {"accuracy": 0.6}}, fraction=0.1, examples=100)
+    write_glue(student, {"distilled": {"SST-2": [few, result({"dev": {"accuracy": 0.8}})]}})
+    (student / "speed.json").write_text(json.dumps({"threads": [1], "contenders": {}}))
+    assert 'id="missing"' not in page(sd, student)
+
+
+def test_the_verdict_and_the_number_of_held_out_sentences_stand_in_the_tiles(sd, student):
+    scores = {"cosine": 0.9, "mean_vector_cosine": 0.2, "recall_at_10": 0.5, "rows": 4321}
+    models = {"student": {"held_out": scores, "sts_spearman": 0.8}, "teacher": {"sts_spearman": 0.9}}
+    write_eval(student, models)
+    tiles = re.findall("<li><span class=.value.>(.*?)</li>", unescape(page(sd, student)))
+    shown = [re.sub("<.*?>", "", tile) for tile in tiles]
+    assert shown == [
+        "0.800 STS-B, Spearman, no fine-tuning 89% of the teacher's 0.900",
+        "0.900 mean cosine to the teacher, held out one constant vector: 0.200",
+        "50% of the teacher's 10 nearest neighbors found",
+        "4,321 held-out sentences never seen in training",
+    ]
+
+
+def test_hashes_stand_at_the_end(sd, student):
+    html = page(sd, student)
+    record = json.loads((student / "distillation.json").read_text())
+    hashes = [*record["teacher"]["teacher_weights"], record["corpus"]["fingerprint"]["corpus_content"]]
+    for hash_ in hashes:
+        assert html.count(hash_) == 1
+        assert html.index(hash_) > html.index('id="again"')
+
+
+def test_what_the_record_knows_is_shown_without_a_file_of_figures(sd, student):
+    """As of a copy of a packaged student."""
+    record = json.loads((student / "distillation.json").read_text())
+    record["metrics"] |= {"sts_spearman": {"student": 0.6, "teacher": 0.8}}
+    record["metrics"] |= {"sentences_per_second": {"student": 900.0}, "timed_as": {"student": "int8"}}
+    record["metrics"] |= {"timed_on": {"student": "2 cores of a CPU"}}
+    (student / "distillation.json").write_text(json.dumps(record))
+    html = unescape(page(sd, student))
+    assert "75% of the teacher's 0.800" in html
+    assert "Speed measured on 2 cores of a CPU: int8 (student)." in html
+    assert "STS-B: <code>" not in html
+
+
+def test_a_single_point_is_visible():
+    one, two = (draw("a", "A", [Series("s", points, markers=False)], x="", y="") for points in ([(1, 2)], [(1, 2)] * 2))
+    assert "fill: var(--c1)" in one.svg
+    assert "fill: var(--c1)" not in two.svg
 
 
 def write_eval(student, models, *, of="student", teacher="teacher"):
@@ -55,7 +125,7 @@ def write_eval(student, models, *, of="student", teacher="teacher"):
 
 def test_neighbors_are_those_that_were_recorded(sd, student):
     html = page(sd, student)
-    assert f"Found by: sd eval --student {student}" in html
+    assert f"nearest neighbors (if the shards keep text): <code>sd eval {student}</code>" in html
     assert "found by both" not in html
     near = [
         {"text": "A near one.", "cosine": 0.9, "shared": True},
@@ -156,9 +226,12 @@ def test_contenders_are_numbered_alike_in_table_and_charts(sd, student):
         return {"model": model, "threads": {"2": {"by_batch": rates}}, "sts_spearman": quality, "megabytes": 40.0}
 
     contenders = {"student (sd, bf16)": contender("student", 0.8, 2000), "teacher": contender("teacher", 0.9, 300)}
-    speed = {"threads": [1, 2], "contenders": contenders, "skipped": {"TF-IDF": "no text"}}
-    (student / "speed.json").write_text(json.dumps(speed))
+    machine = {"cpu": "a CPU", "cores": 2, "instructions": ["avx2"], "date": "2026-11-29"}
+    speed = {"threads": [1, 2], "contenders": contenders, "skipped": {"TF-IDF": "no text"}, "environment": machine}
+    (student / "speed.json").write_text(json.dumps({**speed, "sentences": 2000, "rounds": 3}))
     html = page(sd, student)
+    assert "Measured on 2 cores of a CPU, with avx2, on 2,000 sentences, median of 3 rounds, 2026-11-29." in html
+    assert "<dt>TF-IDF</dt><dd>no text</dd>" in html
     assert cells(html, "2. student (sd, bf16)")[:3] == ["0.800", "200", "2,000"]
     assert "<caption>Sentences per second</caption>" in html
     assert "no. 1: 0.9 at 300; no. 2: 0.8 at 2,000" in html
@@ -171,7 +244,7 @@ def test_figures_of_several_models_stand_side_by_side(sd, student):
     html = page(sd, student)
     assert cells(html, "STS-B, Spearman, no fine-tuning") == ["0.8000", "0.7000", "0.6000", "0.9000"]
     assert '<span class="value">0.800</span>' in html
-    assert "teacher: 0.900" in html
+    assert "89% of the teacher&#39;s 0.900" in html
 
 
 def test_held_out_sentences_of_another_corpus_are_not_shown_as_the_student_s_own(sd, student):
@@ -180,7 +253,7 @@ def test_held_out_sentences_of_another_corpus_are_not_shown_as_the_student_s_own
     write_eval(student, {"mine": measured, "minilm": minilm}, of="mine")
     html = page(sd, student)
     own = json.loads((student / "distillation.json").read_text())["metrics"]["held_out"]
-    assert cells(html, "cosine to the teacher, held out")[0] == f"{own['cosine']:.4g}"
+    assert cells(html, "cosine to the teacher")[0] == f"{own['cosine']:.4f}"
     assert cells(html, "STS-B, Spearman, no fine-tuning")[0] == "0.7000"
     assert "0.321" not in html
     assert "0.654" not in html
@@ -193,7 +266,7 @@ def test_figures_of_other_models_are_not_taken_for_the_students(sd, student, cap
     html = page(sd, student)
     assert cells(html, "STS-B, Spearman, no fine-tuning") == ["", "0.7000"]
     assert '<span class="value">0.700</span>' not in html
-    assert "fidelity: more of it is measured by: sd eval" in capsys.readouterr().out
+    assert f"not measured: speed and size: sd eval {student}" in capsys.readouterr().out
 
 
 def test_rows_that_share_no_whole_task_have_no_common_mean(sd, student):

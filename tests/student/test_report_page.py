@@ -96,11 +96,11 @@ def test_the_page_shows_all_sections_and_fetches_nothing(opened, report):
     page.wait_for_load_state("networkidle")
     headings = page.locator("main h2").all_inner_texts()
     assert [heading.split()[0] for heading in headings[1:]] == [
-        *("What", "Training", "Fidelity", "GLUE", "Few", "Quality", "Nearest", "Environment")
+        *("What", "Training", "Quality", "GLUE", "Speed", "Nearest", "How", "Not")
     ]
     assert page.locator("table").count() >= 4
     assert page.locator("figure svg").count() >= 8
-    assert page.locator(".absent").count() == 1, "no file of figures names its machine"
+    assert page.locator(".absent").count() == 1
     assert [url for url in page.asked if not url.startswith("data:")] == [report.as_uri()]
     assert page.complaints == []
 

@@ -52,7 +52,7 @@ def test_a_student_that_goes_on_gains_over_its_start_and_says_where_it_began(tra
     assert "start" not in start
     card = (out / "README.md").read_text()
     assert f"- Start: the weights of the student `{student_folder.name}`." in card
-    assert f"of the student that it began as, `{student_folder.name}`, and of the corpus apply" in card
+    assert f"of the student that it started from, `{student_folder.name}`, and of the corpus apply" in card
 
 
 def test_a_student_is_never_worse_than_its_start(train, student_folder, capsys):
