@@ -36,7 +36,8 @@ def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
 
     With --teacher the command does all of this: it fine-tunes the teacher on the labels, embeds the examples, augmented
     copies of them and --unlabeled text with it, trains the student on the teacher's vectors, its logits and the labels,
-    and shows what each brought. Its stages are kept next to --out, so the same command resumes after a kill.
+    and shows what each brought. Its stages are kept in TASK-stages/ next to --out, so the same command resumes after a
+    kill, and other options of the student repeat nothing of the teacher.
 
     \b
       sd finetune distilled --train reviews.csv --text-column review --label-column stars
@@ -54,8 +55,8 @@ def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
         from sentence_distill.student.recipe import distil_task
 
         if config.teacher:
-            # Next to the result, which is replaced as a whole.
-            distilled = distil_task(config, data, out.with_name(f"{out.name}-stages"))
+            # Named after the task, so that results of several names share it.
+            distilled = distil_task(config, data, out.with_name(f"{config.name}-stages"))
             finetuned = distilled.finetuned
             _print_rows(distilled.rows)
         else:

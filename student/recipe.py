@@ -18,13 +18,21 @@ import msgspec
 from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
+from sentence_distill.data.options import command_line
 from sentence_distill.pipeline.files import write_json
 from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
 from sentence_distill.pipeline.load import Located, locate_teacher
 from sentence_distill.pipeline.manifest import require_manifest
 from sentence_distill.student.classifier import StudentClassifier, TaskModel, TeacherClassifier, load_classifier
 from sentence_distill.student.config import FinetuneConfig, TrainConfig
-from sentence_distill.student.figures import DISTILLATION, Outcome, Scores, load_distillation, main_score
+from sentence_distill.student.figures import (
+    DISTILLATION,
+    Environment,
+    Outcome,
+    Scores,
+    load_distillation,
+    main_score,
+)
 from sentence_distill.student.files import TASK, is_student, module_weights
 from sentence_distill.student.finetune import STUDENT, TEACHER, Finetuned, Fitter, constant, fit_student
 from sentence_distill.student.model import Student, load_student
@@ -122,6 +130,8 @@ def distil_task(config: FinetuneConfig, data: TaskData, place: Path) -> Distille
     ]
     model = TeacherClassifier.load(Located(folder, teacher.located.name), data.task, TEACHER_SEED)
     rows.append(Row("teacher, fine-tuned", of_teacher.scores, of_teacher.seconds, _speed(fitter, model, data)))
+    table = {"environment": Environment.here(), "command": command_line("finetune", config), "plan": plan, "rows": rows}
+    write_json(teacher.place(data) / "table.json", msgspec.to_builtins(table))
     progress.log(f"took {_minutes(time.monotonic() - started)}, planned {_minutes(sum(plan.seconds.values()))}")
     return Distilled(max(made.values(), key=lambda each: main_score(each.outcome.scores)), rows)
 

@@ -77,8 +77,10 @@ def test_one_command_distils_a_task_and_shows_what_each_stage_brought(
     assert "plan: about" in shown.err
     assert "teacher's fine-tuning: 0:0" in shown.err
     assert Classifier.load(out).predict(["The old cat saw the red house."]) == ["cat"]
+    (table,) = (tmp_path / "animals-stages").glob("*/table.json")
+    assert [row["title"] for row in json.loads(table.read_text())["rows"]][-1] == "teacher, fine-tuned"
     # Text without labels is embedded too, and vectors and logits stand in the same shards.
-    assert embedded(tmp_path / "out-stages/animals-*/targets-*") > 300
+    assert embedded(tmp_path / "animals-stages/animals-*/targets-*") > 300
     # The same again makes nothing again.
     before = weights(out)
     monkeypatch.setattr(Fitter, "fit", None)
@@ -114,7 +116,7 @@ def test_pairs_are_distilled_by_the_vectors_of_their_sides(sd, student_folder, t
     run = command(student_folder, teacher_folder, train, tmp_path / "out", "--text-column", "a,b")
     assert sd(*run) == 0
     # "The cat ran." and "The dog ran." once, and each other side; a tenth of the pairs is held out.
-    assert embedded(tmp_path / "out-stages/pairs-*/vectors-*") > 144
+    assert embedded(tmp_path / "pairs-stages/pairs-*/vectors-*") > 144
     assert Classifier.load(tmp_path / "out").predict([("The cat ran.", "The cat ran to 3.")]) in (["0"], ["1"])
     (tmp_path / "more.txt").write_text("One text alone.\n")
     assert sd(*run, "--unlabeled", tmp_path / "more.txt", "--overwrite") == 1
@@ -135,7 +137,7 @@ def test_a_run_killed_in_any_stage_resumes_to_the_same_bytes(
     sd, student_folder, teacher_folder, animals, tmp_path, monkeypatch, stage
 ):
     monkeypatch.setattr(finetune, "_BETWEEN_CHECKPOINTS", 0.0)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole, killed = tmp_path / "1" / "whole", tmp_path / "2" / "killed"
     assert sd(*command(student_folder, teacher_folder, animals, whole)) == 0
     with monkeypatch.context() as patched:
         if stage in ("teacher", "on logits", "on labels"):
@@ -187,13 +189,13 @@ def test_a_limit_of_time_shortens_the_stages_and_is_kept_for_the_next_run(
     monkeypatch.setattr(recipe, "_time", time_of)
     run = command(student_folder, teacher_folder, animals, tmp_path / "out", "--max-time", "20s")
     assert sd(*run) == 0
-    plans = [json.loads(path.read_text()) for path in sorted((tmp_path / "out-stages").rglob("plan-*.json"))]
+    plans = [json.loads(path.read_text()) for path in sorted((tmp_path / "animals-stages").rglob("plan-*.json"))]
     student, teacher = plans
     assert teacher["teacher_steps"] == 16  # 40% of 20 s, at half a second each
     assert teacher["most_texts"] == 400  # another 20% at a hundredth
     assert student["logit_steps"] < 12
     assert sum(sum(plan["seconds"].values()) for plan in plans) < 22
-    assert embedded(tmp_path / "out-stages/animals-*/targets-*") <= 400
+    assert embedded(tmp_path / "animals-stages/animals-*/targets-*") <= 400
     assert len(timed) == 2
     assert sd(*run, "--overwrite") == 0
     assert len(timed) == 2
