@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -118,9 +118,9 @@ def distil_task(config: FinetuneConfig, data: TaskData, place: Path) -> Distille
     plan = _plan(config, data, teacher, fitter, student.folder)
     teacher = replace(teacher, fitter=_limited(teacher.fitter, plan.teacher_steps), most_texts=plan.most_texts)
     recipe = TaskRecipe(student.folder, teacher, fitter, data, config.seed, config.device, plan)
-    with _stage("student on labels alone", plan):
+    with _stage("student on labels alone", plan, recipe.took):
         alone = recipe.on_labels()
-    with _stage("teacher's fine-tuning", plan):
+    with _stage("teacher's fine-tuning", plan, recipe.took):
         folder, of_teacher = teacher.finetuned(data)
     made = {"labels alone": alone, **recipe.distilled()}
     rows = [Row("majority class" if data.task.labels else "mean of the scores", constant(data)[1])]
@@ -130,7 +130,13 @@ def distil_task(config: FinetuneConfig, data: TaskData, place: Path) -> Distille
     ]
     model = TeacherClassifier.load(Located(folder, teacher.located.name), data.task, TEACHER_SEED)
     rows.append(Row("teacher, fine-tuned", of_teacher.scores, of_teacher.seconds, _speed(fitter, model, data)))
-    table = {"environment": Environment.here(), "command": command_line("finetune", config), "plan": plan, "rows": rows}
+    table = {
+        "environment": Environment.here(),
+        "command": command_line("finetune", config),
+        "plan": plan,
+        "took": recipe.took,
+        "rows": rows,
+    }
     write_json(teacher.place(data) / "table.json", msgspec.to_builtins(table))
     progress.log(f"took {_minutes(time.monotonic() - started)}, planned {_minutes(sum(plan.seconds.values()))}")
     return Distilled(max(made.values(), key=lambda each: main_score(each.outcome.scores)), rows)
@@ -148,6 +154,8 @@ class TaskRecipe:
     seed: int
     device: str
     plan: Plan = _UNLIMITED
+    took: dict[str, float] = field(default_factory=dict)
+    """Seconds of each stage so far; of one that was there already nearly none."""
 
     def on_labels(self) -> Finetuned:
         """Return the student fine-tuned on the labels alone, which distillation has to beat."""
@@ -161,14 +169,14 @@ class TaskRecipe:
 
     def distilled(self) -> dict[str, Finetuned]:
         """Return the student that learned vectors and logits, and the one that then learned the labels."""
-        with _stage("embedding", self.plan):
+        with _stage("embedding", self.plan, self.took):
             targets = self.teacher.targets(self.data)
             logits = from_logits(targets.logits, self.data)
-        with _stage("student on vectors", self.plan):
+        with _stage("student on vectors", self.plan, self.took):
             student = self._on_vectors(targets.vectors)
-        with _stage("student on logits", self.plan):
+        with _stage("student on logits", self.plan, self.took):
             distilled = self._on_logits(student, logits, require_manifest(targets.logits).fingerprint.plan)
-        with _stage("student on labels, last", self.plan):
+        with _stage("student on labels, last", self.plan, self.took):
             corrected = self._corrected(distilled)
         return {"vectors, logits": distilled, "vectors, logits, labels": corrected}
 
@@ -390,12 +398,13 @@ def _time(fitter: Fitter, model: TaskModel, data: TaskData) -> tuple[float, floa
 
 
 @contextmanager
-def _stage(name: str, plan: Plan) -> Iterator[None]:
-    """Log a stage's time next to the planned one."""
+def _stage(name: str, plan: Plan, took: dict[str, float]) -> Iterator[None]:
+    """Log a stage's time next to the planned one, and note it in `took`."""
     started = time.monotonic()
     yield
+    took[name] = time.monotonic() - started
     planned = f", planned {_minutes(plan.seconds[name])}" if name in plan.seconds else ""
-    progress.log(f"{name}: {_minutes(time.monotonic() - started)}{planned}")
+    progress.log(f"{name}: {_minutes(took[name])}{planned}")
 
 
 def _minutes(seconds: float) -> str:
