@@ -164,7 +164,7 @@ def test_the_sample_corpus_is_written_as_text(sd, tmp_path):
 def test_the_sample_corpus_replaces_a_file_only_when_asked_for(sd, tmp_path, capsys):
     (tmp_path / "wiki.txt").write_text("One's own corpus.")
     assert sd("sample", "--out", tmp_path / "wiki.txt") == 1
-    assert "wiki.txt is there already; name another file, or --overwrite replaces it" in capsys.readouterr().err
+    assert "wiki.txt already exists; name another file, or replace it with --overwrite" in capsys.readouterr().err
     assert (tmp_path / "wiki.txt").read_text() == "One's own corpus."
     assert sd("sample", "--out", tmp_path / "wiki.txt", "--overwrite") == 0
     assert len((tmp_path / "wiki.txt").read_text().splitlines()) > 9000
@@ -272,17 +272,17 @@ def test_options_come_from_a_file_and_the_command_line_wins(sd, shards, tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.yaml", "epoch: 1", "'epoch' is no option of train-student"),
+        ("a.yaml", "epoch: 1", "'epoch' is not an option of train-student"),
         ("a.yaml", "epochs: [", "can't be read"),
         ("a.yaml", "- 1", "must hold options"),
         ("a.toml", "epochs = ", "can't be read"),
-        ("a.toml", "[train]\nepochs = 1", "'train' is no option"),
+        ("a.toml", "[train]\nepochs = 1", "'train' is not an option"),
         ("a.json", "{}", ".yaml, .yml or .toml"),
         ("a.yaml", "epochs: many", "many"),
-        ("a.yaml", "max-time: soon", "'soon' is no time"),
+        ("a.yaml", "max-time: soon", "'soon' is not a time"),
         ("a.yaml", "epochs:", "epochs must be one value, not None"),
-        ("a.yaml", "epochs: 2.7", "'2.7' is no whole number"),
-        ("a.yaml", "epochs: .inf", "'inf' is no whole number"),
+        ("a.yaml", "epochs: 2.7", "'2.7' is not a whole number"),
+        ("a.yaml", "epochs: .inf", "'inf' is not a whole number"),
         ("a.yaml", "max-steps: yes", "max-steps must be one value, not True"),
         ("a.yaml", "cosine: .nan", "must be a finite number"),
         ("a.yaml", "tensorboard: 3", "tensorboard must be true or false"),

@@ -80,7 +80,7 @@ def test_tables_and_compressed_lines_are_read(encode, text_file, expected, tmp_p
 def test_what_has_no_text_gets_zeros_and_is_counted(encode, tmp_path, capsys):
     (tmp_path / "in.txt").write_bytes(b"One dog ran.\n\xff\xfe\nA cat saw it.\n")
     assert encode("--input", tmp_path / "in.txt", "--out", tmp_path / "v.parquet") == 0
-    assert "1 of 3 rows have no text and vectors of zeros (1 not UTF-8; the first: in.txt, line 2)" in (
+    assert "1 of 3 rows without text, encoded as zeros (1 not UTF-8; the first: in.txt, line 2)" in (
         capsys.readouterr().err
     )
     texts, vectors = read(tmp_path / "v.parquet")
@@ -196,7 +196,7 @@ def test_the_backend_is_as_asked_and_pytorch_on_a_gpu(
     assert "float32 in PyTorch on cpu" in capsys.readouterr().err
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-6)
     assert sd(*arguments, "--backend", "onnx", "--precision", "fp32") == 2
-    assert "--precision is of PyTorch, and the backend is onnx" in capsys.readouterr().err
+    assert "--precision is an option of PyTorch; leave it out" in capsys.readouterr().err
     # Where a GPU is, auto takes PyTorch, which then finds the device.
     monkeypatch.setattr("sentence_distill.student.file_job._has_gpu", lambda: True)
     assert sd(*arguments) == 0
@@ -356,7 +356,7 @@ def test_a_file_that_is_there_is_kept_unless_it_may_be_replaced(encode, text_fil
     ("arguments", "said"),
     [
         (["--input", "none.txt", "--out", "v.npy"], "none.txt"),
-        (["--input", "-", "--out", "v.npy"], "standard input goes to standard output alone"),
+        (["--input", "-", "--out", "v.npy"], "standard input can only be encoded to standard output"),
         (["--input", "-", "--input-format", "parquet"], "can't be read as Parquet"),
         (["--input", "x.txt", "--out", "v.txt"], "say --format"),
         (["--input", "x.txt", "--format", "npy"], "name --out"),
@@ -415,9 +415,9 @@ def test_columns_of_a_table_keep_their_types_and_can_be_chosen(encode, tmp_path)
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
-        ([{"text": "a", "x": 1}, {"text": "b", "x": "two"}], (), "column 'x' have no type in common"),
+        ([{"text": "a", "x": 1}, {"text": "b", "x": "two"}], (), "column 'x' have no common type"),
         ([{"text": "a", "embedding": 1}], (), "a column 'embedding' already"),
-        ([{"text": "a", "x": 1}], ("--columns", "y"), "no column 'y', there is text, x"),
+        ([{"text": "a", "x": 1}], ("--columns", "y"), "no column 'y', only text, x"),
     ],
 )
 def test_columns_that_can_not_be_kept_are_one_line_that_says_what_to_do(encode, tmp_path, capsys, rows, options, said):

@@ -74,7 +74,7 @@ def test_without_sentences_an_export_is_made_and_not_measured(sd, homeless, caps
         (("--float16",), 2, "--float16 goes with --format folder"),
         (("--format", "folder", "--float16", "--int8"), 2, "--int8 and --sentences go with an ONNX file"),
         (("--shards", "no-such"), 1, "no-such"),
-        (("--sentences", "no-such"), 1, "no-such is not there"),
+        (("--sentences", "no-such"), 1, "no-such does not exist"),
         (("--out", "words.txt"), 1, "is a file"),
         (("--out", "distilled"), 1, "which sd export did not write"),
     ],

@@ -31,7 +31,7 @@ def test_a_report_takes_the_place_of_a_report_and_of_nothing_else(sd, student, t
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("One's own sentences.")
     line = refused(sd, capsys, "report", student, "--out", corpus)
-    assert line == f"error: {corpus} is there already; name another file, or --overwrite replaces it"
+    assert line == f"error: {corpus} already exists; name another file, or replace it with --overwrite"
     assert corpus.read_text() == "One's own sentences."
     page = tmp_path / "page.html"
     for title in ("first", "second"):
@@ -57,7 +57,7 @@ def test_figures_take_the_place_of_no_file_of_another_kind(sd, student, tmp_path
         if name != own:
             (tmp_path / name).write_text(json.dumps(content))
             line = refused(sd, capsys, "eval", student, *kind, "--json", tmp_path / name)
-            assert line.endswith(f"{tmp_path / name} is there already; name another file, or --overwrite replaces it")
+            assert line.endswith(f"{tmp_path / name} already exists; name another file, or replace it with --overwrite")
             assert json.loads((tmp_path / name).read_text()) == content
 
 
@@ -76,7 +76,7 @@ def test_a_fine_tuned_student_is_replaced_only_when_asked_and_only_whole(sd, stu
     capsys.readouterr()
     before = contents(out)
     line = refused(sd, capsys, *command, "--seed", "1")
-    assert line == f"error: {out} is there already; name another folder with --out, or --overwrite replaces it"
+    assert line == f"error: {out} already exists; name another folder with --out, or replace it with --overwrite"
     assert contents(out) == before
     assert sd(*command, "--seed", "1", "--overwrite") == 0
     assert contents(out).keys() == before.keys()

@@ -159,7 +159,7 @@ def test_a_file_that_is_there_is_replaced_only_when_asked_for(sd, folder, tmp_pa
     (tmp_path / "out.jsonl").write_text("kept")
     command = ("predict", folder, "--input", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl")
     assert sd(*command) == 1
-    assert "out.jsonl is there already; name another file, or --overwrite replaces it" in capsys.readouterr().err
+    assert "out.jsonl already exists; name another file, or replace it with --overwrite" in capsys.readouterr().err
     assert (tmp_path / "out.jsonl").read_text() == "kept"
     assert sd(*command, "--overwrite") == 0
     assert [row["text"] for row in _read(tmp_path / "out.jsonl")] == ["The cat."]

@@ -110,7 +110,7 @@ def test_a_weight_beyond_float16_is_refused(sd, student_folder, tmp_path, capsys
 def test_few_sentences_to_measure_with_are_warned_of(sd, student_folder, tmp_path, capsys):
     (tmp_path / "few.txt").write_text("\n".join(make_sentences(100)), encoding="utf-8")
     assert sd("export", student_folder, "--dim", "8,16", "--corpus", tmp_path / "few.txt") == 0
-    assert "warning: 20 sentences measure little" in capsys.readouterr().err
+    assert "warning: 20 sentences measured, too few" in capsys.readouterr().err
 
 
 def test_other_shards_under_the_recorded_name_are_not_taken(
@@ -143,9 +143,9 @@ def test_other_shards_under_the_recorded_name_are_not_taken(
         (["{student}", "--dim", "32"], 1, "32 dimensions are no reduction of the student's 32"),
         (["{student}", "--dim", "8,64"], 1, "64 dimensions are no reduction"),
         (["{student}", "--dim", "0"], 2, "must be at least 1"),
-        (["{student}", "--dim", "8,16", "--out", "x"], 2, "several numbers of dimensions are compared"),
-        (["{student}", "--dim", "8,16", "--float16", *FOLDER], 2, "several numbers of dimensions are compared"),
-        (["{student}", "--float16", *FOLDER, "--shards", "x"], 2, "writes the student as it is"),
+        (["{student}", "--dim", "8,16", "--out", "x"], 2, "several --dim are only compared"),
+        (["{student}", "--dim", "8,16", "--float16", *FOLDER], 2, "several --dim are only compared"),
+        (["{student}", "--float16", *FOLDER, "--shards", "x"], 2, "--float16 alone does not read --shards"),
         (["{student}", "--float16", *FOLDER, "--out", "{student}"], 1, "which sd export did not write"),
         (["no-such", "--float16", *FOLDER], 1, "holds no student"),
         (["{student}", "--dim", "8", "--shards", "no-such"], 1, "no-such"),

@@ -283,7 +283,7 @@ def test_python_does_what_the_command_does(shards, teacher_folder, corpus_file, 
 
 
 def test_python_is_told_of_an_option_that_is_none():
-    with pytest.raises(TypeError, match="'shard_row' is no option of EmbedConfig"):
+    with pytest.raises(TypeError, match="'shard_row' is not an option of EmbedConfig"):
         sentence_distill.embed(corpus="wiki.txt", shard_row=5)
     with pytest.raises(UserError, match="name a corpus"):
         sentence_distill.embed()

@@ -118,7 +118,7 @@ def test_a_signal_ends_the_run_with_what_is_embedded_written(arguments, tmp_path
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode == 1
-    assert said.splitlines()[-1].startswith("error: stopped; what ")
+    assert said.splitlines()[-1].startswith("error: stopped; ")
     assert "Traceback" not in said
     assert not list(out.rglob("*.incomplete"))
     for folder in (out, tmp_path / "alone"):

@@ -55,8 +55,8 @@ def unreadable(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.write_bytes(b""), "there is no text in there"),
-        (lambda path: path.write_bytes(b"\n \n\t\n"), "there is no text in there"),
+        (lambda path: path.write_bytes(b""), "no text found"),
+        (lambda path: path.write_bytes(b"\n \n\t\n"), "no text found"),
         (
             lambda path: path.write_bytes(b"Too short.\n" * 3),
             "of 3 records and sentences 3 are rejected as 'too few words'",
@@ -65,11 +65,11 @@ def unreadable(path: Path) -> None:
             lambda path: path.write_text(SENTENCE, encoding="utf-16"),
             "corpus is UTF-16, not UTF-8; convert it first: iconv",
         ),
-        (lambda path: path.mkdir(), "is not there, or holds no file"),
-        (lambda path: None, "is not there, or holds no file"),
+        (lambda path: path.mkdir(), "does not exist, or holds no file"),
+        (lambda path: None, "does not exist, or holds no file"),
         (lambda path: path.write_bytes(gzip.compress(SENTENCE.encode() * 99)[:-20]), "can't be read to its end"),
         (unreadable, "can't be opened"),
-        (lambda path: path.symlink_to(path), "is not there, or holds no file"),
+        (lambda path: path.symlink_to(path), "does not exist, or holds no file"),
     ],
     ids=[
         "empty file",

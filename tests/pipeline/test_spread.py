@@ -93,7 +93,7 @@ def test_more_shares_than_slices_leave_some_with_nothing_to_do(sd, arguments, sh
 @pytest.mark.parametrize("share", ["0/3", "4/3", "1", "a/b", "1/0"])
 def test_a_share_that_is_none_is_wrong_usage(sd, arguments, tmp_path, share, capsys):
     assert sd(*arguments, "--out", tmp_path / "out", "--slice", share) == 2
-    assert "no share" in capsys.readouterr().err
+    assert "not a share" in capsys.readouterr().err
 
 
 def test_a_share_is_refused_beside_a_whole_run_and_beside_itself_but_not_beside_another(

@@ -123,7 +123,7 @@ def test_training_validates_by_corpus_and_every_page_shows_it(sd, mixed, tmp_pat
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("chat", "no corpus with its weight"), ("chat=x", "as in chat.txt=3"), ("chat=-1", "chat=-1"), ("=2", "'=2'")],
+    [("chat", "not a corpus with a weight"), ("chat=x", "as in chat.txt=3"), ("chat=-1", "chat=-1"), ("=2", "'=2'")],
 )
 def test_what_is_no_weight_is_refused(sd, mixed, tmp_path, capsys, given, message):
     assert sd("train-student", "--shards", mixed, "--out", tmp_path / "student", "--corpus", given) == 2

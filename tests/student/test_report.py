@@ -243,7 +243,7 @@ def test_commands_are_shown_as_they_were_given(sd, student, shards, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--note", "QQP"), 2, "no TASK=TEXT"),
+        (("--note", "QQP"), 2, "not TASK=TEXT"),
         (("--note", "ABC=text"), 2, "one of CoLA"),
         (("--out", "no-such/report.html"), 1, "there is no folder no-such"),
     ],
