@@ -95,7 +95,7 @@ def test_a_corpus_that_can_not_be_used_is_one_line_of_error(teacher_folder, tmp_
 def test_a_file_s_name_that_is_not_utf8_is_an_error_before_anything_else(tmp_path, capsys):
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text(SENTENCE)
     assert run_sd("embed", "--corpus", tmp_path, "--teacher", "no-such", "--out", tmp_path / "out") == 1
-    message = r"the name of the corpus's file 'caf\udce9.txt' is not UTF-8; rename it"
+    message = r"the file name 'caf\udce9.txt' in the corpus is not UTF-8; rename it"
     assert capsys.readouterr().err == f"error: {message}\n"
     with pytest.raises(UserError, match="is not UTF-8; rename it"):
         text_fingerprint(Corpus.open([str(tmp_path)]), SentenceRules(), shard_rows=100)
