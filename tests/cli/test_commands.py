@@ -70,7 +70,7 @@ def test_a_teacher_s_libraries_are_told_to_keep_few_kernels_before_they_are_load
         (["shards", "no-such"], 1, "sd embed --corpus"),
         (["shards", "verify", "no-such"], 1, "no folder no-such; check the name"),
         (["no-such"], 2, "No such command"),
-        (["embed", "--corpus", "hf:some/thing", "--teacher", "minilm"], 1, "can't be had from the hub"),
+        (["embed", "--corpus", "hf:some/thing", "--teacher", "minilm"], 1, "can't be loaded from the hub"),
         (["train-student", "--learning-rate", "-1"], 2, "--learning-rate"),
         (["train-student", "--clip", "0"], 2, "--clip"),
         (["eval", "--glue", "--epochs", "0"], 2, "--epochs"),
@@ -189,7 +189,7 @@ def stopped(shards, tmp_path):
 
 def test_a_training_that_is_interrupted_is_resumed_by_the_same_command(sd, stopped, capsys):
     arguments, out, error = stopped
-    assert "the same command resumes from there" in error.splitlines()[-1]
+    assert "run the same command again to resume" in error.splitlines()[-1]
     step = int(max(out.glob("checkpoints/step-*.pt")).stem.removeprefix("step-"))
     assert sd(*arguments) == 0
     assert f"resuming from step {step:,}\n" in capsys.readouterr().err
@@ -205,8 +205,8 @@ def test_a_stopped_training_is_not_resumed_with_other_options_and_is_no_student(
     before = contents(out)
     assert sd(*arguments, "--batch-size", "4", "--patience", "3") == 1
     assert capsys.readouterr().err.endswith(
-        f"error: {out} holds a stopped run with other options: --batch-size was 2, not 4; --patience was given, not 3; "
-        "give those of that run to resume it, or --overwrite begins again\n"
+        f"error: {out} holds a stopped run with other options: --batch-size was 2, now 4; --patience was unset, now 3; "
+        "resume it with its own options, or start over with --overwrite\n"
     )
     (tmp_path / "train.csv").write_text("text,label\n")
     for command in (
@@ -216,7 +216,7 @@ def test_a_stopped_training_is_not_resumed_with_other_options_and_is_no_student(
     ):
         assert sd(*command) == 1
         error = capsys.readouterr().err
-        assert f"error: {out} is not finished: sd train-student --resume --out {out}" in error
+        assert f"error: {out} is not finished; complete it" in error
     assert not (tmp_path / "tuned").exists()
     assert contents(out) == before
     assert sd(*arguments, "--batch-size", "64", "--max-steps", "2", "--overwrite") == 0
@@ -350,7 +350,7 @@ def test_beginning_again_leaves_nothing_of_the_old_student(sd, shards, tmp_path,
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(("--tensorboard",), "pip install tensorboard"), (("--held-out", "0.999999999"), "no row is left to train on")],
+    [(("--tensorboard",), "pip install tensorboard"), (("--held-out", "0.999999999"), "no rows are left to train on")],
 )
 def test_a_run_that_can_t_begin_leaves_the_student_that_it_was_to_take_the_place_of(
     sd, student_folder, shards, tmp_path, monkeypatch, capsys, options, message
@@ -386,7 +386,7 @@ def test_what_a_run_leaves_that_ended_before_its_first_checkpoint_is_trained_int
     # As --overwrite leaves a student when it is killed then.
     (out / "distillation.json").unlink()
     assert train(sd, shards, out, "--max-steps", "2") == 1
-    assert "and a run that ended early; --overwrite replaces it" in capsys.readouterr().err
+    assert "and a run that ended early; replace it with --overwrite" in capsys.readouterr().err
     assert train(sd, shards, out, "--max-steps", "2", "--overwrite") == 0
 
 

@@ -38,7 +38,7 @@ def test_a_report_takes_the_place_of_a_report_and_of_nothing_else(sd, student, t
         assert sd("report", student, "--out", page, "--title", title) == 0
     assert "<title>second</title>" in page.read_text()
     page.write_text("<!doctype html><html><head><title>My own page</title>")
-    assert "--overwrite replaces it" in refused(sd, capsys, "report", student, "--out", page)
+    assert "replace it with --overwrite" in refused(sd, capsys, "report", student, "--out", page)
     assert sd("report", student, "--out", corpus, "--overwrite") == 0
     assert "<!doctype html>" in corpus.read_text()
 
@@ -111,7 +111,7 @@ def test_a_fine_tuned_teacher_is_replaced_only_when_asked_and_another_model_neve
     command = ("finetune", teacher_folder, "--train", labelled, "--finetune-steps", "1", "--epochs", "1", "--out", out)
     assert sd(*command) == 0
     capsys.readouterr()
-    assert refused(sd, capsys, *command).endswith("or --overwrite replaces it")
+    assert refused(sd, capsys, *command).endswith("or replace it with --overwrite")
     assert sd(*command, "--overwrite") == 0
     mine = shutil.copytree(teacher_folder, tmp_path / "mine")
     before = contents(mine)
@@ -126,7 +126,7 @@ def test_a_reduced_student_is_replaced_only_when_asked_and_another_student_never
     command = ("export", student, "--shards", shards, "--dim", "8", "--format", "folder", "--out")
     assert sd(*command, out) == 0
     capsys.readouterr()
-    assert refused(sd, capsys, *command, out).endswith("or --overwrite replaces it")
+    assert refused(sd, capsys, *command, out).endswith("or replace it with --overwrite")
     assert sd("export", student, "--format", "folder", "--float16", "--out", out, "--overwrite") == 0
     assert json.loads((out / "distillation.json").read_text())["weights"] == "float16"
     before = contents(student)

@@ -181,7 +181,7 @@ def test_a_damaged_row_behind_the_first_chunk_leaves_no_file_and_one_line(folder
     command = [sys.executable, "-m", "sentence_distill.cli", "predict", folder, "--input", "in.jsonl"]
     result = subprocess.run([*command, "--out", "out.parquet"], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 1
-    assert "error: in.jsonl, line 8193 and on: " in result.stderr
+    assert "error: in.jsonl, line 8193 and after: " in result.stderr
     # In a process of its own: what a writer says when it is thrown away open would show here.
     assert "Exception ignored" not in result.stderr
     assert "Traceback" not in result.stderr
@@ -226,7 +226,7 @@ def test_names_with_spaces_are_quoted_in_the_next_command(
         (["predict", "{folder}", "--input", "mixed.jsonl", "--out", "o.parquet"], 1, "line 2: there is no column 'n'"),
         (["predict", "{folder}", "--input", "no.jsonl", "--out", "o.csv"], 1, "no.jsonl"),
         (["predict", "{folder}", "--input", "in.jsonl", "--out", "o.csv"], 1, "line 2: no column 'text', it has body"),
-        (["predict", "{folder}", "--input", "taken.jsonl", "--out", "o.csv"], 1, "a column 'prediction' already"),
+        (["predict", "{folder}", "--input", "taken.jsonl", "--out", "o.csv"], 1, "already has a column 'prediction'"),
         (["predict", "{folder}", "--input", "empty.jsonl", "--out", "o.csv"], 1, "empty.jsonl holds no row"),
         (["predict", "{folder}", "--input", "in.jsonl", "--out", "o.csv", "--text-column", "a,b"], 1, "reads 1 column"),
         (["finetune", "{student}"], 2, "give --train"),

@@ -90,7 +90,7 @@ def test_a_training_says_at_once_what_it_finishes_when_it_is_stopped(shards, tmp
     process.send_signal(signal.SIGTERM)
     *_, told, last = process.communicate()[1].splitlines()
     assert told == "stopping after this step and a checkpoint; send the signal again to stop immediately"
-    assert "the same command resumes from there" in last
+    assert "run the same command again to resume" in last
     assert not (out / ".lock").exists()
 
 

@@ -134,7 +134,7 @@ def test_a_test_file_without_numbers_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"test\.tsv: column 'index' should hold row numbers"):
         GlueFolder(tmp_path).load_test(TASKS["SST-2"], "test")
     write(tmp_path, "SST-2", "test", "sentence\nfine\n")
-    with pytest.raises(UserError, match=r"test\.tsv has no column 'index' but sentence"):
+    with pytest.raises(UserError, match=r"test\.tsv has no column 'index', only sentence"):
         GlueFolder(tmp_path).load_test(TASKS["SST-2"], "test")
 
 

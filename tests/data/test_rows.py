@@ -100,7 +100,7 @@ def test_json_lines_keep_rows_of_other_columns(tmp_path):
     [({"a": 1}, {"a": 1, "b": 2}), ([{"a": 1}], [{"a": 1, "b": 2}]), (1, "one"), (1, 1.5), (1, 2**63), (1, {})],
 )
 def test_parquet_refuses_later_rows_that_its_types_can_t_hold(tmp_path, first, second):
-    with pytest.raises(UserError, match=r"^row 2 and on: .* write .jsonl instead$"):
+    with pytest.raises(UserError, match=r"^row 2 and after: .* write .jsonl instead$"):
         _write(tmp_path / "a.parquet", "parquet", [{"x": first}], [{"x": second}])
 
 
@@ -176,6 +176,6 @@ def test_text_of_a_table_that_is_not_utf8_costs_its_row_only(tmp_path):
 def test_a_type_that_parquet_has_not_is_refused(tmp_path):
     column = pa.array([None], pa.month_day_nano_interval())
     row = Row("row 1", {"x": None}, pa.schema([("x", column.type)]))
-    message = pytest.raises(UserError, match=r"^row 1 and on: .* write .jsonl instead$")
+    message = pytest.raises(UserError, match=r"^row 1 and after: .* write .jsonl instead$")
     with (tmp_path / "a.parquet").open("wb") as file, message, open_writer(file, "parquet") as writer:
         writer.write([row])

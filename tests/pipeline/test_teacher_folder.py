@@ -436,7 +436,7 @@ def test_a_students_teacher_is_read_again_as_it_was(teacher_folder, corpus_file,
     assert found.shape == expected.shape
     assert cosines.min() > 0.99
     edit(folder / "config_sentence_transformers.json", default_prompt_name=None)
-    with pytest.raises(UserError, match=r"read otherwise.*prompt"):
+    with pytest.raises(UserError, match=r"has changed since the student was distilled.*prompt"):
         open_teacher(distillation, str(folder), "teacher")
 
 

@@ -146,7 +146,7 @@ def test_the_same_files_under_other_corpora_are_another_run(sd, mixed, teacher_f
     options = ("--teacher", teacher_folder, "--out", mixed, "--shard-rows", "128")
     corpora = ("--corpus", home / "wiki.txt", "--corpus", home / "chat" / "1.txt", "--corpus", home / "chat" / "2.txt")
     assert sd("embed", *corpora, *options) == 1
-    assert "the same files, named by other --corpus" in capsys.readouterr().err
+    assert "other --corpus options for the same files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -397,5 +397,5 @@ def test_word_embeddings_of_another_teacher_are_refused(student_folder):
     record = load_distillation(student_folder)
     assert initial_words(record, student_folder).shape[0] == record["student"]["vocabulary"]
     record["teacher"]["teacher_weights"] = ["another"]
-    with pytest.raises(UserError, match="words of another teacher"):
+    with pytest.raises(UserError, match="word embeddings of another teacher"):
         initial_words(record, student_folder)

@@ -212,7 +212,7 @@ def test_text_and_folders_that_hold_nothing_to_measure_are_refused(sd, student_f
     text.write_text("One two three four.\nFive six seven eight.\n")
     (tmp_path / "none").mkdir()
     for option, place, message in (
-        ("--word-order", text, "holds no sentence that a rule fits"),
+        ("--word-order", text, "holds too few sentences that a rule fits"),
         ("--transfer", tmp_path / "none", "holds none of MR, CR"),
         ("--transfer", text, "is no folder"),
     ):

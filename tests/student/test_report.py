@@ -113,7 +113,7 @@ def test_a_damaged_file_is_an_error_of_one_line_that_names_it(sd, student, capsy
 def test_figures_of_an_earlier_version_are_refused_by_name(sd, student, capsys):
     write_glue(student, {"distilled": {"CoLA": {"task": "CoLA", "scores": {"dev": {"matthews": 0.1}}}}})
     assert sd("report", student, "--out", student / "report.html") == 1
-    assert f"{student / 'glue.json'} is damaged or of another version" in capsys.readouterr().err
+    assert f"{student / 'glue.json'} is damaged or from another version" in capsys.readouterr().err
 
 
 def test_several_seeds_become_mean_and_deviation_and_the_best_student_is_marked(sd, student):

@@ -211,7 +211,7 @@ def test_a_process_that_is_killed_is_said_to_be(student_folder, tmp_path):
         (["--rounds", "3"], 2, "--rounds goes with --speed"),
         (["--glue", "--sts", "x"], 2, "--sts goes with sd eval alone or --speed"),
         (["a", "a"], 2, "given twice"),
-        (["no-such/model"], 1, "is no model"),
+        (["no-such/model"], 1, "is not a model"),
     ],
 )
 def test_mistakes_end_in_one_line(sd, capsys, tmp_path, monkeypatch, arguments, code, message):
