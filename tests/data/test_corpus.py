@@ -444,7 +444,7 @@ def test_a_run_s_own_files_in_an_object_store_are_no_corpus(tmp_path):
 
 
 class OfAStore(Exception):
-    """What a store's client raises is no OSError: no credentials, a server that drops the connection."""
+    """Clients of stores raise errors that are no OSError: missing credentials, a dropped connection."""
 
 
 @pytest.mark.parametrize("suffix", COMPRESSORS)

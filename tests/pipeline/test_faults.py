@@ -1,4 +1,4 @@
-"""What may happen to a long run, done to a short one: kills, signals, full disks, unreadable files, damage."""
+"""Faults of long runs, injected into short ones: kills, signals, full disks, unreadable files, damage."""
 
 import errno
 import io

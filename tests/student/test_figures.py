@@ -1,4 +1,4 @@
-"""What `sd eval` finds from anywhere, and what of its figures stays."""
+"""Files that `sd eval` finds from any folder, and figures that it keeps."""
 
 import json
 import os
