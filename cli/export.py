@@ -60,7 +60,7 @@ def export(config: ExportConfig) -> None:
         _print_onnx(exported)
     elif exported.folder:
         if config.dim:
-            click.echo(f"{config.dim[0]} dimensions instead of {exported.fidelity[-1].dim}")
+            click.echo(f"{counted(config.dim[0], 'dimension')} instead of {exported.fidelity[-1].dim}")
         size = sum(file.stat().st_size for file in exported.folder.rglob("*") if file.is_file())
         click.echo(f"{exported.folder}: a student of {size / 1e6:.1f} MB")
         click.echo(f"next: sd eval {shlex.quote(str(exported.folder))}")

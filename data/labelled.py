@@ -100,8 +100,8 @@ def make_task(
     """Return the task that a table of training examples defines; if `regression` is None, `is_score` decides."""
     if len(set(table.labels)) == 1:
         raise UserError(
-            f"{table.name}: the label of all {len(table.labels):,} rows is {table.labels[0]!r}; training needs at "
-            "least two different labels"
+            f"{table.name} has {counted(len(table.labels), 'row')} but only one label, {table.labels[0]!r}; training "
+            "needs at least two"
         )
     if is_score(table.labels) if regression is None else regression:
         return Task(name=name, columns=columns, label=label, labels=(), metrics=("pearson", "spearman"))

@@ -143,7 +143,7 @@ def test_a_dev_label_that_training_lacks_is_named_with_its_row(tmp_path):
 
 def test_one_label_alone_is_no_task(tmp_path):
     table = read_labelled(_csv(tmp_path / "train.csv", "text,label", "x,a", "y,a"), ("text",), "label")
-    with pytest.raises(UserError, match="the label of all 2 rows is 'a'"):
+    with pytest.raises(UserError, match="has 2 rows but only one label, 'a'"):
         make_task("train", table, ("text",), "label")
 
 
