@@ -1,9 +1,9 @@
-"""What each choice of training is worth: fidelity, STS-B and two GLUE tasks of a student for each, all else equal.
+"""Ablations of the training recipe: fidelity, STS-B and two GLUE tasks, with one choice changed at a time.
 
 usage: python benchmarks/ablations.py SHARDS GLUE_DIR WORKDIR [--steps 800] [--only NAME[;NAME…]]
 
-SHARDS hold layers 3 and 6 of MiniLM (sd embed --teacher minilm --layers 3,6). A variant that is done is not done
-again; a run with all of them writes the dated result and its plot.
+SHARDS hold layers 3 and 6 of MiniLM (sd embed --teacher minilm --layers 3,6). Variants that are done are skipped; a run
+with all of them writes the dated result and its plot.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import torch
 from record import write_result
 
 TASKS = "MRPC,CoLA"
-# What changes neither loss nor regularisation is measured by fidelity and STS-B alone.
+# Variants that change neither loss nor regularization are measured by fidelity and STS-B only.
 WITHOUT_GLUE = ("float32", "moving average", "embedding rate", "word embeddings", "size")
-# What a training variant changes of: today's defaults, for the last layer.
+# Options that variants change: the current defaults, for the last layer.
 BASE = ("--target-layers", "6")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "baseline": BASE,
@@ -44,7 +44,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 def main() -> None:
-    """Train and measure what is not done yet."""
+    """Train and measure the variants that are missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shards", type=Path)
     parser.add_argument("glue", type=Path)
@@ -59,7 +59,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     for name in args.only.split(";") if args.only else VARIANTS:
         if not _done(name, args.work / _folder(name), args.steps):
-            # Each in a process of its own, so that none changes what the next one finds.
+            # Each variant runs in its own process, so that it can't influence the next one.
             subprocess.run([sys.executable, __file__, *map(str, (args.shards, args.glue, args.work)), "--train", name,
                             "--steps", str(args.steps)], check=True)  # fmt: skip
             _measure(name, args.work / _folder(name), args.shards, args.glue)
@@ -139,7 +139,7 @@ def _row(name: str, student: Path) -> dict[str, Any]:
 
 
 class DenseOptimizer:
-    """AdamW over all weights, the whole table of word embeddings included, as a naive loop has it."""
+    """AdamW over all weights, including the whole table of word embeddings, as in a naive loop."""
 
     def __init__(self, encoder: Any, config: Any) -> None:
         self._table = encoder.embedding.weight
@@ -157,12 +157,12 @@ class DenseOptimizer:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the optimizer."""
+        """Return the state of the optimizer."""
         return self._adamw.state_dict()
 
 
 class SparseAdam:
-    """PyTorch's lazy Adam in the place of RowAdam."""
+    """PyTorch's SparseAdam in place of RowAdam."""
 
     def __init__(self, table: torch.Tensor) -> None:
         self._table = torch.nn.Parameter(table)
@@ -177,12 +177,12 @@ class SparseAdam:
         self._adam.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the optimizer."""
+        """Return the state of the optimizer."""
         return self._adam.state_dict()
 
 
 def _averaged(base: Any) -> Any:
-    """A trainer that validates and keeps an exponential moving average of its weights."""
+    """Trainer that validates and saves an exponential moving average of its weights."""
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     class Averaged(base):

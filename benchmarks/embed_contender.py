@@ -1,4 +1,4 @@
-"""One contender of embed_speed.py in a process of its own: loads, encodes once, prints what it took as JSON.
+"""One contender of embed_speed.py in its own process: load, encode once, and print the costs as JSON.
 
 usage: python embed_contender.py --name NAME TEACHER_FOLDER SENTENCES.txt VECTORS.npy WORKDIR [--batch-size N]
 
@@ -26,7 +26,7 @@ _CALIBRATION_SENTENCES = 300
 
 
 def load(name: str, folder: Path, workdir: Path, batch_size: int) -> Encode:
-    """The contender as a function from sentences to vectors."""
+    """Load a contender as a function from sentences to vectors."""
     kind, _, precision = name.partition("-")
     if kind == "sd":
         import torch
@@ -71,7 +71,7 @@ def _onnx(folder: Path, workdir: Path, quantized: bool) -> Any:
 def _openvino(folder: Path, workdir: Path, precision: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    # OpenVINO computes in bfloat16 by itself where the processor can, unless it is told not to.
+    # OpenVINO computes in bfloat16 by default if the processor supports it.
     hint = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}[precision]
     options: dict[str, Any] = {"ov_config": {"INFERENCE_PRECISION_HINT": hint}}
     target = workdir / "openvino"
@@ -83,7 +83,7 @@ def _openvino(folder: Path, workdir: Path, precision: str) -> Any:
 
 
 def _quantized(source: Path, workdir: Path) -> Path:
-    """Static int8 quantisation, calibrated on sentences of the benchmark's own text."""
+    """Quantize statically to int8, calibrated on sentences of the benchmark."""
     import shutil
 
     from datasets import Dataset
@@ -108,7 +108,7 @@ def _quantized(source: Path, workdir: Path) -> Path:
 
 
 def installed_versions() -> dict[str, str]:
-    """Of the packages that encode, those that are installed."""
+    """Return the versions of the installed packages that encode."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -119,7 +119,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def measured(encode: Encode, sentences: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
-    """Vectors of the sentences, after a first call, and what they took: seconds, most memory so far, versions."""
+    """Encode after a warmup call; return vectors and costs: seconds, peak memory, versions."""
     encode(sentences[:64])
     before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     vectors = encode(sentences)

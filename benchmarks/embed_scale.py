@@ -1,9 +1,8 @@
-"""Time a sentence and peak memory of `sd embed` over growing corpora, with a teacher that computes nothing.
+"""Time per sentence and peak memory of `sd embed` for growing corpora, with a teacher that computes nothing.
 
 usage: python benchmarks/embed_scale.py WIKIEXTRACTOR.zst WORKDIR [--sentences 50000 500000 2500000]
 
-Each size is the beginning of the corpus, planned, embedded and closed by a process of its own. Writes a dated file and
-a plot.
+Each size is a prefix of the corpus, which its own process plans, embeds and closes. Writes a dated file and a plot.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from record import RESULTS, write_result
 
 from sentence_distill.data.sources import find_sources
 
-# Sentences a line of a WikiExtractor file, tags, titles and blank lines counted.
+# Sentences per line of a WikiExtractor file, including tags, titles and blank lines.
 _SENTENCES_A_LINE = 0.94
 
 
@@ -57,7 +56,7 @@ def embed_once(corpus: str, out: Path) -> dict[str, Any]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time a sentence and memory over the size of the corpus."""
+    """Plot time per sentence and memory against the size of the corpus."""
     import matplotlib.pyplot as plt
 
     figure, (time_axes, memory_axes) = plt.subplots(1, 2, figsize=(9, 3))
@@ -78,7 +77,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure each size in a process of its own, and write."""
+    """Measure each size in its own process, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("workdir", type=Path)

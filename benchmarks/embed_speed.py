@@ -1,10 +1,10 @@
-"""Sentences a second of stage one's teacher against what people would run instead: same sentences, same run.
+"""Sentences per second of the teacher in stage one, compared with alternatives on the same sentences.
 
 usage: python benchmarks/embed_speed.py SHARDS WORKDIR [--sentences 6000] [--rounds 3] [--teacher minilm]
                                         [--peer-python ENV/bin/python]
 
-The sentences are spread over the shards' corpus. Each contender encodes them in a process of its own, once a round,
-so that a slow minute of the machine meets them all; the medians count. ONNX and OpenVINO take part where
+The sentences are evenly spaced over the corpus of the shards. Each contender encodes them in its own process, once per
+round, so that a slow phase of the machine affects all of them; medians are reported. ONNX and OpenVINO are included if
 --peer-python names an environment made from peers-requirements.txt. Writes a dated file and a plot to results/.
 """
 
@@ -45,7 +45,7 @@ _PROBED = 1000
 
 
 def sentences_of(shards: Path, count: int) -> list[str]:
-    """`count` sentences, spread evenly over the shards."""
+    """Return `count` sentences, evenly spaced over the shards."""
     texts: list[str] = []
     for path in sorted(shards.glob("shard-*.arrow")):
         texts += pa.ipc.open_file(pa.memory_map(str(path))).read_all()["text"].to_pylist()
@@ -53,7 +53,7 @@ def sentences_of(shards: Path, count: int) -> list[str]:
 
 
 def contend(name: str, python: str, folder: Path, sentences: Path, workdir: Path, batch_size: int) -> dict[str, Any]:
-    """One encoding by one contender: seconds, memory, versions."""
+    """Run a contender once; return seconds, memory and versions."""
     vectors = workdir / f"{name}.npy"
     command = [python, str(CONTENDER), "--name", name, str(folder), str(sentences), str(vectors), str(workdir)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -64,7 +64,7 @@ def contend(name: str, python: str, folder: Path, sentences: Path, workdir: Path
 
 
 def peak_flops() -> float:
-    """FLOP a second of a large matrix product in bfloat16."""
+    """Measure FLOP per second of a large matrix product in bfloat16."""
     a, b = (torch.randn(4096, 4096).to(torch.bfloat16) for _ in range(2))
     seconds = []
     for _ in range(6):
@@ -75,7 +75,7 @@ def peak_flops() -> float:
 
 
 def model_flops(folder: Path, sentences: list[str]) -> float:
-    """FLOP of the encoder's matrix products over `sentences`, special tokens included, nothing for padding."""
+    """Count FLOP of the encoder's matrix products over `sentences`, with special tokens and without padding."""
     from tokenizers import Tokenizer
 
     config = AutoConfig.from_pretrained(folder)
@@ -90,7 +90,7 @@ def model_flops(folder: Path, sentences: list[str]) -> float:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars of sentences a second, with the ratio to the first peer."""
+    """Plot sentences per second, with the ratio to the first peer."""
     import matplotlib.pyplot as plt
 
     rows = sorted(rows, key=lambda row: row["sentences_per_second"])
@@ -108,7 +108,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shards", type=Path)
     parser.add_argument("workdir", type=Path)
@@ -134,7 +134,7 @@ def main() -> None:
 
     names = [name for name in NAMES if name[:2] in ("sd", "st") or options.peer_python]
     batch_sizes = {name: _TOKEN_BUDGET if name.startswith("sd") else 32 for name in names}
-    # As it comes with its own size, all faster ways with their best.
+    # The default contender uses its own batch size, all faster ones their best.
     for name in names:
         if name != "st" and not name.startswith("sd"):
             batch_sizes[name] = fastest_batch_size(partial(probed, name))

@@ -1,9 +1,9 @@
-"""Where the time of stage one goes, how long the teacher waits, and what the rest sustains without a teacher.
+"""Profile of stage one: time per stage, how long the teacher waits, and throughput without a teacher.
 
 usage: python benchmarks/embed_stages.py CORPUS WORKDIR [--teacher minilm] [--slices 4]
 
-CORPUS should hold about 100,000 sentences. Each stage alone, then `--slices` slices with the teacher, then the whole
-corpus with a teacher that computes nothing, for several numbers of reading processes. Writes a dated file.
+CORPUS should have about 100,000 sentences. Measures each stage alone, then `--slices` slices with the teacher, then the
+whole corpus with a teacher that computes nothing, for several numbers of reader processes. Writes a dated file.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from sentence_distill.pipeline.teacher import Teacher
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of wall time that `work` takes, the least of three, and what it returns."""
+    """Run `work` three times; return the lowest wall time in seconds, and its result."""
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
@@ -39,7 +39,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def stages(corpus: Corpus, plan: Plan, teacher: Teacher, job: Job) -> list[dict[str, Any]]:
-    """Microseconds a sentence of each stage alone, over the first slice."""
+    """Measure microseconds per sentence of each stage alone, over the first slice."""
     (part,) = plan.slices[:1]
     read_s, records = timed(lambda: [record for _, run in slice_records(corpus, [part]) for record in run])
     split_s, sentences = timed(
@@ -70,7 +70,7 @@ def stages(corpus: Corpus, plan: Plan, teacher: Teacher, job: Job) -> list[dict[
 
 
 def run(job: Job, teacher: Teacher, plan: Plan, slices: int, readers: int) -> dict[str, Any]:
-    """A real run over the first `slices` slices, into an empty folder."""
+    """Run stage one for the first `slices` slices, into an empty folder."""
     shutil.rmtree(job.out, ignore_errors=True)
     job.out.mkdir(parents=True)
     todo = plan.slices[:slices]
@@ -86,7 +86,7 @@ def run(job: Job, teacher: Teacher, plan: Plan, slices: int, readers: int) -> di
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus")
     parser.add_argument("workdir", type=Path)

@@ -1,11 +1,11 @@
-"""One contender of encode_speed.py in a process of its own: loads, encodes once, prints what it took as JSON.
+"""One contender of encode_speed.py in its own process: load, encode once, and print the costs as JSON.
 
 usage: python encode_contender.py --name NAME STUDENT TEACHER TEXT PAIRS WORKDIR [--batch-size N] [--single N]
 
 NAME is student-int8, student-bf16, student-fp32, before, before-int8 (both of version 0.1.0), model2vec,
-model2vec-nanotoken, or a teacher's of embed_contender.py. Writes the vectors of both text files, one sentence a line,
-to WORKDIR/NAME.text.npy and WORKDIR/NAME.pairs.npy. With --single it does neither: it encodes N sentences one a call,
-on one core, and prints the milliseconds of a call, p50 and p99.
+model2vec-nanotoken, or a teacher of embed_contender.py. Writes the vectors of both text files, one sentence per line,
+to WORKDIR/NAME.text.npy and WORKDIR/NAME.pairs.npy. With --single, it instead encodes N sentences, one per call, on one
+core, and prints the milliseconds per call, p50 and p99.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from embed_contender import load as load_teacher
 
 
 def load(name: str, student: Path, teacher: Path, workdir: Path, batch_size: int) -> Encode:
-    """The contender as a function from sentences to vectors."""
+    """Load a contender as a function from sentences to vectors."""
     if name.startswith("student"):
         import torch
 
@@ -41,7 +41,7 @@ def load(name: str, student: Path, teacher: Path, workdir: Path, batch_size: int
 
 
 def _before(name: str, student: Path, workdir: Path) -> Encode:
-    """A student as version 0.1.0 ran it: in PyTorch, in the type that its sd encode chose, or its int8 export."""
+    """Load a student as version 0.1.0 ran it: in PyTorch, in the dtype of its sd encode, or its int8 export."""
     import subprocess
     import sys
 
@@ -65,14 +65,14 @@ def _before(name: str, student: Path, workdir: Path) -> Encode:
 
 
 def _over_nanotoken(static: Any) -> Encode:
-    """What a static model would do with this project's tokenizer: its own pooling over those ids."""
+    """Load a static model with this project's tokenizer: the model's own pooling over those ids."""
     from sentence_distill.data.tokenization import TextTokenizer
 
     tokenizer = TextTokenizer(static.tokenizer.to_str())
 
     def encode(sentences: list[str]) -> np.ndarray:
         tokens = tokenizer.tokenize(sentences)
-        # Each has a token: neither the text nor the pairs hold empty lines.
+        # Each sentence has a token, because neither the text nor the pairs have empty lines.
         vectors = np.stack([static._encode_helper(tokens[row]).mean(axis=0) for row in range(len(tokens))])
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)  # type: ignore[no-any-return]
 
@@ -80,7 +80,7 @@ def _over_nanotoken(static: Any) -> Encode:
 
 
 def latency(encode: Encode, sentences: list[str]) -> dict[str, float]:
-    """Milliseconds of a call with one sentence."""
+    """Measure milliseconds per call with one sentence."""
     encode(sentences[:1])
     milliseconds = []
     for sentence in sentences:
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--single", type=int)
     options = parser.parse_args()
     if options.single:
-        # Before anything counts the cores to start threads.
+        # Before any library counts the cores to start threads.
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     sentences = options.text.read_text(encoding="utf-8").splitlines()
     encode = load(options.name, options.student, options.teacher, options.workdir, options.batch_size)

@@ -1,14 +1,14 @@
-"""Sentences a second of students against what people would run instead, and how faithful each is to the teacher.
+"""Sentences per second of students, compared with alternatives, and their fidelity to the teacher.
 
 usage: python benchmarks/encode_speed.py TEXT STS WORKDIR STUDENT [STUDENT…] [--sentences 10000] [--rounds 3]
                                          [--teacher minilm] [--peer-python PYTHON] [--before-python PYTHON]
 
-TEXT holds a sentence a line, of which as many are drawn as are asked for; STS is STS-B's dev.tsv. Each contender
-encodes them in a process of its own, once a round; the medians count. Then it encodes single sentences on one core.
-`sd encode` is the whole command, from its start to the finished file, on the same sentences ten times over. ONNX and
-OpenVINO take part with --peer-python, an environment made from peers-requirements.txt; version 0.1.0 of this package,
-whose sd encode ran PyTorch, with --before-python. What bfloat16 makes faster takes part on CPUs with instructions for
-it. Writes a dated file to results/.
+TEXT has one sentence per line, of which --sentences are drawn; STS is STS-B's dev.tsv. Each contender encodes them in
+its own process, once per round, and medians are reported. Then it encodes single sentences on one core. `sd encode` is
+the whole command, from its start to the finished file, on ten copies of the sentences. ONNX and OpenVINO are included
+with --peer-python, an environment made from peers-requirements.txt; version 0.1.0 of this package, whose sd encode ran
+PyTorch, with --before-python. Contenders in bfloat16 are included on CPUs with instructions for it. Writes a dated file
+to results/.
 """
 
 import argparse
@@ -58,26 +58,26 @@ NAMES = {
 }
 _OF_STUDENTS = ("sd-encode", "student-int8", "student-bf16", "student-fp32", "before", "before-int8")
 _BFLOAT16 = ("student-bf16", "st-bf16", "openvino-bf16", "sd-bf16")
-# Of contenders that have one: SentenceTransformer's own as it comes, and of sd embed's a number of tokens. The faster
-# ways to run the teacher get the fastest of those tried.
+# Batch sizes of contenders that have one: SentenceTransformer's default, and a number of tokens for sd embed. Faster
+# ways to run the teacher get the fastest of several sizes.
 _BATCH_SIZES = {"st": 32, "sd-bf16": 4096, "sd-fp32": 4096}
 _TUNED = ("st-bf16", "onnx-int8", "openvino-bf16", "openvino-int8")
 _PROBED = 600
 _REPEATS = 10
 _SINGLE = 300
-# The command writes what this gives, which encodes the pairs too.
+# This contender computes the vectors that the command writes, and also encodes the pairs.
 _SAME_VECTORS = {"sd-encode": "student-int8"}
 
 
 def contend(name: str, options: argparse.Namespace, teacher: Path, *arguments: str, **files: str) -> dict[str, Any]:
-    """One encoding by one contender: seconds, versions.
+    """Run a contender once; return seconds and versions.
 
     Args:
-        name: of the contender.
+        name: name of the contender.
         options: "student", "workdir", "peer_python" and "before_python".
-        teacher: its folder.
-        arguments: more of encode_contender.py's.
-        files: other names than sentences.txt and pairs.txt for "text" and "pairs", in the workdir.
+        teacher: folder of the teacher.
+        arguments: further arguments of encode_contender.py.
+        files: names in the workdir for "text" and "pairs", instead of sentences.txt and pairs.txt.
     """
     python = sys.executable
     if name.startswith(("onnx", "openvino")):
@@ -98,7 +98,7 @@ def contend(name: str, options: argparse.Namespace, teacher: Path, *arguments: s
 
 
 def batch_sizes(names: Sequence[str], options: argparse.Namespace, teacher: Path) -> dict[str, int]:
-    """The batch size of each contender that has one: the fastest of some, where a contender is to be at its best."""
+    """Return the batch size of each contender that has one: its default, or the fastest of several."""
     lines = (options.workdir / "sentences.txt").read_text(encoding="utf-8").splitlines(keepends=True)
     probe = lines[:: max(1, len(lines) // _PROBED)][:_PROBED]
     (options.workdir / "probe.txt").write_text("".join(probe), encoding="utf-8")
@@ -115,10 +115,10 @@ def batch_sizes(names: Sequence[str], options: argparse.Namespace, teacher: Path
 
 
 def run_command(options: argparse.Namespace) -> dict[str, Any]:
-    """`sd encode` over the repeated sentences; seconds for one time."""
+    """Run `sd encode` over the repeated sentences; return the seconds for one copy."""
     out = options.workdir / "sd-encode.npy"
     command = [sys.executable, "-m", "sentence_distill.cli", "encode", "--student", str(options.student), "--overwrite"]
-    # A stopped run's parts would be gone on with, and only the rest be timed.
+    # Otherwise a stopped run would be resumed, and only its rest be timed.
     shutil.rmtree(f"{out}.parts", ignore_errors=True)
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([*command, "--input", str(options.workdir / "repeated.txt"), "--out", str(out)], check=True)
@@ -128,7 +128,7 @@ def run_command(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def quality(text: np.ndarray, pairs: np.ndarray, reference: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Agreement with the teacher's neighbours and similarities, and Spearman of cosines on STS-B."""
+    """Measure agreement with the teacher's neighbors and similarities, and Spearman on STS-B."""
     unit = pairs / np.maximum(np.linalg.norm(pairs, axis=1, keepdims=True), 1e-9)
     first, second = np.split(unit, 2)
     mine, theirs = torch.from_numpy(text), torch.from_numpy(reference)
@@ -142,13 +142,13 @@ def quality(text: np.ndarray, pairs: np.ndarray, reference: np.ndarray, scores: 
 def summary(
     results: list[dict[str, Any]], slowest: float, text: np.ndarray, pairs: np.ndarray, *truth: np.ndarray
 ) -> dict[str, Any]:
-    """A contender's figures: medians of its runs, and how good its vectors are.
+    """Return the figures of a contender: medians of its runs, and the quality of its vectors.
 
     Args:
-        results: of its runs, see `contend`.
-        slowest: seconds of the contender that the ratio is to.
-        text: float32[n, dim], of the timed sentences.
-        pairs: see `quality`, as are its last two arguments, `truth`.
+        results: results of its runs; see `contend`.
+        slowest: seconds of the reference for the ratio.
+        text: float32[n, dim], vectors of the timed sentences.
+        pairs: see `quality`, as for its last two arguments, `truth`.
     """
     wall, cpu = (statistics.median(run[key] for run in results) for key in ("wall_s", "user_sys_s"))
     return {
@@ -161,13 +161,13 @@ def summary(
 
 
 def read_pairs(file: Path) -> tuple[list[str], np.ndarray]:
-    """All first and then all second sentences of STS-B's pairs, and float32 scores of the pairs."""
+    """Read STS-B; return all first sentences followed by all second ones, and the float32 scores of the pairs."""
     sts = load_sts(file)
     return [" ".join(text.split()) for column in sts.texts for text in column], np.array(sts.labels, dtype=np.float32)
 
 
 def prepare(options: argparse.Namespace, teacher: Path) -> np.ndarray:
-    """Write what the contenders read; the scores of the pairs."""
+    """Write the files for the contenders; return the scores of the pairs."""
     options.workdir.mkdir(parents=True, exist_ok=True)
     lines = [line for line in options.text.read_text(encoding="utf-8").splitlines() if line.strip()]
     places = np.linspace(0, len(lines) - 1, options.sentences).astype(int)
@@ -184,7 +184,7 @@ def prepare(options: argparse.Namespace, teacher: Path) -> np.ndarray:
 def measure(
     name: str, student: str, options: argparse.Namespace, teacher: Path, size: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One encoding of the text, and single sentences on one core."""
+    """Encode the text once, and single sentences on one core."""
     folder = options.workdir / (student or "teacher")
     folder.mkdir(exist_ok=True)
     for file in ("sentences.txt", "pairs.txt", "repeated.txt", "model2vec"):
@@ -198,7 +198,7 @@ def measure(
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     for argument in ("text", "sts", "workdir"):
         parser.add_argument(argument, type=Path)

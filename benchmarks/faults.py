@@ -1,10 +1,10 @@
-"""Does to real runs of `sd embed` what machines do to them, and counts what was survived.
+"""Fault injection into real runs of `sd embed`: kills, signals and damaged files, with counts of survivals.
 
 usage: python benchmarks/faults.py CORPUS WORKDIR [--kills 30] [--signals 5] [--flips 400] [--seed 0]
 
-CORPUS is a few thousand sentences; the teacher is MiniLM, in shards of 250 sentences. A kill or signal is survived
-where the same command goes on to the bytes of a run that was left alone; damage where `sd shards verify` and training
-both find it, and `sd embed` makes that shard again and no other. Writes a dated file.
+CORPUS has a few thousand sentences; the teacher is MiniLM, with shards of 250 sentences. A kill or signal is survived
+if the same command resumes to the bytes of an undisturbed run; damage is survived if both `sd shards verify` and
+training detect it, and `sd embed` rebuilds that shard and no other. Writes a dated file.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.manifest import verify_folder
 from sentence_distill.student.dataset import ShardStream
 
-# Making the damaged shard again takes a start of the teacher each time; this many of the flips are mended.
+# Rebuilding a damaged shard loads the teacher each time, so only this many flips are repaired.
 _MENDED = 10
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over the names and bytes of all files."""
+    """Return the SHA-256 over the names and bytes of all files."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -39,15 +39,15 @@ def digest(folder: Path) -> str:
 
 
 def stop_and_go_on(command: list[str], out: Path, whole: str, number: int, times: int, rng: random.Random) -> int:
-    """Send a signal to `times` runs at random moments, each in the folder of the one before; return survivals.
+    """Send a signal to `times` runs at random moments, each in the folder of the previous one; return survivals.
 
-    A run that has come to its end before is compared, and the next begins in an empty folder.
+    A run that completes first is compared, and the next one starts in an empty folder.
     """
     survived = sent = pending = 0
     while sent < times or pending:
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         if sent < times:
-            # Most of a start are imports; the moments cover them, the plan, all shards and the end.
+            # Random moments cover the imports, which take most of a start, the plan, all shards and the end.
             time.sleep(rng.uniform(2, 14))
             if process.poll() is None:
                 process.send_signal(number)
@@ -62,7 +62,7 @@ def stop_and_go_on(command: list[str], out: Path, whole: str, number: int, times
 
 
 def damage(folder: Path, command: list[str], changes: list[tuple[Path, bytes]]) -> dict[str, int]:
-    """Replace one file after the other by what is wrong with it; count who finds it, and how often it is mended."""
+    """Damage one file after the other; count how often the damage is detected and repaired."""
     counts = {"tried": len(changes), "found_by_verify": 0, "found_by_training": 0, "mended_tried": 0, "mended": 0}
     whole = digest(folder)
     for number, (path, wrong) in enumerate(changes):
@@ -84,25 +84,25 @@ def damage(folder: Path, command: list[str], changes: list[tuple[Path, bytes]]) 
 
 
 def flipped(rng: random.Random, content: bytes) -> bytes:
-    """One bit of `content` turned."""
+    """Flip one bit of `content`."""
     changed = bytearray(content)
     changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
 
 def cut(rng: random.Random, content: bytes) -> bytes:
-    """`content` without its end."""
+    """Truncate `content`."""
     return content[: rng.randrange(len(content))]
 
 
 def survived(row: dict[str, Any]) -> bool:
-    """Whether every fault of a row was survived, or found by all that look for it and mended."""
+    """Return True if every fault of a row was survived, or detected by all checks and repaired."""
     found = [row[name] for name in ("survived", "found_by_verify", "found_by_training") if name in row]
     return all(count == row["tried"] for count in found) and row.get("mended") == row.get("mended_tried")
 
 
 def main() -> None:
-    """Run, break, count; exit with 1 where anything was not survived."""
+    """Run, break and count; exit with 1 if a fault was not survived."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("workdir", type=Path)

@@ -1,6 +1,6 @@
-"""Fine-tuning options tried on two small tasks, for a distilled student and for the same BiLSTM from scratch.
+"""Search for fine-tuning options on two small tasks, for a distilled student and for a BiLSTM from scratch.
 
-The defaults of `sd eval --glue` are the same for every row; this is how they were chosen. One seed, best step on dev.
+The defaults of `sd eval --glue` are the same for every row, and were chosen like this. One seed, best step on dev.
 
 usage: python benchmarks/glue_search.py STUDENT GLUE_DIR WORK
 """
@@ -16,12 +16,12 @@ from record import write_result
 
 TASKS = "CoLA,MRPC"
 ROWS = "scratch-words,distilled"
-# Learning rate of the head, and the encoder's as a multiple of it.
+# Learning rate of the head, and that of the encoder as a multiple of it.
 GRID = (("3e-4", "1"), ("1e-3", "1"), ("3e-3", "1"), ("1e-3", "0.3"))
 
 
 def main() -> None:
-    """Fill in what is missing in WORK and write the result."""
+    """Complete the missing models in WORK, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("student", type=Path)
     parser.add_argument("glue", type=Path)
@@ -36,7 +36,7 @@ def _row(student: Path, glue: Path, work: Path, rate: str, encoder: str) -> dict
     out = work / f"{rate}-{encoder}.json"
     command = [sys.executable, "-m", "sentence_distill.cli", "eval", "--glue", student, "--glue-dir", glue]
     command += ["--tasks", TASKS, "--rows", ROWS, "--learning-rate", rate, "--encoder-rate", encoder, "--json", out]
-    # Models that are in the file already are not made again.
+    # Models in the file are skipped.
     subprocess.run(list(map(str, command)), check=True)
     found = json.loads(out.read_text())["rows"]
     scores = {

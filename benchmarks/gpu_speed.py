@@ -1,10 +1,10 @@
-"""Sentences a second of one stage on a GPU, or on the CPU where there is none, and what its kernels take of the time.
+"""Sentences per second of a stage on a GPU, or on the CPU if there is none, and the share of time of its kernels.
 
-usage: python benchmarks/gpu_speed.py embed SHARDS --teacher minilm       beside SentenceTransformer in bfloat16
+usage: python benchmarks/gpu_speed.py embed SHARDS --teacher minilm       next to SentenceTransformer in bfloat16
        python benchmarks/gpu_speed.py train SHARDS --size small           50 steps under PyTorch's profiler
 
-Of the teacher, the share of the GPU's peak in bfloat16 is an estimate: two operations for each weight of its layers
-and each token, without those of attention. PEAK_TFLOPS=989 is that of an H100 or H200.
+The teacher's share of the GPU's peak in bfloat16 is an estimate: two operations per token for each weight of its
+layers, without attention. PEAK_TFLOPS=989 is the peak of an H100 or H200.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _BATCHES = (64, 128, 256, 512, 1024, 2048)
 
 
 def main() -> None:
-    """Measure one stage and write a result."""
+    """Measure a stage and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["embed", "train"])
     parser.add_argument("shards", type=Path)

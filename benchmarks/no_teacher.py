@@ -1,4 +1,4 @@
-"""A teacher that computes nothing, to see what the rest of stage one sustains."""
+"""A teacher that computes nothing, to measure the throughput of the rest of stage one."""
 
 from collections.abc import Callable
 
@@ -12,18 +12,18 @@ from sentence_distill.pipeline.teacher import PendingEmbeddings, Teacher
 
 
 class NoTeacher(Teacher):
-    """Gives zeros of the right shape, at once."""
+    """Teacher that returns zeros of the right shape immediately."""
 
     def launch(
         self, tokens: Tokens, token_budget: int, advance: Callable[[int], None] = lambda count: None
     ) -> PendingEmbeddings:
-        """Zeros."""
+        """Return zeros."""
         advance(len(tokens))
         return PendingEmbeddings(torch.zeros(len(tokens), self.dim), None, np.arange(len(tokens)))
 
 
 def no_teacher(name: str) -> Teacher:
-    """Tokenizer, sizes and fingerprint of teacher `name`, without its work."""
+    """Make a teacher with the tokenizer, sizes and fingerprint of teacher `name`, but without its computation."""
     teacher = TeacherSpec(located=locate_teacher(name)).load("cpu")
     teacher.__class__ = NoTeacher
     return teacher

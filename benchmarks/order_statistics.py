@@ -1,4 +1,4 @@
-"""How good the shuffle of training is: what neighbours share in the corpus, in training, and in a random order.
+"""Quality of the training shuffle: similarity of neighbors in the corpus, in training, and in a random order.
 
 usage: python benchmarks/order_statistics.py SHARDS [--window ROWS …]
 """
@@ -19,7 +19,7 @@ BATCH = 128
 
 
 def main() -> None:
-    """Measure each window and write."""
+    """Measure each window size, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shards", type=Path)
     parser.add_argument("--window", type=int, nargs="*", default=[16_384, 131_072, 1 << 20])
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def epoch(shards: list[Shard], lengths: np.ndarray, window_rows: int) -> Iterator[np.ndarray]:
-    """The batches of an epoch, as row numbers in the corpus."""
+    """Return the batches of an epoch, as row numbers in the corpus."""
     rows = [len(shard.ids) for shard in shards]
     starts = np.cumsum([0, *rows])
     for number, window in enumerate(shard_windows(rows, window_rows, 0, 0)):
@@ -51,15 +51,15 @@ def epoch(shards: list[Shard], lengths: np.ndarray, window_rows: int) -> Iterato
 
 
 def statistics(batches: list[np.ndarray], lengths: np.ndarray, vectors: np.ndarray) -> dict[str, Any]:
-    """What neighbours share.
+    """Measure the similarity of neighboring sentences and batches.
 
     Returns:
-        neighbours_cosine: mean cosine of the teacher's vectors of two sentences that follow each other.
-        position_correlation: correlation of their places in the corpus.
-        batch_spread: mean over the batches of the standard deviation of places, as a share of the corpus; 0.289
+        neighbours_cosine: mean cosine of the teacher's vectors of consecutive sentences.
+        position_correlation: correlation of their positions in the corpus.
+        batch_spread: standard deviation of positions in a batch as a share of the corpus, averaged over batches; 0.289
             for a uniform draw.
-        next_batch_length: correlation of the mean length of a batch with that of the next.
-        next_batch_cosine: mean cosine of the mean vectors of a batch and the next.
+        next_batch_length: correlation of the mean lengths of consecutive batches.
+        next_batch_cosine: mean cosine of the mean vectors of consecutive batches.
     """
     order = np.concatenate(batches)
     means = np.stack([vectors[batch].mean(axis=0) for batch in batches])

@@ -1,4 +1,4 @@
-"""From what own_domain.sh left in its folder to a dated result.
+"""Collect the results of own_domain.sh in a dated file.
 
 usage: python benchmarks/own_domain.py WORKDIR
 """
@@ -15,7 +15,7 @@ _HELD_OUT = ("cosine", "rank_agreement", "recall_at_10", "recall_at_10_among_100
 
 
 def main() -> None:
-    """Gather and write."""
+    """Collect and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workdir", type=Path)
     options = parser.parse_args()
@@ -29,7 +29,7 @@ def main() -> None:
             distillation = json.loads(record.read_text(encoding="utf-8"))
             training, last = distillation["training"], distillation["history"][-1]
             row |= {"init": training["init"], "share": training["train_fraction"], "epochs": round(last["epoch"], 1)}
-            # Of training, up to the last step that the log has.
+            # Seconds of training, up to the last step in the log.
             row["seconds"] = round(max(line.get("seconds", 0) for line in read_metrics(record.parent)), 1)
         rows.append(row)
     write_result("own_domain", {"text": "questions of QQP's training set"}, rows)

@@ -1,6 +1,7 @@
-"""What a teacher's layers know of a task: linear probes on the mean of each layer's states, for single-sentence tasks.
+"""Linear probes on the mean state of each layer of a teacher, for single-sentence tasks.
 
-A student can hardly learn from a layer what no probe finds in it. Tasks with many examples are cut to the first 10,000.
+A student can hardly learn anything from a layer that a probe does not find in it. Tasks are limited to the first 10,000
+examples.
 
 usage: python benchmarks/probe_layers.py GLUE_DIR TEACHER [TEACHER …]
 """

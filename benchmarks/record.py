@@ -14,12 +14,12 @@ import torch
 from sentence_distill.student.figures import Environment
 
 RESULTS = Path(__file__).parent / "results"
-# What contenders make of a model and keep in a run's folder for the next rounds.
+# Files that contenders derive from a model, and keep in the folder of a run for the next rounds.
 _MADE = ("model2vec", "onnx", "onnx-int8", "openvino", "openvino-int8", "openvino-int8-model")
 
 
 def forget_made(workdir: Path) -> None:
-    """Remove what an earlier run made of its models: this one's may have other weights, or that one was stopped."""
+    """Remove files of an earlier run, which may have had other weights, or may have been stopped."""
     for name in _MADE:
         path = workdir / name
         if path.is_symlink():
@@ -28,15 +28,15 @@ def forget_made(workdir: Path) -> None:
 
 
 def _script() -> str:
-    """The script that runs, as it lies in benchmarks/."""
+    """Return the name of the running script, relative to benchmarks/."""
     path = Path(sys.argv[0]).resolve()
     return str(path.relative_to(RESULTS.parent)) if path.is_relative_to(RESULTS.parent) else path.name
 
 
 def write_result(name: str, setting: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
-    """Print `rows` and write them with their setting to results/NAME-DATE.json."""
+    """Print `rows`, and write them with their setting to results/NAME-DATE.json."""
     RESULTS.mkdir(exist_ok=True)
-    # See avx2_only.c: what the processor says of itself is then not what programs use.
+    # With avx2_only.c, programs don't use all instructions that the processor reports.
     hidden = "avx2_only" in os.environ.get("LD_PRELOAD", "")
     path = RESULTS / f"{name}{'-avx2' if hidden else ''}-{datetime.now(UTC):%Y-%m-%d}.json"
     here = Environment.here()

@@ -1,4 +1,4 @@
-"""One contender of stream_speed.py, in a process of its own and on one core: prints rows and seconds as JSON.
+"""One contender of stream_speed.py, in its own process and on one core: print rows and seconds as JSON.
 
 usage: python stream_contender.py NAME SHARDS WORKDIR [--convert]
 
@@ -30,7 +30,7 @@ _PACKAGES = {"datasets-shuffled": "datasets", "sd": "sentence-distill"}
 
 
 def rows(shards: Path) -> Iterator[dict[str, np.ndarray]]:
-    """Every row of a folder of shards."""
+    """Yield every row of a folder of shards."""
     import pyarrow as pa
 
     for path in sorted(shards.glob("shard-*.arrow")):
@@ -42,12 +42,12 @@ def rows(shards: Path) -> Iterator[dict[str, np.ndarray]]:
 
 
 def collate(items: list[dict[str, Any]]) -> tuple[list[Any], np.ndarray]:
-    """A batch of what the peers give row by row."""
+    """Collate a batch from the rows of a peer."""
     return [item["input_ids"] for item in items], np.stack([np.asarray(item["embedding"]) for item in items])
 
 
 def sd(shards: Path, folder: Path) -> Callable[[], Iterator[int]]:
-    """The stream that training reads: shuffled, batches of one length."""
+    """Stream batches as training does: shuffled, with one length per batch."""
     import torch
 
     from sentence_distill.student.dataset import ShardStream
@@ -59,7 +59,7 @@ def sd(shards: Path, folder: Path) -> Callable[[], Iterator[int]]:
 
 
 def datasets(shards: Path, folder: Path, shuffled: bool = False) -> Callable[[], Iterator[int]]:
-    """The shards themselves, which are Arrow files, streamed by datasets; the fast way: whole batches as NumPy."""
+    """Stream the shards, which are Arrow files, with datasets, in its fast way: whole batches as NumPy."""
     from datasets import load_dataset
 
     files = sorted(map(str, shards.glob("shard-*.arrow")))
@@ -72,7 +72,7 @@ def datasets(shards: Path, folder: Path, shuffled: bool = False) -> Callable[[],
 
 
 def litdata(shards: Path, folder: Path) -> Callable[[], Iterator[int]]:
-    """Litdata's dataset and loader, shuffled."""
+    """Stream with litdata's dataset and loader, shuffled."""
     from litdata import StreamingDataLoader, StreamingDataset
 
     data = StreamingDataset(str(folder), shuffle=True, seed=0)
@@ -81,7 +81,7 @@ def litdata(shards: Path, folder: Path) -> Callable[[], Iterator[int]]:
 
 
 def without_torchvision() -> None:
-    """Let mosaicml-streaming be imported: it needs torchvision for images alone, of PyTorch's very build."""
+    """Stub torchvision, which mosaicml-streaming imports but needs only for images."""
     for name in ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"):
         sys.modules[name] = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, None))
     sys.modules["torchvision.datasets"].VisionDataset = object  # type: ignore[attr-defined]
@@ -89,7 +89,7 @@ def without_torchvision() -> None:
 
 
 def mosaicml_streaming(shards: Path, folder: Path) -> Callable[[], Iterator[int]]:
-    """mosaicml-streaming's dataset in PyTorch's loader, shuffled by its default."""
+    """Stream with mosaicml-streaming's dataset in PyTorch's loader, with its default shuffle."""
     without_torchvision()
     from streaming import StreamingDataset
     from torch.utils.data import DataLoader
@@ -100,7 +100,7 @@ def mosaicml_streaming(shards: Path, folder: Path) -> Callable[[], Iterator[int]
 
 
 def convert(name: str, shards: Path, folder: Path) -> None:
-    """Write the rows in a contender's format."""
+    """Write the rows in the format of a contender."""
     if name == "litdata":
         from litdata import optimize
 
@@ -120,7 +120,7 @@ def _one(shards: str) -> Iterator[dict[str, np.ndarray]]:
 
 
 def main() -> None:
-    """Measure one pass, or as much of it as 20 seconds allow, behind a warm-up of 300 batches."""
+    """Measure one pass, or 20 seconds of it, after a warmup of 300 batches."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("shards", type=Path)
@@ -129,7 +129,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.workdir / f"{args.name}-{args.shards.name}"
     if args.convert:
-        # Under its name when it is whole.
+        # It gets its name when it is complete.
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         convert(args.name, args.shards, partial)

@@ -1,9 +1,9 @@
-"""Rows a second of the training stream alone, on one core, beside what else streams such rows.
+"""Rows per second of the training stream alone, on one core, compared with other streaming libraries.
 
 usage: python benchmarks/stream_speed.py SHARDS WORKDIR --peer-python PYTHON [--rounds 3]
 
-SHARDS hold two layers (768 x float16 of MiniLM: sd embed --teacher minilm --layers 3,6); a copy with the last one
-alone (384 x float16) is made in WORKDIR. PYTHON is that of an environment with stream-peers-requirements.txt.
+SHARDS hold two layers (768 x float16 for MiniLM: sd embed --teacher minilm --layers 3,6); a copy with only the last one
+(384 x float16) is made in WORKDIR. PYTHON is that of an environment with stream-peers-requirements.txt.
 """
 
 import argparse
@@ -34,7 +34,7 @@ NAMES = {
 
 
 def main() -> None:
-    """Convert once, measure in turns and write."""
+    """Convert once, measure in turns, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shards", type=Path)
     parser.add_argument("workdir", type=Path)
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     args.workdir.mkdir(parents=True, exist_ok=True)
-    # What an earlier run converted may be of other shards.
+    # An earlier run may have converted other shards.
     for folder in (*args.workdir.glob("litdata-*"), *args.workdir.glob("mosaicml-*"), args.workdir / "one-layer"):
         shutil.rmtree(folder, ignore_errors=True)
     results = []
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def one_layer(shards: Path, folder: Path) -> Path:
-    """A copy of shards with the last of their layers alone."""
+    """Copy shards with only the last of their layers."""
     folder.mkdir()
     manifest = require_manifest(shards)
     width = manifest.fingerprint.layer_dim
@@ -88,7 +88,7 @@ def one_layer(shards: Path, folder: Path) -> Path:
 
 
 def contend(name: str, shards: Path, args: argparse.Namespace, *options: str) -> dict[str, Any]:
-    """Run one contender."""
+    """Run a contender."""
     python = sys.executable if name == "sd" else args.peer_python
     script = Path(__file__).with_name("stream_contender.py")
     done = subprocess.run(
@@ -102,7 +102,7 @@ def contend(name: str, shards: Path, args: argparse.Namespace, *options: str) ->
 
 
 def rows_of(runs: dict[str, list[dict[str, Any]]], dim: int) -> list[dict[str, Any]]:
-    """Medians of each contender, with its ratio to the fastest peer."""
+    """Return the medians of each contender, with its ratio to the fastest peer."""
     speeds = {name: statistics.median(run["rows"] / run["seconds"] for run in found) for name, found in runs.items()}
     fastest = max(speed for name, speed in speeds.items() if name != "sd")
     return [
@@ -122,7 +122,7 @@ def rows_of(runs: dict[str, list[dict[str, Any]]], dim: int) -> list[dict[str, A
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars of rows a second on a logarithmic axis, a panel for each width."""
+    """Plot rows per second on a logarithmic axis, with a panel for each width."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

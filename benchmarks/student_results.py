@@ -1,8 +1,8 @@
-"""Gathers what `sd eval`, `sd eval --speed` and `sd eval --glue` measured of a student into one dated file.
+"""Collect the figures of `sd eval`, `sd eval --speed` and `sd eval --glue` on a student in one dated file.
 
 usage: python benchmarks/student_results.py STUDENT [--name student]
 
-What was not measured is left out.
+Figures that were not measured are left out.
 """
 
 import argparse
@@ -14,14 +14,14 @@ from record import write_result
 
 
 def main() -> None:
-    """Read eval.json, speed.json and glue.json of the student's folder and write the result."""
+    """Read eval.json, speed.json and glue.json in the student's folder, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("student", type=Path)
-    parser.add_argument("--name", default="student", help="of the result")
+    parser.add_argument("--name", default="student", help="Name of the result.")
     options = parser.parse_args()
     files = {path.stem: json.loads(path.read_text()) for path in options.student.glob("*.json")}
     record, glue = files["distillation"], files.get("glue", {})
-    # Without the sentences of the corpus that are shown as examples.
+    # Without the example sentences from the corpus.
     rows: list[dict[str, Any]] = [
         {"measure": "intrinsic", "model": name, **{key: figures[key] for key in figures if key != "examples"}}
         for name, figures in files.get("eval", {}).get("models", {}).items()

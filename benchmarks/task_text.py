@@ -1,8 +1,8 @@
-"""Text of two tasks' own kind, without labels: SST-2's and CoLA's training sentences, and sentences of Wikipedia.
+"""Unlabelled text for two tasks: the training sentences of SST-2 and CoLA, and sentences of Wikipedia.
 
 usage: python benchmarks/task_text.py GLUE_DIR WIKI OUT [--wiki-sentences 25000]
 
-WIKI holds a paragraph a line; OUT gets a sentence a line.
+WIKI has one paragraph per line; OUT gets one sentence per line.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""One contender of train_speed.py in a process of its own: trains for a while, prints what it reached as JSON.
+"""One contender of train_speed.py in its own process: train for a while, and print its speed as JSON.
 
 usage: python train_contender.py NAME SHARDS TEACHER_FOLDER
 
 NAME is naive, sd, sd-fp32, sd-dense, sd-default-malloc or teacher-in-the-loop. All train the default student, 300/300,
-towards the last layer in SHARDS, in batches of 128.
+toward the last layer in SHARDS, in batches of 128.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _NAIVE_ROWS = 16_384
 
 
 class NaiveStudent(nn.Module):
-    """The same student over packed sequences."""
+    """The same student, over packed sequences."""
 
     def __init__(self, vocabulary: int, dim: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class NaiveStudent(nn.Module):
         self.projection = nn.Linear(600, dim)
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Vectors of padded sentences."""
+        """Encode padded sentences."""
         packed = pack_padded_sequence(self.embedding(input_ids), lengths, batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
         inside = (torch.arange(states.shape[1])[None] < lengths[:, None])[:, :, None]
@@ -48,7 +48,7 @@ class NaiveStudent(nn.Module):
 
 
 def naive(shards: Path, dim: int) -> Iterator[int]:
-    """What is written first: random padded batches, packed, float32, dense AdamW, vectors from a Python list."""
+    """Train with a naive loop: random padded batches, packed, float32, dense AdamW, vectors from a Python list."""
     shard = Shard.open(sorted(shards.glob("shard-*.arrow"))[0])
     rows = range(min(_NAIVE_ROWS, len(shard.ids)))
     input_ids = [torch.tensor(shard.tokens[row].astype(np.int64)) for row in rows]
@@ -70,7 +70,7 @@ def naive(shards: Path, dim: int) -> Iterator[int]:
 
 
 def trainer_of(name: str, shards: Path, out: Path) -> Any:
-    """This project's trainer, as the command makes it, or with one thing undone."""
+    """Make this project's trainer, as the command does, or with one optimization removed."""
     from ablations import DenseOptimizer
 
     from sentence_distill.pipeline.processes import keep_freed_memory
@@ -91,14 +91,14 @@ def trainer_of(name: str, shards: Path, out: Path) -> Any:
 
 
 def endless(trainer: Any) -> Iterator[Any]:
-    """Its batches, epoch after epoch."""
+    """Yield its batches, epoch after epoch."""
     config = trainer.config
     for trainer.state.epoch in itertools.count():
         yield from trainer.stream.batches(batch_size=config.batch_size, seed=config.seed, epoch=trainer.state.epoch)
 
 
 def sd(name: str, shards: Path, out: Path, meter: list[float]) -> Iterator[int]:
-    """This project's loop; the time it waits for batches goes to `meter`."""
+    """Train with this project's loop; `meter` measures the time it waits for batches."""
     trainer = trainer_of(name, shards, out)
     batches = endless(trainer)
     while True:
@@ -110,7 +110,7 @@ def sd(name: str, shards: Path, out: Path, meter: list[float]) -> Iterator[int]:
 
 
 def teacher_in_the_loop(shards: Path, teacher: Path, out: Path) -> Iterator[int]:
-    """The teacher encodes each batch of text with sentence-transformers, then this project's step follows."""
+    """Train with the teacher in the loop: it encodes each batch with sentence-transformers before the step."""
     import pyarrow as pa
     from sentence_transformers import SentenceTransformer
 
@@ -122,7 +122,7 @@ def teacher_in_the_loop(shards: Path, teacher: Path, out: Path) -> Iterator[int]
     text = pa.ipc.open_file(pa.memory_map(str(sorted(shards.glob("shard-*.arrow"))[0]))).read_all()["text"]
     rng = np.random.default_rng(0)
     for batch in endless(trainer):
-        # Others than those of the batch, whose text may lie in another shard: it is the time that counts.
+        # Not the sentences of the batch, whose text may be in another shard: only the time matters.
         sentences = text.take(rng.choice(len(text), len(batch.targets), replace=False)).to_pylist()
         vectors = model.encode(sentences, convert_to_tensor=True, show_progress_bar=False)
         trainer._step(Batch(batch.input_ids, vectors[:, :dim]))
@@ -130,7 +130,7 @@ def teacher_in_the_loop(shards: Path, teacher: Path, out: Path) -> Iterator[int]
 
 
 def main() -> None:
-    """Warm up, measure, print."""
+    """Warm up, measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("shards", type=Path)

@@ -1,8 +1,8 @@
-"""Sentences a second of training beside the naive loop and beside a teacher in the loop, in turns.
+"""Sentences per second of training, compared with a naive loop and with a teacher in the loop.
 
 usage: python benchmarks/train_speed.py SHARDS [--mpnet FOLDER] [--rounds 3]
 
-SHARDS of MiniLM (sd embed --teacher minilm), of several layers the last is trained on.
+SHARDS are from MiniLM (sd embed --teacher minilm); training uses the last of several layers.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _EPOCH = 2_500_000
 
 
 def main() -> None:
-    """Measure in turns and write."""
+    """Measure in turns, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shards", type=Path)
     parser.add_argument("--mpnet", type=Path)
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def contend(name: str, shards: Path, teachers: dict[str, Path]) -> dict[str, Any]:
-    """Run one contender."""
+    """Run a contender."""
     kind = "teacher-in-the-loop" if name in teachers else name
     script = Path(__file__).with_name("train_contender.py")
     command = [sys.executable, script, kind, shards, teachers.get(name, Path("none"))]
@@ -72,7 +72,7 @@ def contend(name: str, shards: Path, teachers: dict[str, Path]) -> dict[str, Any
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars of sentences a second."""
+    """Plot sentences per second."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -2,6 +2,6 @@
 
 from sentence_distill.cli.main import main
 
-# Processes that are started anew, to read ahead for example, import this module and must not run the command.
+# Spawned processes, such as the readers of sd embed, import this module and must not run the command.
 if __name__ == "__main__":
     main()

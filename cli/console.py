@@ -1,4 +1,4 @@
-"""What commands print, and how signals stop them."""
+"""Output of the commands, and their reaction to signals."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ LOG_EVERY_S = 15.0
 
 
 class ConsoleDisplay(Silent):
-    """Shows messages and the progress of tasks on standard error."""
+    """Display that writes messages and progress to standard error."""
 
     def log(self, message: str) -> None:
         """Print one line."""
@@ -23,7 +23,7 @@ class ConsoleDisplay(Silent):
 
     @contextmanager
     def task(self, name: str, total: int | None, unit: str, done: int = 0) -> Iterator[Advance]:
-        """Show a task, with its rate and the time left: as a bar, or in a log as a line now and then."""
+        """Show a task with its rate and remaining time: a bar on a terminal, otherwise a line every 15 seconds."""
         with (_bar if sys.stderr.isatty() else _lines)(name, total, unit, done) as advance:
             yield advance
 
@@ -82,7 +82,7 @@ def _lines(name: str, total: int | None, unit: str, before: int) -> Iterator[Adv
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1, least_width: int = 0) -> None:
-    """Print a table; its first `names` columns are names, the others numbers."""
+    """Print a table; the first `names` columns hold names, the others numbers."""
     from rich.console import Console
     from rich.table import Table
 
@@ -96,25 +96,25 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, names: i
 
 
 def drop_standard_output() -> None:
-    """Forget unread output: its reader has gone or waits, and the end of the process would wait too."""
+    """Discard buffered output: the reader is gone or blocked, and flushing at exit would fail or block, too."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-# Ctrl-C and a scheduler's SIGTERM, as one line that says what is kept.
+# Ctrl-C and a scheduler's SIGTERM end a command with one line that says what is kept.
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def on_signals(stop: Callable[[int], None]) -> Iterator[None]:
-    """Call `stop` at the first of both signals in the block; a second one ends the process at once, without a word."""
+    """Call `stop` on the first signal within the block; a second one ends the process immediately and silently."""
 
     def handle(number: int, frame: object) -> None:
         for each in heard:
             signal.signal(each, signal.SIG_DFL)
         stop(number)
 
-    # One that is ignored, as a shell does for what it runs in the background, stays ignored.
+    # A signal that is ignored stays ignored: shells set that for background jobs.
     heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in heard}
     try:
@@ -127,16 +127,16 @@ def on_signals(stop: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def stopped_by_signals(message: str | Callable[[], str]) -> Iterator[None]:
-    """Let both signals interrupt the block, and end it with `message`, or what makes it when the block has ended."""
+    """Interrupt the block on a signal, then raise a `UserError` with `message`, which may be computed only then."""
     process = os.getpid()
 
     def stop(number: int) -> None:
         if os.getpid() != process:
-            # A forked child ends as it would without this handler.
+            # In a forked child, the default action applies.
             os.kill(os.getpid(), number)
             return
-        # Said at once: what is under way, a batch or a library's call, may take seconds to end.
-        os.write(2, b"stopping; another signal ends it at once\n")
+        # Written immediately: the batch or library call under way may take seconds to end.
+        os.write(2, b"stopping; send the signal again to stop immediately\n")
         raise KeyboardInterrupt
 
     try:

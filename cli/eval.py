@@ -1,4 +1,4 @@
-"""`sd eval`: measure models."""
+"""`sd eval`: measure models, and print the figures as tables."""
 
 import shlex
 from collections.abc import Sequence
@@ -10,18 +10,19 @@ import click
 from click.core import ParameterSource
 
 from sentence_distill.cli.console import print_table, stopped_by_signals
-from sentence_distill.cli.options import options_of
+from sentence_distill.cli.options import SectionedCommand, options_of
 from sentence_distill.cli.out_file import check_file, read_object, refuse_other
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import load_sts, set_name
 from sentence_distill.data.options import fields_of
+from sentence_distill.data.progress import counted
 from sentence_distill.student.config import ROWS, EvalConfig, GlueConfig, SpeedConfig
 
 if TYPE_CHECKING:
     from sentence_distill.student.figures import EvalRecord, GlueFigures, HeldOut, SpeedRecord
 
 _RUNS = {"eval": "sd eval alone", "speed": "--speed", "glue": "--glue"}
-# The runs that read an option; the others read all.
+# The runs that read an option; all runs read the options that are not listed.
 _READ_BY = {
     "shards": ("eval", "speed"),
     "sts": ("eval", "speed"),
@@ -31,28 +32,36 @@ _READ_BY = {
     **{field.name: ("glue",) for field in fields_of(GlueConfig)},
     **{field.name: ("speed",) for field in fields_of(SpeedConfig)},
 }
-# A student is said to be far from its teacher on text whose mean cosine is lower by more than this.
+# A text counts as far from the training corpus if its mean cosine to the teacher is lower by more than this.
 _FAR = 0.03
-# The keys by which each run knows its own earlier file of figures.
+# The keys that identify a file of figures as one that the same kind of run wrote.
 _FIGURES = {"eval": {"models", "skipped"}, "glue": {"source", "rows"}, "speed": {"contenders", "threads"}}
 
 
-@click.command("eval")
-@options_of(EvalConfig)
+@click.command("eval", cls=SectionedCommand)
+@options_of(EvalConfig, basic=("models", "sts", "texts", "teacher", "glue_dir", "json_file", "overwrite"))
 @click.option("--glue", is_flag=True, help="Fine-tune one student and score it on GLUE instead.")
-@options_of(GlueConfig, into="glue_config")
-@click.option("--speed", is_flag=True, help="Time the models in a process each, by threads, batch size and length.")
-@options_of(SpeedConfig, into="speed_config")
+@options_of(GlueConfig, into="glue_config", heading="Options of --glue")
+@click.option(
+    "--speed", is_flag=True, help="Time each model in its own process, by threads, batch size and length, instead."
+)
+@options_of(SpeedConfig, into="speed_config", heading="Options of --speed")
 def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: bool, speed_config: SpeedConfig) -> None:
-    """Measure models: fidelity, STS-B, size and speed; with --glue a student's fine-tuned scores, with --speed costs.
+    """Measure models: fidelity, STS-B, size and speed.
 
     MODEL is the folder of a student or of a sentence-transformers model, a name on the hub, minilm-small, minilm or
-    mpnet; several are shown side by side. [default: distilled]
+    mpnet; several models are shown side by side. [default: distilled] With --glue, a student is fine-tuned and scored
+    on GLUE; with --speed, the models are timed in detail.
 
-    What can't be measured, because its data is not here, is listed with the reason.
+    Measures whose data is not on this machine are listed with the reason.
+
+    \b
+      sd eval --sts stsb/dev.tsv
+      sd eval --glue --glue-dir glue/ --seeds 3
+      sd eval distilled minilm --speed --threads 1
     """
     if glue and speed:
-        raise click.UsageError("--glue and --speed are two runs; give one of them")
+        raise click.UsageError("--glue and --speed are separate runs; give one of them")
     kind = "glue" if glue else "speed" if speed else "eval"
     context = click.get_current_context()
     for option in context.command.params:
@@ -60,7 +69,7 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
         if kind not in runs and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{option.opts[0]} goes with {' or '.join(_RUNS[run] for run in runs)}")
     if len(set(config.models)) < len(config.models):
-        raise click.UsageError("a MODEL is named twice")
+        raise click.UsageError("a MODEL is given twice")
 
     from sentence_distill.pipeline.processes import keep_freed_memory
     from sentence_distill.student.figures import eval_file, figures_file, load_distillation, models_of
@@ -69,7 +78,7 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
     models = models_of(config)
     if glue:
         if len(models) > 1:
-            raise UserError(f"--glue fine-tunes one student, not {len(models)} models; run it for each")
+            raise UserError(f"--glue fine-tunes one student, not {len(models)} models; run it once for each")
         require_own_folder(models[0])
         load_distillation(Path(models[0]))
     elif not config.json_file and not config.on_data_given and not any(map(is_student, models)):
@@ -77,7 +86,7 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
 
         for model in models:
             find_model(model)
-    # All that is cheap to miss is missed before PyTorch is imported.
+    # Whatever is cheap to check is checked before PyTorch is imported.
     file = eval_file(config) if kind == "eval" else figures_file(config, f"{kind}.json")
     if config.shards:
         from sentence_distill.pipeline.manifest import require_vectors
@@ -88,7 +97,7 @@ def evaluate(config: EvalConfig, glue: bool, glue_config: GlueConfig, speed: boo
     if config.sts_file:
         load_sts(config.sts_file)
     keep_freed_memory()
-    kept = f"the figures so far are in {file}, and the same command makes the rest" if glue else "nothing was written"
+    kept = f"{file} has the figures so far; run the same command again for the rest" if glue else "nothing was written"
     with stopped_by_signals(f"stopped; {kept}"):
         if glue:
             _run_glue(config, glue_config)
@@ -126,12 +135,12 @@ def _print_eval(record: "EvalRecord", named: Sequence[str]) -> None:
         for measure, name, form in (
             ("rows", "held-out sentences", ",d"),
             ("cosine", "cosine to the teacher, held out", ".4f"),
-            ("mean_vector_cosine", "  the same of one constant vector", ".4f"),
+            ("mean_vector_cosine", "  of one constant vector", ".4f"),
             ("mse", "MSE, held out", ".3g"),
             ("rank_agreement", "rank agreement, held out", ".4f"),
             ("recall_at_10", "recall of the teacher's 10 neighbors", ".4f"),
-            ("recall_at_10_among_100", "  the same among the model's first 100", ".4f"),
-            ("recall_at_10_in_teachers_index", "  the same in an index of the teacher's vectors", ".4f"),
+            ("recall_at_10_among_100", "  within the model's top 100", ".4f"),
+            ("recall_at_10_in_teachers_index", "  in an index of the teacher's vectors", ".4f"),
         )
     ]
     of_corpora = [scores.cosine_of_corpora for scores in held_out]
@@ -175,7 +184,10 @@ def _print_eval(record: "EvalRecord", named: Sequence[str]) -> None:
 
 
 def print_texts(name: str, texts: "dict[str, HeldOut]") -> None:
-    """Show the agreement of a model, named as the user named it, with the teacher on each text, and what to do."""
+    """Print the agreement of a model with its teacher on each text, and a remedy for texts that are far off.
+
+    `name` is the model as the user gave it.
+    """
     from sentence_distill.student.figures import OWN_TEXT
 
     if not texts:
@@ -194,23 +206,24 @@ def print_texts(name: str, texts: "dict[str, HeldOut]") -> None:
     if far:
         corpora = " ".join(f"--corpus {shlex.quote(text)}" for text in far)
         click.echo(
-            f"{', '.join(far)}: more than {_FAR} below its own corpus. Train on such text too, about as much of it "
-            "as of general text:"
+            f"{', '.join(far)}: more than {_FAR} below its own corpus. Add such text to the training corpus, about as "
+            "much as there is general text:"
         )
         click.echo(f"  sd embed {corpora} --corpus wiki.txt --out mixed/")
         click.echo(f"  sd train-student --shards mixed/ --init {shlex.quote(name)} --out mixed-student/")
 
 
 def _print_speed(record: "SpeedRecord") -> None:
-    # Lines that are longer than the terminal's are easier to read than names broken over five of them.
+    # A line that is wider than the terminal is easier to read than names broken over five lines.
     wide = 150
     if record.environment:
-        click.echo(f"{record.environment.cpu}, {record.environment.cores} cores; {record.sentences:,} sentences")
+        cores, sentences = counted(record.environment.cores, "core"), counted(record.sentences, "sentence")
+        click.echo(f"{record.environment.cpu}, {cores}; {sentences}")
     for threads in record.threads:
         rates = {name: row.threads[threads] for name, row in record.contenders.items() if threads in row.threads}
         batches = list(dict.fromkeys(size for row in rates.values() for size in row.by_batch))
         lengths = list(dict.fromkeys(length for row in rates.values() for length in row.by_length))
-        heads = [f"sentences/s, {threads} thread{'s' if threads > 1 else ''}"]
+        heads = [f"sentences/s, {counted(threads, 'thread')}"]
         heads += [f"{size} per call" for size in batches] + [f"{length} tokens" for length in lengths]
         rows = []
         for name, row in rates.items():
@@ -238,7 +251,7 @@ def _run_glue(config: EvalConfig, glue: GlueConfig) -> None:
     if submission:
         click.echo(f"submission: {submission.path}")
         if submission.missing:
-            click.echo(f"  gluebenchmark.com refuses it without {', '.join(submission.missing)}")
+            click.echo(f"  gluebenchmark.com rejects it without {', '.join(submission.missing)}")
 
 
 def _print_glue(results: "GlueFigures", config: GlueConfig) -> None:

@@ -1,4 +1,4 @@
-"""A finished student goes out: `sd export` as files that run elsewhere, `sd push` to the hub, `sd report` as a page."""
+"""Finished students: `sd export` to ONNX or a smaller folder, `sd push` to the hub, `sd report` to HTML."""
 
 import shlex
 from collections.abc import Sequence
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from sentence_distill.cli.console import print_table, stopped_by_signals
-from sentence_distill.cli.options import options_of
+from sentence_distill.cli.options import SectionedCommand, options_of
 from sentence_distill.cli.out_file import check_file
+from sentence_distill.data.progress import counted
 from sentence_distill.student.config import ExportConfig, ReportConfig
 
 if TYPE_CHECKING:
@@ -23,22 +24,23 @@ _COLUMNS = {
     "teacher_rank_agreement": "with the teacher: rank agreement",
     "teacher_recall_at_10": "recall@10",
 }
-# Fewer sentences leave the second decimal of every column to chance.
+# With fewer sentences, the second decimal of every column is noise.
 _FEW_ROWS = 100
 
 
-@click.command()
-@options_of(ExportConfig)
+@click.command(cls=SectionedCommand)
+@options_of(ExportConfig, basic=("student", "format", "out", "dim", "float16", "int8", "overwrite"))
 @click.option("--onnx", is_flag=True, hidden=True, expose_value=False)
 @stopped_by_signals("stopped; nothing was written")
 def export(config: ExportConfig) -> None:
-    """Write a student as one ONNX file and its tokenizer, for programs without PyTorch and without this package.
+    """Export a student to ONNX, or to a smaller student.
 
-    STUDENT is a folder, minilm-small, or a name on the hub. [default: distilled] A student that sd finetune made is
-    exported as a classifier. The command says how close the export comes to it, and how fast both are.
+    STUDENT is a folder, minilm-small, or a name on the hub. [default: distilled] The export is one ONNX file and its
+    tokenizer, for programs without PyTorch and without this package; a student that sd finetune made becomes a
+    classifier. The command reports how closely the export matches the student, and how fast both are.
 
-    With --format folder it writes a smaller student instead, a folder like any other: narrower vectors by --dim, half
-    the bytes by --float16. It needs no more training and no teacher.
+    --format folder writes a smaller student instead, which is used like any other: --dim makes its vectors narrower,
+    --float16 halves its size. This takes neither training nor the teacher.
 
     \b
       sd export distilled
@@ -58,7 +60,7 @@ def export(config: ExportConfig) -> None:
         _print_onnx(exported)
     elif exported.folder:
         if config.dim:
-            click.echo(f"{config.dim[0]} dimensions instead of {exported.fidelity[-1].dim}")
+            click.echo(f"{counted(config.dim[0], 'dimension')} instead of {exported.fidelity[-1].dim}")
         size = sum(file.stat().st_size for file in exported.folder.rglob("*") if file.is_file())
         click.echo(f"{exported.folder}: a student of {size / 1e6:.1f} MB")
         click.echo(f"next: sd eval {shlex.quote(str(exported.folder))}")
@@ -71,13 +73,14 @@ def _print_fidelity(found: "Sequence[Fidelity]") -> None:
 
     shown = {name: title for name, title in _COLUMNS.items() if getattr(found[0], name) is not None}
     rows = found[0].measured_rows
-    click.echo(f"Against the full {found[-1].dim} dimensions, over {rows:,} sentences that the reduction never saw:")
+    unseen = counted(rows, "sentence")
+    click.echo(f"Compared with the full {found[-1].dim} dimensions, over {unseen} not used to find the reduction:")
     table = [(str(each.dim), *(f"{getattr(each, name):.4f}" for name in shown)) for each in found]
     print_table(("dimensions", *shown.values()), table, names=0)
     if "recall_at_10" not in shown:
         click.echo(f"recall@10: {too_few(rows)}")
     if rows < _FEW_ROWS:
-        click.echo(f"warning: {rows} sentences measure little; name more text with --corpus", err=True)
+        click.echo(f"warning: {unseen} measured, too few for reliable figures; add text with --corpus", err=True)
 
 
 def _print_onnx(exported: "Exported") -> None:
@@ -89,7 +92,7 @@ def _print_onnx(exported: "Exported") -> None:
     assert folder is not None
     sizes = {name: (folder / name).stat().st_size / 1e6 for name in (MODEL, TOKENIZER)}
     click.echo(describe(record, exported.labels))
-    click.echo(f"{'int8' if record.int8 else 'float32'}, {record.vocabulary:,} tokens")
+    click.echo(f"{'int8' if record.int8 else 'float32'}, vocabulary of {counted(record.vocabulary, 'token')}")
     click.echo(", ".join(f"{name} {megabytes:.2f} MB" for name, megabytes in sizes.items()))
     if record.agreement is None or record.latency_ms is None:
         click.echo(f"not measured: {exported.skipped}")
@@ -105,20 +108,20 @@ def _print_onnx(exported: "Exported") -> None:
 @click.command()
 @click.argument("student", type=click.Path(path_type=Path))
 @click.argument("repo", metavar="OWNER/NAME")
-@click.option("--private", is_flag=True, help="A new repository is seen by its owner only; refused where it is public.")
-@click.option("--revision", metavar="BRANCH", default=None, help="Branch to push to, made if missing.  [default: main]")
-@click.option("--message", default="Upload a student", show_default=True, help="Of the commit.")
+@click.option("--private", is_flag=True, help="Create a private repository; fails if there is a public one.")
+@click.option(
+    "--revision", metavar="BRANCH", default=None, help="Branch to push to, created if missing.  [default: main]"
+)
+@click.option("--message", default="Upload a student", show_default=True, help="Commit message.")
 @click.option(
     "--license",
     "licence",
     metavar="ID",
     default=None,
-    help="Under which you publish it, as the hub names it (apache-2.0, mit, cc-by-sa-4.0, ...); goes into the card.",
+    help="License for the model card, by the hub's identifier (apache-2.0, mit, cc-by-sa-4.0, ...).",
 )
-@click.option(
-    "--keep-card", is_flag=True, help="Send README.md with your edits, and don't make one of all figures in the folder."
-)
-@click.option("--dry-run", is_flag=True, help="List what would be sent, and ask no network.")
+@click.option("--keep-card", is_flag=True, help="Push README.md with your edits instead of generating a new card.")
+@click.option("--dry-run", is_flag=True, help="List the files that would be pushed, without using the network.")
 def push(
     student: Path,
     repo: str,
@@ -129,10 +132,10 @@ def push(
     keep_card: bool,
     dry_run: bool,
 ) -> None:
-    """Send the student in a folder to the model hub, with a model card.
+    """Push a student to the Hugging Face hub, with a model card.
 
-    The token is that of hf auth login, or HF_TOKEN. Only what loading needs is sent, with the card and
-    distillation.json. The student then loads by its name, here and in sentence-transformers.
+    Log in with hf auth login, or set HF_TOKEN. Only the files needed to load the student are pushed, with the card and
+    distillation.json. The student can then be loaded by its name, here and in sentence-transformers.
 
     \b
       sd push distilled my-name/my-student --private
@@ -150,9 +153,10 @@ def push(
     sizes = upload.sizes()
     for path, size in sizes.items():
         click.echo(f"  {path:40} {_shown(size):>9}")
-    click.echo(f"{len(sizes)} files, {_shown(sum(sizes.values()))}, to {repo}{f' ({revision})' if revision else ''}")
+    total, branch = _shown(sum(sizes.values())), f" ({revision})" if revision else ""
+    click.echo(f"{counted(len(sizes), 'file')}, {total}, to {repo}{branch}")
     if not (licence or keep_card or load_distillation(student).get("licence")):
-        click.echo(f"note: {CARD} states no licence; those of the teacher and the corpus apply, see --license")
+        click.echo(f"note: {CARD} names no license; mind those of the teacher and the corpus, and set --license")
     if dry_run:
         return
     page = send(upload, message=message, private=private, revision=revision)
@@ -168,13 +172,14 @@ def _shown(size: int) -> str:
 @options_of(ReportConfig)
 @stopped_by_signals("stopped; nothing was written")
 def report(config: ReportConfig) -> None:
-    """Write a self-contained HTML report of a student, from what training and sd eval left in its folder.
+    """Write a self-contained HTML report of a student.
 
-    The page fetches nothing. What was not measured yet is named in it with the command that measures it.
+    It shows what sd train-student and sd eval recorded in the student's folder. For figures that are missing, it names
+    the command that measures them.
 
     \b
       sd report distilled --out report.html
-      sd report distilled --note 'QQP=another split than the official one'
+      sd report distilled --note 'QQP=not the official split'
     """
     from sentence_distill.student.figures import load_distillation
     from sentence_distill.student.files import require_own_folder

@@ -1,4 +1,4 @@
-"""The group of commands, and how errors end the process."""
+"""The command `sd`: its subcommands, and the exit code and message for each kind of error."""
 
 import errno
 import os
@@ -17,45 +17,65 @@ from sentence_distill.cli.train_student import train_student
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.progress import shown_on
 
+_ALIASES = {"train": "train-student"}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class _Commands(click.Group):
+    """Commands in the order in which they are used; `sd train` is short for `sd train-student`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:  # type: ignore[type-arg]
+        return super().resolve_command(ctx, [_ALIASES.get(args[0], args[0]), *args[1:]])
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Click cuts each description to one line; without a limit, it wraps them.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=1000)) for name in self.commands])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="sentence-distill", prog_name="sd")
 def sd() -> None:
     """Distil a BERT sentence encoder into a small BiLSTM, in two stages.
 
     \b
-      sd embed --corpus wiki.txt --out shards/   the teacher runs once
-      sd train-student --shards shards/          the student learns from the shards
-      sd eval                                    fidelity, STS-B and speed
-      sd eval --glue                             fine-tunes and scores the student on GLUE
-      sd report                                  a page of HTML with all that is known of the student
-      sd encode --input FILE --out FILE          vectors of a file's sentences
+      sd sample                                  write a corpus to start with, wiki.txt
+      sd embed --corpus wiki.txt --out shards/   stage one: run the teacher once
+      sd train-student --shards shards/          stage two: train the student on the shards
+      sd eval                                    measure fidelity, STS-B and speed
+      sd encode --input FILE --out FILE          encode your own sentences
     """
 
 
-for command in (embed, train_student, evaluate, encode, report, export, push, finetune, predict, shards, sample):
+# In the order of work, which is the order of `sd --help`.
+for command in (
+    *(sample, embed, shards, train_student, evaluate),
+    *(finetune, predict, encode, export, push, report),
+):
     sd.add_command(command)
 
 
-# Packages that are imported under another name than they are installed by.
+# Packages whose import name is not the name they are installed by.
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "google": "protobuf", "PIL": "pillow"}
 
 
 def main() -> None:
     """Run `sd`; a user's mistake ends it with one line and exit code 1, wrong usage with 2.
 
-    With SD_DEBUG=1 the traceback comes before that line.
+    With SD_DEBUG=1 a traceback precedes that line.
     """
-    # Rust's tokenizers warn at each fork otherwise; nothing here forks after they were used.
+    # Without it the tokenizers library warns at each fork; nothing here forks after tokenizing.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        # Commands that keep something say so; this is for all others, and for the time before they begin.
+        # Commands that keep partial results have a message of their own; this one is for all others.
         with shown_on(ConsoleDisplay()), stopped_by_signals("stopped before the end"):
             sys.exit(_run())
     except UserError as error:
         _end(f"{error}", error.exit_code)
     except ModuleNotFoundError as error:
-        # Installed without what it needs; a package whose version is asked for is missed by an error of this kind too.
+        # A dependency is missing. `importlib.metadata.version` raises a subclass of this error, too.
         package = (error.name or str(error)).partition(".")[0]
         package = _DISTRIBUTIONS.get(package, package)
         _end(f"the package {package} is not installed here; install it: pip install {package}")
@@ -63,7 +83,7 @@ def main() -> None:
         drop_standard_output()
         sys.exit(1)
     except OSError as error:
-        # A missing permission, say: the reason and the place are the message.
+        # A missing permission, for example: the message has the reason and the path.
         hint = "; free some space, then run the same command again"
         _end(f"{error}{hint if error.errno == errno.ENOSPC else ''}")
 
@@ -78,10 +98,10 @@ def _end(message: str, code: int = 1) -> None:
 def _run() -> int:
     """Run `sd` and return its exit code."""
     try:
-        # A function's own result is None, and that of --help a code.
+        # A command returns None, --help an exit code.
         return sd.main(standalone_mode=False) or 0
     except click.Abort:
-        # What click makes of an interrupt, to print no more than "Aborted!".
+        # Click turns an interrupt into Abort, which would print "Aborted!" and nothing else.
         raise KeyboardInterrupt from None
     except click.ClickException as error:
         error.show()

@@ -1,6 +1,6 @@
 """Click options made from the fields of a config (`data.options`), and options from a file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING
 from functools import wraps
 from pathlib import Path
@@ -14,9 +14,20 @@ from sentence_distill.data.options import Field, build, fields_of, parse_list, w
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def options_of(config: type, *, into: str = "config") -> _Decorator:
-    """Give a command the options of a config, and hand it the config that they make as its argument `into`."""
+BASIC, ADVANCED = "Options", "Advanced options"
+
+
+def options_of(
+    config: type, *, into: str = "config", basic: Collection[str] | None = None, heading: str = BASIC
+) -> _Decorator:
+    """Give a command the options of a config, and pass it the config that they make as its argument `into`.
+
+    A `SectionedCommand` lists them under `heading`; if some fields are `basic`, the others are listed as advanced.
+    """
     found = fields_of(config)
+    if unknown := set(basic or ()) - {field.name for field in found}:
+        raise ValueError(f"{config.__name__} has no field {min(unknown)!r}")
+    headings = {field.name: heading if basic is None or field.name in basic else ADVANCED for field in found}
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
@@ -30,7 +41,7 @@ def options_of(config: type, *, into: str = "config") -> _Decorator:
             return command(**{into: build(config, given)}, **values)
 
         # Click reads them from last to first. Those that the command declares itself come after these.
-        parameters = [parameter for field in found for parameter in _parameters(field)]
+        parameters = [parameter for field in found for parameter in _parameters(field, headings[field.name])]
         run.__click_params__ = [*getattr(command, "__click_params__", ()), *reversed(parameters)]  # type: ignore[attr-defined]
         return run
 
@@ -38,11 +49,11 @@ def options_of(config: type, *, into: str = "config") -> _Decorator:
 
 
 def _argument_name(field: Field) -> str:
-    """Return the name of the argument, which may stand next to an option: `sd embed FILE`, `sd embed --corpus FILE`."""
+    """Return the argument's name; an option may have the same meaning: `sd embed FILE`, `sd embed --corpus FILE`."""
     return f"{field.name}_arguments" if field.flags else field.name
 
 
-def _parameters(field: Field) -> list[click.Parameter]:
+def _parameters(field: Field, heading: str) -> list[click.Parameter]:
     kind = _Value(field)
     default = None if field.repeated else field.default
     found: list[click.Parameter] = []
@@ -62,16 +73,16 @@ def _parameters(field: Field) -> list[click.Parameter]:
             if not (shown or field.optional):
                 shown = names[0].split("/")[not default].removeprefix("--")
         elif default is True:
-            # Of `--no-text`, which sets a field that is otherwise true.
+            # A flag such as `--no-text` turns off a field that is true by default.
             settings["flag_value"] = False
     else:
         if default not in (None, "", ()):
             shown = shown or written(default)
-        # Of what is an argument as well, without the brackets of the argument.
+        # A field that is also an argument has that one's metavar: the option drops its brackets.
         metavar = (field.metavar or "").strip("[].") if field.argument else field.metavar
         settings = {"type": kind, "default": default, "multiple": field.repeated, "metavar": metavar or _metavar(field)}
     help = f"{field.help}  [default: {shown}]" if shown else field.help
-    return [*found, _Option([*names, *field.aliases], aliases=field.aliases, help=help, **settings)]
+    return [*found, _Option([*names, *field.aliases], aliases=field.aliases, heading=heading, help=help, **settings)]
 
 
 def _metavar(field: Field) -> str:
@@ -82,14 +93,14 @@ def _metavar(field: Field) -> str:
 
 
 class _Value(click.ParamType[Any]):
-    """Reads and checks a value as its config does, so that wrong usage shows before anything is opened."""
+    """Reads and checks a value as its config does, so that wrong usage is reported before anything is opened."""
 
     def __init__(self, field: Field) -> None:
         self.field = field
         self.name = field.name
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        """Read text; what is a value already stays as it is."""
+        """Read text; a default that is a value already is returned unchanged."""
         if not isinstance(value, str):
             return value
         field = self.field
@@ -105,7 +116,7 @@ class _Value(click.ParamType[Any]):
         except ValueError as error:
             is_number = field.kind in (int, float) and not (field.parse or field.several)
             kind = "whole number" if field.kind is int else "number"
-            self.fail(f"{value!r} is no {kind}" if is_number else str(error), parameter, context)
+            self.fail(f"{value!r} is not a {kind}" if is_number else str(error), parameter, context)
         for one in read if field.several else (read,):
             if problem := field.problem_of(one):
                 self.fail(f"{value!r} {problem}" if len(value) < 100 else problem, parameter, context)
@@ -113,20 +124,35 @@ class _Value(click.ParamType[Any]):
 
 
 class _Option(click.Option):
-    """An option with older names, which still work and which no help shows."""
+    """An option with a heading in the help, and older names that still work but are not shown there."""
 
-    def __init__(self, names: list[str], *, aliases: Sequence[str], **settings: Any) -> None:
+    def __init__(self, names: list[str], *, aliases: Sequence[str], heading: str, **settings: Any) -> None:
         super().__init__(names, **settings)
         self._aliases = aliases
+        self.heading = heading
 
     def get_help_record(self, context: click.Context) -> tuple[str, str] | None:
-        """Describe the option by its present names."""
+        """Describe the option without its older names."""
         every = self.opts
         self.opts = [name for name in every if name not in self._aliases]
         try:
             return super().get_help_record(context)
         finally:
             self.opts = every
+
+
+class SectionedCommand(click.Command):
+    """A command whose help lists the options under their headings, the basic ones first."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a list of options for each heading; options that the command declares itself are basic."""
+        sections: dict[str, list[tuple[str, str]]] = {BASIC: []}
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
+                sections.setdefault(getattr(parameter, "heading", BASIC), []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
 # `--config FILE`: a command's options from a YAML or TOML file; those on the command line win.
@@ -140,7 +166,7 @@ def config_option(command: Any) -> Any:
         is_eager=True,
         expose_value=False,
         callback=_load,
-        help="YAML or TOML file of options by their long names; those given here win.",
+        help="YAML or TOML file with options by their long names; the command line overrides it.",
     )(command)
 
 
@@ -158,21 +184,21 @@ def _load(context: click.Context, parameter: click.Parameter, path: Path | None)
         option = known.get(str(key).replace("_", "-"))
         if option is None:
             command = context.info_name
-            raise UserError(f"{path}: {key!r} is no option of {command}; sd {command} --help lists them")
-        # One that can't be undone on the command line would say the same at every later start.
+            raise UserError(f"{path}: {key!r} is not an option of {command}; sd {command} --help lists them")
+        # A flag such as --overwrite can't be turned off on the command line, so in a file it would act on every run.
         if option.is_flag and not option.secondary_opts:
             raise UserError(f"{path}: {key} belongs on the command line")
         if option.is_flag != isinstance(value, bool) or value is None or isinstance(value, dict) or value == []:
             kind = "true or false" if option.is_flag else "one value"
             raise UserError(f"{path}: {key} must be {kind}, not {value!r}")
-        # As the command line would give it, so that click checks it in the same way.
+        # Click checks text in the same way as it checks the command line.
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         defaults[str(option.name)] = value if option.is_flag else text
     context.default_map = {**(context.default_map or {}), **defaults}
 
 
 def _read(path: Path) -> dict[str, Any]:
-    # Few runs have a file.
+    # Imported here because few runs have a file.
     import tomllib
 
     import yaml

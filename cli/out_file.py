@@ -1,4 +1,4 @@
-"""Outputs of commands: what may be replaced."""
+"""Checks of a command's output: which files and folders it may replace."""
 
 import json
 import os
@@ -15,26 +15,26 @@ from sentence_distill.pipeline.files import LOCK_NAME, TEMPORARY, lock_folder, m
 def check_file(
     out: Path, overwrite: bool, *, option: str = "--out", own: Callable[[Path], bool] = lambda out: False
 ) -> None:
-    """Refuse a file whose folder is not there, or that is there and neither `overwrite` nor `own` lets it be replaced.
+    """Refuse a file whose folder is missing, or that exists and is not to be replaced.
 
-    `own` tells an earlier output of the same command.
+    A file may be replaced with `overwrite`, or if `own` recognizes it as an earlier output of the same command.
     """
     if not out.resolve().parent.is_dir():
         raise UserError(f"{option} {out}: there is no folder {out.parent}")
     if out.is_dir():
         raise UserError(f"{option} {out} is a folder; name a file in it")
     if out.exists() and not overwrite and not own(out):
-        raise UserError(f"{out} is there already; name another file, or --overwrite replaces it")
+        raise UserError(f"{out} already exists; name another file, or replace it with --overwrite")
 
 
 def refuse_other(out: Path, known: set[str], command: str) -> None:
-    """Refuse a folder that holds something that the command did not write."""
+    """Refuse a folder with a file that the command did not write."""
     if other := {path.name for path in out.iterdir()} - {LOCK_NAME, *known} if out.exists() else ():
         raise UserError(f"{out} holds {min(other)}, which {command} did not write; name another folder with --out")
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a file of JSON; an empty one if there is none."""
+    """Read the object in a JSON file; {} if the file is missing or holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -47,17 +47,17 @@ def read_object(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def finetuned_folder(out: Path, overwrite: bool) -> Iterator[None]:
-    """Hold a folder that is new, empty or an earlier result to replace, before the work whose result it gets."""
+    """Lock the output folder for the block; refuse one that is neither empty nor an earlier result to replace."""
     with made_folder(out), lock_folder(out):
         if any(path.name != LOCK_NAME for path in out.iterdir()):
             refuse_other(out, _finetuned_files(out), "sd finetune")
             if not overwrite:
-                raise UserError(f"{out} is there already; name another folder with --out, or --overwrite replaces it")
+                raise UserError(f"{out} already exists; name another folder with --out, or replace it with --overwrite")
         yield
 
 
 def _finetuned_files(out: Path) -> set[str]:
-    """Return what may lie in a folder with a student or a teacher that `sd finetune` finished; nothing in others."""
+    """Return the names that may be in a folder that `sd finetune` completed; the empty set for other folders."""
     from sentence_distill.student.figures import DISTILLATION
     from sentence_distill.student.files import (
         CARD,
@@ -72,7 +72,7 @@ def _finetuned_files(out: Path) -> set[str]:
 
     if teacher := read_object(out / FINETUNED_TEACHER):
         return {FINETUNED_TEACHER, *teacher.get("files", [])}
-    # A copy in float16 is of sd export.
+    # sd export writes copies in float16.
     if not (out / TASK).exists() or read_object(out / DISTILLATION).get("weights") != "float32":
         return set()
     modules = {path.relative_to(out).parts[0] for path in module_paths(out).values() if path != out}
@@ -82,7 +82,7 @@ def _finetuned_files(out: Path) -> set[str]:
 
 @contextmanager
 def whole_or_none(folder: Path) -> Iterator[None]:
-    """Write a folder anew: if that fails, it holds what it held before, and the same command finds it as it was."""
+    """Replace the content of a folder; if the block fails, the previous content is restored."""
 
     def content() -> list[Path]:
         return [path for path in folder.iterdir() if path.name != LOCK_NAME]

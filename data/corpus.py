@@ -24,7 +24,7 @@ from sentence_distill.data.sources import (
 )
 from sentence_distill.data.tables import read_table
 
-# WikiExtractor's JSON, and the dataset that is made of it: text of many lines with headings among them.
+# Columns of WikiExtractor's JSON, and of the dataset built from it, whose text has many lines, headings among them.
 _ARTICLE = ("id", "url", "title", "text")
 _CHECKED_FILES = 20
 _STDIN = "standard input"
@@ -44,17 +44,17 @@ _SUFFIXES = {
 
 @dataclass(frozen=True)
 class Corpus:
-    """Sources read one after the other."""
+    """Sources that are read one after the other."""
 
     sources: Sequence[Source]
     format: str | None = None
-    """An `InputFormat`, or None to find each file's from its name and content."""
+    """An `InputFormat`; None detects the format of each file from its name and content."""
     text_column: str = "text"
-    """The column of the text, or the two of a pair with a comma between."""
+    """Column of the text, or the two columns of a pair, separated by a comma."""
     keep_blank: bool = False
-    """Blank lines of plain text are records too."""
+    """True if blank lines of plain text are records, too."""
     names: Sequence[str] = ()
-    """Names of the locations that the sources were found at; see `Source.location`."""
+    """Names of the locations where the sources were found; see `Source.location`."""
 
     @classmethod
     def open(
@@ -67,21 +67,21 @@ class Corpus:
         keep_blank: bool = False,
         log: Callable[[str], None] = lambda line: None,
     ) -> "Corpus":
-        """Find the files of `locations` (see `find_sources`); for pairs all must have columns."""
+        """Find the files of `locations` (see `find_sources`); pairs need formats with columns."""
         sources = find_sources(locations, leave_out, log)
         corpus = cls(sources, format, text_column, keep_blank, distinct_names(locations))
         for source in corpus.sources if corpus.pairs else ():
             if (kind := format or detect_format(source)) in LINE_FORMATS:
                 raise UserError(
                     f"{source.name} is read as {kind}, which has no columns; pairs, as --text-column {text_column}, "
-                    "come from JSON, Parquet, Arrow, CSV or TSV (--input-format names it if that was not found)"
+                    "come from JSON, Parquet, Arrow, CSV or TSV (set --input-format if it was detected wrongly)"
                 )
         return corpus
 
     @classmethod
     def of_standard_input(cls, format: str | None, text_column: str, *, keep_blank: bool = False) -> "Corpus":
-        """Take standard input, which can be read once, compressed or not; its first bytes say what it is."""
-        refusal = UserError(f"{_STDIN} can't be read as Parquet or Arrow, which begin at their end; name a file")
+        """Read standard input, compressed or not, once; the format is detected from its first bytes."""
+        refusal = UserError(f"{_STDIN} can't be read as Parquet or Arrow, whose index is at the end; name a file")
         if format in ("parquet", "arrow"):
             raise refusal
         stream = standard_input()
@@ -95,36 +95,36 @@ class Corpus:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The one column of the text, or the two of a pair."""
+        """Column of the text, or the two columns of a pair."""
         return text_columns(self.text_column)
 
     @property
     def pairs(self) -> bool:
-        """Whether each record is a pair of sentences."""
+        """True if each record is a pair of sentences."""
         return len(self.columns) == 2
 
     def check(self) -> None:
-        """Read the beginning of the first files, so that what can't be used shows before anything else is done."""
+        """Read the beginning of the first files, so that unusable input is reported before any work."""
         few = range(min(_CHECKED_FILES, len(self.sources)))
         records = sum(1 for index in few for _ in islice(self.file_records(index), 1))
         if not records and len(self.sources) == len(few):
             more = f" and {len(few) - 1} more" if len(few) > 1 else ""
-            raise UserError(f"{self.sources[0].name}{more}: there is no text in there; check the path")
+            raise UserError(f"{self.sources[0].name}{more}: no text found; check the path")
 
     def records(self, start: Position = Position()) -> Iterator[Record]:  # noqa: B008 (frozen)
-        """Yield the records from `start` on, in an order that never changes."""
+        """Yield the records from `start` on, always in the same order."""
         for index in range(start.file, len(self.sources)):
             yield from self.file_records(index, start if index == start.file else None)
 
     def file_records(self, index: int, start: Position | None = None) -> Iterator[Record]:
-        """Yield the records of the file with number `index`, from `start` on."""
+        """Yield the records of file `index`, from `start` on."""
         source, start, columns = self.sources[index], start or Position(index), self.columns
         with cut_short(source.name):
             kind = self.format or detect_format(source)
             if kind in LINE_FORMATS:
                 yield from self._paragraphs(source, kind, start)
                 return
-            # An article is known by its columns.
+            # Articles are recognized by their columns.
             may_be_article = columns == ("text",)
             for row in read_table(source, kind, start, columns, _ARTICLE if may_be_article else columns):
                 cells = row.cells
@@ -140,7 +140,7 @@ class Corpus:
         return read_text(source, start, blank=self.keep_blank)
 
     def rows(self, start: Position = Position()) -> Iterator[Row]:  # noqa: B008 (frozen)
-        """Yield the rows from `start` on with all their columns; a line of text is a row of one column."""
+        """Yield the rows from `start` on with all their columns; a line of text is a row with one column."""
         for index in range(start.file, len(self.sources)):
             source, begin = self.sources[index], start if index == start.file else Position(index)
             with cut_short(source.name):
@@ -155,7 +155,7 @@ class Corpus:
 
 
 def sentences_of(locations: Sequence[str], count: int, rules: SentenceRules) -> list[str]:
-    """Return the first `count` different sentences of a corpus that keep the rules."""
+    """Return the first `count` distinct sentences of a corpus that pass the rules."""
     texts = (record.text for record in Corpus.open(locations).records() if record.text is not None)
     found = (sentence.text for text in texts for sentence in split_sentences(text, rules) if not sentence.reason)
     unique: dict[str, None] = {}
@@ -167,7 +167,7 @@ def sentences_of(locations: Sequence[str], count: int, rules: SentenceRules) -> 
 
 
 def text_columns(text_column: str, option: str = "--text-column") -> tuple[str, ...]:
-    """Return the one name of a text column, or the two of a pair, which a comma parts; `option` is who gave it."""
+    """Split a text column, or the two of a pair, as the user wrote them; `option` is named in the error."""
     columns = tuple(column.strip() for column in text_column.split(","))
     if len(columns) > 2 or not all(columns) or len(set(columns)) < len(columns):
         raise UserError(f"{option} {text_column}: name one column, or two for pairs, as in sentence1,sentence2")
@@ -175,21 +175,21 @@ def text_columns(text_column: str, option: str = "--text-column") -> tuple[str, 
 
 
 def detect_format(source: Source) -> str:
-    """Return the `InputFormat` that a file has, from its first bytes if they are distinctive, else from its name."""
+    """Return the `InputFormat` of a file, from its first bytes if they are distinctive, otherwise from its name."""
     head, name = source.head(), plain_name(source.name)
     named = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
     if head.startswith(b"PAR1"):
         return "parquet"
-    # 0xFFFFFFFF begins a stream of Arrow, as `datasets` saves.
+    # 0xFFFFFFFF begins an Arrow stream, the format that `datasets` saves.
     if head.startswith(b"ARROW1") or (named == "arrow" and head.startswith(b"\xff\xff\xff\xff")):
         return "arrow"
     if head and named in ("parquet", "arrow"):
-        raise UserError(f"{source.name} is named as {named}, and is none; check where it is from")
+        raise UserError(f"{source.name} has the suffix of {named} but another content; check where it is from")
     return _format_of_text(source.name, head, named)
 
 
 def _format_of_text(name: str, head: bytes, named: str | None) -> str:
-    """Return the format of what is neither Parquet nor Arrow, and is called `named` by its suffix."""
+    """Return the format of a text file; `named` is the format that its suffix stands for."""
     refuse_no_text(name, head)
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if start.startswith(b"<doc "):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.hub import HubUnreachable, ask_hub, offline_requested
+from sentence_distill.data.progress import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -14,21 +15,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task over single texts or pairs, of GLUE or of a user's own."""
+    """A task over single texts or pairs, from GLUE or the user."""
 
     name: str
     columns: tuple[str, ...]
-    """The one or two columns of texts."""
+    """One or two columns of texts."""
     label: str
-    """The column of labels."""
+    """Column of labels."""
     labels: tuple[str, ...]
-    """Classes in the order of their numbers; a regression has none."""
+    """Classes in the order of their numbers; empty for a regression."""
     metrics: tuple[str, ...]
-    """Names that `task_metrics` knows; their mean picks the best model."""
+    """Metrics of `task_metrics`; their mean picks the best model."""
 
     @property
     def regression(self) -> bool:
-        """True if labels are numbers, as the 0 to 5 of STS-B, and not classes."""
+        """True if labels are numbers, such as STS-B's 0 to 5, and not classes."""
         return not self.labels
 
     @property
@@ -38,28 +39,28 @@ class Task:
 
     @property
     def plain_columns(self) -> tuple[str, ...]:
-        """Names of the columns of texts in a table of one's own."""
+        """Names of the text columns in a user's table."""
         return self.columns
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlueTask(Task):
-    """A task of GLUE; `columns` and `label` are those of the official files."""
+    """A GLUE task; `columns` and `label` are those of the official files."""
 
     hub: str
-    """Configuration of the hub's copy."""
+    """Configuration name of the copy on the hub."""
     hub_columns: tuple[str, ...]
     dev: tuple[str, ...] = ("dev",)
-    """Names of the dev splits; the first one decides."""
+    """Names of the dev splits; the first one picks the best model."""
     test: tuple[str, ...] = ("test",)
     test_columns: tuple[str, ...] = ()
-    """Columns of texts in the test files, which have a header and no labels; empty stands for `columns`."""
+    """Text columns in the test files, which have a header and no labels; empty if they are `columns`."""
     index: str = "index"
-    """Column of the rows' numbers in the test files."""
+    """Column of row numbers in the test files."""
 
     @property
     def plain_columns(self) -> tuple[str, ...]:
-        """The names of the hub: in the official files CoLA's are numbered and MRPC's have blanks."""
+        """Column names of the hub's copy: the official files number CoLA's, and MRPC's contain blanks."""
         return self.hub_columns
 
 
@@ -103,40 +104,40 @@ TASKS = {
     )
 }
 DIAGNOSTIC = _task("AX", _PAIR, _THREE, ("matthews",), hub_columns=("premise", "hypothesis"), dev=())
-"""The diagnostic set: a test split without labels, for the model that was fine-tuned on MNLI."""
+"""Diagnostic set: a test split without labels, for the model that was fine-tuned on MNLI."""
 
 _SUFFIX = {"": "", "matched": "-m", "mismatched": "-mm"}
 
 
 def set_name(task: str, split: str) -> str:
-    """Return the name that GLUE gives a dev or test set: MNLI-m for "dev_matched", RTE for "dev"."""
+    """Return GLUE's name of a dev or test set: MNLI-m for "dev_matched", RTE for "dev"."""
     return task + _SUFFIX[split.partition("_")[2]]
 
 
 # GLUE's examples, from a folder of the official TSV files or from the hub.
 
 HUB_NAME = "nyu-mll/glue"
-# Where downloads of the official files put the diagnostic set.
+# Places of the diagnostic set in downloads of the official files.
 _DIAGNOSTIC_FILES = ("AX/AX.tsv", "diagnostic/diagnostic.tsv", "AX.tsv")
 
 
 @dataclass(frozen=True)
 class Examples:
-    """n examples of a split."""
+    """A split with n examples."""
 
     texts: tuple[list[str], ...]
     """One or two columns of n sentences."""
     labels: list[float]
-    """n class numbers, or scores in a regression; empty for a test split, whose labels are not public."""
+    """n class numbers, or scores for a regression; empty for a test split, whose labels are not public."""
     ids: list[int] = field(default_factory=list)
-    """Numbers of the n rows of a test split, which a submission repeats; empty for the others."""
+    """n row numbers of a test split, which a submission repeats; empty for other splits."""
 
     def __len__(self) -> int:
         return len(self.texts[0])
 
 
 class TaskMissing(Exception):
-    """A task has no data here; the message says what is missing."""
+    """Data of a task that is not on this machine; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -146,22 +147,20 @@ class GlueFolder:
     folder: Path
 
     def load(self, task: GlueTask, split: str) -> Examples:
-        """Read a split, as "train" or "dev_matched"; raises `TaskMissing` if it is not there, or empty."""
+        """Read a split, such as "train" or "dev_matched"; raise `TaskMissing` if it is missing or empty."""
         path = self._find(f"{task.name}/{split}.tsv")
         return self._not_empty(examples_from_tsv(task, path), path)
 
     def load_test(self, task: GlueTask, split: str) -> Examples:
         """Read a split without labels, one of `task.test`."""
         path = self._find(*(_DIAGNOSTIC_FILES if task == DIAGNOSTIC else (f"{task.name}/{split}.tsv",)))
-        # CoLA's file has a header too, unlike its others.
+        # CoLA's test file has a header, unlike its other files.
         rows = _read_tsv(task, path, (task.index, *(task.test_columns or task.columns)))
         rows = [row for row in rows if row[0]]
         try:
             ids = [int(row[0] or "") for row in rows]
         except ValueError:
-            raise UserError(
-                f"{path}: its column {task.index!r} should hold rows' numbers; is it {task.name}?"
-            ) from None
+            raise UserError(f"{path}: column {task.index!r} should hold row numbers; is this {task.name}?") from None
         return self._not_empty(Examples(_texts_of([row[1:] for row in rows], len(task.columns)), [], ids), path)
 
     def _find(self, *names: str) -> Path:
@@ -172,20 +171,20 @@ class GlueFolder:
 
     def _not_empty(self, examples: Examples, path: Path) -> Examples:
         if not len(examples):
-            raise TaskMissing(f"{path.relative_to(self.folder)} holds no example")
+            raise TaskMissing(f"{path.relative_to(self.folder)} holds no examples")
         return examples
 
 
 class GlueHub:
-    """Tasks from the hub's copy, through `datasets` and its cache."""
+    """Tasks from the copy on the hub, through `datasets` and its cache."""
 
     def load(self, task: GlueTask, split: str) -> Examples:
-        """Fetch a split, named as in the official download."""
+        """Fetch a split by its name in the official download."""
         rows = self._rows(task, split.replace("dev", "validation", 1))
         return Examples(self._texts(task, rows), [float(label) for label in rows["label"]])
 
     def load_test(self, task: GlueTask, split: str) -> Examples:
-        """Fetch a split without labels; MRPC's, which the hub's copy has, stay out."""
+        """Fetch a split without labels; those of MRPC, which the hub's copy has, are dropped."""
         rows = self._rows(task, split)
         return Examples(self._texts(task, rows), [], [int(number) for number in rows["idx"]])
 
@@ -205,14 +204,14 @@ GlueSource = GlueFolder | GlueHub
 
 
 def open_glue(folder: Path | None) -> GlueSource:
-    """Open GLUE in a folder, or on the hub if none is given; that it can be had shows within 10 seconds."""
+    """Open GLUE in a folder, or on the hub if none is given; an unreachable hub is an error within 10 seconds."""
     if folder is not None:
         if not folder.is_dir():
-            raise UserError(f"--glue-dir {folder} is not there; it should hold CoLA/train.tsv and the like")
+            raise UserError(f"--glue-dir {folder} does not exist; it should hold CoLA/train.tsv and the like")
         return GlueFolder(folder)
     hub = GlueHub()
     if offline_requested():
-        # Then the cache is all there is, and `datasets` answers from it at once; the smallest task shows.
+        # Offline, `datasets` reads its cache; loading the smallest task tells whether GLUE is in it.
         hub.load(TASKS["WNLI"], "dev")
         return hub
     from huggingface_hub import HfApi
@@ -226,18 +225,18 @@ def open_glue(folder: Path | None) -> GlueSource:
 
 def _no_hub(error: Exception) -> UserError:
     return UserError(
-        f"GLUE can't be had from the hub ({first_line(error)}); give a folder of the official TSV files with "
-        "--glue-dir DIR, or set HF_HUB_OFFLINE=1 if it lies in the cache"
+        f"GLUE can't be loaded from the hub ({first_line(error)}); give a folder of the official TSV files with "
+        "--glue-dir DIR, or set HF_HUB_OFFLINE=1 if it is in the cache"
     )
 
 
 def examples_from_tsv(task: GlueTask, path: Path) -> Examples:
-    """Read one file of the official layout."""
+    """Read one file in the official layout."""
     kept, labels = [], []
     rows = _read_tsv(task, path, (task.label, *task.columns), header=task.name != "CoLA")
     for number, (label, *cells) in enumerate(rows, start=1):
-        # A line that ends before the label's cell is left out: official files have such lines after a line end inside a
-        # text, and others at the end of a broken download.
+        # Lines that end before the label are skipped: in official files a line break inside a text leaves such lines,
+        # and so does an interrupted download.
         if label is None:
             continue
         kept.append(cells)
@@ -247,27 +246,27 @@ def examples_from_tsv(task: GlueTask, path: Path) -> Examples:
 
 def _label(task: GlueTask, text: str, place: str) -> float:
     if not text:
-        raise UserError(f"{place}: its column {task.label!r} is empty; remove that row, or label it")
+        raise UserError(f"{place}: column {task.label!r} is empty; remove that row, or label it")
     try:
         if task.regression and math.isfinite(score := float(text)):
             return score
         return float(task.labels.index(text))
     except ValueError:
         known = "finite numbers" if task.regression else ", ".join(task.labels)
-        raise UserError(f"{place}: label {text!r}, where {task.name} has {known}") from None
+        raise UserError(f"{place}: label {text!r}, but {task.name} has {known}") from None
 
 
 def _read_tsv(task: GlueTask, path: Path, columns: tuple[str, ...], *, header: bool = True) -> list[list[str | None]]:
-    """Return the cells of some columns in each row; None stands for a cell that a line lacks."""
+    """Return the cells of `columns` in each row; None for a cell that the row lacks."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it first") from error
-    # The official files quote nothing, and some rows of them carry more cells than the header names.
+    # The official files use no quotes, and some rows have more cells than the header.
     rows = [line.split("\t") for end in text.split("\n") if (line := end.removesuffix("\r"))]
     names = (rows.pop(0) if header else list(map(str, range(len(rows[0]))))) if rows else []
     if missing := [name for name in columns if name not in names]:
-        raise UserError(f"{path} has no column {missing[0]!r} but {', '.join(names)}; is it {task.name}?")
+        raise UserError(f"{path} has no column {missing[0]!r}, only {', '.join(names)}; is this {task.name}?")
     places = [names.index(name) for name in columns]
     return [[row[place] if place < len(row) else None for place in places] for row in rows]
 
@@ -282,12 +281,12 @@ def _texts_of(rows: list[list[str | None]], columns: int) -> tuple[list[str], ..
 def load_sts(path: Path) -> Examples:
     """Read a TSV with the columns sentence1, sentence2 and score, such as STS-B's dev.tsv."""
     if not path.is_file():
-        raise UserError(f"--sts {path} is not there; it should be a TSV with sentence1, sentence2 and score")
+        raise UserError(f"--sts {path} does not exist; it should be a TSV with sentence1, sentence2 and score")
     examples = examples_from_tsv(TASKS["STS-B"], path)
-    # Nothing correlates with scores that are all the same.
+    # A constant has no rank correlation.
     if len(set(examples.labels)) < 2:
         raise UserError(
-            f"--sts {path} holds {len(examples.labels):,} pair(s), and no two scores that differ; name pairs of which "
-            "some are closer than others"
+            f"--sts {path} holds {counted(len(examples.labels), 'pair')}, but no two different scores; name pairs with "
+            "different scores"
         )
     return examples

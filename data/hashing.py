@@ -17,7 +17,7 @@ def bytes_hash(content: bytes | memoryview) -> str:
 
 
 def stream_hash(stream: BinaryIO) -> str:
-    """Return the xxh3-128 of all that is left in `stream`."""
+    """Return the xxh3-128 of the rest of `stream`."""
     digest = xxhash.xxh3_128()
     while chunk := stream.read(1 << 22):
         digest.update(chunk)

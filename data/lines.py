@@ -1,4 +1,4 @@
-"""Text without columns: what is text at all, its lines, and WikiExtractor's articles."""
+"""Text without columns: checks for binary files, lines, and WikiExtractor's articles."""
 
 import codecs
 import html
@@ -14,10 +14,10 @@ from sentence_distill.data.records import EXCERPT_CHARACTERS, Position, Record
 from sentence_distill.data.sentences import THAI, UNSPACED
 from sentence_distill.data.sources import HEAD_BYTES, Source, compression_of, cut_short
 
-# A book a line is shorter; the bound keeps memory flat on a file that has no line ends.
+# Longer than a whole book on one line; it bounds memory on files without line ends.
 MAX_LINE_CHARACTERS = 1 << 25
 
-# UTF-32's begins with UTF-16's, so it comes first.
+# UTF-32 comes first, because its mark begins with that of UTF-16.
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -43,7 +43,7 @@ _NO_TEXT = (
     (b"\x93NUMPY", "a NumPy array", _EXPORT),
     (b"Obj\x01", "an Avro file", _EXPORT),
 )
-# A page, or a dump of a wiki.
+# Markup that is text, but not plain text.
 _MARKUP = (
     (re.compile(rb"<!doctype\s+html|<html[\s>]", re.IGNORECASE), "an HTML page", _EXTRACT),
     (re.compile(rb"<mediawiki[\s>]"), "a dump of a wiki", "extract its articles with WikiExtractor first"),
@@ -52,24 +52,24 @@ _MARKUP = (
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _FEWEST_CONTROLS, _CONTROL_SHARE = 8, 0.05
 
-# WikiExtractor leaves section headings as short paragraphs, many with a period that it adds. Of its paragraphs with up
-# to six words nearly all are headings, cells and list items; from seven words on most are sentences.
+# WikiExtractor turns section headings into short paragraphs, many with a period added. Nearly all of its paragraphs of
+# up to six words are headings, table cells and list items; most with seven or more are sentences.
 _HEADING_WORDS = 6
-# In scripts that put no blanks between words.
+# For scripts without blanks between words.
 _HEADING_CHARACTERS = 20
 _THAI_HEADING_CHARACTERS = 40
 _TITLE = re.compile(r'title="(.*)">\s*$')
-# What WikiExtractor escapes, each once: "&amp;lt;" stands for "&lt;".
+# Entities that WikiExtractor escapes, each once: "&amp;lt;" stands for "&lt;".
 _ENTITY = re.compile("&(?:amp|lt|gt|quot|#39|#x27);")
-# What ends a sentence: in alphabets, in Armenian, Arabic, Indic, Ethiopic, Burmese, Khmer and Tibetan script.
+# Ends of sentences in alphabetic, Armenian, Arabic, Indic, Ethiopic, Burmese, Khmer and Tibetan script.
 _SENTENCE_END = re.compile("[.!?…‼⁇⁈⁉։؟۔।॥།፧፨၊။៕།]")
 _WIDE_SENTENCE_END = re.compile("[。．！？｡…‼⁇⁈⁉၊။។៕།]")
 
 
 def refuse_no_text(name: str, head: bytes, *, markup: bool = True) -> None:
-    """Refuse what is no text in UTF-8 by what its first, decompressed bytes say it is; `markup` refuses pages too."""
+    """Refuse a file that is not UTF-8 text, judging by its first decompressed bytes; `markup` also refuses HTML."""
     head = head[:HEAD_BYTES]
-    # Most lines of the other encodings are UTF-8 too, with a zero byte at each letter.
+    # UTF-16 and UTF-32 would mostly decode as UTF-8, with zero bytes next to the letters.
     if encoding := next((encoding for mark, encoding in _BYTE_ORDER_MARKS.items() if head.startswith(mark)), ""):
         raise _other_encoding(name, encoding)
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()
@@ -77,14 +77,14 @@ def refuse_no_text(name: str, head: bytes, *, markup: bool = True) -> None:
         if head.startswith(magic):
             raise UserError(f"{name} is {what}, not text; {advice}")
     for pattern, what, advice in _MARKUP if markup else ():
-        # An XML declaration, a comment or a processing instruction may stand before the first tag.
+        # An XML declaration, a comment or a processing instruction may come before the first tag.
         if pattern.match(start) or (start.startswith((b"<?xml", b"<!--")) and pattern.search(start)):
             raise UserError(f"{name} is {what}, not text; {advice}")
     if _is_tar(head):
         raise UserError(f"{name} is a tar archive, not text; {_UNPACK}tar://NAME::FILE.tar")
     if compression_of(head) is not None:
         raise UserError(f"{name} is compressed twice, or is a compressed file inside an archive; decompress it once")
-    # A stray control character makes no binary file of a text.
+    # A stray control character does not make a file binary.
     if (controls := len(_CONTROL.findall(head))) >= _FEWEST_CONTROLS and controls > _CONTROL_SHARE * len(head):
         if encoding := _unmarked_encoding(head):
             raise _other_encoding(name, encoding)
@@ -96,7 +96,7 @@ def _other_encoding(name: str, encoding: str) -> UserError:
 
 
 def _is_tar(head: bytes) -> bool:
-    """Return whether a tar archive begins with `head`; its header has a checksum, and no magic in old ones."""
+    """Return True if `head` begins a tar archive: old ones have no magic, but each header has a checksum."""
     if len(head) < 512 or not head[:512].strip(b"\0"):
         return False
     try:
@@ -107,7 +107,7 @@ def _is_tar(head: bytes) -> bool:
 
 
 def _unmarked_encoding(head: bytes) -> str:
-    """Return the encoding of text of mostly ASCII letters without a byte-order mark, or ""."""
+    """Return the encoding of UTF-16 text without a byte-order mark that is mostly ASCII; otherwise ""."""
     even, odd = head[0 : len(head) // 2 * 2 : 2], head[1::2]
     for zeros, others, encoding in ((odd, even, "UTF-16LE"), (even, odd, "UTF-16BE")):
         if len(zeros) > 1 and zeros.count(0) > 0.7 * len(zeros) and others.count(0) < 0.1 * len(others):
@@ -116,16 +116,16 @@ def _unmarked_encoding(head: bytes) -> str:
 
 
 def read_text(source: Source, start: Position, *, blank: bool = False) -> Iterator[Record]:
-    """Yield each line that is not blank, and with `blank` those as well."""
+    """Yield each line; blank ones only with `blank`."""
     for record in read_lines(source, start):
         if blank or record.text is None or record.text.strip():
             yield record
 
 
 def read_wikiextractor(source: Source, start: Position) -> Iterator[Record]:
-    """Yield the paragraphs inside `<doc …>` blocks; tags and titles are no records, headings are rejected.
+    """Yield the paragraphs inside `<doc …>` blocks; tags and titles are skipped, headings are rejected.
 
-    `start` must be where a record began, so that no title is ahead of it in its block.
+    `start` must be the start of a record: then no title of its block comes after it.
     """
     title: str | None = None
     for record in read_lines(source, start):
@@ -138,7 +138,7 @@ def read_wikiextractor(source: Source, start: Position) -> Iterator[Record]:
             title = html.unescape(match[1]) if match else None
         elif line and not line.startswith("</doc"):
             line = _unescape(line)
-            # Only the first line of a block is its title: a slice may begin at any later one.
+            # Only the first line of a block can be its title.
             expected, title = title, None
             if expected is not None and line in (expected, f"{expected}."):
                 continue
@@ -149,7 +149,7 @@ def read_wikiextractor(source: Source, start: Position) -> Iterator[Record]:
 
 
 def article_record(position: Position, text: str, title: object, *, escaped: bool) -> Record:
-    """Make a record of an article of several lines, as WikiExtractor writes it into JSON: headings are taken out."""
+    """Make a record of a multi-line article, as in WikiExtractor's JSON, without its title and headings."""
     lines = [line for part in text.splitlines() if (line := (_unescape(part) if escaped else part).strip())]
     if lines and lines[0] in (title, f"{title}."):
         del lines[0]
@@ -162,19 +162,19 @@ def _unescape(line: str) -> str:
 
 
 def is_heading(line: str) -> bool:
-    """Return whether a line of an article is a heading, or an item of a list: a short one, or one without an end."""
+    """Return True if a line of an article is a heading or list item: it is short, or has no sentence end."""
     if not line.isascii() and len(UNSPACED.findall(line)) > len(line) / 2:
         if THAI.search(line):
             return len(line) < _THAI_HEADING_CHARACTERS
         if _WIDE_SENTENCE_END.search(line):
             return False
-        # The period of a heading is WikiExtractor's own.
+        # WikiExtractor adds an ASCII period to headings, so at the end of a short line it proves nothing.
         return len(line) < _HEADING_CHARACTERS or not _SENTENCE_END.search(line)
     return len(line.split(maxsplit=_HEADING_WORDS)) <= _HEADING_WORDS or not _SENTENCE_END.search(line)
 
 
 def read_lines(source: Source, start: Position) -> Iterator[Record]:
-    r"""Yield every line as a record, from `start` on; `\n`, `\r\n` and `\r` alone end one, here and in all formats."""
+    r"""Yield every line from `start` on as a record; as in all formats, `\n`, `\r\n` and a lone `\r` end a line."""
     number, offset = start.record, start.offset
     for line, size, complete in lines_of(source, offset):
         position = Position(start.file, number, offset)
@@ -189,9 +189,9 @@ def read_lines(source: Source, start: Position) -> Iterator[Record]:
 
 
 def lines_of(source: Source, offset: int) -> Generator[tuple[str, int, bool], None, None]:
-    """Yield each line from a byte on with its end, its size in bytes, and whether it is not cut for its length.
+    """Yield each line from a byte offset on, with its line end, its size in bytes, and True unless it was cut.
 
-    A byte-order mark counts to the first line's size alone.
+    Lines over `MAX_LINE_CHARACTERS` are cut. A byte-order mark is removed, but counts toward the first line's size.
     """
     with open_text(source, offset) as text:
         while line := text.readline(MAX_LINE_CHARACTERS + 1):
@@ -207,7 +207,7 @@ def lines_of(source: Source, offset: int) -> Generator[tuple[str, int, bool], No
 
 @contextmanager
 def open_text(source: Source, offset: int) -> Iterator[io.TextIOWrapper]:
-    """Open a file at a byte as text whose lines keep their ends; bytes that are not UTF-8 become lone surrogates."""
+    """Open a file at a byte offset as text with its line ends; bytes that are not UTF-8 become lone surrogates."""
     with cut_short(source.name), source.open() as stream:
         if not offset:
             refuse_no_text(source.name, stream.peek(1), markup=False)
@@ -220,18 +220,18 @@ def open_text(source: Source, offset: int) -> Iterator[io.TextIOWrapper]:
         try:
             yield text
         finally:
-            # Who opened the stream closes it, and has done so if this reader was left before its end.
+            # The stream's owner closes it, and already has if the caller stopped reading early.
             if not stream.closed:
                 text.detach()
 
 
 def byte_size(text: str) -> int:
-    """Return how many bytes text took in its file, those that are not UTF-8 included."""
+    """Return the size of text in its file, including bytes that are not UTF-8."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether text that was decoded with surrogateescape was UTF-8."""
+    """Return True if text that was decoded with surrogateescape was valid UTF-8."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
@@ -239,12 +239,12 @@ def is_utf8(text: str) -> bool:
 
 
 def shown_bytes(text: str) -> str:
-    """Show the beginning of text that was not UTF-8."""
+    """Return the beginning of text that was not UTF-8, with escapes."""
     return repr(text[:EXCERPT_CHARACTERS].encode("utf-8", "surrogateescape"))[2:-1]
 
 
 def sentences_of_file(file: Path, count: int) -> list[str]:
-    """Return the first `count` lines of the text file --sentences that are not empty."""
+    """Return the first `count` non-empty lines of the text file given as --sentences."""
     sentences: list[str] = []
     try:
         with file.open(encoding="utf-8") as lines:
@@ -252,9 +252,9 @@ def sentences_of_file(file: Path, count: int) -> list[str]:
                 if len(sentences) < count and line.strip():
                     sentences.append(line.strip())
     except FileNotFoundError:
-        raise UserError(f"--sentences {file} is not there; it should be a text file with one sentence a line") from None
+        raise UserError(f"--sentences {file} does not exist; it should be a text file, one sentence per line") from None
     except UnicodeDecodeError as error:
         raise UserError(f"--sentences {file} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     if not sentences:
-        raise UserError(f"--sentences {file} holds no sentence")
+        raise UserError(f"--sentences {file} holds no sentences")
     return sentences

@@ -1,4 +1,4 @@
-"""Options of a job: a dataclass field says its type, default, help and check, once for Python and the command line."""
+"""Options of a job: a dataclass field has its type, default, help and check, for Python and the command line alike."""
 
 import operator
 import re
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from sentence_distill.data.errors import UserError
 
 Config = TypeVar("Config")
-# Bounds of a seed: scikit-learn's end at 2**32 - 1, and `sd eval --glue` counts on from the first.
+# Bounds of a seed: scikit-learn accepts up to 2**32 - 1, and `sd eval --glue` counts up from the first seed.
 SEED: dict[str, Any] = {"least": 0, "most": 2**31 - 1}
 _BOUNDS = (
     ("least", operator.lt, "at least"),
@@ -24,54 +24,54 @@ _BOUNDS = (
 
 
 def option(default: Any, help: str, **settings: Any) -> Any:
-    """Declare a field of a config with its default, a help that stands alone, and the other settings of `Field`."""
+    """Declare a field of a config with its default, a help text that stands alone, and other settings of `Field`."""
     return field(default=default, metadata={"option": {"help": help, **settings}})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """An option: a field of a config with its type taken apart."""
+    """An option: a field of a config, with the parts of its type."""
 
     name: str
     kind: type
-    """Type of the value, or of each one in a tuple: bool, int, float, str or Path."""
+    """Type of the value, or of each value in a tuple: bool, int, float, str or Path."""
     choices: tuple[str, ...]
-    """The values of a Literal; otherwise empty."""
+    """Values of a Literal; empty for other types."""
     several: bool
-    """The value is a tuple, separated by commas on the command line."""
+    """True if the value is a tuple, written with commas on the command line."""
     optional: bool
-    """None is a value."""
+    """True if the value may be None."""
     default: Any
     help: str
     shown: str | None = None
-    """What the help shows as default instead of the value, if it depends on something."""
+    """Text that the help shows as the default instead of the value, for a default that depends on something."""
     metavar: str | None = None
     flags: tuple[str, ...] = ()
-    """Names on the command line, if not that of the field: `--no-text`, `--split/--no-split`."""
+    """Names on the command line, if they differ from the field's: `--no-text`, `--split/--no-split`."""
     aliases: tuple[str, ...] = ()
-    """Older names, which work and which no help shows."""
+    """Older names, which still work but are not shown in the help."""
     parse: Callable[[str], Any] | None = None
-    """Reads the value from text; raises ValueError with what is wrong."""
+    """Parser of the value, which raises a ValueError that describes the mistake."""
     least: float | None = None
-    """Least value, included unless `above`."""
+    """Inclusive lower bound; `above` is the exclusive one."""
     above: float | None = None
     most: float | None = None
-    """Largest value, included unless `below`."""
+    """Inclusive upper bound; `below` is the exclusive one."""
     below: float | None = None
     repeated: bool = False
-    """The option may be repeated, a value each time."""
+    """True if the option may be repeated, with one value each time."""
     argument: bool = False
-    """It is a positional argument."""
+    """True for a positional argument."""
     given: bool = True
-    """It belongs to the command that `command_line` writes."""
+    """True if `command_line` writes the option."""
 
     @property
     def flag(self) -> str:
-        """The first name on the command line."""
+        """First name on the command line."""
         return self.flags[0].partition("/")[0] if self.flags else f"--{self.name.replace('_', '-')}"
 
     def problem_of(self, value: Any) -> str | None:
-        """Say what a single value must be, or None if it is that."""
+        """Describe the constraint that a single value violates; None if it is valid."""
         if self.choices and value not in self.choices:
             return f"must be {', '.join(self.choices[:-1])} or {self.choices[-1]}"
         if isinstance(value, float) and not isfinite(value):
@@ -84,7 +84,7 @@ class Field:
 
 
 def fields_of(config: type) -> list[Field]:
-    """Return the options of a config, those of configs inside it in their place."""
+    """Return the options of a config; those of nested configs stand where the config is declared."""
     hints = get_type_hints(config)
     found = []
     for each in fields(config):
@@ -116,20 +116,20 @@ def fields_of(config: type) -> list[Field]:
 
 
 def build(config: type, values: dict[str, Any]) -> Any:
-    """Build a config, and those inside it, from the values of all their options."""
+    """Build a config and its nested configs from the values of all options."""
     hints = get_type_hints(config)
     inner = {name: build(hint, values) for name, hint in hints.items() if is_dataclass(hint)}  # type: ignore[arg-type]
     return config(**inner, **{name: value for name, value in values.items() if name in hints})
 
 
 def configured(kind: type[Config], config: Config | None, options: dict[str, Any]) -> Config:
-    """Return `config`, or the one that `options` make: how a function takes a config or its fields."""
+    """Return `config`, or build it from `options`, for functions that accept a config or its fields."""
     if config is not None:
         if options:
             raise TypeError(f"give a {kind.__name__} or its fields, not both")
         return config
     if unknown := options.keys() - {each.name for each in fields_of(kind)}:
-        raise TypeError(f"{min(unknown)!r} is no option of {kind.__name__}")
+        raise TypeError(f"{min(unknown)!r} is not an option of {kind.__name__}")
     return build(kind, options)  # type: ignore[no-any-return]
 
 
@@ -153,9 +153,9 @@ def check(config: Any) -> None:
 
 
 def command_line(command: str, *configs: Any) -> str:
-    """Return the command that runs a job with the options of configs; defaults are left out.
+    """Return the command that runs a job with the options of `configs`, defaults left out.
 
-    A text among the configs stands as it is: the flag with which the options of the next go.
+    A string among the configs is written as it is: the flag that the options of the next config belong to.
     """
     parts: list[str] = []
     flags: list[str] = []
@@ -188,51 +188,51 @@ def _values(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def written(value: Any) -> str:
-    """Write a value as the command line takes it."""
+    """Format a value as the command line accepts it."""
     if isinstance(value, float):
         return short if float(short := f"{value:g}") == value else repr(value)
     return ",".join(map(written, value)) if isinstance(value, tuple) else str(value)
 
 
-# Readers of text; they raise ValueError with what is wrong.
+# Parsers. They raise a ValueError that describes the mistake.
 
 
 def parse_list(kind: type, text: str) -> tuple[Any, ...]:
-    """Read values that commas separate, as in 3e-4,1e-3."""
+    """Parse comma-separated values, as in 3e-4,1e-3."""
     try:
         found = tuple(kind(part.strip()) for part in text.split(",") if part.strip())
     except ValueError:
         found = ()
     if not found:
         names: dict[type, str] = {int: "whole numbers such as 1,8", float: "numbers such as 1e-3 or 3e-4,1e-3"}
-        raise ValueError(f"{text!r} is no list of {names.get(kind, 'names')}")
+        raise ValueError(f"{text!r} is not a list of {names.get(kind, 'names')}")
     return found
 
 
 def parse_seconds(text: str) -> float:
-    """Read a time, as in 90s, 30m or 2h."""
+    """Parse a duration, as in 90s, 30m or 2h."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     if match is None or not float(match[1]):
-        raise ValueError(f"{text!r} is no time such as 90s, 30m or 2h")
+        raise ValueError(f"{text!r} is not a time such as 90s, 30m or 2h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def parse_share(text: str) -> tuple[int, int]:
-    """Read one of so many shares, as in 3/64."""
+    """Parse a share and the number of shares, as in 3/64."""
     match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
     number, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= number <= count:
-        raise ValueError(f"{text!r} is no share such as 1/4 to 4/4")
+        raise ValueError(f"{text!r} is not a share such as 1/4 to 4/4")
     return number, count
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Read names that commas separate, each once."""
+    """Parse comma-separated names; duplicates are dropped."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def parse_choices(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """Return a reader of names out of `known`, whatever their case; `all` stands for every one."""
+    """Return a parser of `known` names, in upper or lower case; `all` stands for all of them."""
     spelled = {name.lower(): name for name in known}
 
     def parse(text: str) -> tuple[str, ...]:
@@ -240,7 +240,7 @@ def parse_choices(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
             return tuple(known)
         names = parse_names(text)
         if unknown := [name for name in names if name.lower() not in spelled]:
-            raise ValueError(f"{unknown[0]!r} is none of {', '.join(known)}")
+            raise ValueError(f"{unknown[0]!r} is not one of {', '.join(known)}")
         return tuple(dict.fromkeys(spelled[name.lower()] for name in names))
 
     return parse

@@ -1,4 +1,4 @@
-"""Messages and progress of long work. The command line shows them; used as a library, the package is silent."""
+"""Messages and progress of long-running work. The command line shows them; as a library, the package is silent."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,21 +6,21 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """Moves a task on."""
+    """Callback that reports the progress of a task."""
 
     def __call__(self, count: int, note: str = "") -> None:
-        """Count more units as done; a note, a loss for one, is shown until the next one."""
+        """Add `count` to the units done; a note, such as the loss, is shown until the next one."""
 
 
 class Silent:
-    """Shows nothing; other displays override its methods."""
+    """Display that shows nothing; other displays override its methods."""
 
     def log(self, message: str) -> None:
         """Show one line."""
 
     @contextmanager
     def task(self, name: str, total: int | None, unit: str, done: int = 0) -> Iterator[Advance]:
-        """Open a task of `total` units (None: not known), of which an earlier run did `done`."""
+        """Open a task of `total` units (None if unknown), `done` of which an earlier run has finished."""
         yield lambda count, note="": None
 
 
@@ -28,7 +28,7 @@ _display = Silent()
 
 
 def show_on(display: Silent) -> Silent:
-    """Show messages from now on in this process on `display`; return the one before."""
+    """Make `display` the display of this process, and return the previous one."""
     global _display
     before, _display = _display, display
     return before
@@ -36,7 +36,7 @@ def show_on(display: Silent) -> Silent:
 
 @contextmanager
 def shown_on(display: Silent) -> Iterator[None]:
-    """Show messages of the block on `display`."""
+    """Use `display` for the duration of the block."""
     before = show_on(display)
     try:
         yield
@@ -50,5 +50,10 @@ def log(message: str) -> None:
 
 
 def task(name: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Advance]:
-    """Open a task, see `Silent.task`; the value moves it on."""
+    """Open a task; see `Silent.task`."""
     return _display.task(name, total, unit, done)
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Write a number with its noun, for messages: 1 shard, 2,000 shards."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

@@ -1,4 +1,4 @@
-"""Units of reading: a record, which is a text or the reason why there is none, and a row with all its columns."""
+"""Records and rows: a text, or the reason why there is none, and a table row with all its columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,50 +13,50 @@ LINE_FORMATS = ("text", "wikiextractor")
 """Formats whose records are lines or paragraphs, without columns; the others are tables."""
 InputFormat = Literal["text", "wikiextractor", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 
-# Between the two sides of a pair: a sentence can't hold one, because normalization makes it a blank.
+# Separates the two sides of a pair. A sentence can't contain it, because normalization replaces it by a blank.
 PAIR_SEPARATOR = "\t"
 EXCERPT_CHARACTERS = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a corpus from which reading can begin."""
+    """A position in a corpus from which reading can start."""
 
     file: int = 0
     record: int = 0
-    """The lines or rows before this one in that file."""
+    """Number of lines or rows before it in the file."""
     offset: int = 0
-    """The bytes before it in the decompressed file; 0 in Parquet and Arrow, which are not read byte by byte."""
+    """Number of bytes before it in the decompressed file; 0 for Parquet and Arrow, which are not read by bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The text of a line or row, of a pair joined by `PAIR_SEPARATOR`; or None and the `reason` why there is none."""
+    """The text of a line or row, a pair joined by `PAIR_SEPARATOR`; or None, and the `reason` why it can't be used."""
 
     position: Position
     text: str | None
     reason: str = ""
     excerpt: str = ""
-    """Shows a record that can't be used in rejected.jsonl."""
+    """Beginning of a record that can't be used, for rejected.jsonl."""
     headings: tuple[str, ...] = ()
-    """Lines of an article that are no sentences and were taken out of its text."""
+    """Lines of an article that are headings, removed from its text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row with its columns, or the `reason` why it can't be used."""
+    """A row with its columns, or the `reason` why it can't be used."""
 
     where: str
     """File and line, or row, for messages."""
     cells: dict[str, Any]
     schema: "pa.Schema | None" = None
-    """That of the Parquet or Arrow file that the row is from; None if columns have no types."""
+    """Schema of the Parquet or Arrow file that the row is from; None for formats without types."""
     position: Position = Position()
     reason: str = ""
     excerpt: str = ""
 
     def value(self, column: str) -> Any:
-        """Return what a column holds; refuse a row that can't be used or lacks the column."""
+        """Return the value of a column; refuse a row that can't be used or lacks the column."""
         if self.reason:
             raise UserError(f"{self.where}: {self.reason}; correct or remove that row")
         if column not in self.cells:
@@ -65,7 +65,7 @@ class Row:
         return self.cells[column]
 
     def text(self, column: str) -> str:
-        """Return the text in a column, "" for a null; refuse what is no text."""
+        """Return the text in a column, "" for a null; refuse other values."""
         value = self.value(column)
         if value is None:
             return ""
@@ -77,7 +77,7 @@ class Row:
         return text
 
     def record(self, columns: Sequence[str]) -> Record:
-        """Make a record of the text in one column, or of the pair in two; what can't be used becomes its reason."""
+        """Make a record of the text in one column or the pair in two; what makes it unusable is its reason."""
         if self.reason:
             return Record(self.position, None, self.reason, self.excerpt)
         sides = []
@@ -97,15 +97,15 @@ class Row:
 
     def _rejected(self, reason: str, value: Any) -> Record:
         excerpt = repr(value)[2:-1] if isinstance(value, bytes) else str(value)
-        # A lone surrogate could not be written to rejected.jsonl.
+        # Lone surrogates can't be written to rejected.jsonl.
         excerpt = excerpt[:EXCERPT_CHARACTERS].encode(errors="backslashreplace").decode()
         return Record(self.position, None, reason, excerpt)
 
 
 def as_text(value: Any) -> tuple[str, str]:
-    """Return the text that a cell holds and "", or "" and why it is none: "not text", or "not UTF-8".
+    """Return the text in a cell and "", or "" and the problem: "not text" or "not UTF-8".
 
-    Bytes are text in UTF-8: Parquet files written by Hive, Impala or Java often lack the mark that says so.
+    Bytes are read as UTF-8: Parquet files written by Hive, Impala or Java often lack the string annotation.
     """
     try:
         if isinstance(value, bytes):
@@ -113,7 +113,7 @@ def as_text(value: Any) -> tuple[str, str]:
         if not isinstance(value, str):
             return "", "not text"
         if not value.isascii():
-            # Lone surrogates are legal in JSON's escapes, and in no encoding of text.
+            # JSON escapes may spell lone surrogates, which no encoding can represent.
             value.encode()
     except UnicodeError:
         return "", "not UTF-8"

@@ -1,6 +1,6 @@
-"""Write rows: with predictions as JSON lines, CSV, TSV and Parquet; with vectors as JSON lines, Parquet, Arrow and npy.
+"""Writers of rows: with predictions to JSON lines, CSV, TSV and Parquet, with vectors also to Arrow and npy.
 
-A row with a prediction keeps its own columns, as `Row`s; rows with vectors are record batches of one schema.
+Rows with predictions are `Row`s, which keep their own columns; rows with vectors are record batches of one schema.
 """
 
 import csv
@@ -26,14 +26,14 @@ from sentence_distill.data.tables import quoting
 ROW_FORMATS = ("jsonl", "csv", "tsv", "parquet")
 VECTOR_FORMATS = ("jsonl", "parquet", "arrow", "npy")
 VECTOR = "embedding"
-"""The column of the vectors, the last one."""
+"""Column of the vectors, always the last one."""
 WriteBatch = Callable[[pa.RecordBatch], None]
 _JSON_ROWS = 4096
 
 
 @contextmanager
 def open_writer(file: BinaryIO, format: str) -> Iterator["RowWriter"]:
-    """Open a writer of one of `ROW_FORMATS` into a file, which stays open."""
+    """Open a writer of one of `ROW_FORMATS`; the file itself is left open."""
     writer: RowWriter
     if format in ("csv", "tsv"):
         writer = _Csv(file, "," if format == "csv" else "\t")
@@ -46,13 +46,13 @@ def open_writer(file: BinaryIO, format: str) -> Iterator["RowWriter"]:
 
 
 class RowWriter:
-    """Writes rows of one format."""
+    """Writer of rows in one format."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Append rows; name the first that the format can't hold."""
+        """Append rows; an error names the first one that the format can't hold."""
         try:
             self._write(rows)
         except UnicodeEncodeError:
@@ -63,18 +63,18 @@ class RowWriter:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is buffered."""
         self._file.flush()
 
 
 def _refuse_surrogates(rows: Sequence[Row]) -> None:
-    """Refuse text that no encoding has: a lone surrogate, which JSON's escapes allow."""
+    """Refuse text with a lone surrogate, which JSON escapes can spell but UTF-8 can't encode."""
     for row in rows:
         for column, value in row.cells.items():
             try:
                 json.dumps([column, value], ensure_ascii=False, default=str).encode()
             except UnicodeEncodeError:
-                raise UserError(f"{row.where}: what column {column!r} holds is not Unicode; correct that row") from None
+                raise UserError(f"{row.where}: column {column!r} holds invalid Unicode; correct that row") from None
 
 
 class _JsonLines(RowWriter):
@@ -83,10 +83,10 @@ class _JsonLines(RowWriter):
 
 
 def _json(row: Row) -> str:
-    # Dates and decimals of Parquet have no other form in JSON.
+    # Parquet's dates and decimals are written as strings, since JSON has no type for them.
     def other(value: Any) -> str:
         if isinstance(value, bytes):
-            raise UserError(f"{row.where}: a column holds bytes, which JSON can't; write .parquet")
+            raise UserError(f"{row.where}: a column holds bytes, which JSON can't represent; write .parquet")
         return str(value)
 
     try:
@@ -96,7 +96,7 @@ def _json(row: Row) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Return a value with null in place of NaN and the infinities, which JSON has not."""
+    """Replace NaN and infinities, which JSON lacks, by null."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -105,7 +105,7 @@ def _finite(value: Any) -> Any:
 
 
 class _Csv(RowWriter):
-    """Writes CSV; or TSV, which has no quotation marks."""
+    """Writer of CSV, and of TSV, which has no quotes."""
 
     def __init__(self, file: BinaryIO, delimiter: str) -> None:
         super().__init__(file)
@@ -125,16 +125,17 @@ class _Csv(RowWriter):
         plain = quoting(self._delimiter) == csv.QUOTE_NONE
         for value in values:
             if isinstance(value, bytes):
-                raise UserError(f"{row.where}: a column holds bytes, which a text file can't; write .parquet")
+                raise UserError(f"{row.where}: a column holds bytes, which a text file can't hold; write .parquet")
             if isinstance(value, list | tuple | dict):
                 nested = "an object" if isinstance(value, dict) else "a list"
-                raise UserError(f"{row.where}: a column holds {nested}, which a cell can't; write .jsonl")
+                raise UserError(f"{row.where}: a column holds {nested}, which a cell can't hold; write .jsonl")
             if plain and any(mark in str(value) for mark in "\t\n\r"):
-                raise UserError(f"{row.where}: a cell holds a tab or a line end, which TSV can't; write .csv or .jsonl")
+                raise UserError(f"{row.where}: a tab or line end in a cell, which TSV can't hold; write .csv or .jsonl")
         if plain:
             return "\t".join("" if value is None else str(value) for value in values) + "\n"
         text = io.StringIO(newline="")
-        # Cells with a character of the line end are quoted, and readers end lines at a lone \r too.
+        # The writer quotes cells that contain a character of its line end. With "\r\n" it quotes a lone \r, too,
+        # at which readers would end the line.
         csv.writer(text, lineterminator="\r\n").writerow(values)
         return text.getvalue().removesuffix("\r\n") + "\n"
 
@@ -154,23 +155,23 @@ class _Parquet(RowWriter):
             if self._writer is None:
                 self._writer = pa.parquet.ParquetWriter(self._file, schema)
             elif pa.unify_schemas([self._writer.schema, schema], promote_options="permissive") != self._writer.schema:
-                # Arrow would leave out what a struct of the first rows lacks.
+                # Arrow would silently drop fields of a struct that the first rows lack.
                 raise pa.ArrowTypeError("types are not those of the first rows")
             self._writer.write_table(pa.Table.from_pylist([row.cells for row in rows], schema=self._writer.schema))
         except (pa.ArrowException, OverflowError) as error:
             raise UserError(
-                f"{rows[0].where} and on: a column's values have no type of Parquet, or several ({first_line(error)}); "
+                f"{rows[0].where} and after: the values of a column have no common Parquet type ({first_line(error)}); "
                 "write .jsonl instead"
             ) from None
 
     def close(self) -> None:
-        """Write the last rows and the index at the file's end."""
+        """Write the last rows and the file's footer."""
         if self._writer is not None:
             self._writer.close()
 
 
 def _schema(rows: Sequence[Row]) -> pa.Schema:
-    """Return the types of the table that rows are from; those of other columns follow from what these hold."""
+    """Return the schema of the rows' table, with the types of added columns inferred from their values."""
     given = [] if rows[0].schema is None else list(rows[0].schema)
     known = {field.name for field in given}
     others = [{column: value for column, value in row.cells.items() if column not in known} for row in rows]
@@ -178,7 +179,7 @@ def _schema(rows: Sequence[Row]) -> pa.Schema:
 
 
 def _check_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Refuse a row whose columns are not those of the first one, which a table would leave out or leave empty."""
+    """Refuse a row whose columns differ from the first row's: a table would drop them or leave them empty."""
     expected = set(columns)
     for row in rows:
         if row.cells.keys() != expected:
@@ -191,18 +192,17 @@ def _check_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:
 
 
 def make_batch(rows: Sequence[Row], columns: Sequence[str] | None, vectors: np.ndarray, dtype: str) -> pa.RecordBatch:
-    """Put n rows and their vectors, float[n, dim], together.
+    """Make a record batch of n rows and their vectors, float[n, dim].
 
-    The batch has some of the rows' `columns`, or all in the order in which they come; then `VECTOR`, a fixed_size_list
-    of `dtype`.
+    It has the given `columns` of the rows, or all of them in their order, then `VECTOR`, a fixed_size_list of `dtype`.
     """
     names = list(dict.fromkeys(name for row in rows for name in row.cells))
     if columns is not None:
         if missing := [name for name in columns if name not in names and any(row.cells for row in rows)]:
-            raise UserError(f"{rows[0].where} and on: no column {missing[0]!r}, there is {', '.join(names) or 'none'}")
+            raise UserError(f"{rows[0].where} and after: no column {missing[0]!r}, only {', '.join(names) or 'none'}")
         names = list(columns)
     if VECTOR in names:
-        raise UserError(f"{rows[0].where}: there is a column {VECTOR!r} already; name those to keep with --columns")
+        raise UserError(f"{rows[0].where} already has a column {VECTOR!r}; name the columns to keep with --columns")
     flat = np.ascontiguousarray(vectors, dtype=dtype).reshape(-1)
     kind = pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), vectors.shape[1])
     arrays = [*(_column(rows, name) for name in names), pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)]
@@ -213,41 +213,41 @@ def make_batch(rows: Sequence[Row], columns: Sequence[str] | None, vectors: np.n
 def _column(rows: Sequence[Row], name: str) -> pa.Array:
     schemas = {id(row.schema): row.schema for row in rows}
     given = {schema.field(name).type for schema in schemas.values() if schema is not None and name in schema.names}
-    # The types of a table's file; those of JSON follow from the values.
+    # Parquet and Arrow files declare the type; for other formats, Arrow infers it from the values.
     known = given.pop() if len(given) == 1 and None not in schemas.values() else None
     if known is not None and pa.types.is_dictionary(known):
         known = known.value_type
     try:
         return pa.array([row.cells.get(name) for row in rows], known)
     except (pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError) as error:
-        raise _no_common_type(f"{rows[0].where} and on: the values of column {name!r}", error) from None
+        raise _no_common_type(f"{rows[0].where} and after: the values of column {name!r}", error) from None
 
 
 def _no_common_type(what: str, error: Exception) -> UserError:
     return UserError(
-        f"{what} have no type in common ({first_line(error)}); name the columns to keep with --columns, or --no-text "
-        "for the vectors alone"
+        f"{what} have no common type ({first_line(error)}); name the columns to keep with --columns, or write only the "
+        "vectors with --no-text"
     )
 
 
 def joined_schema(known: pa.Schema | None, batch: pa.Schema, where: str) -> pa.Schema:
-    """Return the columns of both schemas, each with a type that holds the values of both; the vectors stay last."""
+    """Unify two schemas, widening types if necessary; the vectors stay last."""
     if known is None or known == batch:
         return batch
     both = [schema.remove(schema.get_field_index(VECTOR)) for schema in (known, batch)]
     try:
         return pa.unify_schemas(both, promote_options="permissive").append(batch.field(VECTOR))
     except pa.ArrowException as error:
-        raise _no_common_type(f"{where} and on: the values of a column and those before", error) from None
+        raise _no_common_type(f"{where} and after: the values of a column and those before", error) from None
 
 
 def settled(schema: pa.Schema) -> pa.Schema:
-    """Return the schema with text, the likeliest of what may follow, in place of columns that hold nothing so far."""
+    """Return the schema with string for columns that are all null so far: text is the likeliest to follow."""
     return pa.schema([field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in schema])
 
 
 def fitted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Return a batch with the columns of `schema`, see `joined_schema`: others are null."""
+    """Return a batch with the columns of `schema` (see `joined_schema`); those that it lacks are null."""
     if batch.schema == schema:
         return batch
     names = set(batch.schema.names)
@@ -260,9 +260,9 @@ def fitted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 @contextmanager
 def vector_writer(file: BinaryIO, format: str, schema: pa.Schema, *, seekable: bool) -> Iterator[WriteBatch]:
-    """Yield a function that appends batches of one schema to `file`; when the block ends well the file is complete.
+    """Yield a function that appends batches of one schema to `file`, which is complete after the block.
 
-    Of "npy" all but the vectors is left out. Into a pipe, which is not seekable, Arrow goes as a stream; "npy" can't.
+    "npy" holds only the vectors, and needs a seekable file. To a pipe, Arrow is written in its streaming format.
     """
     if format == "npy":
         with _npy(file, schema) as write:
@@ -274,7 +274,7 @@ def vector_writer(file: BinaryIO, format: str, schema: pa.Schema, *, seekable: b
         with open_arrow(pa.PythonFile(file, "w"), schema) as arrow:
             yield arrow.write_batch
     else:
-        # Neither dictionaries nor compression make numbers of vectors smaller; they only cost time.
+        # Dictionaries and compression don't make vectors smaller; they only take time.
         compression = {name: "zstd" for name in schema.names if name != VECTOR} | {f"{VECTOR}.list.element": "none"}
         options: dict[str, Any] = {"compression": compression, "use_dictionary": False}
         with pa.parquet.ParquetWriter(pa.PythonFile(file, "w"), schema, **options) as parquet:
@@ -283,9 +283,9 @@ def vector_writer(file: BinaryIO, format: str, schema: pa.Schema, *, seekable: b
 
 def _write_jsonl(file: BinaryIO, batch: pa.RecordBatch) -> None:
     for first in range(0, batch.num_rows, _JSON_ROWS):
-        # Not straight into the file: no signal gets through while polars waits for a pipe.
+        # Written to memory first: while polars is blocked on a pipe, Python can't handle signals.
         text = io.BytesIO()
-        # Its numbers are as short as reads back to the same number of this type.
+        # Polars writes each number with the fewest digits that read back to the same value of its type.
         polars.DataFrame(batch.slice(first, _JSON_ROWS)).write_ndjson(text)
         file.write(text.getbuffer())
 
@@ -297,7 +297,7 @@ def _npy(file: BinaryIO, schema: pa.Schema) -> Iterator[WriteBatch]:
 
     def header() -> None:
         shape = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, kind.list_size)}
-        # NumPy leaves room in it for a first dimension that grows.
+        # NumPy pads the header so that the number of rows can be updated in place.
         np.lib.format.write_array_header_1_0(file, shape)
 
     def write(batch: pa.RecordBatch) -> None:

@@ -1,4 +1,4 @@
-"""SentEval's tasks, the classic tests of sentence embeddings (Conneau and Kiela 2018, arXiv:1803.05449), from files."""
+"""SentEval's transfer tasks for sentence embeddings (Conneau and Kiela 2018, arXiv:1803.05449), read from files."""
 
 import csv
 import io
@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.progress import counted
 
-# Examples of a class below which there is none for every fold of a cross-validation.
+# Minimum number of examples per class: fewer leave a fold of the cross-validation without any.
 _FEWEST, _FEWEST_IN_FOLDS = 3, 10
 
 
 @dataclass(frozen=True)
 class Split:
-    """n texts, or pairs, and their classes."""
+    """A split with n texts, or pairs, and their classes."""
 
     texts: tuple[list[str], ...]
     """One or two columns of n texts."""
@@ -24,23 +25,23 @@ class Split:
 
 @dataclass(frozen=True)
 class TransferTask:
-    """A task of one table, or of tables to train, to pick by and to test on."""
+    """A task with a single table, or with train, dev and test splits."""
 
     name: str
     train: Split
     dev: Split | None = None
     test: Split | None = None
-    """None: the task has no split of its own, and is scored by cross-validation."""
+    """None for a task without splits, which is scored by cross-validation."""
 
 
 def transfer_tasks(folder: Path) -> dict[str, TransferTask]:
-    """Read the tasks whose files are in `folder`, as SentEval's get_transfer_data.bash leaves them in downstream/.
+    """Read the tasks in `folder`, the downstream/ that SentEval's get_transfer_data.bash fills.
 
     Raises:
-        UserError: none is there, or a file can't be read.
+        UserError: there is no task, or a file can't be read.
     """
     if not folder.is_dir():
-        raise UserError(f"--transfer {folder} is no folder; name the one that holds MR/, CR/ and so on")
+        raise UserError(f"--transfer {folder} is not a folder; name the one that holds MR/, CR/ and so on")
     found = {name: read(name, folder / name) for name, read in _READERS.items() if (folder / name).is_dir()}
     if not found:
         raise UserError(
@@ -51,7 +52,7 @@ def transfer_tasks(folder: Path) -> dict[str, TransferTask]:
         label, count = Counter(task.train.labels).most_common()[-1]
         if count < (_FEWEST if task.test else _FEWEST_IN_FOLDS):
             raise UserError(
-                f"{folder / name}: class {label!r} has only {count} to train on, too few to choose by; check its files"
+                f"{folder / name}: class {label!r} has only {counted(count, 'training example')}; check the files"
             )
     return found
 
@@ -60,11 +61,11 @@ def _lines(path: Path) -> list[str]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}); SentEval's layout has it") from error
+        raise UserError(f"{path} can't be read ({error.strerror}); it is part of SentEval's layout") from error
     try:
         text = content.decode()
     except UnicodeDecodeError:
-        # Pang and Lee's and TREC's files are older than UTF-8's rule.
+        # The files of Pang and Lee and of TREC are in Latin-1.
         text = content.decode("latin-1")
     lines = [line.strip() for line in text.split("\n")]
     if not any(lines):
@@ -73,7 +74,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _by_class(positive: str, negative: str) -> Callable[[str, Path], TransferTask]:
-    """Return a reader of tasks with a file for each class."""
+    """Return a reader of tasks with one file per class."""
 
     def read(name: str, folder: Path) -> TransferTask:
         yes, no = _lines(folder / positive), _lines(folder / negative)
@@ -87,7 +88,7 @@ def _sst(name: str, folder: Path) -> TransferTask:
         path = folder / "binary" / f"sentiment-{split}"
         rows = [line.rpartition("\t") for line in _lines(path)]
         if wrong := [label for _, _, label in rows if label not in ("0", "1")]:
-            raise UserError(f"{path} should hold lines of a text, a tab, and 0 or 1, not {wrong[0]!r}")
+            raise UserError(f"{path} should hold lines of text, a tab, and 0 or 1, not {wrong[0]!r}")
         return Split(([text for text, _, _ in rows],), [label for _, _, label in rows])
 
     return TransferTask(name, read("train"), read("dev"), read("test"))
@@ -95,10 +96,10 @@ def _sst(name: str, folder: Path) -> TransferTask:
 
 def _trec(name: str, folder: Path) -> TransferTask:
     def read(file: str) -> Split:
-        # As in "LOC:city What city …": of the classes the coarse ones.
+        # Lines such as "LOC:city What city …"; the class is the coarse one, LOC.
         rows = [line.partition(" ") for line in _lines(folder / file)]
         if wrong := [label for label, _, _ in rows if ":" not in label]:
-            raise UserError(f"{folder / file} should hold lines as LOC:city What city …, not {wrong[0]!r}")
+            raise UserError(f"{folder / file} should hold lines such as LOC:city What city …, not {wrong[0]!r}")
         return Split(([text for _, _, text in rows],), [label.partition(":")[0] for label, _, _ in rows])
 
     return TransferTask(name, read("train_5500.label"), test=read("TREC_10.label"))

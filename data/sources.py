@@ -1,4 +1,4 @@
-"""The files of a corpus: find them, open them, and decompress them to the end of every stream."""
+"""The files of a corpus: finding, opening, and decompressing them to the end of the last stream."""
 
 import bz2
 import gzip
@@ -28,7 +28,7 @@ from sentence_distill.data.hashing import stream_hash
 HEAD_BYTES = 4096
 STANDARD_INPUT = "-"
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
-"""What reading a source raises if its file is damaged or cut short."""
+"""Exceptions of reading a source whose file is damaged or cut short."""
 _MAGIC = {
     b"\x1f\x8b\x08": "gzip",
     b"BZh": "bz2",
@@ -39,10 +39,10 @@ _MAGIC = {
 _COMPRESSED = (".gz", ".bz2", ".xz", ".lzma", ".zst", ".zstd", ".lz4")
 _LOCAL = "file://"
 _WILDCARD = re.compile(r"[*?\[]")
-# A folder that holds a file of these is one of tables: what else lies in it describes them.
+# If a folder contains files with these suffixes, its other files are taken for descriptions of them.
 _TABLES = (".parquet", ".arrow", ".feather", ".ipc", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 _TEXTS = (".txt", ".text")
-# Written by `datasets` and the hub's tools next to the data.
+# Files that `datasets` and the hub's tools write next to the data.
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
 _ABOUT = re.compile(r"(readme|licen[cs]e|notice|changelog|citation)(\.[a-z]+)?", re.IGNORECASE)
 _BUFFER = 1 << 20
@@ -52,20 +52,20 @@ _Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Source:
-    """One file of a corpus; standard input is a `stream` that is open already, and decompressed."""
+    """A file of a corpus; for standard input, an open and decompressed `stream`."""
 
     url: str
-    """What fsspec opens."""
+    """URL for fsspec."""
     name: str
-    """What messages and manifests show, never a folder of this machine."""
+    """Name for messages and manifests, without the folder on this machine."""
     size: int
     compression: str | None
     stream: io.BufferedReader | None = field(default=None, compare=False)
     location: int = 0
-    """Which of the locations given it was found at, counted from 0."""
+    """Index of the location, among those given, where it was found."""
 
     def is_file(self, path: Path) -> bool:
-        """Return whether it is the file at `path`, by whatever name or link."""
+        """Return True if it is the file at `path`, under any name or link."""
         local = self.url.removeprefix(_LOCAL)
         return local != self.url and path.exists() and path.samefile(local)
 
@@ -85,7 +85,7 @@ class Source:
 
     @contextmanager
     def open_seekable(self) -> Iterator[IO[bytes]]:
-        """Open the decompressed content for random access; what is compressed passes through a temporary file."""
+        """Open the decompressed content for random access; a compressed file is copied to a temporary one."""
         with self.open() as stream:
             if self.compression is None:
                 yield stream
@@ -97,18 +97,18 @@ class Source:
                 yield copy
 
     def content_hash(self) -> str:
-        """Return the xxh3-128 of the file as it lies there, compressed or not."""
+        """Return the xxh3-128 of the file's bytes, before decompression."""
         with cut_short(self.name), self._opened(None) as stream:
             return stream_hash(stream)
 
     @contextmanager
     def _opened(self, compression: str | None) -> Iterator[io.BufferedReader]:
-        # Of a local file's name nothing is syntax: "::" would make a chain of it.
+        # A local name is taken literally: fsspec.open would read "::" in it as a chain of protocols.
         if self.url.startswith(_LOCAL):
             file = OpenFile(LocalFileSystem(), self.url.removeprefix(_LOCAL))
         else:
             file = fsspec.open(self.url, "rb")
-        # Held open by it: of a file in an archive the archive too.
+        # Closing the OpenFile also closes the archive that a file is in.
         with closing(file):
             with _as_read_errors():
                 stream = file.open()
@@ -120,8 +120,9 @@ def find_sources(
 ) -> list[Source]:
     """List the files of paths, folders (to any depth), globs and fsspec URLs, in their order and then by name.
 
-    Of a folder, hidden files, READMEs and licenses are left out, and `log` is told; so is all that is no data file if
-    it holds tables, as a clone of a dataset does. Nothing in the folder `leave_out`, the run's own output, is a source.
+    Hidden files, READMEs and licenses in folders are skipped, and so is everything but data files in a folder with
+    tables, such as a clone of a dataset; `log` gets a line about it. Files in the folder `leave_out`, the output of the
+    run, are never sources.
     """
     sources = [
         replace(source, location=number)
@@ -129,14 +130,14 @@ def find_sources(
         for source in _expand(location, leave_out, log)
     ]
     if not sources:
-        raise UserError("there is nothing to read; name a file, a folder, a glob or a URL")
+        raise UserError("there are no files to read; name a file, a folder, a glob or a URL")
     return sources
 
 
 def distinct_names(locations: Sequence[str]) -> list[str]:
-    """Name each location by as many of its last parts as tell it from the others: wiki.txt, or a/wiki.txt, b/wiki.txt.
+    """Name each location by as many trailing parts of its path as make the names distinct: a/wiki.txt, b/wiki.txt.
 
-    What stands twice gets a number, so that all names differ.
+    Locations that are given twice get a number.
     """
     paths = [os.path.abspath(each) if os.path.exists(each) else each.partition("::")[0] for each in locations]
     parts = [path.rstrip("/").split("/") for path in paths]
@@ -154,7 +155,7 @@ def distinct_names(locations: Sequence[str]) -> list[str]:
 def _expand(location: str, leave_out: Path | None, log: _Log) -> list[Source]:
     try:
         if os.path.exists(location):
-            # Of a local path nothing is syntax.
+            # An existing local path is taken literally.
             fs, path, chain = LocalFileSystem(), os.path.abspath(location), ""
         else:
             (fs, path), chain = url_to_fs(location), location.partition("::")[2]
@@ -167,37 +168,37 @@ def _expand(location: str, leave_out: Path | None, log: _Log) -> list[Source]:
 
         if fs.isfile(path):
             return [source(path, path.rsplit("/", 1)[-1])]
-        # Names begin after the folder, or after the part of a glob that has no wildcard.
+        # Names are relative to the folder, or to the last folder of a glob before its first wildcard.
         is_folder = fs.isdir(path)
         root = path if is_folder else _WILDCARD.split(path)[0].rsplit("/", 1)[0]
         matched = [path] if is_folder else fs.glob(path) if _WILDCARD.search(path) else []
         files = {file for match in matched for file in _files_at(fs, match, leave_out, log)}
         found = [file for file in sorted(files) if not _hidden(file[len(root) :])]
         if not found:
-            raise UserError(f"{location} is not there, or holds no file; check the path")
+            raise UserError(f"{location} does not exist, or holds no file; check the path")
         return [source(file, file[len(root) :].lstrip("/")) for file in found]
     except UserError:
         raise
-    except Exception as error:  # wrong credentials, say: each store has errors of its own
+    except Exception as error:  # each store has its own errors, for wrong credentials for example
         raise UserError(f"{location} can't be opened: {_all_said(error)}") from error
 
 
 def _files_at(fs: fsspec.AbstractFileSystem, place: str, leave_out: Path | None, log: _Log) -> set[str]:
-    """Return the data files of a folder to any depth, or the file that `place` is; pipes and devices are none."""
+    """Return the data files below a folder, or the single file at `place`; pipes and devices are skipped."""
     local = isinstance(fs, LocalFileSystem)
     is_folder = os.path.isdir(place) if local else fs.isdir(place)
     found = set(_walk(place) if local else fs.find(place)) if is_folder else {place}
     if leave_out is not None:
-        # First of all: shards would make a folder of text one of tables.
+        # Before `_data_files`: shards in the output folder would make it skip text files.
         found -= _files_in(fs, found, leave_out)
     if is_folder:
         found = set(_data_files(place, found, log))
-    # To open a pipe may wait forever. A link to nothing stays, for an error when it is opened.
+    # Opening a pipe may block forever. A dangling link is kept: opening it raises an error that names it.
     return {file for file in found if not local or os.path.isfile(file) or not os.path.exists(file)}
 
 
 def _data_files(place: str, found: Iterable[str], log: _Log) -> list[str]:
-    """Leave out of a folder's files what describes the others; refuse a dataset of several splits."""
+    """Filter out files that only describe the data; refuse a dataset with several splits."""
     files = [file for file in found if not _hidden(file[len(place) :])]
     by_folder: dict[str, set[str]] = {}
     for file in files:
@@ -214,7 +215,7 @@ def _data_files(place: str, found: Iterable[str], log: _Log) -> list[str]:
     kept = []
     for file in files:
         folder, _, name = file.rpartition("/")
-        # A saved dataset's rows lie in data-*.arrow; the others are caches of operations on it.
+        # The rows of a saved dataset are in data-*.arrow; other Arrow files are caches of operations on it.
         is_rows = name.endswith(".arrow") and not name.startswith(("cache-", "tmp"))
         if (is_rows or folder not in saved) and name not in _DESCRIPTIONS and not _ABOUT.fullmatch(name):
             kept.append(file)
@@ -222,21 +223,21 @@ def _data_files(place: str, found: Iterable[str], log: _Log) -> list[str]:
         kept = [file for file in kept if plain_name(file).endswith((*_TABLES, *_TEXTS))]
     if left := sorted(set(files) - set(kept)):
         others = f" and {len(left) - 1:,} more" if len(left) > 1 else ""
-        log(f"left out of {place}, since it is no data: {left[0][len(place) :].lstrip('/')}{others}")
+        log(f"skipped in {place}, not data: {left[0][len(place) :].lstrip('/')}{others}")
     return kept
 
 
 def plain_name(file: str) -> str:
-    """Return a file's name in lower case, without the suffix of its compression."""
+    """Return the name of a file in lower case, without the suffix of a compression."""
     path = PurePosixPath(file.lower())
     return path.stem if path.suffix in _COMPRESSED else path.name
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Yield all files below a local folder; fsspec drops what it can't list, and follows no link to a folder."""
+    """Yield all files below a local folder; fsspec would skip unreadable folders and links to folders."""
     visited = set()
     for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        # A link may lead back to a folder that it lies in.
+        # A link may point to a folder that contains it.
         if (real := os.path.realpath(place)) in visited:
             folders.clear()
             continue
@@ -253,14 +254,14 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def _files_in(fs: fsspec.AbstractFileSystem, files: set[str], folder: Path) -> set[str]:
-    """Return those of `files` that lie in `folder`, a local one by whatever links, or one of an object store."""
+    """Return the `files` inside `folder`, a local folder (links resolved) or one in an object store."""
     if isinstance(fs, LocalFileSystem):
         if not isinstance(folder, Path):
             return set()
         real = {parent: os.path.realpath(parent) for parent in {os.path.dirname(file) for file in files}}
         own = os.path.realpath(folder)
         return {file for file in files if f"{real[os.path.dirname(file)]}/".startswith(f"{own}/")}
-    # A URL's folder is a `UPath`. The class stands for its protocol, of which stores have several names.
+    # The folder of a URL is a `UPath`. File systems are compared by class, since a store's protocol has several names.
     if isinstance(folder, Path) or not isinstance(fs, type(folder.fs)):
         return set()
     return {file for file in files if file.startswith(f"{folder.path.rstrip('/')}/")}
@@ -270,18 +271,17 @@ def _hidden(relative: str) -> bool:
     return any(part.startswith((".", "_SUCCESS")) for part in relative.split("/"))
 
 
-# Decompression, and errors of one kind wherever the bytes come from.
+# Decompression, with the same errors for every kind of storage.
 
 
 def compression_of(head: bytes) -> str | None:
-    """Return what compressed a file that begins with at least 13 bytes `head`; None if nothing did."""
+    """Detect the compression of a file from its beginning, at least 13 bytes; None if it is not compressed."""
     if found := next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None):
         return found
-    # zstd and lz4 may begin with frames that carry no content; pzstd writes one. Which of the two follows shows only
-    # after it, and lz4's tools write none.
+    # Both zstd and lz4 files may begin with a skippable frame, but only zstd tools write one (pzstd does).
     if len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:
         return "zstd"
-    # .lzma of before xz has no magic, but its properties, a dictionary's size and a length that is unknown or sane.
+    # The older .lzma format has no magic: check its properties, dictionary size, and a length that is unknown or sane.
     is_lzma = head.startswith(b"\x5d\x00\x00") and len(head) >= 13
     return "xz" if is_lzma and (head[5:13] == b"\xff" * 8 or head[10:13] == b"\0" * 3) else None
 
@@ -289,8 +289,8 @@ def compression_of(head: bytes) -> str | None:
 def decompressed(file: Any, compression: str | None) -> io.BufferedReader:
     """Return the decompressed content of an open file as buffered bytes.
 
-    Every stream, member or frame of a compressed file is read to its end, and so is padding between them; whatever is
-    damaged, cut short or no such stream raises one of `READ_ERRORS`.
+    All concatenated streams, members or frames are read, and padding between them is skipped. Damage, truncation and
+    trailing garbage raise one of `READ_ERRORS`.
     """
     stream: Any = file
     if compression == "gzip":
@@ -298,21 +298,21 @@ def decompressed(file: Any, compression: str | None) -> io.BufferedReader:
     elif compression in ("bz2", "xz"):
         stream = _Streams(file, bz2.BZ2Decompressor if compression == "bz2" else lzma.LZMADecompressor)
     elif compression is not None:
-        # Arrow's reader reports a file that was cut short, which zstandard's does not.
+        # Unlike zstandard's reader, Arrow's reports a truncated file.
         stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), compression)
     return io.BufferedReader(_Checked(stream), _BUFFER)
 
 
 class _Streams(io.RawIOBase):
-    """Decompresses bz2 or xz streams that follow each other.
+    """Reader of concatenated bz2 or xz streams.
 
-    Python's own readers take a stream that begins with damage, or follows padding, for garbage to be left out.
+    Python's own readers ignore a stream after padding, or one whose beginning is damaged, as trailing garbage.
     """
 
     def __init__(self, file: Any, decompressor: Callable[[], Any]) -> None:
         self._file, self._new = file, decompressor
         self._decompressor = decompressor()
-        # Not yet decompressed, in front of the file's next bytes.
+        # Bytes read from the file but not yet decompressed.
         self._waiting = b""
         self._begun = False
 
@@ -344,7 +344,7 @@ class _Streams(io.RawIOBase):
 
 @contextmanager
 def cut_short(name: str) -> Iterator[None]:
-    """Make a `UserError` that names the file of a `READ_ERRORS`."""
+    """Turn `READ_ERRORS` into a `UserError` that names the file."""
     try:
         yield
     except READ_ERRORS as error:
@@ -352,13 +352,13 @@ def cut_short(name: str) -> Iterator[None]:
 
 
 def _all_said(error: Exception) -> str:
-    """Return all that a store's error says: its first line alone often says nothing."""
+    """Return the whole message of a store's error on one line: its first line alone is often useless."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
 def _as_read_errors() -> Iterator[None]:
-    """Make a `READ_ERRORS` of what a store or its network raises; each has errors of its own."""
+    """Turn whatever a store or its network raises into one of `READ_ERRORS`."""
     try:
         yield
     except READ_ERRORS:
@@ -368,7 +368,7 @@ def _as_read_errors() -> Iterator[None]:
 
 
 class _Checked(io.RawIOBase):
-    """A stream all of whose errors are `READ_ERRORS`."""
+    """Stream that raises only `READ_ERRORS`."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -392,19 +392,19 @@ class _Checked(io.RawIOBase):
 
 
 def standard_input() -> io.BufferedReader:
-    """Open standard input as buffered bytes; a signal ends a wait for them at once."""
+    """Open standard input as buffered bytes; a signal interrupts a blocked read immediately."""
     try:
         descriptor = sys.stdin.fileno()
-    except io.UnsupportedOperation:  # a program put a stream of its own there
+    except io.UnsupportedOperation:  # the calling program replaced sys.stdin
         return sys.stdin.buffer  # type: ignore[return-value]
     return io.BufferedReader(_StandardInput(descriptor), _BUFFER)
 
 
 class _StandardInput(io.RawIOBase):
-    """Reads a descriptor, and waits for it in short steps.
+    """Reader of a descriptor that waits for data in short steps.
 
-    Python hands a signal to its handler when a system call returns. One that comes just before a read begins would wait
-    for the next bytes, for ever if none come.
+    Python runs a signal handler only after a system call returns. A signal that arrives just before a blocking read
+    would wait for the next bytes, possibly forever.
     """
 
     def __init__(self, descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""Readers of what has columns: JSON lines and arrays, CSV, TSV, Parquet and Arrow, each one for all commands."""
+"""Readers of formats with columns: JSON lines and arrays, CSV, TSV, Parquet and Arrow, shared by all commands."""
 
 import csv
 import json
@@ -30,9 +30,9 @@ from sentence_distill.data.sources import Source, cut_short
 BATCH_ROWS = 8192
 _NAMES_CHARACTERS = 1000
 _CHUNK_CHARACTERS = 1 << 16
-# What separates the cells of files that are called CSV; the first that a header holds.
+# Delimiters of files that are called CSV; the first one found in the header is used.
 _DELIMITERS = (",", ";", "\t", "|")
-# What stands in front of the first object of a JSON array, and between two.
+# Text before the first object of a JSON array, and between two objects.
 _BEFORE = re.compile(r"[\ufeff \t\r\n\[]*")
 _BETWEEN = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
 
@@ -40,9 +40,9 @@ _BETWEEN = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
 def read_table(
     source: Source, kind: str, start: Position, columns: Sequence[str], only: Sequence[str] | None = None
 ) -> Iterator[Row]:
-    """Yield the rows of a file of one of `TABLE_FORMATS` from `start` on; a row that can't be used has a reason.
+    """Yield the rows of a file in format `kind` from `start` on; rows that can't be used have a reason.
 
-    `columns`, those of texts, must be there. Of Parquet and Arrow, `only` some columns are read, otherwise all.
+    The text columns, `columns`, must exist. From Parquet and Arrow, the columns `only` are read, by default all.
     """
     with cut_short(source.name):
         if kind == "jsonl":
@@ -57,9 +57,9 @@ def read_table(
 
 
 def _check_columns(name: str, there: list[str], columns: Sequence[str], only: Sequence[str] | None = None) -> None:
-    """Refuse a table that lacks one of `columns`, or has one twice that is read."""
+    """Refuse a table that lacks one of `columns`, or has two columns of one name among those that are read."""
     if missing := [column for column in columns if column not in there]:
-        # A file without a header has its first row of text there.
+        # Shortened: in a file without a header, the first row of text is taken for names.
         found = textwrap.shorten(", ".join(map(str, there)), _NAMES_CHARACTERS, placeholder=" …") or "none"
         raise UserError(f"{name}: no column {missing[0]!r}; it has {found}; name one with --text-column")
     if twice := [column for column in (there if only is None else columns) if there.count(column) > 1]:
@@ -67,7 +67,7 @@ def _check_columns(name: str, there: list[str], columns: Sequence[str], only: Se
 
 
 def _json_lines(source: Source, start: Position, columns: Sequence[str]) -> Iterator[Row]:
-    # Whoever begins further on has a plan, for which the file was read from its beginning.
+    # A reader that starts further on has a plan, and making it checked the first object.
     is_first = start.record == 0
     for line in read_lines(source, start):
         position, where = line.position, f"{source.name}, line {line.position.record + 1}"
@@ -88,20 +88,20 @@ def _json_lines(source: Source, start: Position, columns: Sequence[str]) -> Iter
             continue
         if is_first and position.record == 0 and line.text.lstrip().startswith("{"):
             raise UserError(
-                f"{where} begins a JSON object that does not end there; write one object a line: "
+                f"{where} begins a JSON object that continues on the next line; write one object per line: "
                 "jq -c . FILE.json > FILE.jsonl (or jq -c '.NAME[]' for the objects in a list)"
             )
         yield Row(where, {}, position=position, reason=reason, excerpt=line.text[:EXCERPT_CHARACTERS])
 
 
 def _json_array(source: Source, start: Position, columns: Sequence[str]) -> Iterator[Row]:
-    """Yield the objects of a JSON array, one at a time, so that the whole of it is never in memory."""
+    """Yield the objects of a JSON array one at a time, so that the array is never in memory as a whole."""
     decoder = json.JSONDecoder()
     number, offset, buffer, place = start.record, start.offset, "", 0
     with open_text(source, offset) as text:
         while True:
             between = (_BETWEEN if number else _BEFORE).match(buffer, place)
-            assert between is not None, "both match nothing too"
+            assert between is not None, "both patterns match the empty string"
             offset += byte_size(between[0])
             place = between.end()
             if buffer.startswith("]", place):
@@ -109,13 +109,13 @@ def _json_array(source: Source, start: Position, columns: Sequence[str]) -> Iter
             try:
                 value, end = decoder.raw_decode(buffer, place)
             except (ValueError, RecursionError) as error:
-                # As much again as is there, so that a long object is parsed few times.
+                # Doubling the buffer keeps the number of attempts to parse a long object small.
                 waiting = len(buffer) - place
                 more = text.read(max(waiting, _CHUNK_CHARACTERS)) if waiting <= MAX_LINE_CHARACTERS else ""
                 if not more:
                     raise UserError(
                         f"{source.name}, object {number + 1}, which begins at byte {offset + 1:,}, is not JSON, or the "
-                        f"array is cut short there ({error.args[0].partition(':')[0]}); correct it"
+                        f"array is truncated there ({error.args[0].partition(':')[0]}); correct it"
                     ) from None
                 buffer, place = buffer[place:] + more, 0
                 continue
@@ -133,14 +133,14 @@ def _json_array(source: Source, start: Position, columns: Sequence[str]) -> Iter
 
 
 def quoting(delimiter: str) -> Literal[0, 3]:
-    """Return how cells are quoted, as `csv` calls it: in TSV never, which is how GLUE's and most are written."""
+    """Return the `csv` constant for quoting: none in TSV, as in GLUE's files and most others."""
     return csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
 
 
 def _csv(
     source: Source, kind: str, start: Position, columns: Sequence[str], only: Sequence[str] | None
 ) -> Iterator[Row]:
-    """Yield the rows of a CSV or TSV with a header; cells of CSV may be quoted, and then hold line ends."""
+    """Yield the rows of a CSV or TSV with a header; quoted cells of a CSV may contain line ends."""
     with closing(lines_of(source, 0)) as lines:
         ahead = []
         for line in lines:
@@ -149,7 +149,7 @@ def _csv(
                 break
         first = ahead[-1][0] if ahead else ""
         delimiter = "\t" if kind == "tsv" else next((mark for mark in _DELIMITERS if mark in first), ",")
-        # A CSV that is parted by tabs quotes as others do.
+        # A tab-separated file named .csv may have quotes, like other CSV.
         format = {"delimiter": delimiter, "quoting": quoting("\t" if kind == "tsv" else ",")}
         table = _CsvRows(source.name, chain(ahead, lines), format)
         header = table.next_row()
@@ -164,19 +164,18 @@ def _csv(
 
 
 class _CsvRows:
-    """Rows of cells, and how many lines and bytes the parser took for them.
+    """Rows of cells, with the number of lines and bytes that the parser has consumed.
 
-    A cell that is quoted in another way than RFC 4180 has it, or a quote that is never closed, would join or cut cells,
-    so both are errors.
+    Quotes that violate RFC 4180, and quotes that are never closed, are errors: reading on would join or cut cells.
     """
 
     def __init__(self, name: str, lines: Iterable[tuple[str, int, bool]], format: dict[str, Any]) -> None:
         self._name = name
         self._number = self._size = 0
-        # Those of the row under way.
+        # Lines of the current row, for error messages.
         self._lines: list[str] = []
         csv.field_size_limit(MAX_LINE_CHARACTERS)
-        # A blank line is no row.
+        # Blank lines are not rows.
         self._rows = filter(None, csv.reader(self._counted(lines), strict=True, **format))
 
     def _counted(self, lines: Iterable[tuple[str, int, bool]]) -> Iterator[str]:
@@ -185,14 +184,14 @@ class _CsvRows:
             self._size += size
             if not complete:
                 raise UserError(
-                    f"{self._name}, line {self._number}: over {MAX_LINE_CHARACTERS:,} characters; does it lack line "
-                    "ends?"
+                    f"{self._name}, line {self._number}: over {MAX_LINE_CHARACTERS:,} characters; are line ends "
+                    "missing?"
                 )
             self._lines.append(line)
             yield line
 
     def next_row(self) -> list[str] | None:
-        """Return the next row's cells; None at the end."""
+        """Return the cells of the next row; None at the end."""
         self._lines.clear()
         try:
             return next(self._rows, None)
@@ -213,12 +212,12 @@ class _CsvRows:
             raise UserError(f"{where}: {problem}") from None
 
     def after(self, header: Sequence[str], start: Position) -> Iterator[Row]:
-        """Yield the rows from here on, the first of which is the one at `start`."""
+        """Yield the remaining rows, the first of which is at `start`."""
         number = start.record
         while True:
-            # Blank lines in front of a row are skipped with it.
+            # Blank lines before a row belong to it.
             position = Position(start.file, number, start.offset + self._size)
-            # In the middle of a file nobody counted the lines before.
+            # Line numbers are known only if the file is read from its beginning.
             place = f"row {number + 1}" if start.record else f"line {self._number + 1}"
             if (cells := self.next_row()) is None:
                 return
@@ -253,11 +252,11 @@ def _arrow(
 def _batches(
     stream: IO[bytes], kind: str, start: int, only: Sequence[str] | None
 ) -> tuple[pa.Schema, int, Iterator[pa.RecordBatch]]:
-    """Return the schema, and batches that hold row `start` and all later ones, with the number of their first row."""
+    """Return the schema, the number of the first row in the batches, and batches with row `start` and all after it."""
     if kind == "parquet":
         file = pa.parquet.ParquetFile(stream)
         ends = list(accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
-        # Whole groups in front of the start are not even decoded.
+        # Row groups that end before the start are not decoded.
         skipped = bisect_right(ends, start)
         first, groups = ends[skipped - 1] if skipped else 0, list(range(skipped, len(ends)))
         there = None if only is None else [column for column in only if column in file.schema_arrow.names]
@@ -291,14 +290,14 @@ def _require_text(name: str, column: str, kind: pa.DataType) -> None:
 
 
 def _values(name: str, first: int, column: pa.Array) -> list[Any]:
-    """Return a column's values; text that is not UTF-8 as bytes, so that it costs its row and not the file."""
+    """Return the values of a column; text that is not UTF-8 stays bytes, so that only its row is rejected."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     try:
         return column.to_pylist()  # type: ignore[no-any-return]
     except (ValueError, OverflowError) as error:
         if not (isinstance(error, UnicodeDecodeError) and _is_text(column.type)):
-            # A date beyond those that Python has, for one.
-            raise UserError(f"{name}, row {first + 1} and on: a value can't be read ({error})") from None
+            # For example, a date outside of Python's range.
+            raise UserError(f"{name}, row {first + 1} and after: a value can't be read ({error})") from None
     values = column.cast(pa.large_binary()).to_pylist()
     return [value if value is None or (found := as_text(value))[1] else found[0] for value in values]

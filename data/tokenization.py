@@ -1,8 +1,8 @@
-"""Tokenization: a tokenizer.json in, flat arrays of token ids out. Everything that reads text goes through here.
+"""Tokenization: from text to flat arrays of token ids, for everything that reads text.
 
-WordPiece, the tokenizer of BERT and of most sentence encoders, runs in nanotoken: the same ids as the `tokenizers`
-library at some 50 times its speed. Everything else (BPE, Unigram, WordPiece with parts that nanotoken does not know)
-runs in `tokenizers`. No list of Python ints stands between a text and a batch of WordPiece ids.
+WordPiece, the tokenizer of BERT and of most sentence encoders, runs in nanotoken, which gives the same ids as the
+`tokenizers` library about 50 times as fast, as arrays and not as lists of Python ints. Other tokenizers (BPE, Unigram,
+and WordPiece with parts that nanotoken lacks) run in `tokenizers`.
 """
 
 import json
@@ -16,8 +16,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 _logger = logging.getLogger(__name__)
-# nanotoken is young. It has to agree with `tokenizers` on these whenever a tokenizer is loaded: what implementations
-# of WordPiece disagree on (accents, case, scripts without blanks, controls, special tokens, long words).
+# nanotoken is a young library. Whenever a tokenizer is loaded, it must agree with `tokenizers` on these texts, which
+# cover what implementations of WordPiece disagree on: accents, case, scripts without blanks, control characters,
+# special tokens, long words.
 _HARD_TEXTS = (
     "",
     "  \t\r\n ",
@@ -43,11 +44,11 @@ _HARD_TEXTS = (
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of n texts, one after the other.
+    """Token ids of n texts, concatenated.
 
     Args:
-        ids: uint16 or uint32[t], all texts' ids.
-        offsets: int32 or int64[n + 1], where each text begins in `ids`.
+        ids: uint16 or uint32[t], the ids of all texts.
+        offsets: int32 or int64[n + 1], the start of each text in `ids`, and the end of the last one.
     """
 
     ids: np.ndarray
@@ -55,13 +56,13 @@ class Tokens:
 
     @classmethod
     def of(cls, lists: Sequence[Sequence[int]], dtype: Any = np.uint32) -> "Tokens":
-        """Join a list of ids for each text."""
+        """Make `Tokens` from one list of ids per text."""
         ids = np.fromiter(chain.from_iterable(lists), dtype, count=sum(map(len, lists)))
         return cls(ids, _offsets([len(each) for each in lists]))
 
     @classmethod
     def concatenated(cls, parts: "Sequence[Tokens]") -> "Tokens":
-        """Return the texts of the first of several parts, then those of the second, …."""
+        """Return the texts of all parts, one part after the other."""
         ids = np.concatenate([part.ids for part in parts]) if parts else np.empty(0, dtype=np.uint32)
         return cls(ids, _offsets(np.concatenate([np.empty(0, dtype=np.int64), *(part.lengths for part in parts)])))
 
@@ -73,33 +74,33 @@ class Tokens:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text, int[n]."""
+        """Number of tokens of each text, int[n]."""
         return np.diff(self.offsets)
 
     def astype(self, dtype: Any) -> "Tokens":
-        """Return the same with ids of another type."""
+        """Convert the ids to another type."""
         return Tokens(self.ids.astype(dtype, copy=False), self.offsets)
 
     def take(self, rows: np.ndarray, most: "int | np.ndarray | None" = None) -> "Tokens":
-        """Return the texts int[k] `rows`, in that order, each cut after its first `most` tokens (an int, or int[k])."""
+        """Return the texts int[k] `rows` in that order, each truncated to `most` tokens (an int, or int[k])."""
         lengths = self.lengths[rows] if most is None else np.minimum(self.lengths[rows], most)
         offsets = _offsets(lengths)
         places = np.repeat(self.offsets[rows].astype(np.int64) - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Tokens(self.ids[places], offsets)
 
     def cut(self, most: int) -> "Tokens":
-        """Cut each text after its first `most` tokens; without a copy if none is longer."""
+        """Truncate each text to `most` tokens; no copy is made if none is longer."""
         return self if self.lengths.max(initial=0) <= most else self.take(np.arange(len(self)), most)
 
     def rectangle(self, rows: np.ndarray, length: int) -> np.ndarray:
-        """Return int64[k, length], the ids of texts that all have `length` of them."""
+        """Return int64[k, length], the ids of k texts that all have `length` tokens."""
         return self.ids[self.offsets[rows].astype(np.int64)[:, None] + np.arange(length)].astype(np.int64)
 
     def padded(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pad the texts with 0 at their ends; return int64[n, longest], at least one wide, and int64[n] lengths."""
+        """Pad the texts with zeros at the end; return int64[n, longest], at least one wide, and int64[n] lengths."""
         lengths = self.lengths.astype(np.int64)
         out = np.zeros((len(self), max(1, int(lengths.max(initial=0)))), dtype=np.int64)
-        # In the order of rows, which is that of the ids.
+        # Boolean indexing fills row by row, which is the order of the ids.
         out[np.arange(out.shape[1]) < lengths[:, None]] = self.ids
         return out, lengths
 
@@ -113,7 +114,7 @@ class Tokens:
 
     @classmethod
     def joined(cls, parts: "Sequence[Tokens]") -> "Tokens":
-        """Join n texts of several parts side by side: the first of all parts, then the second, …."""
+        """Join the n texts of several parts row by row: the first text of each part, then the second, and so on."""
         lengths = np.stack([part.lengths for part in parts], axis=1).astype(np.int64)
         starts = _offsets(lengths.reshape(-1))
         ids = np.empty(starts[-1], dtype=np.result_type(*(part.ids.dtype for part in parts)))
@@ -130,18 +131,17 @@ def _offsets(lengths: Any) -> np.ndarray:
 
 
 class TextTokenizer:
-    """Texts to token ids, without special tokens, truncation or padding.
+    """Tokenizer of texts, without special tokens, truncation or padding.
 
-    `backend` is the same as a `tokenizers.Tokenizer`, for libraries that want one; its post-processor adds special
-    tokens if it is asked to.
+    `backend` is the equivalent `tokenizers.Tokenizer`, for libraries that need one; it can add special tokens.
     """
 
     def __init__(self, tokenizer_json: str) -> None:
-        """Load the content of a tokenizer.json; a ValueError says that it can't be read."""
+        """Load the content of a tokenizer.json; raise a ValueError if it can't be read."""
         try:
             self.backend = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the library has no class of its own for that
-            raise ValueError(f"this is no tokenizer.json: {error}") from error
+        except Exception as error:  # the library raises plain exceptions
+            raise ValueError(f"not a tokenizer.json: {error}") from error
         self.backend.no_truncation()
         self.backend.no_padding()
         self._wordpiece = _open_wordpiece(tokenizer_json, self.backend)
@@ -149,16 +149,16 @@ class TextTokenizer:
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Tokenize n texts; the ids are uint32."""
         if self._wordpiece is not None:
-            # On one thread: reading ahead, batches and requests are what runs side by side here.
+            # On one thread, because callers parallelize over slices, batches or requests themselves.
             return Tokens(*self._wordpiece.encode_batch(texts, add_special_tokens=False, parallel=False))
         return _by_tokenizers(self.backend, texts)
 
     def to_str(self) -> str:
-        """Return the tokenizer as the content of a tokenizer.json."""
+        """Return the content of a tokenizer.json."""
         return str(self.backend.to_str())
 
     def vocabulary(self) -> dict[str, int]:
-        """Return each token's id, added tokens included."""
+        """Return the id of each token, including added tokens."""
         return dict(self.backend.get_vocab())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -166,14 +166,14 @@ class TextTokenizer:
 
 
 def _open_wordpiece(tokenizer_json: str, backend: Tokenizer) -> Any:
-    """Return a WordPiece tokenizer of nanotoken's with the same settings, or None if `backend` has to serve."""
+    """Return the nanotoken tokenizer with the same settings; None if `backend` has to be used."""
     settings = json.loads(tokenizer_json)
     if settings["model"].get("type", "WordPiece") != "WordPiece":
         return None
     try:
         import nanotoken
     except ImportError:
-        return _fall_back("nanotoken is not installed here")
+        return _fall_back("nanotoken is not installed")
     settings |= dict.fromkeys(("post_processor", "truncation", "padding"))
     try:
         wordpiece = nanotoken.WordPieceTokenizer.from_json(json.dumps(settings))
@@ -187,7 +187,7 @@ def _open_wordpiece(tokenizer_json: str, backend: Tokenizer) -> Any:
 
 
 def _fall_back(reason: str) -> None:
-    _logger.warning("%s: the tokenizers library serves, with the same ids and more slowly", reason)
+    _logger.warning("%s: falling back to the tokenizers library, which gives the same ids more slowly", reason)
 
 
 def _by_tokenizers(backend: Tokenizer, texts: Sequence[str]) -> Tokens:

@@ -1,4 +1,4 @@
-"""Pairs of sentences of nearly the same words and another meaning, made by rule; a bag of words has them as one."""
+"""Rules that change the meaning of a sentence but hardly its words, which a bag of words can't tell apart."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -6,21 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 _BEFORE_NOT = """
     is are was were can could will would should must has had does did
 """
-# Words that begin a sentence with a capital letter, or always have one, and are no names.
+# Capitalized words that are not names, at the beginning of a sentence or always.
 _CAPITALIZED = """
     a an the this that these those it he she they we you i its his her their our your my there here what who which
     when where why how if in on at by for from to of with as after before during since while although because and but
     or not no all some many most each every both several other another one two three first then thus however also
     january february march april may june july august september october november december
 """
-# What stands before "not", and at the beginning of a question.
+# Auxiliaries come before "not", and at the beginning of a question.
 _AUXILIARIES, _NO_NAMES = frozenset(_BEFORE_NOT.split()), frozenset(_CAPITALIZED.split())
 _NAME = re.compile(r"\b[A-Z][\w-]+(?: [A-Z][\w-]+)*")
 _MOST_SUBJECT_WORDS = 5
 
 
 def negate(sentence: str) -> str | None:
-    """Put "not" behind the first auxiliary, or take it away there; None if there is no auxiliary."""
+    """Insert "not" after the first auxiliary, or remove it there; None if there is no auxiliary."""
     words = sentence.split()
     after = next((place + 1 for place, word in enumerate(words) if word.lower() in _AUXILIARIES), None)
     if after is None or after == len(words):
@@ -30,10 +30,10 @@ def negate(sentence: str) -> str | None:
 
 
 def ask(sentence: str) -> str | None:
-    """Ask what a sentence states: "Is the river long?" for "The river is long."; None if the rule does not fit."""
+    """Turn a statement into a question: "The river is long." to "Is the river long?"; None if that fails."""
     words = sentence.split()
     place = next((place for place, word in enumerate(words) if word in _AUXILIARIES), 0)
-    # A long beginning, or one with a comma, holds more than the subject.
+    # A beginning that is long or has a comma contains more than the subject.
     if not sentence.endswith(".") or not 0 < place <= _MOST_SUBJECT_WORDS or "," in "".join(words[:place]):
         return None
     subject = [words[0].lower() if words[0].lower() in _NO_NAMES - {"i"} else words[0], *words[1:place]]
@@ -41,9 +41,9 @@ def ask(sentence: str) -> str | None:
 
 
 def swap(sentence: str) -> str | None:
-    """Exchange the two names in a sentence: "Then France beat Spain." for "Then Spain beat France.".
+    """Swap the two names in a sentence: "Then France beat Spain." becomes "Then Spain beat France.".
 
-    None if there are not two. A single word that begins the sentence may be no name, so it is not taken for one.
+    None unless there are exactly two. A single capitalized word at the beginning does not count as a name.
     """
     names = []
     for match in _NAME.finditer(sentence):
@@ -64,7 +64,7 @@ RULES: Mapping[str, Callable[[str], str | None]] = {"names swapped": swap, "nega
 
 
 def altered_pairs(sentences: Sequence[str], most: int) -> dict[str, list[tuple[str, str]]]:
-    """Return the first `most` sentences that each rule fits, with what it makes of them, by the rule's name."""
+    """Apply each rule to the first `most` sentences that it fits; return pairs of sentence and result by rule."""
     found: dict[str, list[tuple[str, str]]] = {}
     for name, rule in RULES.items():
         pairs = ((sentence, other) for sentence in sentences if (other := rule(sentence)) and other != sentence)

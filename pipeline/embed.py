@@ -1,4 +1,4 @@
-"""Stage one: from a corpus to a folder of shards."""
+"""Stage one, `sd embed`: from a corpus to a folder of shards."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +15,7 @@ from sentence_distill.data.corpus import Corpus, text_columns
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hub import HubUnreachable, ask_hub
 from sentence_distill.data.options import command_line, configured
+from sentence_distill.data.progress import counted
 from sentence_distill.data.sources import standard_input
 from sentence_distill.pipeline.config import HUB_PREFIX, MAX_TOKENS, EmbedConfig
 from sentence_distill.pipeline.engines import Engine, open_engine
@@ -51,7 +52,7 @@ from sentence_distill.pipeline.shards import read_lists, read_sidecar, shard_nam
 from sentence_distill.pipeline.slices import Job
 from sentence_distill.pipeline.teacher_folder import LOGITS
 
-# No larger batch was faster on a CPU; a GPU needs more to be filled (not measured).
+# On a CPU, larger batches were not faster; a GPU needs larger ones to be busy (not measured).
 CPU_TOKEN_BUDGET, GPU_TOKEN_BUDGET = 4096, 16_384
 _NAMES = 10
 
@@ -59,15 +60,15 @@ _NAMES = 10
 def embed(config: EmbedConfig | None = None, /, **options: Any) -> Manifest | Plan:
     """Run the teacher over a corpus and write its embeddings, or logits, to sharded Arrow files.
 
-    A run that was stopped is resumed. `embed(corpus="wiki.txt", out="shards")` does what
-    `sd embed --corpus wiki.txt --out shards` does.
+    A stopped run is resumed. `embed(corpus="wiki.txt", out="shards")` is the same as
+    `sd embed --corpus wiki.txt --out shards`.
 
     Args:
-        config: all options; or give those of its fields that differ from the defaults.
+        config: all options; alternatively, pass fields as keyword arguments.
         **options: fields of `EmbedConfig` and its `SentenceRules`.
 
     Returns:
-        The manifest; the plan of a run with `plan_only` or `slice`, which does not end with one.
+        The manifest; for a run with `plan_only` or `slice`, which writes no manifest, the plan.
 
     Raises:
         UserError: the corpus, teacher or folder can't be used, or the folder holds shards of another run.
@@ -88,7 +89,7 @@ def embed(config: EmbedConfig | None = None, /, **options: Any) -> Manifest | Pl
             _refuse_other_runs(out, text, corpus, [])
         return corpus
 
-    # Cheap mistakes first: a wrong path, column or folder shows before any weights are loaded.
+    # Cheap checks first: a wrong path, column or folder is reported before any weights are loaded.
     if paths:
         corpus = opened(paths, whole=not copied)
     located = None if config.plan_only else locate_teacher(config.teacher)
@@ -101,38 +102,38 @@ def embed(config: EmbedConfig | None = None, /, **options: Any) -> Manifest | Pl
 
 
 def embed_corpus(*, corpus: Corpus, located: Located, config: EmbedConfig) -> Manifest | Plan:
-    """Embed a corpus that is open with a teacher that is at hand; otherwise the same as `embed`."""
+    """Embed an opened corpus with a teacher that has been located; see `embed`."""
     out = open_folder(config.out)
     ours = (out / TOKENIZER).parent
     if is_local(out) and ours.exists() and located.folder.exists() and ours.samefile(located.folder):
-        raise UserError(f"{ours} is the teacher itself, and a run writes there too; write to another folder with --out")
+        raise UserError(f"{ours} is the teacher itself, and the run would write there; name another --out")
     progress.log(f"loading teacher {located.name}")
     with open_engine(located, config, corpus.pairs) as engine:
         run = EmbedRun(corpus=corpus, engine=engine, out=out, config=config)
         progress.log(str(run.teacher))
         result = run.run() if config.slice is None else run.run_share(*config.slice)
     if run.teacher.note:
-        # Said before the work too; here nobody overlooks it.
+        # Repeated at the end, where it is not overlooked.
         progress.log(f"note: {run.teacher.note}")
     return result
 
 
 class EmbedRun:
-    """One run of stage one over a folder: plans, embeds what is missing, closes the manifest."""
+    """A run of stage one: make the plan, embed the missing slices, write the manifest."""
 
     def __init__(self, *, corpus: Corpus, engine: Engine, out: Path, config: EmbedConfig) -> None:
-        """Decide what `config` leaves open."""
+        """Resolve the options that `config` leaves open."""
         self.corpus, self.engine, self.out = corpus, engine, out
         self.teacher = engine.facts()
         most = self.teacher.max_tokens
         if (config.max_tokens or 0) > most:
-            raise UserError(f"--max-tokens {config.max_tokens}: this teacher takes {most} at most")
+            raise UserError(f"--max-tokens {config.max_tokens}: this teacher reads at most {most}")
         if self.teacher.note:
             progress.log(f"note: {self.teacher.note}")
         max_tokens = config.max_tokens or min(MAX_TOKENS, most)
         if max_tokens < (config.max_tokens or MAX_TOKENS):
-            progress.log(f"this teacher reads {max_tokens} tokens of a sentence; longer ones are rejected")
-        # Whether records are pairs is the corpus's to say.
+            progress.log(f"this teacher reads at most {counted(max_tokens, 'token')}; longer sentences are rejected")
+        # The text column of the corpus decides whether records are pairs.
         self.config = replace(config, text_column=corpus.text_column)
         token_budget = CPU_TOKEN_BUDGET if self.teacher.device == "cpu" else GPU_TOKEN_BUDGET
         self._decided = {
@@ -142,21 +143,21 @@ class EmbedRun:
         }
 
     def run(self) -> Manifest:
-        """Write all shards that are not there yet; return the manifest."""
+        """Write all missing shards; return the manifest."""
         with made_folder(self.out), lock_folder(self.out):
             plan = _make_or_load_plan(self.corpus, self.config, self.out)
             remove_temporaries(self.out)
             self._embed(plan, plan.slices)
-            # A worker that died on the way, and whose slice another did, has left its unfinished file.
+            # A worker that died may have left an unfinished file, even if another one has done its slice.
             remove_temporaries(self.out)
             progress.log("closing the folder")
             return close_folder(self.out, plan)
 
     def run_share(self, number: int, count: int) -> Plan:
-        """Write the shards of the `number`-th of `count` equal shares of the plan, counted from 1; return the plan.
+        """Write the shards of share `number` of `count`, counted from 1; return the plan.
 
-        Other shares may be at work in the same folder; `close_folder` ends the run when all are there. The
-        first to come makes the plan.
+        Jobs for other shares may work in the same folder at the same time. The first job makes the plan, and
+        `close_folder` completes the folder when all shards are written.
         """
         own = lock_folder(self.out, name=f".lock-{number}-of-{count}")
         with made_folder(self.out), lock_folder(self.out, shared=True), own:
@@ -166,7 +167,7 @@ class EmbedRun:
             return plan
 
     def job(self, plan: Plan) -> Job:
-        """Return what the slices of this run have in common."""
+        """Return the `Job` that all slices of this run belong to."""
         fields = {
             **plan.fingerprint,
             **as_dict(self.teacher.fingerprint),
@@ -186,7 +187,7 @@ class EmbedRun:
         fields = dict.fromkeys(Fingerprint.__struct_fields__) | as_dict(job.fingerprint)
         _refuse_other_runs(self.out, fields, self.corpus, share)
         todo = self._missing(share)
-        # What stage two needs of the teacher, so that it never has to load it.
+        # Stage two needs the teacher's tokenizer and word embeddings, so that it never has to load the teacher.
         if is_local(self.out):
             (self.out / TOKENIZER).parent.mkdir(exist_ok=True)
         tokenizer = self.teacher.tokenizer_json.encode()
@@ -195,15 +196,15 @@ class EmbedRun:
                 write_atomically(self.out / name, content)
         if not todo:
             return
-        # The plan may be from a run without a teacher, whose command is another.
+        # The plan may come from a --plan-only run with another command line.
         _write_sources(self.out, self.corpus, self.config)
-        # Without its manifest the folder does not claim to be complete while a shard is made again.
+        # A folder without a manifest is incomplete, as this one is while shards are rebuilt.
         (self.out / MANIFEST).unlink(missing_ok=True)
         with progress.task("embed", sum(part.rows for part in todo), "sentences") as advance:
             self.engine.run(job, todo, advance)
         if undone := [part for part in todo if read_sidecar(self.out / shard_name(part.index)) is None]:
             raise UserError(
-                f"{len(undone)} of {len(todo)} slices were not done, the first is {undone[0].index}; "
+                f"{len(undone)} of {counted(len(todo), 'slice')} not done, the first is {undone[0].index}; "
                 "run the same command again to resume"
             )
 
@@ -219,30 +220,30 @@ class EmbedRun:
                 todo.append(part)
                 continue
             rejected = next(lists)
-            # In an object store, sizes only: sd shards verify reads all of it.
+            # In an object store only sizes are compared; sd shards verify reads everything.
             problem = shard_problem(shard, sidecar, whole=is_local(shard))
             if not problem and rejected is None:
                 problem = "has lost its list of rejected sentences"
             if problem:
-                progress.log(f"{shard.name} {problem}; it is rebuilt")
-                # From here on, a sidecar says that the slice is done.
+                progress.log(f"rebuilding {shard.name}: it {problem}")
+                # The engines take a slice with a sidecar for done.
                 sidecar_path(shard).unlink()
                 todo.append(part)
         return todo
 
 
 def _make_or_load_plan(corpus: Corpus, config: EmbedConfig, out: Path, *, trusting: bool = False) -> Plan:
-    """Load the plan in `out`, or make it if there is none of this corpus and these rules; the folder is locked.
+    """Load the plan in `out`, or make one if it is not of this corpus and these rules; the folder must be locked.
 
-    If `trusting`, a plan is trusted for the content of files with the same names and sizes.
+    With `trusting`, files with the same names and sizes as in an existing plan are not read to compare their content.
     """
     plan = Plan.load(out / PLAN)
-    # The first that a run writes is its plan; if that was lost, shards show whose the folder is.
+    # A run writes its plan first. If the plan is lost, shards still show that the folder belongs to a run.
     if plan is None and not (out / PLAN).exists() and not any(map(read_sidecar, out.glob("shard-*.arrow"))):
         for name in (MANIFEST, PLAN_SIDECAR, REJECTED, TOKENIZER, WORD_EMBEDDINGS):
             if (out / name).exists():
                 raise UserError(
-                    f"{out / name} is there already and belongs to no run of sd embed; move it, or write to another "
+                    f"{out / name} already exists and belongs to no run of sd embed; move it, or write to another "
                     "folder with --out"
                 )
     text = text_fingerprint(corpus, config.rules, config.shard_rows, plan if trusting else None)
@@ -250,22 +251,22 @@ def _make_or_load_plan(corpus: Corpus, config: EmbedConfig, out: Path, *, trusti
         _refuse_other_runs(out, text, corpus)
         with progress.task("plan", None, "records") as advance:
             plan = make_plan(corpus, config.rules, config.shard_rows, text, advance)
-        # First: what vouches for the folder comes last.
+        # Before the plan, whose sidecar marks the folder as one of this corpus.
         _write_sources(out, corpus, config)
         plan.save(out / PLAN)
-    progress.log(f"plan: {plan.rows:,} sentences in {len(plan.slices):,} slices")
+    progress.log(f"plan: {counted(plan.rows, 'sentence')} in {counted(len(plan.slices), 'slice')}")
     return plan
 
 
 def _write_sources(out: Path, corpus: Corpus, config: EmbedConfig) -> None:
-    """Write what a folder is made from; it is no part of the format, whose fingerprint has a hash of the names."""
+    """Write sources.json, for people to read: the format itself has only a hash of the names."""
     names = [source.name for source in corpus.sources]
     sources = Sources(files=len(names), names=names[:_NAMES], command=command_line("embed", config))
     write_atomically(out / SOURCES, msgspec.json.encode(sources) + b"\n")
 
 
 def _made_from(out: Path, corpus: Corpus) -> str:
-    """Say from which files the shards in `out` were made, and which these are; "" if that is not known."""
+    """Describe how the files of the shards in `out` differ from these; "" if they are not known."""
 
     def few(names: Sequence[str], files: int) -> str:
         return names[0] if files == 1 else f"{names[0]} and {files - 1:,} more"
@@ -281,7 +282,7 @@ def _made_from(out: Path, corpus: Corpus) -> str:
 def _refuse_other_runs(out: Path, fields: dict[str, Any], corpus: Corpus, share: Sequence[Slice] | None = None) -> None:
     """Refuse a folder with shards whose fingerprint differs in one of `fields`.
 
-    Of a job's `share`, its own shards are compared and one other: whoever made that compared itself with one before it.
+    A job compares the shards of its `share` and a single other one, whose own job has compared it in the same way.
     """
     own = None if share is None else {shard_name(part.index) for part in share}
     others = 0
@@ -308,19 +309,19 @@ def _refuse_other_runs(out: Path, fields: dict[str, Any], corpus: Corpus, share:
 
 
 # Copies of corpora that can be read only once: standard input, and datasets streamed from the hub. A run reads its
-# corpus twice (to plan, then to embed) and again when it is resumed.
+# corpus twice, to plan and to embed, and again when it resumes.
 
 
 def _copy(name: str, config: EmbedConfig, out: Path) -> str:
     if not is_local(out):
-        raise UserError(f"--corpus {name} is copied next to the shards first, which needs a local --out")
+        raise UserError(f"--corpus {name} is first copied to --out, which must be a local folder")
     if name == "-":
         return str(copy_stream(standard_input(), out / "corpus"))
     return str(copy_hub_dataset(name.removeprefix(HUB_PREFIX), config.text_column, out / "corpus"))
 
 
 def copy_stream(stream: BinaryIO, folder: Path) -> Path:
-    """Copy `stream` into `folder`, compressed, and return the file; its name carries the content's hash."""
+    """Copy `stream` into `folder`, compressed, and return the file, named by the hash of its content."""
     digest = xxhash.xxh3_64()
 
     def chunks() -> Iterator[bytes]:
@@ -336,8 +337,8 @@ def copy_stream(stream: BinaryIO, folder: Path) -> Path:
 def copy_hub_dataset(name: str, text_column: str, folder: Path) -> Path:
     """Stream a dataset of the hub, `NAME[:CONFIG[:SPLIT]]`, into `folder` as JSON lines and return the file.
 
-    It keeps the column of the text, or the two of a pair, under their names. A finished copy is reused; of several jobs
-    one makes it, and the others wait.
+    Only the text column, or the two columns of a pair, are kept. An existing copy is reused; if several jobs need it,
+    one makes it and the others wait.
     """
     path = folder / f"{name.replace('/', '--').replace(':', '-')}.{text_column}.jsonl.zst"
     if path.exists():
@@ -347,7 +348,7 @@ def copy_hub_dataset(name: str, text_column: str, folder: Path) -> Path:
         f"dataset {name!r} can't be read",
         "check it on the hub and the network, or give its files: --corpus FOLDER",
     )
-    # The hub's refusal comes before anything is made here.
+    # Asks the hub before any file is created.
     with library_errors(*reading):
         rows = _hub_rows(name, fields)
 
@@ -358,7 +359,8 @@ def copy_hub_dataset(name: str, text_column: str, folder: Path) -> Path:
                 missing = [field for field, text in texts.items() if not isinstance(text, str)]
                 if not number and missing:
                     raise UserError(
-                        f"the first row has no text at {missing[0]!r} but {', '.join(row)}; name it with --text-column"
+                        f"the first row has no text in {missing[0]!r}, only columns {', '.join(row)}; name one with "
+                        "--text-column"
                     )
                 yield json.dumps(texts, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
                 advance(1)
@@ -372,7 +374,7 @@ def copy_hub_dataset(name: str, text_column: str, folder: Path) -> Path:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Make and hold the folder of copies, and remove what jobs that died while they copied have left in it."""
+    """Create and lock the folder of copies, and remove unfinished copies of jobs that died."""
     with made_folder(folder), lock_folder(folder, wait=True):
         for left in folder.glob(f"*{TEMPORARY}"):
             left.unlink(missing_ok=True)
@@ -387,7 +389,7 @@ def _hub_rows(name: str, fields: Sequence[str]) -> Iterable[dict[str, object]]:
         ask_hub(lambda: HfApi().dataset_info(repo, timeout=5))
     except HubUnreachable as error:
         raise UserError(
-            f"dataset {repo!r} can't be had from the hub ({error}); "
+            f"dataset {repo!r} can't be loaded from the hub ({error}); "
             "check the name and the network, or give a file: --corpus wiki.txt"
         ) from error
     import datasets
@@ -395,7 +397,7 @@ def _hub_rows(name: str, fields: Sequence[str]) -> Iterable[dict[str, object]]:
     rows = datasets.load_dataset(repo, config or None, split=split or "train", streaming=True)
     if rows.column_names is not None and (missing := [field for field in fields if field not in rows.column_names]):
         raise UserError(
-            f"dataset {repo!r} has no column {missing[0]!r} but {', '.join(rows.column_names)}; "
+            f"dataset {repo!r} has no column {missing[0]!r}, only {', '.join(rows.column_names)}; "
             "name one with --text-column"
         )
     return rows  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Where slices are embedded: in this process, in one process a device, or by the actors of a Ray cluster."""
+"""Engines that embed slices: in this process, in one process per device, or in the actors of a Ray cluster."""
 
 import os
 import signal
@@ -14,6 +14,7 @@ import torch
 
 from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.data.progress import counted
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.files import is_local
 from sentence_distill.pipeline.hardware import TEACHER, pick_device, pick_precision
@@ -25,27 +26,28 @@ from sentence_distill.pipeline.shards import read_sidecar, shard_name
 from sentence_distill.pipeline.slices import Job, embed_slices
 from sentence_distill.pipeline.teacher import Teacher, TeacherFacts
 
-# A group of slices starts its readers once; small enough that actors end at about the same time.
+# Actors get slices in groups, because readers are started once per group; groups are small enough that all actors
+# finish at about the same time.
 _GROUPS_PER_ACTOR = 8
 _LARGEST_GROUP = 64
-# Of one actor; a slice that kills whoever takes it must come to an end.
+# Restarts per actor are limited, because a slice that crashes every actor must not be retried forever.
 _RESTARTS = 10
 _PLACING_S = 600
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
-    """How to load the teacher, in this process or another; see `Teacher` and `pick_precision`."""
+    """Options for loading the teacher in any process; see `Teacher` and `pick_precision`."""
 
     located: Located
-    """Its folder; if that is not there, on another machine, its name is looked up."""
+    """Folder and name; a machine that does not have the folder looks up the name."""
     pooling: str | None = None
     layers: Sequence[int] = (-1,)
     precision: str = "auto"
     pairs: bool = False
 
     def load(self, device: str) -> Teacher:
-        """Load it on `device` (see `pick_device`)."""
+        """Load the teacher on `device` (see `pick_device`)."""
         where = pick_device(device)
         try:
             return Teacher(
@@ -57,21 +59,21 @@ class TeacherSpec:
                 pairs=self.pairs,
             )
         except torch.OutOfMemoryError as error:
-            raise UserError(f"{where} has not enough memory for the teacher; free some, or use --device cpu") from error
+            raise UserError(f"{where} lacks memory for the teacher; free some, or use --device cpu") from error
 
 
 def require_same_teacher(teacher: TeacherFacts, job: Job) -> None:
-    """Refuse a worker whose teacher has other weights, or computes in another type, than that of the run."""
+    """Refuse a worker whose teacher has other weights than the run's, or computes in another dtype."""
     own, known = as_dict(teacher.fingerprint), as_dict(job.fingerprint)
     if differing := differing_fields({field: known.get(field) for field in own}, own):
         raise UserError(
             f"the teacher on {teacher.device} is not that of the run: {'; '.join(differing)}; name a folder that is "
-            "the same everywhere, and --precision where devices differ"
+            "the same on all machines, and set --precision if devices differ"
         )
 
 
 def pick_devices(names: str) -> list[str]:
-    """Return devices named by number or name, separated by commas; "all" is each CUDA device."""
+    """Parse comma-separated devices, by number or name; "all" stands for every CUDA device."""
     devices = [str(n) for n in range(torch.cuda.device_count())] if names == "all" else names.split(",")
     devices = [f"cuda:{name}" if name.isdecimal() else name for name in devices]
     if not devices:
@@ -84,30 +86,30 @@ def pick_devices(names: str) -> list[str]:
 
 
 def pick_readers(device: str, devices: int = 1) -> int:
-    """Return how many processes read for each device: one for a CPU, up to 8 for a GPU as there are cores."""
+    """Return the number of reader processes per device: one for a CPU, up to 8 for a GPU if there are cores."""
     return 1 if device == "cpu" else max(1, min(8, cores() // (2 * devices)))
 
 
 class LocalEngine:
-    """Embeds in this process."""
+    """Engine that embeds in this process."""
 
     def __init__(self, teacher: Teacher, readers: int | None = None) -> None:
         self.teacher = teacher
         self.readers = readers or pick_readers(str(teacher.device))
-        # Once: it reads all weights for their hash.
+        # Computed once, because it hashes all weights.
         self._facts = teacher.facts()
 
     def facts(self) -> TeacherFacts:
-        """Return what the run has to know of the teacher."""
+        """Return the facts about the teacher that the run depends on."""
         return self._facts
 
     def run(self, job: Job, todo: Sequence[Slice], advance: Callable[[int], None]) -> None:
-        """Commit the shards of `todo`."""
+        """Embed the slices `todo` and commit their shards."""
         progress.log(str(embed_slices(job, self.teacher, todo, readers=self.readers, advance=advance)))
 
 
 class DevicesEngine:
-    """Embeds on several devices of this machine, one process each, each its part of the slices."""
+    """Engine with one process per device of this machine, each with its own part of the slices."""
 
     def __init__(self, spec: TeacherSpec, devices: Sequence[str], readers: int | None) -> None:
         self.spec = spec
@@ -115,11 +117,11 @@ class DevicesEngine:
         self.readers = readers or pick_readers(devices[0], len(devices))
 
     def facts(self) -> TeacherFacts:
-        """Return what the run has to know of the teacher, which is loaded once on the first device for it."""
+        """Return the facts about the teacher, which is loaded on the first device for this."""
         return self.spec.load(self.devices[0]).facts()
 
     def run(self, job: Job, todo: Sequence[Slice], advance: Callable[[int], None]) -> None:
-        """Commit the shards of `todo`; if a device's process fails or dies, the others still finish their parts."""
+        """Commit the shards of `todo`; if the process of a device fails, the others still finish their parts."""
         running: dict[Connection, tuple[str, SpawnProcess]] = {}
         processes: list[SpawnProcess] = []
         problems = []
@@ -155,16 +157,16 @@ class DevicesEngine:
             for process in processes:
                 process.join()
         if problems:
-            raise UserError(f"{'; '.join(problems)}; what is committed stays: run the same command again to resume")
+            raise UserError(f"{'; '.join(problems)}; finished shards are kept: run the same command again to resume")
 
 
 def _work(
     connection: Connection, job: Job, spec: TeacherSpec, device: str, devices: int, todo: Sequence[Slice], readers: int
 ) -> None:
-    """Send counts of sentences, and at the end what there is to say; runs in a device's process."""
+    """Embed slices in the process of a device; send counts of sentences, and finally a line for the log."""
 
     def stop(number: int, frame: object) -> None:
-        # What is embedded is still written; a second signal must not break into that.
+        # Finished slices are still written, which a second signal must not interrupt.
         signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
@@ -178,11 +180,11 @@ def _work(
         connection.send(str(embed_slices(job, teacher, todo, readers=readers, advance=connection.send)))
 
 
-# Ray: actors hold the teacher, Ray hands them slices and replaces those that die.
+# Ray: each actor holds the teacher; Ray gives actors groups of slices, and restarts actors that die.
 
 
 def _room(nodes: list[dict[str, float]], workers: int | None) -> tuple[dict[str, Any], int]:
-    """Return what each actor asks for, and how many there are, by the resources of the cluster's nodes."""
+    """Return the resources that each actor requests, and the number of actors, from the resources of the nodes."""
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
         count, most = workers or gpus, gpus
@@ -190,9 +192,9 @@ def _room(nodes: list[dict[str, float]], workers: int | None) -> tuple[dict[str,
     else:
         nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
         if not nodes:
-            raise UserError("the cluster has no node with a CPU or GPU yet; see ray status, and start one")
+            raise UserError("the cluster has no node with a CPU or GPU yet; start one, and check ray status")
         count = workers or len(nodes)
-        # Ray gives an actor as many threads as it asks for CPUs.
+        # Ray sets an actor's number of threads to the CPUs that it requests.
         share = max(1, int(min(node["CPU"] for node in nodes)) // -(-count // len(nodes)))
         most = sum(int(node["CPU"]) // share for node in nodes)
         options = {"num_cpus": share, "scheduling_strategy": "SPREAD"}
@@ -202,14 +204,17 @@ def _room(nodes: list[dict[str, float]], workers: int | None) -> tuple[dict[str,
 
 
 class _Actor(LocalEngine):
-    """Holds the teacher in a process of Ray's."""
+    """Ray actor that holds the teacher."""
 
     def __init__(self, spec: TeacherSpec, device: str, readers: int | None) -> None:
         keep_freed_memory()
         super().__init__(spec.load(device), readers)
 
     def embed(self, job: Job, group: Sequence[Slice]) -> int:
-        """Commit the shards of a group, of which an actor that died may have left some; return its sentences."""
+        """Commit the shards of a group that are missing; return the number of its sentences.
+
+        Some shards may exist, if the group is retried after an actor died.
+        """
         todo = [part for part in group if read_sidecar(job.out / shard_name(part.index)) is None]
         if todo:
             require_same_teacher(self.facts(), job)
@@ -218,11 +223,11 @@ class _Actor(LocalEngine):
 
 
 class RayEngine:
-    """Embeds in actors of a Ray cluster, or of a Ray of this machine's own."""
+    """Engine that embeds in the actors of a Ray cluster, or of a local Ray instance."""
 
     def __init__(self, spec: TeacherSpec, *, address: str | None, workers: int | None, readers: int | None) -> None:
         """Connect, and start the actors; see the options of `EmbedConfig`."""
-        # No report to Ray's makers that nobody asked for.
+        # Ray reports usage statistics by default.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             import ray
@@ -231,13 +236,13 @@ class RayEngine:
         try:
             host, _, port = (address or "").removeprefix("ray://").rpartition(":")
             if port.isdecimal():
-                # Fails in seconds if nothing listens there: Ray itself asks for minutes.
+                # Fails in seconds if nothing listens there; Ray itself would retry for minutes.
                 socket.create_connection((host, int(port)), timeout=5).close()
             own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
             ray.init(address=address or "local", ignore_reinit_error=True, log_to_driver=False, **own)
         except (OSError, RuntimeError, ValueError) as error:
             where = f"no Ray cluster at {address}" if address else "Ray does not start here"
-            raise UserError(f"{where}: {first_line(error)}; see ray status") from error
+            raise UserError(f"{where}: {first_line(error)}; check ray status") from error
         self._ray = ray
         options, count = _room([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
         spec = replace(spec, located=replace(spec.located, folder=spec.located.folder.resolve()))
@@ -246,21 +251,22 @@ class RayEngine:
         self._actors: list[Any] = [actor.remote(spec, device, readers) for _ in range(count)]
 
     def facts(self) -> TeacherFacts:
-        """Return what the run has to know of the teacher, from the first actor that has it."""
+        """Return the facts about the teacher, from the first actor that has loaded it."""
         done, _ = self._ray.wait([actor.facts.remote() for actor in self._actors], timeout=_PLACING_S)
         if not done:
-            raise UserError(f"no actor got a place in the cluster within {_PLACING_S} seconds; see ray status")
+            raise UserError(f"no actor was scheduled within {_PLACING_S} seconds; check ray status")
         return self._answer(done[0])  # type: ignore[no-any-return]
 
     def run(self, job: Job, todo: Sequence[Slice], advance: Callable[[int], None]) -> None:
-        """Commit the shards of `todo`; what an actor had in hand when it died is done by the one that follows it."""
+        """Commit the shards of `todo`; the group of an actor that died is retried by its replacement."""
         if is_local(job.out):
             job = replace(job, out=job.out.resolve())
         size = max(1, min(_LARGEST_GROUP, len(todo) // (len(self._actors) * _GROUPS_PER_ACTOR)))
         groups = [todo[first : first + size] for first in range(0, len(todo), size)]
-        progress.log(f"{len(groups):,} groups of {size} slices for {len(self._actors)} actors")
+        actors = counted(len(self._actors), "actor")
+        progress.log(f"{counted(len(groups), 'group')} of {counted(size, 'slice')} for {actors}")
         shared = self._ray.put(job)
-        # An actor gets work once it has answered: one that waits for a place must not sit on slices.
+        # An empty first task tells that an actor runs: one that still waits to be scheduled must not hold any slices.
         running = {actor.embed.remote(shared, []): (actor, 0) for actor in self._actors}
         unfinished = len(groups)
         while unfinished:
@@ -280,20 +286,20 @@ class RayEngine:
             raise (error.cause if isinstance(error.cause, (UserError, OSError)) else error) from None
         except errors.RayError as error:
             last = [line for line in str(error).splitlines() if line.strip()][-1]
-            raise UserError(f"Ray could not keep an actor alive: {last.strip()}; see ray status") from error
+            raise UserError(f"Ray could not keep an actor alive: {last.strip()}; check ray status") from error
 
     def close(self) -> None:
-        """Let the cluster go."""
+        """Disconnect from the cluster."""
         self._ray.shutdown()
 
 
 Engine = LocalEngine | DevicesEngine | RayEngine
-"""Decides where slices are embedded; what they yield is the same everywhere."""
+"""Place where slices are embedded; the shards are the same everywhere."""
 
 
 @contextmanager
 def open_engine(located: Located, config: EmbedConfig, pairs: bool) -> Iterator[Engine]:
-    """Start the engine that the options ask for."""
+    """Start the engine that the options select."""
     spec = TeacherSpec(
         located=located, pooling=config.pooling, layers=config.layers, precision=config.precision, pairs=pairs
     )

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, checksummed JSON, locks."""
+"""Files that are complete or absent: atomic writes, checksummed JSON, locks."""
 
 import errno
 import fcntl
@@ -16,55 +16,55 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
 
 TEMPORARY = ".incomplete"
-# Object stores show a file when its upload is complete, and not before.
+# Stores where a file becomes visible only when its upload is complete.
 _ATOMIC_PUT = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 
 
 def open_folder(location: str | Path) -> Path:
-    """Return the folder at a path or fsspec URL; it need not be there.
+    """Return the folder at a path or fsspec URL; it need not exist.
 
-    Refuses a URL of a store where a file can be seen half written, or that can't be opened.
+    Stores that show half-written files are refused, and so is a URL that can't be opened.
     """
     scheme, _, rest = str(location).partition("://")
     if not rest:
         return Path(location)
     if scheme not in _ATOMIC_PUT:
         raise UserError(
-            f"{location}: shards go to a local or mounted folder, or to a store that puts files atomically "
+            f"{location}: shards go to a local or mounted folder, or to a store that writes files atomically "
             f"({', '.join(_ATOMIC_PUT[:-1])}), not to {scheme}://"
         )
     advice = "check bucket, credentials and endpoint, and that sentence-distill[s3], gcsfs or adlfs is installed"
     with library_errors(f"{location} can't be opened", advice):
         from upath import UPath
 
-        # Listings are not kept: other machines write to the same folder.
+        # No cache of listings, because other machines write to the same folder.
         folder = UPath(str(location).rstrip("/"), use_listings_cache=False)
-        # Wrong credentials, bucket or network show now, and not after hours.
+        # Wrong credentials, a wrong bucket or a network problem is an error now, and not after hours.
         folder.fs.ls(folder.path.split("/")[0])
     return cast(Path, folder)
 
 
 @contextmanager
 def library_errors(what: str, advice: str) -> Iterator[None]:
-    """Turn whatever a store's or a dataset's many libraries raise into one line: each has errors of its own."""
+    """Turn any exception of a store's or dataset's libraries, which share no class, into a one-line `UserError`."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        # Some answers hold hundreds of names.
+        # Some messages list hundreds of names.
         said = textwrap.shorten(str(error), 1000, placeholder=" …") or type(error).__name__
         raise UserError(f"{what}: {said}; {advice}") from error
 
 
 def is_local(path: Path) -> bool:
-    """Return whether `path` lies in this machine's file system, mounts included."""
+    """Return True if `path` is in the file system of this machine, mounts included."""
     return isinstance(path, Path)
 
 
 @contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make a local folder if it is not there, and remove it again if nothing was written into it."""
+    """Create a local folder if it is missing, and remove it after the block if it is still empty."""
     if not is_local(folder):
         yield
         return
@@ -74,23 +74,24 @@ def made_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         for parent in made:
-            # A folder with something in it stays; one that the block removed is no reason to keep the others.
+            # Fails for a folder that is not empty, which stays, and for one that the block has removed.
             with suppress(OSError):
                 parent.rmdir()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that takes the place of `path` when the block ends well; otherwise nothing is left of it.
+    """Open a new file that replaces `path` when the block succeeds, and is removed when it fails.
 
-    Local: a temporary name beside it, fsync, rename, fsync of the folder. In an object store: a temporary file
-    here, then one put. Of a link the file that it leads to is replaced; a device or a pipe is written to as it is.
+    A local file gets a temporary name in the same folder, then fsync, rename, and fsync of the folder. For an object
+    store, a local temporary file is uploaded at the end. The target of a link is replaced, not the link; devices and
+    pipes are written to directly.
     """
     if not is_local(path):
         with tempfile.NamedTemporaryFile() as remote:
             yield cast(BinaryIO, remote)
             remote.flush()
-            with library_errors(f"{path} can't be written", "see to the store, then run the same command again"):
+            with library_errors(f"{path} can't be written", "check the store, then run the same command again"):
                 path.fs.put_file(remote.name, path.path)  # type: ignore[attr-defined]
         return
     if path.exists() and not path.is_file():
@@ -99,7 +100,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         return
     if path.is_symlink():
         path = path.resolve()
-    # Two writers of one file, jobs whose slices overlap for example, must not write into one temporary.
+    # The name is unique, because two jobs with overlapping slices may write the same file at the same time.
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY}")
     try:
         with temporary.open("w+b") as file:
@@ -125,9 +126,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def system_errors(path: Path) -> Iterator[None]:
-    """Let what a library in Rust raises where the system refuses to write below `path` be the OSError that it is.
+    """Turn errors of Rust libraries that come from the operating system, on writing to `path`, into an OSError.
 
-    safetensors has a class of its own for it and tokenizers none, but both end their message as Rust does.
+    safetensors and tokenizers raise different classes for it, but both messages end with Rust's "(os error N)".
     """
     try:
         yield
@@ -139,22 +140,22 @@ def system_errors(path: Path) -> Iterator[None]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what runs that died left in a folder of shards, whose lock is held; files of others are not touched."""
+    """Remove temporary files of runs that died from a folder of shards, which must be locked; keep all other files."""
     for pattern in ("shard-*", "plan.*", "manifest.json*", "sources.json*", "rejected.jsonl*", "teacher/*"):
         for path in folder.glob(pattern + TEMPORARY):
             path.unlink(missing_ok=True)
-    # Of jobs of --slice: none is alive while another holds the folder for itself.
+    # Locks of --slice jobs: none of these jobs is alive while this process holds the exclusive lock.
     for path in folder.glob(".lock-*-of-*"):
         path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON for people to read, without the checksum of `dump_json`; see `replacing`."""
+    """Write `content` as readable JSON, without the checksum of `dump_json`; see `replacing`."""
     write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def dump_json(value: dict[str, Any]) -> bytes:
-    """Return `value` as JSON with sorted keys and a field `checksum` over all the others; always the same bytes."""
+    """Serialize `value` deterministically, with sorted keys and a field `checksum` over all the others."""
 
     def canonical(value: dict[str, Any]) -> str:
         return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
@@ -163,16 +164,16 @@ def dump_json(value: dict[str, Any]) -> bytes:
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """Read what `dump_json` wrote, without its checksum; a ValueError says that the file was changed or damaged."""
+    """Read a file of `dump_json`, without its checksum; raise a ValueError if it was changed or damaged."""
     content = path.read_bytes()
     value = json.loads(content)
-    # All bytes are compared, not only the checksum: a changed blank would not show in the parsed value.
+    # Serialized again and compared byte by byte: the parsed value alone would not reveal changed white space.
     if not isinstance(value, dict) or value.pop("checksum", None) is None or content != dump_json(value):
         raise ValueError("does not match its checksum")
     return value
 
 
-# One run a folder: a lock that dies with its process.
+# One run per folder: locks that the operating system releases when their process dies.
 
 LOCK_NAME = ".lock"
 
@@ -186,11 +187,11 @@ def lock_folder(
     wait: bool = False,
     waiting: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Hold `folder` for this process; the lock of a process that died, however it died, is free.
+    """Lock `folder` for this process; the lock of a process that died is released, however it died.
 
-    An object store has no such lock. There, two runs at once do the same work twice and leave the same bytes.
-    `shared` lets others in that ask for it shared: the jobs of an array. With `wait` this waits until the lock, in the
-    file `name`, is free, after a call of `waiting`; otherwise a lock that another process holds is an error.
+    A `shared` lock can be held by several processes, such as the jobs of an array. With `wait`, `waiting` is called and
+    the lock, the file `name`, is waited for; otherwise a lock that another process holds is an error. Object stores
+    have no locks: there, two runs at once do the same work twice and write the same bytes.
     """
     if not is_local(folder):
         yield
@@ -199,7 +200,7 @@ def lock_folder(
     with _locked(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, waiting if wait else None) as file:
         file.truncate(0)
         if shared:
-            # The file stays: a fresh one would not show the others that still hold it.
+            # The file stays, because other processes may still hold a lock on it, which a new file would not have.
             yield
             return
         file.write(str(os.getpid()))
@@ -231,10 +232,10 @@ def _locked(path: Path, kind: int, waiting: Callable[[], None] | None) -> TextIO
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
             raise UserError(
-                f"{path.parent} lies in a file system without locks ({error.strerror}); mount it with them, "
+                f"{path.parent} is in a file system without locks ({error.strerror}); mount it with locks, "
                 "or write to another folder"
             ) from error
-        # The holder before may have removed the file between our opening and locking it.
+        # The previous holder may have removed the file after it was opened here and before it was locked: try again.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file

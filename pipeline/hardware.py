@@ -1,4 +1,4 @@
-"""What this machine computes fast: devices, precisions, CPU kernels, memory."""
+"""Devices, compute dtypes and CPU kernels: probes of what this machine can compute, and computes fast."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.progress import counted
 
-# Operations that a job consists of.
+# Operations of each kind of job; keys of `_SAMPLES`.
 TEACHER = ("linear", "attention")
 STUDENT = ("linear", "lstm")
 TRAINING = ("linear", "lstm backward")
@@ -20,21 +21,22 @@ _BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device auto, cpu, cuda or cuda:N; "auto" is CUDA if there is one."""
+    """Return the device auto, cpu, cuda or cuda:N; "auto" is CUDA if it is available."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda" if count else "cpu")
-    # PyTorch has names for many more, most of which it can't compute on here.
+    # PyTorch knows many more device names, most of which it can't compute on here.
     found = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
     if found is None:
-        raise UserError(f"device {name!r} is none of auto, cpu, cuda and cuda:N; name one of them")
+        raise UserError(f"device {name!r} is not one of auto, cpu, cuda and cuda:N; name one of them")
     if name != "cpu" and int(found[1] or 0) >= count:
-        raise UserError(f"device {name!r}: PyTorch sees {count} CUDA devices here; leave the flag out or use cpu")
+        devices = counted(count, "CUDA device")
+        raise UserError(f"device {name!r}: PyTorch sees {devices} here; leave the flag out or use cpu")
     return torch.device(name)
 
 
 def pick_precision(name: str, device: torch.device, operations: Sequence[str]) -> torch.dtype:
-    """Return the compute type auto, bf16 or fp32 of a job that consists of `operations`.
+    """Return the compute dtype (auto, bf16 or fp32) for a job that consists of `operations`.
 
     "auto" is bfloat16 if `device` has instructions for it and all operations run in it.
     """
@@ -46,7 +48,7 @@ def pick_precision(name: str, device: torch.device, operations: Sequence[str]) -
 
 
 def require_precision(dtype: torch.dtype, device: torch.device, operations: Sequence[str]) -> None:
-    """Refuse a compute type in which an operation does not run on `device`."""
+    """Refuse a compute dtype in which an operation does not run on `device`."""
     if dtype != torch.float32 and (missing := [name for name in operations if not computes(name, dtype, device)]):
         where = "this CPU" if device.type == "cpu" else str(device)
         raise UserError(
@@ -55,17 +57,17 @@ def require_precision(dtype: torch.dtype, device: torch.device, operations: Sequ
 
 
 def fast_in_bf16(device: torch.device, operations: Sequence[str]) -> bool:
-    """Return whether `device` has instructions for bfloat16 and runs all `operations` in it."""
+    """Return True if `device` has instructions for bfloat16 and runs all `operations` in it."""
     return _has_bf16_instructions(device) and all(computes(name, torch.bfloat16, device) for name in operations)
 
 
 @cache
 def computes(operation: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether a key of `_SAMPLES` runs in `dtype` on `device` and gives finite numbers, by running it once."""
+    """Run an operation of `_SAMPLES` once in `dtype` on `device`; return True if the result is finite."""
     try:
         with torch.random.fork_rng(devices=[]):
             return bool(torch.isfinite(_SAMPLES[operation](dtype, device).float()).all())
-    # PyTorch raises RuntimeError where a kernel is missing; a private operator may be gone or take other arguments.
+    # A missing kernel raises RuntimeError; a private operator may be gone, or take other arguments.
     except (RuntimeError, NotImplementedError, AttributeError, TypeError):
         return False
 
@@ -74,7 +76,7 @@ def _has_bf16_instructions(device: torch.device) -> bool:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
-    # oneDNN's own word also holds what its environment variables forbid. Both are absent from some versions and builds.
+    # oneDNN's own answer respects its environment variables. Some versions and builds lack it, or the capabilities.
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     if not supported():
         return False
@@ -110,7 +112,7 @@ def _trained(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> torc
 
 
 def _under_autocast(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Run a layer in `dtype` as LSTMs and all that is trained are run."""
+    """Run a layer under autocast, as LSTMs and all training run."""
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         output = layer.to(device)(torch.ones(4, 8, 16, device=device))
     return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
@@ -130,14 +132,14 @@ _SAMPLES: dict[str, Callable[[torch.dtype, torch.device], torch.Tensor]] = {
 }
 
 
-# The teacher's two slow spots on a CPU, replaced: linear layers and attention over short sentences.
+# Replacements for the two bottlenecks of the teacher on a CPU: linear layers, and attention over short sentences.
 
 ATTENTION = "sentence_distill_cpu"
 _PLAIN_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet")
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` for inference, its weight kept in the layout that oneDNN multiplies with."""
+    """`nn.Linear` for inference with its weight in oneDNN's blocked layout, which `nn.Linear` makes at every call."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -146,7 +148,7 @@ class PackedLinear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """[…, in_features] to […, out_features], in the type of the weight."""
+        """Map […, in_features] to […, out_features], in the dtype of the weight."""
         return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
 
 
@@ -159,10 +161,10 @@ def attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Scaled dot-product attention, the softmax in float32; the signature is that of transformers' registry.
+    """Compute scaled dot-product attention with a softmax in float32; the signature is transformers' own.
 
-    Takes bfloat16 or float32[batch, heads, length, width] without a mask: exact-length batches need none. Returns
-    [batch, length, heads, width] in the type of `query`, and None for the weights.
+    Inputs are bfloat16 or float32[batch, heads, length, width], without a mask: exact-length batches need none. Returns
+    [batch, length, heads, width] in the dtype of `query`, and None for the weights.
     """
     assert attention_mask is None, "exact-length batches need no mask"
     batch, heads, length, width = query.shape
@@ -173,12 +175,12 @@ def attention(
 
 
 def use_cpu_kernels(model: Any) -> None:
-    """Replace, in an encoder on the CPU, what PyTorch computes slowly; its vectors stay within rounding.
+    """Replace slow layers of an encoder on the CPU; its vectors stay the same up to rounding.
 
-    Only in architectures whose attention sees the whole sentence and whose linear layers are plain: others, with a
-    local window for example, keep what they have. MPNet takes its attention from no registry and keeps it. Linear
-    layers stay as they are if oneDNN has no kernel for their type here: it has none in bfloat16 on processors without
-    instructions for it, and its operators may change with PyTorch's version.
+    This is done only for architectures with full attention and plain linear layers; others, for example with a local
+    window, are left alone. MPNet does not use the attention registry, so it keeps its own attention. Linear layers are
+    kept if oneDNN has no kernel for their dtype: there is none for bfloat16 on processors without instructions for it,
+    and its operators may change with PyTorch's version.
     """
     if model.config.model_type not in _PLAIN_ENCODERS or getattr(model.config, "is_decoder", False):
         return

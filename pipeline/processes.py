@@ -1,4 +1,4 @@
-"""Child processes, and settings of the whole process: its memory and compiled kernels."""
+"""Child processes, and process-wide settings of memory and compiled kernels."""
 
 import ctypes
 import multiprocessing
@@ -17,14 +17,14 @@ from sentence_distill.data.errors import UserError
 
 
 def cores() -> int:
-    """Return how many this process may use; a scheduler gives a job fewer than the machine has."""
+    """Return the number of cores this process may use, which a scheduler may have limited."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def deaf_to_ctrl_c() -> Iterator[None]:
-    """Let processes started inside never see Ctrl-C, which goes to all of a terminal; who started them ends them."""
-    # multiprocessing starts this process of its own before the first child, and unblocks the signal behind it.
+    """Shield processes that the block starts from Ctrl-C, which a terminal sends to all; their parent ends them."""
+    # Before its first child, multiprocessing starts a resource tracker and then unblocks the signal: start it first.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -34,20 +34,20 @@ def deaf_to_ctrl_c() -> Iterator[None]:
 
 
 def start_child(work: Callable[..., None], *arguments: Any, daemon: bool) -> tuple[Connection, SpawnProcess]:
-    """Start a process that calls `work` with a connection to send messages to and `arguments`; return its other end."""
-    # A fork would copy the threads' locks of PyTorch and Arrow in whatever state they are.
+    """Start a process that runs `work(connection, *arguments)`; return the receiving end of the connection."""
+    # Not by fork, which would copy the locks of PyTorch's and Arrow's threads in an arbitrary state.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(work, theirs, *arguments), daemon=daemon)
     with deaf_to_ctrl_c():
         process.start()
-    # Only the child holds this end, so that its death shows as the end of the stream.
+    # With this end open only in the child, the stream ends when the child dies.
     theirs.close()
     return ours, process
 
 
 def receive(connection: Connection) -> object:
-    """Return the next message of a child, or None if it has ended, in the middle of one perhaps."""
+    """Return the next message of a child; None if it has ended, possibly in the middle of a message."""
     try:
         return connection.recv()
     except (EOFError, OSError):
@@ -55,32 +55,33 @@ def receive(connection: Connection) -> object:
 
 
 def _child(work: Callable[..., None], connection: Connection, *arguments: Any) -> None:
-    """Do a child's work; an error that ends it is its last message, and raised again where the run is."""
+    """Do the work of a child; send an error that ends it as the last message, for the parent to raise."""
     try:
         work(connection, *arguments)
     except KeyboardInterrupt:
         sys.exit(1)
     except (BrokenPipeError, ConnectionResetError):
-        return  # nobody is left to work for
+        return  # the parent is gone
     except UserError as error:
         connection.send(UserError(str(error)))
     except OSError as error:
         connection.send(OSError(*error.args))
     except Exception:
-        # A bug, with the place where it happened.
-        connection.send(RuntimeError(f"in a process that works for this one:\n{traceback.format_exc()}"))
+        # A bug: the traceback tells where.
+        connection.send(RuntimeError(f"in a child process:\n{traceback.format_exc()}"))
 
 
-# Settings of the whole process, for commands and their child processes: a program that uses this library has its own.
+# Process-wide settings. Commands and their child processes make them; a program that uses the library decides itself.
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory of up to 32 MiB a tensor instead of giving it back and faulting it in again.
+    """Let glibc keep freed memory of tensors up to 32 MiB, instead of returning it to the system.
 
-    Activations of a layer or a step are freed before the next one's are allocated. New pages for each cost a tenth of
-    the teacher's time and a sixth of the student's training. Other C libraries have no `mallopt`, and need none.
+    The activations of each layer or step are freed before the next ones are allocated. Fresh pages for each of them
+    cost 10% of the teacher's time and 17% of the student's training time. Other C libraries have no `mallopt`, and
+    don't need it.
     """
-    # Names, and the largest value that glibc takes, from malloc.h and mallopt(3).
+    # Names, and the largest value that glibc accepts, from malloc.h and mallopt(3).
     m_trim_threshold, m_mmap_threshold, never = -1, -3, (1 << 31) - 1
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -89,12 +90,12 @@ def keep_freed_memory() -> None:
 
 
 def keep_few_kernels() -> None:
-    """Let oneDNN forget kernels that a teacher will hardly ask for again; a capacity that the user set stays.
+    """Limit oneDNN's cache of compiled kernels; a capacity that the user has set is kept.
 
-    Takes effect before torch is imported. A kernel is compiled for each shape and takes up to a megabyte. A batch asks
-    for a handful, in all layers and in the next batches of its length; the last batch of a length has shapes of its own
-    in every slice. Keeping them all takes gigabytes over a corpus of millions and saves no time.
+    Call it before torch is imported. oneDNN compiles a kernel for each shape, of up to a megabyte. A batch uses a
+    handful, shared by all layers and by the next batches of its length, but the last batch of each length has its own
+    shapes in every slice. Keeping all kernels would take gigabytes over millions of sentences, and save no time.
     """
-    # Of oneDNN, and of ideep, PyTorch's layer over it; both keep 1,024 by default.
+    # Of oneDNN, and of ideep, PyTorch's layer on top of it; both keep 1,024 kernels by default.
     for capacity in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(capacity, "16")

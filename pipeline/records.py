@@ -10,7 +10,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.pipeline.files import dump_json, load_json, write_atomically
 
 FORMAT_VERSION = 2
-"""Of what is written; version 1 lacks the column `corpus`, and is read."""
+"""Version that is written; version 1, which lacks the column `corpus`, can still be read."""
 _READABLE = (1, FORMAT_VERSION)
 MANIFEST = "manifest.json"
 SOURCES = "sources.json"
@@ -22,14 +22,14 @@ WORD_EMBEDDINGS = "teacher/word_embeddings.safetensors"
 
 
 class TeacherFingerprint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What of a teacher decides the embeddings. Fields with a default are written only if they apply."""
+    """Properties of a teacher that decide the embeddings. Fields with a default are written only if they apply."""
 
     teacher: str
     teacher_weights: list[str]
-    """xxh3-128 of each weights file."""
+    """xxh3-128 of each weight file."""
     teacher_config: str
     special_tokens: list[list[int]]
-    """Ids before and after a sentence."""
+    """Ids before and ids after a sentence."""
     tokenizer: str
     pooling: str
     layers: list[int]
@@ -46,7 +46,7 @@ class TeacherFingerprint(msgspec.Struct, frozen=True, kw_only=True, omit_default
 
 
 class Fingerprint(TeacherFingerprint, frozen=True, kw_only=True, omit_defaults=True):
-    """What a run's output depends on; runs that differ in any field must not share a folder."""
+    """Everything that the output of a run depends on; runs that differ in a field must not share a folder."""
 
     corpus_files: int
     corpus_bytes: int
@@ -69,22 +69,22 @@ class Fingerprint(TeacherFingerprint, frozen=True, kw_only=True, omit_defaults=T
     keep_text: bool
     compression: str
     spans: float | None = None
-    """Share of the sentences of which a span is embedded, too. None in format 1."""
+    """Share of the sentences with an embedded span. None in format 1."""
     corpora: list[str] | None = None
-    """Names of the corpora, one for each --corpus; the column `corpus` counts them. None in format 1."""
+    """Names of the corpora, one per --corpus; the column `corpus` holds indices of this list. None in format 1."""
 
     @property
     def layer_dim(self) -> int:
-        """Width of the embedding of one layer."""
+        """Width of the embedding of a single layer."""
         return self.dim // len(self.layers)
 
 
 TextFields = dict[str, int | float | str]
-"""The fields of a `Fingerprint` that decide the plan: files of the corpus, and rules."""
+"""Fields of a `Fingerprint` that the plan depends on: the files of the corpus, and the rules."""
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """How records were used; rows + duplicates + all rejected = sentences."""
+    """Counts of records and of their sentences; rows + duplicates + all rejected = sentences."""
 
     records: int
     sentences: int
@@ -101,7 +101,7 @@ class Totals(Counts, frozen=True, kw_only=True):
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a shard's slice begins in the corpus; see `Position`."""
+    """Start of a shard's slice in the corpus; see `Position`."""
 
     file: int
     record: int
@@ -119,7 +119,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sidecar(Entry, frozen=True, kw_only=True):
-    """What lies next to a shard, and makes it exist."""
+    """Sidecar of a shard, which is written last: a shard without one does not exist."""
 
     format: int = FORMAT_VERSION
     source: Start
@@ -127,16 +127,16 @@ class Sidecar(Entry, frozen=True, kw_only=True):
     rejected_xxh3_128: str
     fingerprint: Fingerprint
     notice: str = ""
-    """The format has it; it is empty."""
+    """Part of the format; always empty."""
 
     @property
     def entry(self) -> Entry:
-        """What the manifest says of the shard."""
+        """Entry of the shard in the manifest."""
         return Entry(**{name: getattr(self, name) for name in Entry.__struct_fields__})
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a folder holds; it is complete once this is there. Holds no time or host."""
+    """Manifest of a folder, which is complete once it exists. It holds neither a time nor a host name."""
 
     format: int = FORMAT_VERSION
     fingerprint: Fingerprint
@@ -148,23 +148,23 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What vouches for plan.arrow."""
+    """Content of plan.json: the checksum of plan.arrow, and the fingerprint it was made from."""
 
     fingerprint: TextFields
     xxh3_128: str
 
 
 class Sources(msgspec.Struct, frozen=True, kw_only=True):
-    """What a folder was made from, for people; no part of the format."""
+    """Sources of a folder, for people to read; not part of the format."""
 
     files: int
     names: list[str]
-    """The first few."""
+    """Names of the first few files."""
     command: str = ""
 
 
 def read_sources(folder: Path) -> Sources | None:
-    """Read what a folder of shards was made from; None if that is not known."""
+    """Read the sources of a folder of shards; None if they are not known."""
     try:
         return msgspec.json.decode((folder / SOURCES).read_bytes(), type=Sources)
     except (OSError, msgspec.DecodeError):
@@ -175,14 +175,14 @@ Record = TypeVar("Record", bound=msgspec.Struct)
 
 
 def read_record(path: Path, kind: type[Record]) -> Record | None:
-    """Read a record whose checksum is right, or return None: a file that is missing or damaged does not exist."""
+    """Read a record and compare its checksum; None if the file is missing or damaged, which is treated the same."""
     try:
         content = load_json(path)
         if content.get("format", FORMAT_VERSION) not in _READABLE:
             raise UserError(
                 f"{path.parent} has shard format {content['format']}, and this version reads "
                 f"{' and '.join(map(str, _READABLE))}; "
-                "install a newer one"
+                "install a newer version"
             )
         return msgspec.convert(content, kind)
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -195,18 +195,18 @@ def write_record(path: Path, record: msgspec.Struct) -> None:
 
 
 def as_dict(record: Mapping[str, Any] | msgspec.Struct) -> dict[str, Any]:
-    """Return the fields of a record as they are written."""
+    """Return the fields of a record as they are written to JSON."""
     return msgspec.to_builtins(record) if isinstance(record, msgspec.Struct) else dict(record)  # type: ignore[no-any-return]
 
 
-# Differences between runs, in the words of options and files.
+# Differences between runs, described by options and files.
 
 _CORPUS = {
-    "corpus_files": "another number of corpus files",
-    "corpus_bytes": "corpus files of another size",
-    "corpus_names": "corpus files of other names",
-    "corpus_content": "corpus files of another content",
-    "corpora": "the same files, named by other --corpus",
+    "corpus_files": "the number of corpus files",
+    "corpus_bytes": "the size of the corpus files",
+    "corpus_names": "the names of the corpus files",
+    "corpus_content": "the content of the corpus files",
+    "corpora": "other --corpus options for the same files",
 }
 _TEACHER = {
     "teacher": "the teacher",
@@ -233,17 +233,17 @@ _WORDS = {
     "input": "the input files",
     "student": "the student's weights",
 }
-# Of these a value would tell nobody anything.
+# Fields whose values, such as hashes, are not worth showing.
 _UNSHOWN = {*_CORPUS, *_TEACHER, "input", "student"} - {"corpus_files", "corpus_bytes", "teacher", "vocabulary"}
-# These follow from the others.
+# Fields that follow from the others.
 _DERIVED = ("plan", "dim", "separator", "labels")
 
 
 def differing_fields(old: Mapping[str, Any] | msgspec.Struct, new: Mapping[str, Any] | msgspec.Struct) -> list[str]:
-    """Describe each field that differs, in the words of options and files: "--min-words (3 there, 1 here)"."""
+    """Describe each field that differs by its option or file: "--min-words (3 there, 1 here)"."""
     old, new = as_dict(old), as_dict(new)
     differing = [field for field in (*new, *(old.keys() - new.keys())) if old.get(field) != new.get(field)]
-    # Of those about the corpus, and about the teacher, the first says enough.
+    # A single difference about the corpus, and one about the teacher, says enough.
     firsts = [next((field for field in kind if field in differing), "") for kind in (_CORPUS, _TEACHER)]
     rest = [field for field in differing if field not in (*_CORPUS, *_TEACHER, *_DERIVED)]
 

@@ -1,4 +1,4 @@
-"""The shard format, version 2: a file of rows, its sidecar, its list of rejections; see docs/shard-format.md."""
+"""The shard format, version 2: a file of rows, its sidecar, and its list of rejections; see docs/shard-format.md."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,7 +40,7 @@ def sidecar_path(shard: Path) -> Path:
 
 
 def token_dtype(vocabulary: int) -> type[np.unsignedinteger[Any]]:
-    """Return the type of token ids on disk: 2 bytes if the vocabulary allows it."""
+    """Return the dtype of token ids on disk: uint16 if the vocabulary allows it, otherwise uint32."""
     return np.uint16 if vocabulary <= 1 << 16 else np.uint32
 
 
@@ -52,15 +52,15 @@ def make_table(
     texts: Sequence[str] | None,
     logits: np.ndarray | None = None,
 ) -> pa.Table:
-    """Make the rows of one shard, in corpus order, an Arrow table.
+    """Make an Arrow table from the rows of a shard, which are in corpus order.
 
     Args:
         ids: uint64[n].
-        corpora: uint16[n], the number of each row's corpus.
-        tokens: of n sentences in `token_dtype`, without special tokens.
+        corpora: uint16[n], the index of each row's corpus.
+        tokens: tokens of n sentences in `token_dtype`, without special tokens.
         embeddings: float16 or float32[n, dim].
-        texts: the sentences; None leaves them out.
-        logits: float32[n, classes] besides the embeddings, or None.
+        texts: the n sentences; None leaves out the column.
+        logits: float32[n, classes] in addition to the embeddings; None leaves out the column.
     """
     columns = {
         "id": pa.array(ids, pa.uint64()),
@@ -82,14 +82,14 @@ def _vectors(rows: np.ndarray) -> pa.FixedSizeListArray:
 def write_shard(
     path: Path, table: pa.Table, *, source: Start, counts: Counts, rejected_xxh3_128: str, fingerprint: Fingerprint
 ) -> Sidecar:
-    """Commit a shard: the Arrow file of `make_table`, then the sidecar that makes it exist; return the sidecar."""
-    # A sidecar left by a damaged shard must not vouch for the new file.
+    """Commit a shard: write the table of `make_table`, then the sidecar that makes it exist; return the sidecar."""
+    # The sidecar of a damaged shard must not stand for the new file.
     sidecar_path(path).unlink(missing_ok=True)
     compression = None if fingerprint.compression == "none" else fingerprint.compression
     with replacing(path) as file:
         options = pa.ipc.IpcWriteOptions(compression=compression)
         with pa.ipc.new_file(pa.PythonFile(file, "w"), table.schema, options=options) as writer:
-            # One record batch, so that readers can map it without a copy.
+            # A single record batch, which readers can map into memory without copying.
             writer.write_table(table, max_chunksize=max(1, table.num_rows))
         file.flush()
         size = file.tell()
@@ -111,14 +111,15 @@ def write_shard(
 
 
 def read_sidecar(shard: Path) -> Sidecar | None:
-    """Read the sidecar of `shard`; None if it is missing or damaged: then the shard does not exist."""
+    """Read the sidecar of `shard`; None if it is missing or damaged, so that the shard does not exist."""
     return read_record(sidecar_path(shard), Sidecar)
 
 
 def shard_problem(shard: Path, sidecar: Sidecar | None, known: Entry | None = None, *, whole: bool = True) -> str:
-    """Say what is wrong with a shard, or "": its sidecar, by the manifest's entry if that is known, and its file.
+    """Describe what is wrong with the sidecar or file of a shard; "" if nothing is.
 
-    If not `whole`, the file's checksum is not compared.
+    The sidecar must match its entry in the manifest, if that is `known`. The checksum of the file is compared only if
+    `whole`.
     """
     if sidecar is None or (known is not None and sidecar.entry != known):
         return "has no sidecar that matches the manifest"
@@ -132,12 +133,12 @@ def shard_problem(shard: Path, sidecar: Sidecar | None, known: Entry | None = No
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard opened for reading: views of the mapped file, nothing is copied until rows are taken.
+    """A shard opened for reading, as views of the memory-mapped file: nothing is copied until rows are taken.
 
     Args:
         ids: uint64[n].
-        corpora: uint16[n], the number of each row's corpus; 0 in format 1, which does not say.
-        tokens: of n sentences.
+        corpora: uint16[n], the index of each row's corpus; 0 in format 1, which lacks it.
+        tokens: tokens of n sentences.
         embeddings: float16 or float32[n, dim].
         logits: float32[n, classes]; None if the shard has none besides its embeddings.
     """
@@ -150,9 +151,9 @@ class Shard:
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
-        """Map a shard whose checksum is known to be right; one in an object store is read whole."""
+        """Map a shard whose checksum has been compared; a shard in an object store is read into memory."""
         table = _table(path)
-        # A shard is one record batch, or none if it has no rows; combining would copy even a single one.
+        # A shard is one record batch, or none if it has no rows; `combine_chunks` would copy even a single one.
         columns = {
             name: column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
             for name, column in zip(table.column_names, table.columns, strict=True)
@@ -179,11 +180,11 @@ class Shard:
 
 
 def shard_texts(path: Path, rows: np.ndarray | None = None) -> list[str]:
-    """Return the sentences of a shard that keeps its text; pairs with the tab between their sides.
+    """Return the sentences of a shard with text; the sides of pairs are separated by a tab.
 
     Args:
-        path: of the Arrow file.
-        rows: int[n], row numbers; None is all.
+        path: the Arrow file.
+        rows: int[n], row numbers; None for all rows.
     """
     text = _table(path)["text"]
     return (text if rows is None else text.take(pa.array(rows))).to_pylist()  # type: ignore[no-any-return]
@@ -194,14 +195,14 @@ def _table(path: Path) -> pa.Table:
     return pa.ipc.open_file(source).read_all()
 
 
-# The list of what a shard's slice could not use: next to it, until the run joins the lists of all shards in one file.
+# Lists of rejections: next to each shard, until the run joins the lists of all shards in one file.
 
 LISTS = "shard-*.rejected.jsonl"
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A sentence or record that can't be used: number of its file, of its record there, and why."""
+    """A sentence or record that can't be used: the numbers of its file and record, and the reason."""
 
     file: int
     record: int
@@ -210,12 +211,12 @@ class Rejection:
 
 
 def list_path(folder: Path, shard: int) -> Path:
-    """Return the list of a single shard."""
+    """Return the path of the list of a single shard."""
     return folder / f"shard-{shard:05d}.rejected.jsonl"
 
 
 def write_list(folder: Path, shard: int, rejections: Iterable[Rejection], names: Sequence[str]) -> str:
-    """Write a shard's list and return its checksum; records are counted from 1."""
+    """Write the list of a shard and return its checksum; records are counted from 1."""
     lines = []
     for each in rejections:
         place = {"shard": shard, "file": names[each.file], "record": each.record + 1}
@@ -226,11 +227,11 @@ def write_list(folder: Path, shard: int, rejections: Iterable[Rejection], names:
 
 
 def read_lists(folder: Path, checksums: Iterable[tuple[int, str]]) -> Iterator[bytes | None]:
-    """Yield the list of each shard, in ascending order, that has its checksum; None if it is lost or damaged.
+    """Yield the list of each shard, in ascending order, that matches its checksum; None if it is lost or damaged.
 
-    It lies next to its shard, in the joined file, or in both, one of them of an earlier run perhaps.
+    A list may be next to its shard, in the joined file, or in both, if one of them is left from an earlier run.
     """
-    # One listing: a question for each of many thousand shards takes long where the folder is far away.
+    # The folder is listed once, because a request for each of many thousand shards is slow on a remote file system.
     single = {path.name for path in folder.glob(LISTS)}
     joined = _joined(folder / REJECTED)
     current = next(joined, None)
@@ -246,7 +247,7 @@ def read_lists(folder: Path, checksums: Iterable[tuple[int, str]]) -> Iterator[b
 
 
 def _joined(path: Path) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """Yield the lines of the joined file, by shard; a damaged line belongs to shard -1."""
+    """Yield the lines of the joined file by shard; a damaged line belongs to shard -1."""
 
     def shard_of(line: bytes) -> int:
         try:
@@ -255,6 +256,6 @@ def _joined(path: Path) -> Iterator[tuple[int, Iterator[bytes]]]:
             return -1
 
     if path.exists():
-        # As bytes: text would also be cut at the line separators that Unicode has besides the line feed.
+        # Read as bytes, because as text it would also be split at Unicode's other line separators.
         with path.open("rb") as file:
             yield from groupby(file, key=shard_of)

@@ -1,4 +1,8 @@
-"""Embed slices one after another: read ahead, feed the teacher, commit shards behind it."""
+"""The main loop of stage one: read slices ahead, feed the teacher, and commit their shards.
+
+The three run at the same time, so that the teacher, which takes nearly all of the time, rarely waits: reader processes
+prepare the next slices, the main thread embeds, and a thread writes the previous slice.
+"""
 
 import sys
 import time
@@ -17,6 +21,7 @@ import numpy as np
 from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import sentence_id
+from sentence_distill.data.progress import counted
 from sentence_distill.data.records import EXCERPT_CHARACTERS, Record
 from sentence_distill.data.sentences import SentenceRules, split_sentences
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
@@ -35,16 +40,16 @@ from sentence_distill.pipeline.shards import (
 )
 
 if TYPE_CHECKING:
-    # Processes that read ahead need no PyTorch, which takes seconds to import.
+    # Reader processes don't need PyTorch, which takes seconds to import.
     from sentence_distill.pipeline.teacher import PendingEmbeddings, Teacher
 
-# A few vectors may overflow; beyond this share something is wrong with the teacher or its precision.
+# A few vectors may overflow; more than this share means that something is wrong with the teacher or its precision.
 _MOST_NON_FINITE = 0.01
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the slices of a run have in common, whoever embeds them."""
+    """Everything that the slices of a run share, in whatever process they are embedded."""
 
     corpus: Corpus
     rules: SentenceRules
@@ -52,27 +57,27 @@ class Job:
     fingerprint: Fingerprint
 
 
-# A slice of the corpus: from its records to sentences and token ids, and with their vectors to a shard.
+# A slice of the corpus: from its records to sentences and token ids, and then with their vectors to a shard.
 
 
 @dataclass
 class SliceText:
-    """The sentences of a slice, and what became of the others."""
+    """The sentences of a slice, with its rejections and counts."""
 
     part: Slice
     sentences: list[str] = field(default_factory=list)
     """n sentences that may become rows."""
     places: list[tuple[int, int]] = field(default_factory=list)
-    """File and record of each."""
+    """File and record of each sentence."""
     rejections: list[Rejection] = field(default_factory=list)
     records: int = 0
     duplicates: int = 0
-    """Sentences that were left out because they occurred earlier."""
+    """Number of sentences that were left out because they occur earlier in the corpus."""
     tokens: Tokens = field(default_factory=lambda: Tokens.of([]))
-    """Of the n sentences."""
+    """Tokens of the n sentences."""
 
     def reject(self, unfit: np.ndarray, reason: str) -> None:
-        """Reject the sentences that bool[n] `unfit` marks, and take them out."""
+        """Move the sentences that bool[n] `unfit` marks to the rejections."""
         if not unfit.any():
             return
         for row in np.flatnonzero(unfit):
@@ -84,8 +89,9 @@ class SliceText:
 
 
 def prepare_slice(job: Job, part: Slice, records: Iterable[Record], tokenizer: TextTokenizer) -> SliceText:
-    """Split and tokenize the records of a slice; duplicates and what has no tokens, or too many, are left out."""
+    """Split and tokenize the records of a slice; leave out duplicates, and sentences with no tokens or too many."""
     text = SliceText(part)
+    # The plan numbers duplicates among the passing sentences of the slice, which `usable` counts in the same order.
     duplicates = frozenset(part.duplicates.tolist())
     usable = 0
     for record in records:
@@ -107,14 +113,14 @@ def prepare_slice(job: Job, part: Slice, records: Iterable[Record], tokenizer: T
             usable += 1
     if (text.records, usable) != (part.records, part.sentences):
         raise UserError(
-            f"the corpus changed while it was read: slice {part.index} held {part.sentences} sentences "
-            f"and now holds {usable}; run again once the files are at rest"
+            f"the corpus changed while it was read: slice {part.index} held {counted(part.sentences, 'sentence')} "
+            f"and now holds {usable:,}; run again when the files no longer change"
         )
     sentences, separator = text.sentences, job.fingerprint.separator
     tokens = tokenize_pairs(tokenizer, sentences, separator) if separator else tokenizer.tokenize(sentences)
     text.tokens = tokens.astype(token_dtype(job.fingerprint.vocabulary))
     text.reject(text.tokens.lengths > job.fingerprint.max_tokens, "too many tokens")
-    # A sentence whose every character the tokenizer drops has no tokens to pool.
+    # A tokenizer may drop every character of a sentence, which leaves nothing to pool.
     text.reject(text.tokens.lengths == 0, "no tokens")
     return text
 
@@ -122,17 +128,18 @@ def prepare_slice(job: Job, part: Slice, records: Iterable[Record], tokenizer: T
 def commit_slice(job: Job, text: SliceText, vectors: np.ndarray) -> None:
     """Write the shard of a prepared slice of n sentences, and its list of rejections.
 
-    `vectors` are float32[n, dim], or [n, dim + logits]. More than 1% of vectors that are not finite are an error.
+    `vectors` are float32[n, dim], or [n, dim + classes] with logits. Vectors that are not finite are rejected; more than
+    1% of them is an error.
     """
     dtype = job.fingerprint.dtype
-    with np.errstate(over="ignore"):  # what float16 can't hold becomes infinite, and is rejected below
+    with np.errstate(over="ignore"):  # values beyond the range of float16 become infinite, and are rejected below
         rows = vectors[:, : job.fingerprint.dim].astype(DTYPES[dtype])
     logits = vectors[:, job.fingerprint.dim :]
     finite = np.isfinite(rows).all(axis=1) & np.isfinite(logits).all(axis=1)
     if (~finite).sum() > 1 + _MOST_NON_FINITE * len(finite):
         raise UserError(
-            f"the teacher gave {(~finite).sum():,} of {len(finite):,} vectors in slice {text.part.index} that are "
-            f"not finite in {dtype}; try --precision fp32, and --dtype float32 for vectors beyond 65,504"
+            f"{(~finite).sum():,} of {len(finite):,} vectors of the teacher in slice {text.part.index} are not finite "
+            f"in {dtype}; try --precision fp32, and --dtype float32 for values beyond 65,504"
         )
     sentences = len(text.sentences) + text.duplicates + len(text.rejections)
     text.reject(~finite, "non-finite embedding")
@@ -142,7 +149,7 @@ def commit_slice(job: Job, text: SliceText, vectors: np.ndarray) -> None:
     corpora = np.array([sources[file].location for file, _ in text.places], dtype=np.uint16)
     kept = text.sentences if job.fingerprint.keep_text else None
     table = make_table(ids, corpora, text.tokens, rows[finite], kept, logits[finite] if logits.shape[1] else None)
-    # Before the sidecar, so that a shard that exists always has its list.
+    # Written before the sidecar, so that a shard that exists always has its list.
     names = [source.name for source in sources]
     rejected = write_list(job.out, text.part.index, text.rejections, names)
     start = text.part.start
@@ -162,16 +169,18 @@ def commit_slice(job: Job, text: SliceText, vectors: np.ndarray) -> None:
     )
 
 
-# Processes that read ahead: reading and splitting are Python, and in a thread they would take the interpreter from the
-# thread that feeds the device.
+# Reader processes. Reading and splitting are pure Python: in a thread, they would hold the GIL while the main thread
+# should feed the device.
 
 
 def read_ahead(
     job: Job, tokenizer_json: str, todo: Sequence[Slice], processes: int
 ) -> Generator[SliceText, None, None]:
-    """Prepare slices in `processes`, each at most one slice ahead of what was taken from it; in the order of `todo`."""
+    """Prepare slices in several processes; yield them in the order of `todo`."""
     readers = []
     try:
+        # Reader k of n prepares slices k, k + n, k + 2n and so on, so receiving from the readers in turn restores the
+        # order without a queue. A reader blocks in `send` until its slice is received: each is at most one slice ahead.
         for number in range(min(processes, len(todo))):
             readers.append(start_child(_read, job, tokenizer_json, todo[number::processes], processes, daemon=True))
         for number in range(len(todo)):
@@ -180,8 +189,8 @@ def read_ahead(
             if text is None:
                 process.join()
                 raise UserError(
-                    f"a process that reads the corpus ended with code {process.exitcode}, perhaps because memory ran "
-                    "out; what is committed stays: run the same command again to resume"
+                    f"a process that reads the corpus died with exit code {process.exitcode}, perhaps because memory "
+                    "ran out; finished shards are kept: run the same command again to resume"
                 )
             if isinstance(text, Exception):
                 raise text
@@ -195,35 +204,36 @@ def read_ahead(
 
 
 def _read(connection: Connection, job: Job, tokenizer_json: str, todo: Sequence[Slice], stride: int) -> None:
-    """Send each slice; runs in a process that reads ahead."""
+    """Prepare slices and send them, in a reader process."""
     tokenizer = TextTokenizer(tokenizer_json)
     for part, records in slice_records(job.corpus, todo, stride):
         connection.send(prepare_slice(job, part, records, tokenizer))
 
 
 def slice_records(corpus: Corpus, todo: Sequence[Slice], stride: int = 1) -> Iterator[tuple[Slice, Iterator[Record]]]:
-    """Yield each slice with its records; slices at most `stride` apart share one pass over the corpus.
+    """Yield each slice with its records; slices less than `stride` apart share one pass over the corpus.
 
-    To read over a few slices of others costs little, while opening a compressed file anew means to decompress
-    it from its start.
+    Reading past a few slices of other readers is cheap, but to open a compressed file again means decompressing it from
+    the start.
     """
     records: Iterator[Record] = iter(())
-    following = sys.maxsize  # the slice that `records` stands before
+    following = sys.maxsize  # index of the slice that `records` will yield next
     for part in todo:
         if not 0 <= part.index - following < stride:
             records = corpus.records(part.start)
-        # Never wrapped: one layer for each of many thousand slices would be too deep.
+        # Skip to the start of the slice. The iterator is never wrapped to put the first record back: after thousands of
+        # slices, the nesting would be too deep.
         first = next((record for record in records if record.position == part.start), None)
         yield part, iter(()) if first is None else chain([first], islice(records, part.records - 1))
         following = part.index + 1
 
 
-# The loop at the heart of stage one.
+# The main loop.
 
 
 @dataclass
 class Waits:
-    """Seconds that the teacher stood still, in `total` seconds of a run over at least one slice."""
+    """Seconds that the teacher spent waiting for text and for the disk, out of `total` seconds."""
 
     reading: float = 0.0
     writing: float = 0.0
@@ -245,11 +255,12 @@ def embed_slices(
 ) -> Waits:
     """Embed slices, commit their shards, and return how long the teacher waited.
 
-    Three things run at once: `readers` processes read and tokenize the next slices, this thread feeds the
-    teacher, and a second thread writes the previous slice. When an exception stops it, slices whose vectors are
-    there are still written. `advance` is called with the number of sentences done.
+    `readers` processes read and tokenize the next slices, this thread feeds the teacher, and a second thread writes the
+    previous slice. If an exception stops the loop, slices handed to the writer are still written. `advance` is called
+    with the number of sentences done.
     """
-    # A GPU works on one slice while the vectors of the one before are fetched and written.
+    # On a GPU, `launch` only queues the computation: one slice stays pending, so that the GPU works on it while the
+    # vectors of the previous one are copied back and written. On a CPU, `launch` itself computes.
     depth = 1 if teacher.device.type == "cuda" else 0
     pending: list[tuple[SliceText, PendingEmbeddings]] = []
     committed: Future[None] | None = None
@@ -261,7 +272,7 @@ def embed_slices(
     ):
 
         def commit_first() -> None:
-            """Hand a slice to the writer once it is done with the one before, so that at most two wait in memory."""
+            """Hand the oldest slice to the writer, once that has finished the previous one: two at most use memory."""
             nonlocal committed
             text, embeddings = pending.pop(0)
             vectors = embeddings.vectors()

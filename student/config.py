@@ -1,4 +1,4 @@
-"""Options of the student, of its training, and of the commands."""
+"""Options of stage two: the shape of a student, its training, and all commands but `sd embed`."""
 
 import re
 from collections import Counter
@@ -24,12 +24,12 @@ from sentence_distill.data.records import InputFormat
 POOLINGS = ("mean", "max", "mean+max")
 INITS = ("pca", "random")
 DEFAULT_STUDENT = "distilled"
-"""The folder that commands read if none is named."""
+"""Folder that commands read by default."""
 
-# Shapes that a name stands for; docs/training.md says what each costs and gives.
+# docs/training.md compares the sizes.
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"embedding_dim": 64, "hidden": 128, "layers": 1},
-    # The widest that stays below 10 MB in float16, the tokenizer included.
+    # The widest student that stays below 10 MB in float16, tokenizer included.
     "small": {"embedding_dim": 112, "hidden": 256, "layers": 1},
     "base": {"embedding_dim": 300, "hidden": 300, "layers": 1},
     "large": {"embedding_dim": 384, "hidden": 512, "layers": 1},
@@ -37,14 +37,14 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 def corpus_weight(text: str) -> tuple[str, float]:
-    """Read the name of a corpus and its weight, as in chat.txt=3."""
+    """Parse the name of a corpus and its weight, as in chat.txt=3."""
     name, equals, weight = text.rpartition("=")
     try:
         value = float(weight)
     except ValueError:
         value = nan
     if not (equals and name and 0 <= value < 1000):
-        raise ValueError(f"{text!r} is no corpus with its weight, as in chat.txt=3")
+        raise ValueError(f"{text!r} is not a corpus with a weight, as in chat.txt=3")
     return name, value
 
 
@@ -59,7 +59,7 @@ class _Options:
 
 
 def _named(flag: str, metavar: str, help: str, default: tuple[str, ...] = ()) -> Any:
-    """Declare names that come as arguments, or by an option that may be repeated."""
+    """Declare names that are given as arguments or by a repeatable option."""
     return option(default, help, argument=True, repeated=True, flags=(flag,), metavar=metavar)
 
 
@@ -70,9 +70,9 @@ class StudentConfig:
     vocabulary: int
     """Number of token ids."""
     target_dims: tuple[int, ...]
-    """Widths of the teacher's layers that are approximated; the last one is the student's public embedding."""
+    """Widths of the teacher's layers that the student approximates; the last one is its public embedding."""
     normalize: bool
-    """Whether the public embedding is L2-normalized."""
+    """True if the public embedding is L2-normalized."""
     embedding_dim: int = 300
     """Width of the word embeddings."""
     hidden: int = 300
@@ -80,11 +80,11 @@ class StudentConfig:
     layers: int = 1
     """LSTM layers."""
     pooling: str = "mean"
-    """How the states of all tokens become one vector: "mean", "max", or both concatenated."""
+    """Pooling of the token states into one vector: "mean", "max", or "mean+max", both concatenated."""
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
-            raise UserError(f"pooling {self.pooling!r} is none of {', '.join(POOLINGS)}")
+            raise UserError(f"pooling {self.pooling!r} is not one of {', '.join(POOLINGS)}")
         if min(self.embedding_dim, self.hidden, self.layers) < 1:
             raise UserError("--embedding-dim, --hidden and --layers must be at least 1")
 
@@ -98,29 +98,29 @@ class StudentConfig:
 class TrainConfig(_Options):
     """Options of `sd train-student`."""
 
-    shards: Path = option(Path("shards"), "Folder that sd embed made.")
+    shards: Path = option(Path("shards"), "Folder of shards that sd embed wrote.")
     out: Path = option(Path(DEFAULT_STUDENT), "Folder of the student and its checkpoints.", flags=("--out", "-o"))
     size: Literal["tiny", "small", "base", "large"] | None = option(
         None,
-        "Size of the student: 2, 4, 11 or 16 million parameters. The next three options change it.",
+        "Size of the student: 2, 4, 11 or 16 million parameters. --embedding-dim, --hidden and --layers override it.",
         shown="base, or that of --init",
     )
     embedding_dim: int | None = option(None, "Width of the word embeddings.", least=1)
     hidden: int | None = option(None, "LSTM units in each direction.", least=1)
-    layers: int | None = option(None, "LSTM layers.", least=1)
+    layers: int | None = option(None, "Number of LSTM layers.", least=1)
     pooling: Literal["mean", "max", "mean+max"] | None = option(
-        None, "How the states of all tokens become one vector.", shown="mean, or that of --init"
+        None, "Pooling of the token states into one vector.", shown="mean, or that of --init"
     )
     init: str = option(
         "pca",
-        "Initial weights: the teacher's word embeddings reduced by PCA, or random ones; or a student to continue "
-        "from: a folder, minilm-small, or owner/name on the hub.",
+        "Initial weights: the teacher's word embeddings reduced by PCA, random ones, or a student to continue from (a "
+        "folder, minilm-small, or owner/name on the hub).",
         metavar="pca|random|STUDENT",
     )
     corpus: tuple[str, ...] = option(
         (),
-        "How many times an epoch reads a corpus of the shards, by its name: chat.txt=3, or 0.5 for half of it, or 0; "
-        "may be repeated.",
+        "Number of times an epoch reads a corpus of the shards: chat.txt=3, or 0.5 for half of it, or 0; may be "
+        "repeated.",
         metavar="NAME=X",
         repeated=True,
         parse=_weighted,
@@ -128,29 +128,28 @@ class TrainConfig(_Options):
     )
     target_layers: tuple[int, ...] | None = option(
         None,
-        "Layers of the teacher to approximate, each with its own loss, out of those in the shards. The student "
-        "encodes to the last one.",
+        "Teacher layers in the shards to approximate, each with its own loss. The student's embedding is the last one.",
         shown="all",
         metavar="N[,N…]",
     )
     cosine: float = option(1.0, "Loss weight of 1 - cosine between the student's and the teacher's vector.", least=0)
     mse: float = option(0.0, "Loss weight of the mean squared error.", least=0)
     relational: float = option(
-        0.0, "Loss weight of the divergence between the similarities inside a batch, teacher to student.", least=0
+        0.0, "Loss weight of the divergence between the teacher's and the student's similarities in a batch.", least=0
     )
     temperature: float = option(0.05, "Softmax temperature of --relational.", above=0)
     epochs: int = option(3, "Stop after this many passes over the shards.", least=1)
     max_steps: int | None = option(None, "Stop after this many optimizer steps.", least=1)
     max_time: float | None = option(
         None,
-        "Stop after this time of training, as in 90s, 30m or 2h, all resumed parts together. The learning rate "
-        "reaches 0 by then.",
+        "Stop after this much training time, as in 90s, 30m or 2h, resumed parts included. The learning rate reaches "
+        "0 by then.",
         metavar="TIME",
         parse=parse_seconds,
     )
-    batch_size: int = option(128, "Sentences per batch, all of one length, over all processes together.", least=1)
+    batch_size: int = option(128, "Sentences per batch over all processes; all have the same length.", least=1)
     learning_rate: float = option(4e-3, "Peak learning rate, after warm-up.", above=0)
-    # A row of word embeddings moves only in the batches that hold its word, by more the rarer that is.
+    # A word's embedding is updated only by batches that contain the word; see `step.RowAdam` for the step sizes.
     embedding_rate: float = option(
         2.0, "Learning rate of the word embeddings, as a multiple of --learning-rate.", above=0
     )
@@ -159,23 +158,23 @@ class TrainConfig(_Options):
     clip: float = option(1.0, "Gradient clipping: maximum norm.", above=0)
     token_dropout: float = option(0.0, "Share of the tokens to mask.", least=0, below=1)
     embedding_dropout: float = option(
-        0.0, "Share of a batch's words to mask wherever they occur; the others are scaled up.", least=0, below=1
+        0.0, "Share of the vocabulary to mask in a batch; the other words are scaled up.", least=0, below=1
     )
     held_out: float | None = option(
         None,
-        "Share of the sentences, chosen by id, to validate on and never to train on.",
-        shown="0.01, but at least 500 sentences, or a tenth of a small corpus",
+        "Share of the sentences to hold out for validation, chosen by their ids.",
+        shown="0.01, or 500 sentences if that is more, but at most 0.1",
         above=0,
         below=1,
     )
     train_fraction: float = option(
-        1.0, "Share of the other sentences to train on; shows what a larger corpus would bring.", above=0, most=1
+        1.0, "Share of the other sentences to train on, to see what a larger corpus would bring.", above=0, most=1
     )
     validate_every: int | None = option(
         None, "Validate after this many steps.", shown="each epoch", metavar="STEPS", least=1
     )
     patience: int | None = option(
-        None, "Stop after this many validations without a better held-out cosine.", shown="never", least=1
+        None, "Stop after this many validations without a better held-out cosine.", shown="no limit", least=1
     )
     seed: int = option(0, "Random seed.", **SEED)
     device: str = option("auto", "Device to train on: auto, cpu, cuda or cuda:N.")
@@ -183,15 +182,15 @@ class TrainConfig(_Options):
         "auto", "Compute dtype of the LSTM. `auto` picks bf16 if the hardware supports it."
     )
     checkpoint_every: float = option(300.0, "Seconds between checkpoints.", metavar="SECONDS", above=0)
-    keep_checkpoints: int = option(2, "Number of checkpoints to keep while it trains.", least=1)
-    tensorboard: bool = option(False, "Write TensorBoard events as well.", flags=("--tensorboard/--no-tensorboard",))
+    keep_checkpoints: int = option(2, "Number of checkpoints to keep during training.", least=1)
+    tensorboard: bool = option(False, "Write TensorBoard events, too.", flags=("--tensorboard/--no-tensorboard",))
     resume: bool = option(False, "Fail if --out holds no run to resume.", given=False)
-    overwrite: bool = option(False, "Replace the run or the student in --out.", given=False)
+    overwrite: bool = option(False, "Replace the run or student in --out.", given=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not any((self.cosine, self.mse, self.relational)):
-            raise UserError("all weights of the loss are 0; raise --cosine, --mse or --relational")
+            raise UserError("all loss weights are 0; set --cosine, --mse or --relational")
         try:
             names = Counter(corpus_weight(each)[0] for each in self.corpus)
         except ValueError as error:
@@ -201,15 +200,15 @@ class TrainConfig(_Options):
 
     @property
     def weights(self) -> dict[str, float]:
-        """How many times an epoch reads each corpus that `corpus` names."""
+        """Number of times an epoch reads each corpus that `corpus` names."""
         return dict(map(corpus_weight, self.corpus))
 
     def recipe(self) -> dict[str, Any]:
-        """Return the options that decide what is learned; distillation.json and checkpoints hold them."""
+        """Return the options that decide what is learned, for distillation.json and checkpoints."""
         return {name: value for name, value in asdict(self).items() if name not in _OUTSIDE_RECIPE}
 
 
-# The shape is recorded as the `StudentConfig` that it becomes.
+# The shape is not among them: it is recorded as a `StudentConfig`.
 _OUTSIDE_RECIPE = {
     *("shards", "out", "size", "embedding_dim", "hidden", "layers", "pooling", "device", "precision"),
     *("checkpoint_every", "keep_checkpoints", "tensorboard", "resume", "overwrite"),
@@ -217,7 +216,7 @@ _OUTSIDE_RECIPE = {
 
 
 def default_held_out(rows: int) -> float:
-    """Return the share of a corpus that is held out by default: 1%, but at least 500 rows, or a tenth of few."""
+    """Return the share of a corpus to hold out by default: 1%, or 500 rows if that is more, but at most 10%."""
     return max(0.01, min(0.1, 500 / max(1, rows)))
 
 
@@ -232,7 +231,7 @@ class ExportConfig(_Options):
         metavar="[STUDENT]",
     )
     format: Literal["onnx", "folder"] = option(
-        "onnx", "What to write: an ONNX file with its tokenizer, or a smaller student's folder for PyTorch."
+        "onnx", "Write an ONNX file with its tokenizer, or the folder of a smaller student for PyTorch."
     )
     out: Path | None = option(
         None,
@@ -242,28 +241,28 @@ class ExportConfig(_Options):
     )
     dim: tuple[int, ...] = option(
         (),
-        "Reduce the vectors to this many dimensions by PCA. With several, as in 64,128,256, they are compared and "
+        "Reduce the vectors to this many dimensions by PCA. Several numbers, as in 64,128,256, are only compared, and "
         "nothing is written.",
         metavar="N[,N…]",
         least=1,
         aliases=("--dims",),
     )
-    float16: bool = option(False, "Store the weights of --format folder in half the bytes.")
-    int8: bool = option(False, "Store and multiply 8-bit numbers in ONNX: faster, and a quarter of the size.")
+    float16: bool = option(False, "Store the weights in float16, with --format folder.")
+    int8: bool = option(False, "Quantize the ONNX file to int8: faster, and a quarter of the size.")
     overwrite: bool = option(False, "Replace an earlier smaller student in --out.", given=False)
     shards: Path | None = option(
-        None, "Shards to find dimensions and measure with.", shown="those that the student was trained on"
+        None, "Shards to fit the reduction and measure on.", shown="those that the student was trained on"
     )
     corpus: tuple[str, ...] = option(
         (),
-        "Text to find dimensions with instead of shards, in any form that sd embed takes; may be repeated.",
+        "Text to fit the reduction on instead of shards, in any form that sd embed takes; may be repeated.",
         metavar="FILE",
         repeated=True,
     )
     sentences: Path | None = option(
         None,
-        "Text file to compare the ONNX file with the student on, one sentence per line.",
-        shown="held-out ones of the shards",
+        "Text file, one sentence per line, to compare the ONNX file with the student on.",
+        shown="held-out sentences of the shards",
     )
 
     def __post_init__(self) -> None:
@@ -274,14 +273,14 @@ class ExportConfig(_Options):
             raise UsageError("--corpus goes with --dim")
         if len(self.dim) > 1:
             if self.out or self.float16 or self.int8:
-                raise UsageError("several numbers of dimensions are compared, and nothing is written; name one --dim")
+                raise UsageError("several --dim are only compared, and nothing is written; name one --dim")
         elif self.format == "folder":
             if not (self.dim or self.float16):
                 raise UsageError("--format folder writes a smaller student; give --dim, --float16, or both")
             if self.int8 or self.sentences:
                 raise UsageError("--int8 and --sentences go with an ONNX file; leave out --format folder")
             if self.shards and not self.dim:
-                raise UsageError("--float16 alone writes the student as it is; leave out --shards")
+                raise UsageError("--float16 alone does not read --shards; leave them out")
         elif self.float16:
             raise UsageError("--float16 goes with --format folder; ONNX files have --int8")
 
@@ -480,8 +479,8 @@ class GlueConfig(_Options):
 
 
 def _parse_threads(text: str) -> tuple[int, ...]:
-    """Read numbers of threads, as in 1,8; `all` stands for the number of cores."""
-    # multiprocessing takes long to import for what no help needs.
+    """Parse numbers of threads, as in 1,8; `all` stands for the number of cores."""
+    # Imports multiprocessing, which --help does not need.
     from sentence_distill.pipeline.processes import cores
 
     numbers = parse_list(int, re.sub(r"\ball\b", str(cores()), text))
@@ -492,11 +491,13 @@ def _parse_threads(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(_Options):
-    """What `sd eval` measures, and where the figures go."""
+    """Options of `sd eval`."""
 
-    models: tuple[str, ...] = _named("--student", "[MODEL]...", "The same as one MODEL; may be repeated.")
+    models: tuple[str, ...] = _named("--student", "[MODEL]...", "Same as MODEL; may be repeated.")
     shards: Path | None = option(
-        None, "Shards with held-out sentences, also to time.", shown="those that the first student was trained on"
+        None,
+        "Shards whose held-out sentences are used for fidelity and timing.",
+        shown="those that the first student was trained on",
     )
     sts: Path | None = option(
         None, "TSV file with columns sentence1, sentence2 and score.", shown="STS-B/dev.tsv in --glue-dir"
@@ -511,18 +512,18 @@ class EvalConfig(_Options):
     )
     word_order: str | None = option(
         None,
-        "Text whose sentences are negated, asked as questions, and have their names swapped, to see whether a model "
-        "tells them apart as its teacher does.",
+        "Text whose sentences are negated, turned into questions, and have their names swapped, to test whether a "
+        "model tells them apart as its teacher does.",
         metavar="FILE",
     )
     transfer: Path | None = option(
         None,
-        "Folder of SentEval's tasks (MR, CR, SUBJ, MPQA, SST, TREC, MRPC), to score frozen vectors on by logistic "
-        "regression.",
+        "Folder of SentEval tasks (MR, CR, SUBJ, MPQA, SST, TREC, MRPC), scored by logistic regression on frozen "
+        "vectors.",
         metavar="DIR",
     )
     teacher: str | None = option(
-        None, "Teacher to compare with.", metavar="NAME", shown="the student's, if this machine has it"
+        None, "Teacher to compare with.", metavar="NAME", shown="the student's, if it is on this machine"
     )
     glue_dir: Path | None = option(None, "GLUE in the official TSV layout.", shown="nyu-mll/glue from the hub")
     json_file: Path | None = option(
@@ -530,13 +531,13 @@ class EvalConfig(_Options):
         "File for the figures.",
         flags=("--json",),
         metavar="FILE",
-        shown="eval, glue or speed.json in the first student's folder",
+        shown="eval.json, glue.json or speed.json in the first student's folder",
     )
-    overwrite: bool = option(False, "Replace --json, whatever it holds; earlier figures are not kept.", given=False)
+    overwrite: bool = option(False, "Replace --json, whatever it holds; earlier figures are lost.", given=False)
 
     @property
     def on_data_given(self) -> bool:
-        """Whether something is measured on data that the options name; its figures need no file."""
+        """True if the options name text or tasks to measure on; such figures need no file."""
         return bool(self.texts or self.word_order or self.transfer)
 
     @property
@@ -550,41 +551,41 @@ class EvalConfig(_Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig(_Options):
-    """How `sd eval --speed` times models."""
+    """Options of `sd eval --speed`."""
 
     sentences: Path | None = option(
         None, "Speed: text file with one sentence per line.", shown="the text in the shards", metavar="FILE"
     )
     threads: tuple[int, ...] = option(
         (),
-        "Speed: numbers of threads; each model is started again for each.",
+        "Speed: numbers of threads; models are restarted for each.",
         parse=_parse_threads,
         metavar="N[,N…]",
         shown="1,all",
     )
-    rounds: int = option(3, "Speed: rounds in which the models take turns; the median counts.", least=1)
+    rounds: int = option(3, "Speed: number of rounds, in which models take turns; the median is reported.", least=1)
     batch_sizes: tuple[int, ...] = option((1, 8, 32, 128, 512), "Speed: sentences per call.", least=1)
 
 
 def parse_note(text: str) -> str:
-    """Read TASK=TEXT, a remark on the figures of a GLUE task; the task comes out spelled as GLUE spells it."""
+    """Parse TASK=TEXT, a note on the figures of a GLUE task; the task gets GLUE's own spelling."""
     task, _, remark = (part.strip() for part in text.partition("="))
     known = {name.lower(): name for name in TASKS}
     if task.lower() not in known or not remark:
-        raise ValueError(f"{text!r} is no TASK=TEXT with one of {', '.join(TASKS)}")
+        raise ValueError(f"{text!r} is not TASK=TEXT with one of {', '.join(TASKS)}")
     return f"{known[task.lower()]}={remark}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(_Options):
-    """What `sd report` writes."""
+    """Options of `sd report`."""
 
     student: Path = option(Path(DEFAULT_STUDENT), "Folder of the student.", argument=True)
     out: Path = option(Path("report.html"), "File to write.", flags=("--out", "-o"))
-    title: str | None = option(None, "Title of the page.", shown="names the teacher")
+    title: str | None = option(None, "Title of the page.", shown="one that names the teacher")
     notes: tuple[str, ...] = option(
         (),
-        "Footnote at every figure of a GLUE task, if its data is not the official one, say; may be repeated.",
+        "Footnote for the figures of a GLUE task, for example if its data is not the official one; may be repeated.",
         flags=("--note",),
         repeated=True,
         parse=parse_note,
@@ -597,24 +598,24 @@ class ReportConfig(_Options):
 class EncodeConfig(_Options):
     """Options of `sd encode`."""
 
-    inputs: tuple[str, ...] = _named("--input", "INPUT...", "The same as the argument INPUT; may be repeated.")
+    inputs: tuple[str, ...] = _named("--input", "INPUT...", "Same as INPUT; may be repeated.")
     student: str | None = option(
         None,
-        "Folder or name on the hub of a student, or folder of its export.",
+        "Student: a folder, a name on the hub, or the folder of an export.",
         shown="distilled; if there is none, the packaged minilm-small",
         metavar="NAME",
     )
     out: str = option(
         "-",
-        "File of the vectors; a run that was stopped is resumed.",
+        "File for the vectors; a stopped run is resumed.",
         shown="standard output",
         flags=("--out", "-o"),
         metavar="FILE",
     )
     format: Literal["jsonl", "parquet", "arrow", "npy"] | None = option(
-        None, "Format of --out.", shown="by its name; to standard output jsonl"
+        None, "Format of --out.", shown="from its suffix; jsonl for standard output"
     )
-    input_format: InputFormat | None = option(None, "Format of the input.", shown="found from content and name")
+    input_format: InputFormat | None = option(None, "Format of the input.", shown="detected from content and name")
     text_column: str = option("text", "Column of the text.", aliases=("--text-field",), metavar="NAME")
     columns: tuple[str, ...] | None = option(
         None,
@@ -623,41 +624,41 @@ class EncodeConfig(_Options):
         parse=parse_names,
         metavar="NAME[,NAME]",
     )
-    keep_columns: bool = option(True, "Write the vectors alone; npy always does.", flags=("--no-text",))
-    dtype: Literal["float32", "float16"] = option("float32", "Type of the vectors.")
+    keep_columns: bool = option(True, "Write only the vectors, as npy always does.", flags=("--no-text",))
+    dtype: Literal["float32", "float16"] = option("float32", "Data type of the vectors.")
     backend: Literal["auto", "onnx", "torch"] = option(
         "auto",
-        "Compute in ONNX Runtime with int8, the fastest on a CPU, or in PyTorch. auto takes PyTorch on a GPU, or if "
+        "Compute in ONNX Runtime with int8, the fastest on a CPU, or in PyTorch. auto picks PyTorch on a GPU, or if "
         "--precision or --device is given.",
     )
     precision: Literal["auto", "bf16", "fp32"] | None = option(
-        None, "Compute dtype in PyTorch.", shown="auto, bf16 if the hardware supports it"
+        None, "Compute dtype of PyTorch.", shown="auto, which is bf16 if the hardware supports it"
     )
-    device: str | None = option(None, "Device of PyTorch: auto, cpu, cuda or cuda:N.", shown="auto", metavar="DEVICE")
+    device: str | None = option(None, "Device for PyTorch: auto, cpu, cuda or cuda:N.", shown="auto", metavar="DEVICE")
     threads: int | None = option(None, "Number of CPU threads.", shown="all cores", least=1)
     overwrite: bool = option(
-        False, "Replace --out if it is there already; begin again if another run was stopped.", given=False
+        False, "Replace --out if it exists, and discard another run that was stopped.", given=False
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.inputs:
-            raise UsageError("name what to read: a file, a folder, a glob or a URL, or - for standard input")
+            raise UsageError("name the input: a file, a folder, a glob or a URL, or - for standard input")
         if "-" in self.inputs and (len(self.inputs) > 1 or self.out != "-"):
             raise UsageError(
-                "standard input goes to standard output alone, since it can't be read again; give a file to be able "
-                "to resume after a stop"
+                "standard input can only be encoded to standard output: a stopped run could not read it again; "
+                "name an input file instead"
             )
         if self.out == "-" and self.format == "npy":
-            raise UsageError("--format npy needs a file, since the number of rows stands at its start; name --out")
+            raise UsageError("--format npy needs a file, because it begins with the number of rows; name --out")
         if not self.keep_columns and self.columns is not None:
-            raise UsageError("--no-text writes no column next to the vectors, --columns some; give one of them")
+            raise UsageError("--no-text writes no columns, --columns some; give one of them")
         if self.backend == "onnx" and (of_torch := self.option_of_torch):
-            raise UsageError(f"{of_torch} is of PyTorch, and the backend is onnx")
+            raise UsageError(f"{of_torch} is an option of PyTorch; leave it out, or use --backend torch")
 
     @property
     def option_of_torch(self) -> str | None:
-        """An option that asks for PyTorch."""
+        """Name of a given option that only PyTorch has; None if there is none."""
         given = {"--precision": self.precision, "--device": self.device}
         return next((name for name, value in given.items() if value is not None), None)
 
@@ -667,25 +668,25 @@ class PredictConfig(_Options):
     """Options of `sd predict`."""
 
     folder: str = option(
-        MISSING, "Folder of a fine-tuned student, or of its export; or a name on the hub.", argument=True
+        MISSING, "Fine-tuned student: its folder, the folder of its export, or a name on the hub.", argument=True
     )
     inputs: tuple[str, ...] = _named(
         "--input",
         "INPUT...",
-        "The same as the argument INPUT; may be repeated.  [default: - (standard input)]",
+        "Same as INPUT; may be repeated.  [default: - (standard input)]",
         default=("-",),
     )
     out: str = option("-", "File to write; - is standard output.", flags=("--out", "-o"), metavar="FILE")
     format: Literal["jsonl", "csv", "tsv", "parquet"] | None = option(
-        None, "Format of --out.", shown="by its name; to standard output jsonl"
+        None, "Format of --out.", shown="from its suffix; jsonl for standard output"
     )
-    input_format: InputFormat | None = option(None, "Format of the input.", shown="found from content and name")
+    input_format: InputFormat | None = option(None, "Format of the input.", shown="detected from content and name")
     text_column: str | None = option(
-        None, "Column of the texts, two for pairs.", shown="as in fine-tuning", metavar="NAME[,NAME]"
+        None, "Column of the text; two columns for pairs.", shown="as in fine-tuning", metavar="NAME[,NAME]"
     )
     every_class: bool = option(False, "Write the probability of every class.", flags=("--all",))
     device: str = option("auto", "Device to compute on: auto, cpu, cuda or cuda:N.", metavar="DEVICE")
-    overwrite: bool = option(False, "Replace --out if it is there already.", given=False)
+    overwrite: bool = option(False, "Replace --out if it exists.", given=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Processes that train together."""
+"""Distributed training: the processes of a run, and their communication."""
 
 import os
 from collections.abc import Sequence
@@ -7,9 +7,10 @@ import torch
 from torch import distributed
 
 from sentence_distill.data.errors import UserError, first_line
+from sentence_distill.data.progress import counted
 from sentence_distill.pipeline.hardware import pick_device
 
-# What launchers tell a process of how many it is one of: torchrun and accelerate launch, then those of MPI.
+# Variables in which launchers set the number of processes: torchrun and accelerate launch, then those of MPI.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -18,20 +19,20 @@ class LostProcessError(UserError):
 
 
 class ProcessGroup:
-    """This process among those of the run; if it is alone, every exchange is nothing.
+    """The processes of a run; with a single process, communication is a no-op.
 
-    Gradients are summed by one reduction of them all after the backward pass. DistributedDataParallel hides its
-    reductions in that pass; a student's dense weights are a megabyte or six, which leaves nothing to hide, and it would
-    reduce the whole table of word embeddings.
+    All gradients are summed by a single all-reduce after the backward pass. DistributedDataParallel overlaps its
+    reductions with that pass, but a student's dense weights take only one to six megabytes, so there is nothing to
+    gain; and it would reduce the whole table of word embeddings, of which a batch touches few rows.
     """
 
     def __init__(self, device: str) -> None:
-        """Join the others; each of several processes takes a GPU of its own."""
+        """Join the group; with several processes, each takes its own GPU."""
         self.rank, self.size, self.device = 0, 1, pick_device(device)
         if any(int(os.environ.get(name) or 1) > 1 for name in _SIZES):
             here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.cuda.device_count()
             if self.device.type == "cuda" and here > gpus:
-                raise UserError(f"{here} processes were started on a machine with {gpus} GPUs; start one for each")
+                raise UserError(f"{here} processes on a machine with {counted(gpus, 'GPU')}; start one per GPU")
             from accelerate import PartialState
 
             state = PartialState(cpu=self.device.type == "cpu")
@@ -42,9 +43,9 @@ class ProcessGroup:
             self.rank, self.size = state.process_index, state.num_processes
             self.device = torch.device("cpu") if self.device.type == "cpu" else state.device
         self.main = self.rank == 0
-        """Whether this process writes and reports."""
+        """True in the process that writes and reports."""
         self.share = slice(self.rank, None, self.size)
-        """This process's rows of a batch."""
+        """Rows of a batch that this process computes."""
 
     def sum(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its sum over all processes."""
@@ -59,15 +60,16 @@ class ProcessGroup:
             tensor.copy_(total.view_as(tensor))
 
     def share_first(self, weights: Sequence[torch.Tensor]) -> None:
-        """Give all processes the first one's weights: another machine may have reduced the embeddings otherwise."""
+        """Copy the weights of the first process to all others: each machine may round the initial ones differently."""
         with torch.no_grad():
+            # A sum in which all other processes contribute zeros is a broadcast.
             if not self.main:
                 for weight in weights:
                     weight.zero_()
             self.sum(weights)
 
     def gather(self, share: torch.Tensor, rows: int) -> torch.Tensor:
-        """Return all processes' rows of a batch, float32[rows, dim]; only this one's, `share`, carry a gradient."""
+        """Return the rows of all processes, float32[rows, dim]; only this process's rows, `share`, have a gradient."""
         if self.size == 1:
             return share
         whole = share.new_zeros(rows, share.shape[1])

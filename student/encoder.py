@@ -11,10 +11,10 @@ _LSTM_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class StudentEncoder(nn.Module):
-    """Token ids to sentence embeddings.
+    """Student network, from token ids to sentence embeddings.
 
-    Two ways lead to the same result: `pool` for exact-length batches, where nothing is padded, and
-    `pool_padded` where lengths must mix.
+    There are two paths with the same result: `pool` for exact-length batches, which need no padding, and `pool_padded`
+    for batches of mixed lengths.
     """
 
     def __init__(self, config: StudentConfig) -> None:
@@ -31,29 +31,29 @@ class StudentEncoder(nn.Module):
         self.projections = nn.ModuleList(nn.Linear(config.pooled_dim, dim) for dim in config.target_dims)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the weights as float32 arrays, by their names in `state_dict`."""
+        """Return the weights as float32 arrays, by name as in `state_dict`."""
         return {name: weight.float().cpu().numpy() for name, weight in self.state_dict().items()}
 
     def pool(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Pool the LSTM states, float32[b, pooled_dim], of int64[b, length] sentences of one length."""
+        """Return the pooled LSTM states, float32[b, pooled_dim], of sentences of one length, int64[b, length]."""
         return self.pool_words(self.embedding(input_ids))
 
     def pool_words(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Do the same from word embeddings, float[b, length, embedding_dim]."""
+        """Do the same as `pool` from word embeddings, float[b, length, embedding_dim]."""
         states = self.lstm(embedded)[0].float()
         parts = [states.mean(dim=1) if mode == "mean" else states.amax(dim=1) for mode in self._pooling_modes]
         return torch.cat(parts, dim=-1)
 
     def pool_padded(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Pool the LSTM states, float32[b, pooled_dim], of int64[b, longest] sentences of int64[b] lengths.
+        """Return the pooled LSTM states, float32[b, pooled_dim], of padded sentences, int64[b, longest].
 
-        Any id may fill a sentence up. Instead of packing, each layer runs as two one-way LSTMs, the second over each
-        sentence's own tokens in reverse: what stands after a sentence's end never reaches its states. A sentence
-        without tokens pools to zeros.
+        `lengths`, int64[b], has their numbers of tokens, and any id may serve as padding. Instead of packing, which is
+        slow, each layer runs as two one-way LSTMs, the second over each sentence's own tokens in reverse: in both,
+        padding comes after the sentence and can't influence its states. A sentence without tokens pools to zeros.
         """
         places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         inside = places < lengths[:, None]
-        # Reverses the tokens of each sentence and leaves the padding where it is; its own inverse.
+        # Reverses the tokens of each sentence, and leaves the padding in place. It is its own inverse.
         reverse = torch.where(inside, lengths[:, None] - 1 - places, places)
         states = self.embedding(input_ids)
         for layer in range(self.config.layers):
@@ -69,11 +69,11 @@ class StudentEncoder(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def embed(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Project pooled states to the public embedding, float32[b, dim], which is the last target."""
+        """Project pooled states to the public embedding, float32[b, dim], the last target."""
         return self._project(self.projections[-1], pooled)
 
     def targets(self, pooled: torch.Tensor) -> list[torch.Tensor]:
-        """Project pooled states to float32[b, dim] for each layer of the teacher that is approximated."""
+        """Project pooled states to float32[b, dim] for each approximated layer of the teacher."""
         return [self._project(projection, pooled) for projection in self.projections]
 
     def _project(self, projection: nn.Module, pooled: torch.Tensor) -> torch.Tensor:

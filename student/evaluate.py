@@ -1,4 +1,4 @@
-"""Measure models side by side: fidelity to a teacher, STS-B, size, and speed."""
+"""`sd eval`: fidelity to a teacher, STS-B, size and speed of several models."""
 
 import statistics
 import time
@@ -19,7 +19,7 @@ from sentence_distill.data.corpus import sentences_of
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import load_sts
 from sentence_distill.data.options import command_line, configured
-from sentence_distill.data.progress import Advance
+from sentence_distill.data.progress import Advance, counted
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.data.senteval import transfer_tasks
 from sentence_distill.data.tokenization import Tokens
@@ -69,7 +69,7 @@ from sentence_distill.student.probes import fits, pair_cosines, transfer_scores,
 
 TIMED_SENTENCES = 2000
 TEXT_SENTENCES = 2000
-# Those to measure are spread over so many, as files are often sorted.
+# Sentences to measure on are spread over this many, because files are often sorted.
 _READ_SENTENCES = 100_000
 _REPEATS = 3
 _PAIRS_OF_RULE = 500
@@ -79,18 +79,18 @@ def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
     """Measure models as `sd eval` does, and add the figures to eval.json in the first student's folder.
 
     Args:
-        config: what to measure; instead of it, its fields may be given as keyword arguments.
+        config: all options; alternatively, pass fields as keyword arguments.
         **options: fields of `EvalConfig`.
 
     Returns:
-        The figures of this run; the file keeps those of earlier ones, too.
+        The figures of this run; the file also keeps those of earlier runs.
 
     Raises:
-        UserError: a model can't be opened, nothing could be measured, or there is no place for the figures.
+        UserError: a model can't be opened, nothing could be measured, or the figures can't be written anywhere.
     """
     config = configured(EvalConfig, config, options)
     named, file = models_of(config), eval_file(config)
-    # All that is cheap to miss is missed before the first model is loaded.
+    # Whatever is cheap to check is checked before the first model is loaded.
     pairs = load_sts(config.sts_file) if config.sts_file else None
     old = None if config.overwrite or file is None else read_figures(file, EvalRecord)
     texts = {location: _sentences_of_text(location) for location in config.texts}
@@ -131,7 +131,7 @@ def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
         new.skipped["STS-B"] = "no pairs; name them with --sts dev.tsv or --glue-dir DIR"
     else:
         for model in columns:
-            progress.log(f"STS-B of {model.name}: {len(pairs.labels):,} pairs")
+            progress.log(f"STS-B of {model.name}: {counted(len(pairs.labels), 'pair')}")
             new.models[model.name].sts_spearman = metrics.sts_spearman(model.encode, pairs.texts, pairs.labels)
     measures = ("held_out", "texts", "word_order", "transfer", "sts_spearman", "sentences_per_second")
     if not any(getattr(one, measure) for one in new.models.values() for measure in measures):
@@ -145,7 +145,7 @@ def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
     everything = merged(old, new) if old else new
     write_figures(file, everything)
     if len(named) == 1 and is_student(named[0]):
-        # Last: a student that others share may be one to read only, and its figures are worth having all the same.
+        # Last, because a student's folder may be read-only, and the figures are useful even then.
         (model,) = models
         _record(model.folder, everything.models[model.name], everything.models.get(teacher_of[model.name]))
     return new
@@ -154,9 +154,9 @@ def evaluate(config: EvalConfig | None = None, /, **options: Any) -> EvalRecord:
 def _open_teachers(
     models: Sequence[Model], given: str | None, skipped: dict[str, str]
 ) -> tuple[list[Model], dict[str, str]]:
-    """Open the students' teachers, each once; the first is the "teacher".
+    """Open each teacher of the students once; the first is named "teacher".
 
-    Return those that could be opened, and the name of each student's teacher; `skipped` lists those that could not.
+    Returns the teachers that could be opened, and the name of each student's teacher; the others go to `skipped`.
     """
     opened: list[Model] = []
     known: list[tuple[dict[str, Any], str]] = []
@@ -181,7 +181,8 @@ def _open_teachers(
 def _measure_fidelity(models: Sequence[Model], shards: Path, record: EvalRecord) -> None:
     """Measure each model on rows that no student was trained on.
 
-    Which rows are held out is decided by the sentence alone, so those of the smallest share are held out for all.
+    Whether a row is held out depends only on its sentence and the share, so the rows of the smallest share are held out
+    for all students.
     """
     students = [model.distillation for model in models if model.distillation]
     shares = [student["training"]["held_out"] for student in students]
@@ -199,7 +200,7 @@ def _measure_fidelity(models: Sequence[Model], shards: Path, record: EvalRecord)
                 raise
             record.skipped[what] = str(error)
             continue
-        progress.log(f"{what}: {len(reference.tokens):,} sentences")
+        progress.log(f"{what}: {counted(len(reference.tokens), 'sentence')}")
         figures = record.models[model.name]
         try:
             figures.held_out, figures.examples = held_out_fidelity(model, reference)
@@ -209,7 +210,7 @@ def _measure_fidelity(models: Sequence[Model], shards: Path, record: EvalRecord)
 
 
 def _recorded_fidelity(model: Model, figures: ModelFigures) -> HeldOut | None:
-    """Return the figures on a student's own held-out sentences, from its record if its shards are not here."""
+    """Return the figures on a student's own held-out sentences, from its record if its shards are missing."""
     if figures.held_out and not figures.held_out.other_corpus:
         return figures.held_out
     recorded = model.distillation["metrics"].get("held_out") if model.distillation else None
@@ -217,10 +218,11 @@ def _recorded_fidelity(model: Model, figures: ModelFigures) -> HeldOut | None:
 
 
 def _sentences_of_text(location: str) -> list[str]:
-    """Read the sentences to measure on, spread over the first 100,000 of a text; short ones count too."""
+    """Read sentences to measure on, evenly spaced over the first 100,000 of a text, including short ones."""
     found = sentences_of([location], _READ_SENTENCES, SentenceRules(min_words=1))
     if len(found) < 3:
-        raise UserError(f"--text {location} holds {len(found)} different sentences, too few to compare; name more text")
+        sentences = counted(len(found), "different sentence")
+        raise UserError(f"--text {location} holds {sentences}, too few to compare; name more text")
     places = np.unique(np.linspace(0, len(found) - 1, min(len(found), TEXT_SENTENCES)).astype(np.int64))
     return [found[place] for place in places]
 
@@ -233,8 +235,8 @@ def _measure_text(
     teacher_of: dict[str, str],
     record: EvalRecord,
 ) -> None:
-    """Measure each model on text, against its teacher; one that is no student, against that of the first."""
-    progress.log(f"{location}: {len(sentences):,} sentences")
+    """Measure each model on text, against its teacher; a model without one, against the first student's teacher."""
+    progress.log(f"{location}: {counted(len(sentences), 'sentence')}")
     targets: dict[str, torch.Tensor] = {}
     for model, teacher in _with_teachers(models, teachers, teacher_of, location, record):
         if teacher.name not in targets:
@@ -252,9 +254,9 @@ def _measure_text(
 def _with_teachers(
     models: Sequence[Model], teachers: Sequence[Model], teacher_of: dict[str, str], what: str, record: EvalRecord
 ) -> Iterator[tuple[Model, Model]]:
-    """Yield each model with the teacher to compare it with: a student's own, otherwise that of the first student.
+    """Yield each model with its teacher, or with the first student's if it has none.
 
-    Of a model whose teacher is not here, `what` is skipped.
+    For a model whose teacher is not on this machine, `what` is added to the skipped measures.
     """
     opened = {teacher.name: teacher for teacher in teachers}
     for model in models:
@@ -262,17 +264,17 @@ def _with_teachers(
         if wanted in opened:
             yield model, opened[wanted]
         else:
-            record.skipped[f"{what} of {model.name}"] = "its teacher is not here; see --teacher"
+            record.skipped[f"{what} of {model.name}"] = "its teacher is not on this machine; see --teacher"
 
 
 def _altered(location: str) -> dict[str, list[tuple[str, str]]]:
-    """Make pairs of sentences that differ in order or in a word, from a text's sentences in random order."""
+    """Make pairs of sentences that differ in word order or by one word, from randomly chosen sentences of a text."""
     sentences = sentences_of([location], _READ_SENTENCES, SentenceRules())
     Random(0).shuffle(sentences)
     found = {rule: pairs for rule, pairs in altered_pairs(sentences, _PAIRS_OF_RULE).items() if len(pairs) > 2}
     if not found:
         raise UserError(
-            f"--word-order {location} holds no sentence that a rule fits; name more text, of whole sentences"
+            f"--word-order {location} holds too few sentences that a rule fits; name more text, in whole sentences"
         )
     return found
 
@@ -285,7 +287,7 @@ def _measure_word_order(
     record: EvalRecord,
 ) -> None:
     for rule, pairs in altered.items():
-        progress.log(f"word order, {rule}: {len(pairs):,} pairs")
+        progress.log(f"word order, {rule}: {counted(len(pairs), 'pair')}")
         columns = [list(column) for column in zip(*pairs, strict=True)]
         cosines = {}
         for teacher in teachers:
@@ -314,31 +316,31 @@ def _measure_speed(models: Sequence[Model], shards: Path, record: EvalRecord) ->
 
 @dataclass(frozen=True)
 class Reference:
-    """Held-out rows of shards and the teacher's vectors of them, at most 20,000."""
+    """Held-out rows of shards with the teacher's vectors, at most 20,000."""
 
     shards: Path
     fingerprint: Fingerprint
-    """Of the run that made the shards."""
+    """Fingerprint of the run that wrote the shards."""
     tokens: Tokens
     targets: torch.Tensor
-    """float32[n, sum of dims]: the teacher's layers side by side."""
+    """float32[n, sum of dims], the vectors of the teacher's layers, concatenated."""
     corpora: np.ndarray
-    """uint16[n]: number of each sentence's corpus."""
+    """uint16[n], index of each sentence's corpus."""
     names: Sequence[str]
-    """Those of the corpora."""
+    """Names of the corpora."""
     rarest: np.ndarray
-    """int64[n]: count of each sentence's rarest token in the rows to train on."""
+    """int64[n], count of each sentence's rarest token in the training rows."""
     texts: list[str] | None
-    """None if the shards keep no text."""
+    """The n sentences; None if the shards have no text."""
 
     @classmethod
     def read(
         cls, shards: Path, held_out: float, layers: Sequence[int] | None, train_fraction: float = 1.0
     ) -> "Reference":
-        """Read the rows held out by a share; `layers` are the teacher's, all in the shards if None."""
+        """Read the rows that a share holds out; `layers` of the teacher, or all in the shards if None."""
         stream = ShardStream(shards, held_out=held_out, layers=layers, train_fraction=train_fraction)
         tokens, targets = stream.held_out()
-        # One shard is in memory at a time.
+        # Only one shard is in memory at a time.
         vocabulary = stream.fingerprint.vocabulary
         counts = np.zeros(vocabulary, dtype=np.int64)
         for path, train, _ in stream.split():
@@ -351,11 +353,11 @@ class Reference:
 
 
 def held_out_fidelity(model: Model, reference: Reference) -> tuple[HeldOut, list[Example]]:
-    """Measure fidelity on held-out rows: all of it for a student, and for others what works across widths."""
+    """Measure fidelity on held-out rows: all measures for a student, for others those that compare any two widths."""
     dim = reference.fingerprint.layer_dim
     if model.student is None or model.distillation is None:
         if reference.texts is None:
-            raise UserError("the shards keep no text (--no-text)")
+            raise UserError("the shards have no text (--no-text)")
         return _across_widths(torch.from_numpy(model.encode(reference.texts)), reference.targets[:, -dim:]), []
     require_teacher(reference.shards, reference.fingerprint, model.distillation)
     encoder, own = model.student.encoder, is_own(reference.fingerprint, model.distillation)
@@ -366,15 +368,15 @@ def held_out_fidelity(model: Model, reference: Reference) -> tuple[HeldOut, list
     found.other_corpus = None if own else str(reference.shards)
     if cosines is not None:
         found.by_corpus = metrics.by_corpus(cosines, reference.corpora, reference.names)
-        # Counted in another corpus, frequencies would not be what training saw.
+        # Token frequencies of another corpus would not be those of training.
         found.by_frequency = metrics.by_frequency(cosines, reference.rarest) if own else []
     return found, examples
 
 
 def _agreement(vectors: torch.Tensor, targets: torch.Tensor, lengths: np.ndarray) -> tuple[HeldOut, np.ndarray | None]:
-    """Compare a student's vectors of sentences, `lengths` tokens long, with its teacher's; return the cosines, too.
+    """Compare a student's vectors of sentences, `lengths` tokens long, with its teacher's; also return the cosines.
 
-    Between vectors of two widths, those of a reduced student, there is no cosine.
+    A reduced student's vectors have another width than its teacher's, so there are no cosines.
     """
     if vectors.shape[1] != targets.shape[1]:
         return _across_widths(vectors, targets), None
@@ -392,9 +394,9 @@ def _across_widths(vectors: torch.Tensor, targets: torch.Tensor, *, same_space: 
 
 
 def speed(encoders: dict[str, Encode], sentences: Sequence[str], advance: Advance) -> dict[str, float]:
-    """Return the sentences per second of each encoder, tokenizing included: the median of three rounds.
+    """Return the sentences per second of each encoder, including tokenization: the median of three rounds.
 
-    In each round the encoders take turns, so that a slow minute of the machine meets them all.
+    The encoders take turns in each round, so that a slow phase of the machine affects all of them.
     """
     rates: dict[str, list[float]] = {name: [] for name in encoders}
     for encode in encoders.values():
@@ -409,12 +411,12 @@ def speed(encoders: dict[str, Encode], sentences: Sequence[str], advance: Advanc
 
 
 def _record(folder: Path, student: ModelFigures, teacher: ModelFigures | None) -> None:
-    """Write the figures of a single student and its teacher into its record and card."""
+    """Write the figures of a student and its teacher to the student's record and card."""
     found = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
     figures: dict[str, Any] = {"size": msgspec.to_builtins(student.size)}
     if teacher:
         figures["teacher_size"] = msgspec.to_builtins(teacher.size)
-    # Whoever reads the card has no use for the folders that a text lies in.
+    # Without folders, which mean nothing to readers of the card.
     texts = {Path(name).name: of for name, of in student.texts.items() if name != OWN_TEXT}
     probes = Probes(texts=texts, word_order=student.word_order, transfer=student.transfer)
     if probes != Probes():
@@ -423,10 +425,10 @@ def _record(folder: Path, student: ModelFigures, teacher: ModelFigures | None) -
         if values := {name: value for name, one in found.items() if (value := getattr(one, measure)) is not None}:
             figures[measure] = values
     if student.held_out and student.held_out.other_corpus:
-        # The card says how it does on sentences of its own corpus.
+        # The card shows the fidelity on the student's own corpus.
         progress.log(
-            f"held-out sentences of {student.held_out.other_corpus}, not what the student was trained on: "
-            "its card keeps its own"
+            f"measured on {student.held_out.other_corpus}, not the shards that the student was trained on: its card "
+            "keeps the figures on those"
         )
     elif student.held_out:
         figures["held_out"] = msgspec.to_builtins(student.held_out)
@@ -434,8 +436,8 @@ def _record(folder: Path, student: ModelFigures, teacher: ModelFigures | None) -
         before = load_distillation(folder)["metrics"]
         if not update_distillation(folder, metrics={**before, **figures}):
             progress.log(
-                f"{folder / CARD} was edited, or is of another version, and stays as it is; without it "
-                "a new one is made"
+                f"{folder / CARD} was edited, or is from another version, and is left unchanged; remove it to have it "
+                "generated again"
             )
     except OSError as error:
-        progress.log(f"{folder} can't be written ({error.strerror}): its record and card stay as they were")
+        progress.log(f"{folder} can't be written ({error.strerror}): its record and card are left unchanged")

@@ -1,4 +1,4 @@
-"""`sd export`: a student or classifier as an ONNX file, or as a smaller student's folder."""
+"""`sd export`: write a student or classifier as an ONNX file, or as the folder of a smaller student."""
 
 import json
 import shlex
@@ -18,6 +18,7 @@ from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.lines import sentences_of_file
+from sentence_distill.data.progress import counted
 from sentence_distill.pipeline.files import write_atomically, write_json
 from sentence_distill.student.classifier import TorchClassifier, load_classifier
 from sentence_distill.student.config import ExportConfig
@@ -59,15 +60,15 @@ class Exported:
     """Result of `export`."""
 
     folder: Path | None
-    """What was written; None if dimensions were only compared."""
+    """Folder that was written; None if dimensions were only compared."""
     record: ExportRecord | None = None
-    """Content of an ONNX export's record."""
+    """Record of an ONNX export."""
     labels: tuple[str, ...] = ()
     """Names of a classifier's classes."""
     skipped: str = ""
-    """Why the ONNX export could not be measured."""
+    """Reason why the ONNX export was not measured."""
     fidelity: tuple[Fidelity, ...] = ()
-    """What is left at each number of dimensions asked for, and at the full one."""
+    """Fidelity at each requested number of dimensions, and at the full one."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ class _Source:
 
 
 def export(config: ExportConfig) -> Exported:
-    """Write a student as an ONNX file, or with `format="folder"` as a smaller student; measure how close it is.
+    """Write a student as an ONNX file, or with `format="folder"` as a smaller student, and measure its fidelity.
 
-    With several numbers of dimensions they are compared and nothing is written.
+    Several numbers of dimensions are only compared, and nothing is written.
     """
     folder, out = check_export(config)
     if out is None:
@@ -135,27 +136,28 @@ def _write(config: ExportConfig, folder: Path, new: Path) -> Exported:
 
 
 def _reduced(config: ExportConfig, source: _Source, new: Path | None) -> tuple[_Source, tuple[Fidelity, ...]]:
-    """Project a student's vectors to fewer dimensions, measure what is left, and write the student into `new`."""
+    """Project a student's vectors to fewer dimensions, measure their fidelity, and write the student to `new`."""
     reduced = reduce(
         source.student, source.distillation, source.folder, config.dim, shards=config.shards, corpus=config.corpus
     )
     if new is not None:
         if config.shards and not reduced.sample.own:
-            progress.log(f"{config.shards} is not what the student was trained on: its card shows none of the figures")
+            progress.log(f"the student was not trained on {config.shards}, so its card omits the figures")
         save_reduced(new, reduced, moved_record(source.distillation, source.folder, new))
     return replace(source, student=reduced.student), reduced.fidelity
 
 
 def write_onnx(student: Student, folder: Path, *, int8: bool, head: Head | None = None) -> None:
-    """Write the graph of a student, or of the classifier with that head, and the tokenizer."""
+    """Write the graph of a student, or of a classifier with a head, and the tokenizer."""
     graph = build_graph(student.encoder.config, student.encoder.arrays(), head=head, int8=int8)
     write_atomically(folder / MODEL, graph.SerializeToString())
-    # The tokenizer's file alone sets what it does: no special tokens, truncation, padding at the end.
+    # The tokenizer file contains all settings, since other programs load nothing else: no special tokens, truncation,
+    # padding at the end.
     settings = json.loads(student.tokenizer.to_str())
     settings["post_processor"] = None
     tokenizer = Tokenizer.from_str(json.dumps(settings))
     tokenizer.enable_truncation(MAX_TOKENS)
-    # What stands after a sentence's end is never read: any id does.
+    # Padding is masked, so any id will do.
     tokenizer.enable_padding(pad_id=0, pad_token=tokenizer.id_to_token(0))
     write_atomically(folder / TOKENIZER, tokenizer.to_str().encode())
 
@@ -177,7 +179,7 @@ def _record(source: _Source, int8: bool) -> ExportRecord:
         dim=None if task else source.student.dim,
         normalize=None if task else encoder.config.normalize,
         max_tokens=MAX_TOKENS,
-        # Weights that the graph has.
+        # Only of the modules in the graph.
         parameters=sum(weight.numel() for module in used for weight in module.parameters()),
         int8=int8,
         vocabulary=encoder.config.vocabulary,
@@ -191,25 +193,25 @@ def _record(source: _Source, int8: bool) -> ExportRecord:
     )
 
 
-# How close an export comes to its student in PyTorch, and how fast both are.
+# Agreement of an export with its student in PyTorch, and the latency of both.
 
 
 def _measured(record: ExportRecord, source: _Source, new: Path, config: ExportConfig) -> tuple[ExportRecord, str]:
-    """Return the record with figures, or with the reason why there are none."""
+    """Return the record with figures and "", or without figures and the reason."""
     if record.task and len(record.task.columns) == 2:
-        return record, "the classifier reads pairs, and neither shards nor --sentences hold any"
+        return record, "the classifier reads pairs, which neither shards nor --sentences hold"
     if config.sentences:
         texts, origin = sentences_of_file(config.sentences, _MEASURED_SENTENCES), config.sentences.name
     else:
         try:
             texts, origin = _held_out(source, config.shards), "held-out sentences of the shards"
         except UserError as error:
-            # Shards that the user named must be there, but the student's own need not.
+            # Missing shards are an error only if the user has named them.
             if config.shards:
                 raise
             return record, f"{error}; name sentences with --sentences FILE"
     if not texts:
-        return record, "the shards keep no text (--no-text); name sentences with --sentences FILE"
+        return record, "the shards have no text (--no-text); name sentences with --sentences FILE"
     exported: Encode
     original: Encode = source.student.encode
     if classifier := source.classifier:
@@ -234,7 +236,7 @@ def _held_out(source: _Source, shards: Path | None) -> list[str]:
 
 
 def _agreement(origin: str, output: str, found: np.ndarray, expected: np.ndarray) -> Agreement:
-    """Compare what an export computes with what its student does, both float32[n, width] of the output's name."""
+    """Compare the outputs of an export and of its student, float32[n, width]; `output` is the name of the output."""
     difference = float(np.abs(found - expected).max())
     compared = Agreement(texts=origin, sentences=len(found), largest_difference=difference)
     if output == PROBABILITIES:
@@ -247,7 +249,7 @@ def _agreement(origin: str, output: str, found: np.ndarray, expected: np.ndarray
 
 
 def _latencies(encoders: dict[str, Encode], sentences: Sequence[str]) -> dict[str, Latency]:
-    """Time calls with one sentence, text to output; the encoders take turns, and PyTorch has one thread meanwhile."""
+    """Time calls with one sentence, from text to output; the encoders take turns, and PyTorch uses one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     taken: dict[str, list[float]] = {name: [] for name in encoders}
@@ -265,7 +267,7 @@ def _latencies(encoders: dict[str, Encode], sentences: Sequence[str]) -> dict[st
     return {name: Latency(*map(float, np.percentile(times, (50, 99)))) for name, times in taken.items()}
 
 
-# An export in words, for its README.md and the command line.
+# Descriptions of an export, for its README.md and the command line.
 
 
 def describe(record: ExportRecord, labels: Sequence[str]) -> str:
@@ -275,13 +277,15 @@ def describe(record: ExportRecord, labels: Sequence[str]) -> str:
         return f"sentence encoder with vectors of {record.dim} dimensions"
     if not labels:
         return f"regression{pairs}"
-    others = f" and {len(labels) - _NAMED_CLASSES} others" if len(labels) > _NAMED_CLASSES else ""
-    return f"classifier of {len(labels)} classes{pairs}: {', '.join(labels[:_NAMED_CLASSES])}{others}"
+    unnamed = len(labels) - _NAMED_CLASSES
+    others = f" and {counted(unnamed, 'other')}" if unnamed > 0 else ""
+    classes = counted(len(labels), "class", "classes")
+    return f"classifier of {classes}{pairs}: {', '.join(labels[:_NAMED_CLASSES])}{others}"
 
 
 def describe_agreement(found: Agreement) -> str:
-    """Say in one line how close an export comes to its student in PyTorch."""
-    on = f"{found.sentences:,} sentences ({found.texts})"
+    """Describe the agreement of an export with its student in PyTorch in one line."""
+    on = f"{counted(found.sentences, 'sentence')} ({found.texts})"
     if found.same_label is not None:
         return (
             f"same label as the student in PyTorch for {found.same_label:.2%} of {on}; largest difference of a "
@@ -290,7 +294,7 @@ def describe_agreement(found: Agreement) -> str:
     if found.range is not None:
         low, high = found.range
         return (
-            f"largest difference to the score of the student in PyTorch, {on}: {found.largest_difference:.2g}, of "
+            f"largest difference from the score of the student in PyTorch, {on}: {found.largest_difference:.2g}, with "
             f"scores from {low:.4g} to {high:.4g}"
         )
     return f"cosine to the student, {on}: mean {found.cosine:.4f}, lowest {found.lowest_cosine:.4f}"

@@ -1,4 +1,4 @@
-"""The folder that `sd export` writes: checks that need no PyTorch, and how it takes the place of an older one."""
+"""The folder that `sd export` writes: checks that need no PyTorch, and its atomic replacement."""
 
 import os
 import shutil
@@ -26,24 +26,24 @@ from sentence_distill.student.onnx_student import EXPORT_FILES
 
 
 def check_export(config: ExportConfig) -> tuple[Path, Path | None]:
-    """Check all of an export that takes no PyTorch, which takes seconds to import.
+    """Check everything about an export that does not need PyTorch, which takes seconds to import.
 
-    Return the student's folder, and the folder to write; None if dimensions are only compared.
+    Returns the student's folder, and the folder to write, or None if dimensions are only compared.
     """
     folder = locate_student(config.student)
     if is_export(folder):
-        raise UserError(f"{config.student} is an export already; name the folder of the student that it was made of")
+        raise UserError(f"{config.student} is itself an export; name the folder of the student it was made from")
     if not (folder / DISTILLATION).exists() and (folder / "config.json").exists():
         raise UserError(
-            f"{config.student} is a transformer, and sd export takes students; distill it (sd embed, sd "
-            "train-student), or export the transformer itself with Hugging Face's optimum"
+            f"{config.student} is a transformer, not a student; distill it (sd embed, sd train-student), or export the "
+            "transformer itself with Hugging Face's optimum"
         )
     load_distillation(folder)
     if config.dim and is_classifier(folder):
-        # Its head reads other states than these vectors, and its record's scores are of that head.
+        # Its head reads the pooled LSTM states and not the vectors, so narrower vectors would change nothing.
         raise UserError(
-            f"{config.student} is fine-tuned on a task, for which its vectors are not used; reduce the student that "
-            "it was made of, then fine-tune that (sd finetune), or halve its bytes: --format folder --float16"
+            f"{config.student} is fine-tuned on a task, which does not use its vectors; reduce the student that it was "
+            "fine-tuned from, then fine-tune that (sd finetune), or halve its size with --format folder --float16"
         )
     out = None if len(config.dim) > 1 else config.out or _default_out(config, folder)
     if out is not None and out.exists():
@@ -58,11 +58,11 @@ def check_export(config: ExportConfig) -> tuple[Path, Path | None]:
 
 
 def _default_out(config: ExportConfig, folder: Path) -> Path:
-    """Return STUDENT/onnx; or STUDENT-64 next to a student's folder, and for one on the hub in the current folder."""
+    """Return STUDENT/onnx; for a smaller student STUDENT-64, in the current folder if the student is on the hub."""
     name = config.student
     if config.format == "onnx":
         if folder != Path(name):
-            raise UsageError(f"{name} is no folder of yours; name one for its export: --out FOLDER")
+            raise UsageError(f"{name} is not a local folder; name a folder for its export: --out FOLDER")
         return folder / EXPORT_FOLDER
     if not Path(name).exists():
         name = name.partition("@")[0].rpartition("/")[2]
@@ -71,18 +71,19 @@ def _default_out(config: ExportConfig, folder: Path) -> Path:
 
 @contextmanager
 def replacing_export(folder: Path, config: ExportConfig) -> Iterator[Path]:
-    """Yield a new folder to write into, which takes the place of `folder` when the block ends well."""
+    """Yield a new folder to write to, which replaces `folder` if the block succeeds."""
     place = folder.resolve()
     with made_folder(place), lock_folder(place):
         _require_replaceable(folder, config)
-        # Only the holder of the lock writes these, so whatever is there is of an export that was killed.
+        # Only the holder of the lock writes these, so existing ones are left from an export that was killed.
         new, old = (place.with_name(f".{place.name}.{name}{TEMPORARY}") for name in ("new", "old"))
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         try:
             yield new
             shutil.rmtree(old, ignore_errors=True)
-            # Two names can't be swapped in one step: between these two lines there is no export, never half of one.
+            # There is no portable atomic swap of two folders. Between these two lines the export is missing, but it
+            # is never incomplete.
             os.rename(place, old)
             os.rename(new, place)
             shutil.rmtree(old)
@@ -95,7 +96,7 @@ def replacing_export(folder: Path, config: ExportConfig) -> Iterator[Path]:
 
 
 def _require_replaceable(folder: Path, config: ExportConfig) -> None:
-    """Refuse a folder that holds something that no such export wrote."""
+    """Refuse a folder with files that an export of this format does not write."""
     names = {path.name for path in folder.iterdir()} - {LOCK_NAME}
     known: set[str] = set()
     if config.format == "onnx":
@@ -108,4 +109,4 @@ def _require_replaceable(folder: Path, config: ExportConfig) -> None:
     if other := names - known:
         raise UserError(f"{folder} holds {min(other)}, which sd export did not write; name another folder with --out")
     if names and config.format == "folder" and not config.overwrite:
-        raise UserError(f"{folder} is there already; name another folder with --out, or --overwrite replaces it")
+        raise UserError(f"{folder} already exists; name another folder with --out, or replace it with --overwrite")

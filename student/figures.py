@@ -1,4 +1,4 @@
-"""Records in a student's folder: how it was made, and what was measured of it. Nothing here imports PyTorch."""
+"""Records in a student's folder: its origin and its measured figures. Nothing here imports PyTorch."""
 
 import json
 import os
@@ -13,23 +13,24 @@ from typing import Any, TypeVar
 import msgspec
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.progress import counted
 from sentence_distill.pipeline.files import write_json
 from sentence_distill.pipeline.processes import cores
 from sentence_distill.student.config import DEFAULT_STUDENT, EvalConfig, StudentConfig, TrainConfig
 
 DISTILLATION, EVAL, GLUE, SPEED = "distillation.json", "eval.json", "glue.json", "speed.json"
 MADE_BY = {EVAL: "sd eval", GLUE: "sd eval --glue --rows all", SPEED: "sd eval --speed"}
-"""Files of figures, and the commands that write them."""
+"""Commands that write the files of figures."""
 CHECKPOINTS = "checkpoints"
 
 
-# What figures depend on.
+# The environment that figures depend on.
 
 PACKAGES = (
     *("sentence-distill", "torch", "onnxruntime", "transformers", "sentence-transformers", "tokenizers", "nanotoken"),
     *("pyarrow", "numpy"),
 )
-# Instruction sets that decide the speed of encoders, as Linux names them: those of x86, then those of ARM.
+# Instruction sets that matter for the speed of encoders, by their names in Linux: x86, then ARM.
 _INSTRUCTIONS = (
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "i8mm", "bf16", "sve"),
@@ -55,7 +56,7 @@ class Environment(msgspec.Struct, kw_only=True):
 
     @classmethod
     def here(cls) -> "Environment":
-        """Describe this machine, today."""
+        """Describe this machine, with today's date."""
         try:
             lines = Path("/proc/cpuinfo").read_text().splitlines()
         except OSError:
@@ -74,7 +75,7 @@ class Environment(msgspec.Struct, kw_only=True):
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those packages that are installed."""
+    """Return the versions of the packages that are installed."""
     found = {}
     for package in packages:
         try:
@@ -88,11 +89,11 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 class Range(msgspec.Struct):
-    """Mean cosine of the sentences whose length, or whose rarest token's count, lies in a range."""
+    """Mean cosine of the sentences whose length, or rarest token's count, lies in a range."""
 
     least: int
     most: int | None
-    """None: no upper end."""
+    """Inclusive upper bound; None for no bound."""
     rows: int
     cosine: float
 
@@ -106,14 +107,14 @@ class CorpusCosine(msgspec.Struct):
 
 
 def cosine_on(corpus: str) -> str:
-    """Name the mean cosine on one corpus among the scores of a validation."""
+    """Return the name of the mean cosine on a corpus among the scores of a validation."""
     return f"cosine on {corpus}"
 
 
 def quality(scores: Mapping[str, float]) -> float:
-    """Return what decides which weights of a training are the best.
+    """Return the score that picks the best weights of a training run.
 
-    It is the mean of the corpora's cosines, each counted once: one over all rows would be that of the largest corpus.
+    This is the unweighted mean of the corpora's cosines: a mean over all rows would be dominated by the largest corpus.
     """
     return scores.get("mean_over_corpora", scores["cosine"])
 
@@ -129,29 +130,29 @@ class HeldOut(msgspec.Struct, kw_only=True, omit_defaults=True):
     recall_at_10: float | None = None
     recall_at_10_among_100: float | None = None
     recall_at_10_in_teachers_index: float | None = None
-    """With queries by the student and documents by the teacher."""
+    """Recall with the student's vectors as queries and the teacher's as documents."""
     by_corpus: list[CorpusCosine] = []
-    """Of shards that several corpora were embedded in."""
+    """Mean cosine by corpus, for shards with several corpora."""
     by_length: list[Range] = []
     by_frequency: list[Range] = []
     other_corpus: str | None = None
-    """The shards that the sentences are from, if they are not those that the student was trained on."""
+    """Shards of the sentences, if the student was trained on others."""
 
     @property
     def cosine_of_corpora(self) -> dict[str, float]:
-        """The mean cosine on each corpus, by its name."""
+        """Mean cosine on each corpus, by name."""
         return {each.name: each.cosine for each in self.by_corpus}
 
 
 FEWEST_ROWS = 200
-"""Rows below which recall is not measured: among few sentences ten neighbors are found by chance."""
+"""Minimum number of rows for recall: among fewer sentences, chance alone finds many of ten neighbors."""
 
 
 def too_few(rows: int | None) -> str:
-    """Explain why there is no recall over so many rows; "" if they are enough, or not known."""
+    """Explain why recall is not measured over `rows` rows; "" if they suffice, or are not known."""
     if rows is None or rows >= FEWEST_ROWS:
         return ""
-    return f"not measured ({rows:,} held-out sentences; {FEWEST_ROWS} are needed)"
+    return f"not measured ({counted(rows, 'held-out sentence')}; {FEWEST_ROWS} are needed)"
 
 
 class Neighbor(msgspec.Struct):
@@ -160,11 +161,11 @@ class Neighbor(msgspec.Struct):
     text: str
     cosine: float
     shared: bool
-    """Whether the other model has it among its nearest, too."""
+    """True if it is also among the other model's nearest."""
 
 
 class Example(msgspec.Struct):
-    """A held-out sentence with its nearest ones by teacher and student, nearest first."""
+    """A held-out sentence with its nearest sentences by teacher and by student, nearest first."""
 
     query: str
     teacher: list[Neighbor]
@@ -177,42 +178,42 @@ class Example(msgspec.Struct):
 
 
 class Size(msgspec.Struct):
-    """Number of weights, and what loading them reads from disk."""
+    """Number of weights, and megabytes that loading a model reads from disk."""
 
     parameters: int
     megabytes: float
 
 
 class WordOrder(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Pairs of sentences of nearly the same words: how near a model has them; see `data.word_order`."""
+    """Similarity of pairs of sentences with nearly the same words but another meaning; see `data.word_order`."""
 
     pairs: int
     cosine: float
-    """Mean cosine of the two sentences of a pair."""
+    """Mean cosine between the two sentences of a pair."""
     agreement: float | None = None
-    """Rank correlation of these cosines with the teacher's; None for the teacher."""
+    """Rank correlation of these cosines with the teacher's; None for the teacher itself."""
 
 
 OWN_TEXT = "its own corpus, held out"
 
 
 class Probes(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What was measured on text and tasks that a user named."""
+    """Figures on text and tasks that the user named."""
 
     texts: dict[str, HeldOut] = {}
-    """Agreement with the teacher on other text, by the name of its file."""
+    """Agreement with the teacher on other text, by file name."""
     word_order: dict[str, WordOrder] = {}
-    """By the rule that made the second sentence of a pair from the first."""
+    """Similarity of altered sentences, by the rule that alters them."""
     transfer: dict[str, dict[str, float]] = {}
     """Scores of frozen vectors on SentEval's tasks, by task and metric."""
 
 
 class ModelFigures(Probes, kw_only=True, omit_defaults=True):
-    """Everything measured of one model."""
+    """All figures of one model."""
 
     size: Size | None = None
     weights: list[str] = []
-    """Hashes of its weight files, by which a later run knows it again."""
+    """Hashes of its weight files, by which later runs recognize it."""
     held_out: HeldOut | None = None
     examples: list[Example] = []
     sts_spearman: float | None = None
@@ -224,7 +225,7 @@ class ModelFigures(Probes, kw_only=True, omit_defaults=True):
 
 
 class Sentences(msgspec.Struct):
-    """The held-out sentences that figures are over."""
+    """Held-out sentences that figures were measured on."""
 
     corpus: str
     """Hash of the corpus."""
@@ -236,38 +237,38 @@ class EvalRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     models: dict[str, ModelFigures]
     skipped: dict[str, str]
-    """What could not be measured, with the reason."""
+    """Measures that were skipped, with the reasons."""
     student: str | None = None
-    """The model in whose folder the file lies."""
+    """Name of the model whose folder contains the file."""
     teacher: str | None = None
-    """The teacher of that model."""
+    """Name of that model's teacher."""
     reference: Sentences | None = None
     environment: Environment | None = None
     command: str = ""
 
 
-# speed.json: models that took turns on the same sentences.
+# speed.json: timings of models that took turns on the same sentences.
 
 
 class Latency(msgspec.Struct):
-    """Milliseconds of a call with one sentence."""
+    """Percentiles of the latency of a call with one sentence, in milliseconds."""
 
     p50: float
     p99: float
 
 
 class Rates(msgspec.Struct, kw_only=True):
-    """Sentences per second with some number of threads; calls that would take too long are left out."""
+    """Sentences per second for one number of threads; calls that would take too long are left out."""
 
     by_batch: dict[int, float] = {}
-    """By sentences per call."""
+    """Rate by sentences per call."""
     by_length: dict[int, float] = {}
-    """By tokens per sentence."""
+    """Rate by tokens per sentence."""
     latency_ms: Latency | None = None
 
 
 class Timed(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Costs of one model, run in one way."""
+    """Costs of a model that is run in one way."""
 
     model: str
     timed_as: str = ""
@@ -276,9 +277,9 @@ class Timed(msgspec.Struct, kw_only=True, omit_defaults=True):
     megabytes: float | None = None
     dim: int | None = None
     startup_seconds: float | None = None
-    """From the start of Python to the first vector."""
+    """Time from the start of Python to the first vector."""
     peak_megabytes: float | None = None
-    """Resident memory."""
+    """Peak resident memory."""
     sts_spearman: float | None = None
 
 
@@ -295,35 +296,35 @@ class SpeedRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     command: str = ""
 
 
-# Fine-tuned models: glue.json, and the record in the folder of each.
+# Fine-tuned models: glue.json, and the record in each model's folder.
 
 Scores = dict[str, dict[str, float]]
-"""The metrics of each dev set, by their names; between 0 and 1."""
+"""Metrics, between 0 and 1, by dev set and name."""
 
 
 def main_score(scores: Scores) -> float:
-    """Return one number for a task: the mean of its metrics on the first dev set, as GLUE averages them."""
+    """Return a single score for a task: the mean of its metrics on the first dev set, as in GLUE."""
     return statistics.fmean(next(iter(scores.values())).values())
 
 
 def shown_score(metric: str, value: float, examples: int | None) -> str:
-    """Write a score with four decimals, and an accuracy over few examples with its counts: 0.9333 (14/15)."""
+    """Format a score with four decimals, and an accuracy over few examples with its counts: 0.9333 (14/15)."""
     if metric == "accuracy" and examples and examples < 200:
         return f"{value:.4f} ({round(value * examples)}/{examples})"
     return f"{value:.4f}"
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """Result of fitting a model to a task, at the best step on dev."""
+    """Result of fine-tuning a model on a task, at the best step on dev."""
 
     scores: Scores
     learning_rate: float = 0.0
-    """The best one; 0 if nothing was fine-tuned."""
+    """Best learning rate; 0 if nothing was fine-tuned."""
     step: int = 0
-    """The best step. 0 with no scores: fine-tuning diverged before it was scored once."""
+    """Best step; 0 without scores if fine-tuning diverged before the first evaluation."""
     seconds: float = 0.0
     ended: str = ""
-    """When fine-tuning ended, and why."""
+    """Step at which fine-tuning ended, and the reason."""
 
 
 class TaskRecord(Outcome, frozen=True, kw_only=True):
@@ -338,54 +339,54 @@ class TaskRecord(Outcome, frozen=True, kw_only=True):
 
 
 class TeacherRecord(Outcome, frozen=True, kw_only=True):
-    """Content of finetuning.json, next to a fine-tuned teacher; written last, so that a folder with it is whole."""
+    """Content of finetuning.json, next to a fine-tuned teacher; written last, so that a folder with it is complete."""
 
     task: str
     files: tuple[str, ...] = ()
-    """Names of the files that were written."""
+    """Names of the files in the folder."""
 
 
 class GlueScores(Outcome, frozen=True, kw_only=True):
-    """Scores of one model on the dev sets of a task."""
+    """Scores of a model on the dev sets of a task."""
 
     seed: int = 0
     fraction: float = 1.0
     """Share of the training examples."""
     examples: int = 0
-    """Number of training examples, with a teacher's logits those too."""
+    """Number of training examples, including those with a teacher's logits."""
     data: str = ""
     """Hash of the task's training and dev examples."""
 
 
 class GlueFigures(msgspec.Struct, kw_only=True):
-    """Content of glue.json: the figures so far, and what they depend on."""
+    """Content of glue.json: the figures so far, and the settings that they depend on."""
 
     source: str = ""
     student: list[str] = []
     """Hashes of the student's weights."""
     computed: str = ""
-    """Compute dtype and kind of device."""
+    """Compute dtype and type of device."""
     finetuning: dict[str, Any] = {}
     """Hyperparameters of the students."""
     teacher_finetuning: dict[str, Any] = {}
     environments: list[Environment] = []
-    """Every day and machine that added a figure."""
+    """Environments that added figures, one per day and machine."""
     rows: dict[str, dict[str, list[GlueScores]]]
     """Scores by row and task."""
     skipped: dict[str, str] = {}
-    """Tasks, rows and test sets that could not be done, with the reason."""
+    """Tasks, rows and test sets that were skipped, with the reasons."""
     command: str = ""
 
     def find(self, row: str, task: str, seed: int, fraction: float, data: str) -> GlueScores | None:
-        """Return scores that are there already, over the same examples."""
+        """Return existing scores over the same examples; None if there are none."""
         wanted = (seed, fraction, data)
         known = self.rows.get(row, {}).get(task, [])
         return next((one for one in known if (one.seed, one.fraction, one.data) == wanted), None)
 
     def add(self, row: str, task: str, new: GlueScores) -> None:
-        """Add scores, in place of those of the same seed and fraction, and of all that are over other examples.
+        """Add scores; drop those of the same seed and fraction, and all that were measured on other examples.
 
-        The scores of a row and task are averaged, and a mean over two dev sets would be of none.
+        The scores of a row and task are averaged, which makes no sense over different dev sets.
         """
         of_row = self.rows.setdefault(row, {})
         replaced = (new.seed, new.fraction)
@@ -397,14 +398,14 @@ Figures = TypeVar("Figures", EvalRecord, SpeedRecord, GlueFigures)
 
 
 def read_figures(path: Path, kind: type[Figures]) -> Figures | None:
-    """Read a file of figures; None if there is none."""
+    """Read a file of figures; None if it does not exist."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
         return None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         made_by = MADE_BY.get(path.name, "sd eval")
-        raise UserError(f"{path} is damaged or of another version ({error}); remove it, then: {made_by}") from error
+        raise UserError(f"{path} is damaged or from another version ({error}); remove it, then: {made_by}") from error
 
 
 def write_figures(path: Path, record: EvalRecord | SpeedRecord | GlueFigures) -> None:
@@ -412,20 +413,20 @@ def write_figures(path: Path, record: EvalRecord | SpeedRecord | GlueFigures) ->
     write_json(path, msgspec.to_builtins(record, str_keys=True))
 
 
-# distillation.json: how a student was made.
+# distillation.json: the origin of a student.
 
 
 class TeacherOrigin(msgspec.Struct, kw_only=True):
     """The teacher of a student."""
 
     teacher: str
-    """Name on the hub, or of its folder."""
+    """Name on the hub, or name of its folder."""
     teacher_weights: list[str] = []
     """Hashes of its weight files."""
     pooling: str
     normalize: bool
     layers: list[int]
-    """Layers that the student approximates; the last one is its public embedding."""
+    """Layers that the student approximates; its public embedding is the last one."""
 
 
 class CorpusOrigin(msgspec.Struct, kw_only=True):
@@ -433,11 +434,11 @@ class CorpusOrigin(msgspec.Struct, kw_only=True):
 
     rows: int
     fingerprint: dict[str, Any]
-    """Options and inputs that the shards depend on, as their manifest has them."""
+    """Fingerprint in the shards' manifest: the options and inputs that they depend on."""
 
 
 class Metrics(msgspec.Struct, kw_only=True):
-    """Figures of `sd eval` among a student's metrics, by measure; those by model have the keys student and teacher."""
+    """Figures of `sd eval` among a student's metrics; measures of both models have the keys student and teacher."""
 
     held_out: HeldOut = msgspec.field(default_factory=HeldOut)
     probes: Probes = msgspec.field(default_factory=Probes)
@@ -450,34 +451,34 @@ class Metrics(msgspec.Struct, kw_only=True):
 
 
 class Distillation(msgspec.Struct, kw_only=True):
-    """Content of distillation.json: how a student was made, and what was measured of it."""
+    """Content of distillation.json: the origin of a student, and its measured figures."""
 
     teacher: TeacherOrigin
     corpus: CorpusOrigin
     shards: str
-    """Where the shards lie, relative to the student's folder."""
+    """Path of the shards, relative to the student's folder."""
     training: TrainConfig
-    """The recipe; options outside it have their defaults."""
+    """Recipe of the training; options outside of it have their defaults."""
     metrics: dict[str, Any]
-    """Figures of `sd eval`, see `Metrics`; those of a fine-tuned student are by task, set and metric."""
+    """Figures of `sd eval` (see `Metrics`); for a fine-tuned student by task, set and metric."""
     student: StudentConfig
     weights: str = "float32"
     command: str = ""
-    """The command that trained it; empty if that is not known."""
+    """Command that trained it; empty if it is not known."""
     start: dict[str, Any] | None = None
-    """The student that the training began with, and the hashes of its weights."""
+    """Student that the training started from, with the hashes of its weights."""
     history: list[dict[str, float]] = []
-    """The validations, first to last."""
+    """Scores of the validations, in order."""
     reduction: dict[str, Any] | None = None
-    """How its vectors were projected to fewer dimensions, see `reduce.Reduction`."""
+    """Reduction of its vectors to fewer dimensions; see `reduce.save_reduced`."""
     dev_examples: dict[str, int] | None = None
-    """Examples of each set of the task that the student was fine-tuned on."""
+    """Number of examples in each dev set of the task that the student was fine-tuned on."""
     glue_task: str | None = None
-    """The hub's name of that task, if it is one of GLUE."""
+    """The hub's name of that task, if it is in GLUE."""
     licence: str | None = None
 
     def task_scores(self) -> list[tuple[str, str, str, float]]:
-        """Return task, set, metric and value of what a student was fine-tuned on; nothing if it was only distilled."""
+        """Return task, set, metric and value for each score of a fine-tuned student; [] for other students."""
         return [
             (task, split, metric, value)
             for task, splits in self.metrics.items()
@@ -489,8 +490,8 @@ class Distillation(msgspec.Struct, kw_only=True):
         ]
 
     def models(self) -> dict[str, ModelFigures]:
-        """Return the figures of `sd eval` by model: of the student and, if it was measured, of its teacher."""
-        # A user's own task may have the name of a measure.
+        """Return the figures of `sd eval` for the student and, if it was measured, for its teacher."""
+        # A user's task may have the same name as a measure.
         tasks = {task for task, *_ in self.task_scores()}
         found = msgspec.convert({name: value for name, value in self.metrics.items() if name not in tasks}, Metrics)
         models = {
@@ -509,7 +510,7 @@ class Distillation(msgspec.Struct, kw_only=True):
 
 
 def load_distillation(folder: Path) -> dict[str, Any]:
-    """Read and check distillation.json, and return it as it stands, for commands that hand it on changed."""
+    """Read and validate distillation.json; return it unconverted, for commands that write it again."""
     path = folder / DISTILLATION
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -517,70 +518,71 @@ def load_distillation(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         if is_unfinished(folder):
             raise UserError(
-                f"{folder} is not finished: sd train-student --resume --out {folder} trains it to the end, with the "
-                "options that it was begun with"
+                f"{folder} is not finished; complete it with the options of that run: sd train-student --resume --out "
+                f"{folder}"
             ) from None
         raise UserError(f"{folder} holds no student; train one: sd train-student --out {folder}") from None
     except (ValueError, msgspec.ValidationError, UserError) as error:
-        raise UserError(f"{path} is damaged or of another version ({error}); train the student again") from error
+        raise UserError(f"{path} is damaged or from another version ({error}); train the student again") from error
     return record
 
 
 def read_distillation(folder: Path) -> Distillation:
-    """Read how the student in a folder was made."""
+    """Read the record of the student in a folder."""
     return msgspec.convert(load_distillation(folder), Distillation)
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Tell whether a folder holds a training that was stopped."""
+    """Return True if a folder holds a training run that was stopped."""
     return (folder / CHECKPOINTS).is_dir() and not (folder / DISTILLATION).exists()
 
 
-# Where the figures of `sd eval` go, and how those of several runs share a file.
+# Files for the figures of `sd eval`, in which several runs are merged.
 
 
 def models_of(config: EvalConfig) -> tuple[str, ...]:
-    """Return the models to measure: those that were named, or the student in distilled/."""
+    """Return the models to measure: those named by the user, by default the student in distilled/."""
     if not config.models:
         load_distillation(Path(DEFAULT_STUDENT))
     return tuple(dict.fromkeys(config.models)) or (DEFAULT_STUDENT,)
 
 
 def figures_file(config: EvalConfig, name: str) -> Path:
-    """Return the file for figures: --json, or `name` in the folder of the first student that is the user's."""
+    """Return the file for figures: --json, or `name` in the first student folder among the models."""
     models = models_of(config)
     students = [Path(model) for model in models if (Path(model) / DISTILLATION).exists()]
     if config.json_file is None and not students:
         raise UserError(
-            f"{', '.join(models)}: none is the folder of a student of yours, where the figures would go; name a file "
-            "with --json"
+            f"{', '.join(models)}: there is no folder of a local student to write the figures to; name a file with "
+            "--json"
         )
     file = config.json_file or students[0] / name
     if not file.parent.is_dir():
         raise UserError(f"--json {file}: there is no folder {file.parent}")
     if not os.access(file.parent, os.W_OK):
-        raise UserError(f"no file can be written to {file.parent}; name another place for the figures with --json")
+        raise UserError(f"{file.parent} is not writable; name another file for the figures with --json")
     return file
 
 
 def eval_file(config: EvalConfig) -> Path | None:
-    """Return the file for the figures of `sd eval`; None if text or tasks are measured and no student is the user's.
+    """Return the file for the figures of `sd eval`; None if they are only printed.
 
-    Those figures are shown and written nowhere, so that a packaged student or one on the hub can be tried on them.
+    Figures on text and tasks of a packaged student, or of one on the hub, are only printed, so that it can be tried
+    without a file.
     """
     own = any((Path(model) / DISTILLATION).exists() for model in models_of(config))
     return figures_file(config, EVAL) if own or config.json_file or not config.on_data_given else None
 
 
-# The field of `ModelFigures` that a skipped measure leaves empty.
+# Field of `ModelFigures` for each measure that may be skipped.
 _MEASURES = {"held-out fidelity": "held_out", "speed": "sentences_per_second", "STS-B": "sts_spearman"}
 
 
 def merged(old: EvalRecord, new: EvalRecord) -> EvalRecord:
-    """Add the figures of a run to those of a file.
+    """Merge the figures of a run into those of a file.
 
-    What was measured before stays unless it was measured again, its model has other weights now, or it is over other
-    held-out sentences than those of this run.
+    Earlier figures are kept unless they were measured again, their model's weights have changed, or they are over other
+    held-out sentences than this run's.
     """
     known = dict(old.models)
     if new.reference and new.reference != old.reference:
@@ -606,7 +608,7 @@ def merged(old: EvalRecord, new: EvalRecord) -> EvalRecord:
 
 
 def _same_model(name: str, model: ModelFigures, known: dict[str, ModelFigures], taken: Collection[str]) -> str | None:
-    """Name of the earlier figures of a model; those of a copy that is measured too are left to it."""
+    """Return the name of a model's earlier figures, but not those of a copy that is measured under its own name."""
     same = [earlier for earlier, figures in known.items() if figures.weights == model.weights]
     return name if name in same else next((earlier for earlier in same if earlier not in taken), None)
 

@@ -1,4 +1,4 @@
-"""Files of rows to files of vectors or predictions, row by row and in their order: `sd encode` and `sd predict`."""
+"""`sd encode` and `sd predict`: files of rows to files of vectors or predictions, in the order of the input."""
 
 import os
 import shutil
@@ -18,6 +18,7 @@ import pyarrow.ipc
 from sentence_distill.data import progress
 from sentence_distill.data.corpus import Corpus, text_columns
 from sentence_distill.data.errors import UsageError, UserError
+from sentence_distill.data.progress import counted
 from sentence_distill.data.records import Position, Row
 from sentence_distill.data.row_writer import (
     ROW_FORMATS,
@@ -42,27 +43,27 @@ if TYPE_CHECKING:
     from sentence_distill.student.model import TorchEncoder
 
 STREAM = "-"
-"""Standard input, or standard output."""
-# Rows of a part of `sd encode`, which is what a kill costs at most; or fewer, if they are long.
+"""Name of standard input and standard output."""
+# Maximum number of rows, and of characters, in a part of `sd encode`: a kill loses at most one part.
 WINDOW = 1 << 15
 WINDOW_CHARACTERS = 1 << 24
-# Who reads a pipe does not want to wait long.
+# Smaller windows for pipes, whose reader should not wait long.
 _PIPE_WINDOW = 1 << 12
-# Rows that are predicted together: enough that batches of near lengths are full, and few enough to hold with all their
-# columns.
+# Rows that are predicted together: enough to fill batches of similar lengths, and few enough to keep in memory with all
+# their columns.
 CHUNK_ROWS = 8192
 _SUFFIXES = {"ndjson": "jsonl", "feather": "arrow", "ipc": "arrow"}
 
 
 class Counts(msgspec.Struct):
-    """What a job did: rows written, those that have no text by reason, and where the first of them stands."""
+    """Counts of a job: rows written, rows without text by reason, and the place of the first such row."""
 
     rows: int = 0
     without_text: dict[str, int] = msgspec.field(default_factory=dict)
     first_without: str = ""
 
     def add_rows(self, rows: Sequence[Row], reasons: Sequence[str]) -> None:
-        """Count rows; the reason of one that has a text is ""."""
+        """Count rows; the reason of a row with text is ""."""
         self.rows += len(rows)
         for row, reason in zip(rows, reasons, strict=True):
             if reason:
@@ -71,26 +72,26 @@ class Counts(msgspec.Struct):
 
     @property
     def empty(self) -> int:
-        """Number of rows that have no text."""
+        """Number of rows without text."""
         return sum(self.without_text.values())
 
     def describe(self) -> str:
-        """Return the reasons for which rows have no text."""
+        """Describe the rows without text, by reason."""
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in self.without_text.items())
         return f"{reasons}; the first: {self.first_without}"
 
 
 def _output_format(out: str, given: str | None, known: Sequence[str]) -> str:
-    """Return the format of an output: the one given, or by the name of the file, or JSON lines in a pipe."""
+    """Return the format of an output: as given, from the suffix of the file, or JSON lines for a pipe."""
     suffix = Path(out).suffix.lower().removeprefix(".")
     found = given or ("jsonl" if out == STREAM else _SUFFIXES.get(suffix, suffix))
     if found not in known:
-        raise UserError(f"--out {out}: the name should end in .{', .'.join(known)}, or say --format")
+        raise UserError(f"--out {out}: the name should end in .{', .'.join(known)}; or set --format")
     return found
 
 
 def _open_input(inputs: Sequence[str], format: str | None, text_column: str, leave_out: Path | None = None) -> Corpus:
-    """Open the rows of files, or of standard input; blank lines are rows too."""
+    """Open the rows of files or standard input; blank lines are rows, too."""
     if STANDARD_INPUT in inputs:
         return Corpus.of_standard_input(format, text_column, keep_blank=True)
     return Corpus.open(
@@ -99,7 +100,7 @@ def _open_input(inputs: Sequence[str], format: str | None, text_column: str, lea
 
 
 def _check_output(out: str, overwrite: bool, sources: Sequence[Source]) -> None:
-    """Refuse a file that is read, or is there already."""
+    """Refuse to overwrite an input file, or an existing file without --overwrite."""
     path = Path(out)
     if out == STREAM:
         return
@@ -108,7 +109,7 @@ def _check_output(out: str, overwrite: bool, sources: Sequence[Source]) -> None:
     if path.is_dir():
         raise UserError(f"--out {out} is a folder; name a file in it")
     if path.exists() and not overwrite:
-        raise UserError(f"{out} is there already; name another file, or --overwrite replaces it")
+        raise UserError(f"{out} already exists; name another file, or replace it with --overwrite")
 
 
 # Rows to vectors.
@@ -116,7 +117,7 @@ def _check_output(out: str, overwrite: bool, sources: Sequence[Source]) -> None:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What was written."""
+    """Result of `encode_files`."""
 
     counts: Counts
     dim: int
@@ -125,7 +126,7 @@ class Encoded:
 
 @dataclass
 class _Window:
-    """Rows that are encoded together, the reasons of those without text, and the tokens of all."""
+    """Rows that are encoded together, with the reasons of those without text, and their tokens."""
 
     rows: list[Row]
     reasons: list[str]
@@ -133,14 +134,14 @@ class _Window:
 
 
 def encode_files(config: EncodeConfig) -> Encoded:
-    """Write one vector for each row of the input, in order; a row without text gets zeros.
+    """Write one vector per row of the input, in order; a row without text gets zeros.
 
-    A file is there once it is complete. What a run that was stopped has encoded lies next to it, and the same run
-    resumes after it.
+    The output file appears when it is complete. A stopped run leaves its finished parts in a folder next to it, from
+    which the same command resumes.
     """
     columns = text_columns(config.text_column)
     if len(columns) > 1:
-        raise UsageError(f"--text-column {config.text_column}: one column; a pair is encoded in two runs, a side each")
+        raise UsageError(f"--text-column {config.text_column}: name one column; encode the sides of pairs in two runs")
     format = _output_format(config.out, config.format, VECTOR_FORMATS)
     leave_out = None if config.out == STREAM else parts_folder(config.out)
     corpus = _open_input(config.inputs, config.input_format, config.text_column, leave_out)
@@ -165,18 +166,18 @@ class _EncodeJob:
         counts, rows, file = Counts(), self._corpus.rows(), sys.stdout.buffer
         with progress.task("encode", None, "sentences") as advance, ExitStack() as opened:
             write = schema = None
-            # Not read ahead: a thread that waits for a pipe could not be stopped.
+            # Without reading ahead, because a thread that is blocked on a pipe can't be stopped.
             while (window := self._read(rows, _PIPE_WINDOW)).rows:
                 batch = self._batch(window)
                 if write is None:
                     schema = settled(batch.schema)
                     write = opened.enter_context(vector_writer(file, self._format, schema, seekable=False))
                 if self._format != "jsonl":
-                    # The first rows decided on the columns, which Arrow and Parquet can't change.
+                    # Arrow and Parquet are committed to the columns of the first rows.
                     where = window.rows[0].where
                     if joined_schema(schema, batch.schema, where) != schema:
                         raise UserError(
-                            f"{where} and on: there are other columns, or types, than in the first rows; write jsonl, "
+                            f"{where} and after: columns or types differ from those of the first rows; write jsonl, "
                             "write to a file, or name the columns to keep with --columns"
                         )
                     batch = fitted(batch, schema)
@@ -187,7 +188,7 @@ class _EncodeJob:
         return counts
 
     def write(self) -> Counts:
-        """Write a file; parts that a stopped run left are not encoded again."""
+        """Write a file; parts from a stopped run are not encoded again."""
         parts = _Parts(Path(self._config.out))
         run = {
             **self._encoder.identity(),
@@ -200,7 +201,7 @@ class _EncodeJob:
             "format": self._format,
         }
         with parts.open(run, self._config.overwrite):
-            # A run resumes after the last row that it has.
+            # Resume after the last row of the finished parts.
             rows = islice(self._corpus.rows(parts.last or Position()), 1 if parts.last else 0, None)
             with progress.task("encode", None, "sentences", parts.counts.rows) as advance:
                 for window in self._windows(rows):
@@ -210,12 +211,12 @@ class _EncodeJob:
             if counts.empty == counts.rows:
                 parts.remove()
                 reasons = f" ({counts.describe()})" if counts.rows else ""
-                raise UserError(f"none of the {counts.rows:,} rows has text{reasons}; nothing was written")
+                raise UserError(f"no text in {counted(counts.rows, 'row')}{reasons}; nothing was written")
             parts.join(self._format)
         return counts
 
     def _windows(self, rows: Iterator[Row]) -> Iterator[_Window]:
-        """Yield windows; the next one is read and tokenized meanwhile."""
+        """Yield windows, while a thread reads and tokenizes the next one."""
         stopped = False
         reader = ThreadPoolExecutor(1)
         try:
@@ -224,7 +225,7 @@ class _EncodeJob:
                 coming = reader.submit(self._read, rows, WINDOW, lambda: stopped)
                 yield window
         finally:
-            # Whoever stops a run does not want to wait for what is read ahead.
+            # When the run is stopped, don't wait for the window that is read ahead.
             stopped = True
             reader.shutdown(wait=True, cancel_futures=True)
 
@@ -250,37 +251,37 @@ class _EncodeJob:
 
 
 def _open_encoder(config: EncodeConfig) -> "OnnxStudent | TorchEncoder":
-    """Open the student, or its export, in what is to compute, and say which that is."""
+    """Open the student, or its export, in the backend to use, and log which one that is."""
     if config.threads:
-        # The tokenizers library reads it when it is first used.
+        # The tokenizers library reads it on its first use.
         os.environ["RAYON_NUM_THREADS"] = str(config.threads)
     student = config.student or DEFAULT_STUDENT
     if config.student is None and not Path(student).exists():
-        progress.log(f"there is no {student} here: the packaged student {SMALL} encodes")
+        progress.log(f"there is no folder {student} here: using the packaged student {SMALL}")
         student = SMALL
     of_torch, threads = config.option_of_torch, config.threads or 0
     if is_export(Path(student)):
         if of_torch:
-            raise UsageError(f"{of_torch} is of PyTorch, and {student} is an export, which runs in ONNX Runtime")
+            raise UsageError(f"{of_torch} is an option of PyTorch, but {student} is an export for ONNX Runtime")
         if config.backend == "torch":
-            raise UsageError(f"{student} is an export, which PyTorch does not run; name the student's folder")
+            raise UsageError(f"{student} is an export for ONNX Runtime, not for PyTorch; name the student's folder")
         dtype = "int8" if ExportRecord.read(Path(student)).int8 else "float32"
         export = OnnxStudent.of_export(Path(student), threads)
-        progress.log(f"encoding by {student}: {dtype} in ONNX Runtime")
+        progress.log(f"encoding with {student}: {dtype} in ONNX Runtime")
         return export
     if config.backend == "onnx" or (config.backend == "auto" and not of_torch and not _has_gpu()):
         folder = locate_student(student)
 
         def open_graph() -> OnnxStudent:
-            # onnx takes a while to import, and an export does without.
+            # Imported here, because onnx takes a while to import, and an export does not need it.
             from sentence_distill.student.onnx_graph import int8_student
 
             return int8_student(folder, threads)
 
         if opened := open_onnx(config.backend, open_graph):
-            progress.log(f"encoding by {student}: int8 in ONNX Runtime")
+            progress.log(f"encoding with {student}: int8 in ONNX Runtime")
             return opened
-    # PyTorch takes most of a second to import, which ONNX Runtime saves.
+    # Imported here, because PyTorch takes most of a second to import, and ONNX Runtime does not need it.
     import torch
 
     from sentence_distill.pipeline.hardware import STUDENT, pick_device, pick_precision
@@ -292,12 +293,12 @@ def _open_encoder(config: EncodeConfig) -> "OnnxStudent | TorchEncoder":
     precision = pick_precision(config.precision or "auto", device, STUDENT)
     loaded = Student.load(student, backend="torch")
     loaded.encoder.to(device)
-    progress.log(f"encoding by {student}: {str(precision).removeprefix('torch.')} in PyTorch on {device}")
+    progress.log(f"encoding with {student}: {str(precision).removeprefix('torch.')} in PyTorch on {device}")
     return TorchEncoder(loaded, precision)
 
 
 def _has_gpu() -> bool:
-    # PyTorch is not imported if no driver of a GPU is there (NVIDIA's, WSL's, AMD's).
+    # Without a GPU driver (NVIDIA's, WSL's or AMD's), there is no need to import PyTorch.
     if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
         return False
     import torch
@@ -306,19 +307,19 @@ def _has_gpu() -> bool:
 
 
 def parts_folder(out: str | Path) -> Path:
-    """Return the folder that keeps what is done until `out` is complete."""
+    """Return the folder for finished parts until `out` is complete."""
     return Path(f"{out}.parts")
 
 
 class _Done(msgspec.Struct):
-    """What was done up to the end of a part, in the metadata of its schema; `last` is the position of its last row."""
+    """Progress at the end of a part, stored in the metadata of its schema; `last` is the position of its last row."""
 
     counts: Counts
     last: list[int]
 
 
 class _Parts:
-    """Finished parts of a file that is not complete yet, Arrow files of one batch each."""
+    """Finished parts of an incomplete file, as Arrow files of one batch each."""
 
     def __init__(self, out: Path) -> None:
         self._out, self._folder = out, parts_folder(out)
@@ -326,13 +327,13 @@ class _Parts:
         self._schema: pa.Schema | None = None
         self.counts = Counts()
         self.last: Position | None = None
-        """Where the last row of the last part begins."""
+        """Position of the last row of the last part."""
 
     @contextmanager
     def open(self, run: dict[str, Any], overwrite: bool) -> Iterator[None]:
-        """Lock the folder and read its parts; when the block ends the folder is gone, or keeps them if it fails.
+        """Lock the folder and read its parts; remove it when the block succeeds, and keep it when the block fails.
 
-        `run` is what the parts depend on: those of another run are refused, or begun again with `overwrite`.
+        `run` has everything that the parts depend on: parts of another run are refused, or removed with `overwrite`.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(self._folder):
@@ -343,7 +344,7 @@ class _Parts:
                     self._schema = joined_schema(self._schema, batch.schema, self._part(self._number).name)
                     self._number += 1
                 if self._number:
-                    progress.log(f"resuming after {self.counts.rows:,} rows, which {self._folder} holds")
+                    progress.log(f"resuming after {counted(self.counts.rows, 'row')} in {self._folder}")
                 yield
             except BaseException:
                 if not self._part(0).exists():
@@ -354,7 +355,7 @@ class _Parts:
 
     def add(self, batch: pa.RecordBatch, rows: Sequence[Row], reasons: Sequence[str]) -> None:
         """Write the next part."""
-        # Values that can't stand in one file show now, and not when all is done.
+        # Types that don't fit into one file are an error now, and not at the end.
         self._schema = joined_schema(self._schema, batch.schema, rows[0].where)
         self.counts.add_rows(rows, reasons)
         self.last = rows[-1].position
@@ -368,7 +369,7 @@ class _Parts:
         self._number += 1
 
     def join(self, format: str) -> None:
-        """Write the file."""
+        """Write the output file from the parts."""
         assert self._schema is not None
         schema = settled(self._schema)
         with replacing(self._out) as file, vector_writer(file, format, schema, seekable=True) as write:
@@ -376,7 +377,7 @@ class _Parts:
                 write(fitted(self._read(number), schema))
 
     def remove(self) -> None:
-        """Remove the folder, in one step: half of a run that is over must not look like one to resume."""
+        """Remove the folder atomically, so that a half-removed one is not taken for a run to resume."""
         over = self._folder.with_name(self._folder.name + TEMPORARY)
         shutil.rmtree(over, ignore_errors=True)
         if self._folder.exists():
@@ -385,7 +386,7 @@ class _Parts:
 
     def _check_run(self, run: dict[str, Any], overwrite: bool) -> None:
         file = self._folder / "run.json"
-        # As it reads back.
+        # Converted to what JSON reads back, for the comparison.
         run = msgspec.json.decode(msgspec.json.encode(run))
         if file.exists() and self._part(0).exists():
             differing = differing_fields(msgspec.json.decode(file.read_bytes()), run)
@@ -393,8 +394,8 @@ class _Parts:
                 return
             if not overwrite:
                 raise UserError(
-                    f"{self._folder} holds what another run encoded: {'; '.join(differing)}; --overwrite begins again, "
-                    "or name another --out"
+                    f"{self._folder} holds parts of another run: {'; '.join(differing)}; name another --out, or "
+                    "discard them with --overwrite"
                 )
         for orphan in self._folder.glob("part-*"):
             orphan.unlink()
@@ -404,26 +405,26 @@ class _Parts:
         return self._folder / f"part-{number:06d}.arrow"
 
     def _read(self, number: int) -> pa.RecordBatch:
-        """Map a part, and take over what was done up to its end."""
+        """Map a part, and continue from its counts and position."""
         try:
             batch = pa.ipc.open_file(pa.memory_map(str(self._part(number)))).get_batch(0)
             done = msgspec.json.decode(batch.schema.metadata[b"done"], type=_Done)
         except (pa.ArrowException, OSError, KeyError, TypeError, msgspec.DecodeError) as error:
             raise UserError(
-                f"{self._part(number)} is damaged or gone ({error}); remove {self._folder} and begin again"
+                f"{self._part(number)} is damaged or missing ({error}); remove {self._folder} and start over"
             ) from error
         self.counts, self.last = done.counts, Position(*done.last)
         return batch.replace_schema_metadata(None)
 
 
-# Rows to predictions, chunk by chunk, so that memory does not grow with the file.
+# Rows to predictions, in chunks, so that memory does not grow with the file.
 
 
 def predict_files(config: PredictConfig) -> Counts:
     """Write each row of the input with its prediction, in order.
 
-    A row gets the columns `prediction` and `probability`, with `every_class` also a `probability_CLASS` of each; in a
-    regression `prediction` alone, a number. A row without text gets the prediction of an empty one.
+    A row gets the columns `prediction` and `probability`, and with `every_class` a `probability_CLASS` for each class;
+    in a regression only `prediction`, a number. A row without text gets the prediction for an empty text.
     """
     format = _output_format(config.out, config.format, ROW_FORMATS)
     given = text_columns(config.text_column) if config.text_column is not None else ()
@@ -431,21 +432,22 @@ def predict_files(config: PredictConfig) -> Counts:
         raise UserError(f"--out {config.out}: there is no folder {Path(config.out).parent}")
     corpus = None
     if STREAM not in config.inputs:
-        # Before the student: a wrong path shows at once.
+        # Before loading the student, so that a wrong path is reported immediately.
         corpus = _open_input(config.inputs, config.input_format, "text")
     _check_output(config.out, config.overwrite, corpus.sources if corpus else ())
     device = config.device
     if is_export(Path(config.folder)):
         device = "cpu" if device == "auto" else device
     else:
-        # PyTorch takes most of a second to import, and an export does without.
+        # Imported here, because PyTorch takes most of a second to import, and an export does not need it.
         from sentence_distill.pipeline.hardware import pick_device
 
         device = str(pick_device(device))
     classifier = Classifier.load(config.folder, device)
     trained = classifier.task.columns
     if given and len(given) != len(trained):
-        raise UserError(f"--text-column {config.text_column}: {config.folder} reads {len(trained)} column(s) of texts")
+        texts_read = counted(len(trained), "column")
+        raise UserError(f"--text-column {config.text_column}: {config.folder} reads {texts_read} of text")
     if config.every_class and classifier.task.regression:
         raise UserError(f"--all: {config.folder} gives scores, not classes")
     columns = given or trained
@@ -462,7 +464,7 @@ def predict_files(config: PredictConfig) -> Counts:
             predictions = _predictions(classifier, texts, config.every_class)
             for row in chunk:
                 if taken := predictions[0].keys() & row.cells.keys():
-                    raise UserError(f"{row.where}: there is a column {min(taken)!r} already; rename it")
+                    raise UserError(f"{row.where} already has a column {min(taken)!r}; rename it")
             writer.write(
                 [replace(row, cells={**row.cells, **found}) for row, found in zip(chunk, predictions, strict=True)]
             )
@@ -470,13 +472,14 @@ def predict_files(config: PredictConfig) -> Counts:
             counts.add_rows(chunk, ["empty" if each else "" for each in empty])
             advance(len(chunk))
         if not counts.rows:
-            raise UserError(f"{'standard input' if STREAM in config.inputs else ', '.join(config.inputs)} holds no row")
+            place = "standard input" if STREAM in config.inputs else ", ".join(config.inputs)
+            raise UserError(f"{place} holds no rows")
     return counts
 
 
 def _predictions(classifier: Classifier, texts: Sequence[Sequence[str]], every_class: bool) -> list[dict[str, Any]]:
     outputs = classifier.outputs(texts).astype(float)
-    # A float32 has seven digits; those of its double would only fill the file.
+    # A float32 has seven significant digits; more would only make the file larger.
     if classifier.task.regression:
         return [{"prediction": float(f"{value:.7g}")} for value in outputs[:, 0].tolist()]
     outputs, found = outputs.round(6), []

@@ -14,13 +14,13 @@ from sentence_distill.student.figures import CorpusCosine, Example, Neighbor, Ra
 SCORES = ("cosine", "mse", "rank_agreement", "mean_vector_cosine")
 _PAIRED_ROWS = 1000
 
-# Fidelity of the student's vectors to the teacher's.
+# Fidelity of a student's vectors to its teacher's.
 
 
 def public_targets(targets: torch.Tensor, dim: int, *, normalize: bool) -> torch.Tensor:
-    """Return what the student's public embedding approximates, float32[n, dim].
+    """Return the target of the student's public embedding, float32[n, dim].
 
-    That is the teacher's last layer, `dim` wide, among float32[n, sum of dims] `targets`, brought to length 1 if the
+    It is the teacher's last layer, the last `dim` columns of float32[n, sum of dims] `targets`, normalized if the
     student's vectors are.
     """
     last = targets[:, -dim:]
@@ -28,9 +28,9 @@ def public_targets(targets: torch.Tensor, dim: int, *, normalize: bool) -> torch
 
 
 def fidelity(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-    """Compare float32[n, dim] vectors of the student with the teacher's: return `SCORES`.
+    """Compare a student's vectors with its teacher's, both float32[n, dim]; return `SCORES` by name.
 
-    `mean_vector_cosine` is the cosine that one constant, the mean of the targets, would have: the floor to beat.
+    `mean_vector_cosine` is the cosine of a constant vector, the mean of the targets: the baseline to beat.
     """
     mean = targets.mean(dim=0, keepdim=True)
     return {
@@ -42,30 +42,30 @@ def fidelity(vectors: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
 
 
 def paired_rank_agreement(vectors: torch.Tensor, targets: torch.Tensor) -> float:
-    """Return `rank_agreement` of the first 1,000 rows; all pairs of many more would not fit into memory."""
+    """Return the `rank_agreement` of the first 1,000 rows: all pairs of many more would not fit into memory."""
     return rank_agreement(vectors[:_PAIRED_ROWS], targets[:_PAIRED_ROWS])
 
 
 def rank_agreement(vectors: torch.Tensor, targets: torch.Tensor) -> float:
-    """Return the Spearman correlation of the pairwise cosines in float32[n, dim] `vectors` with those in `targets`.
+    """Return the Spearman correlation between the pairwise cosines of float32[n, dim] `vectors` and of `targets`.
 
-    It is 0 if the cosines of either are all the same.
+    It is 0 if all cosines of one of them are equal.
     """
     if len(vectors) < 3:
-        raise ValueError(f"{len(vectors)} rows have no ranks to compare")
+        raise ValueError(f"a rank correlation needs at least 3 rows, not {len(vectors)}")
     above = np.triu_indices(len(vectors), k=1)
     unit = (functional.normalize(of, dim=1) for of in (vectors, targets))
     return correlation("spearman", *((of @ of.T).numpy()[above] for of in unit))
 
 
-# Held-out rows of a corpus below which its mean says nothing.
+# Minimum number of held-out rows for the mean of a corpus.
 _FEWEST_OF_CORPUS = 20
 
 
 def by_corpus(cosines: np.ndarray, corpora: np.ndarray, names: Sequence[str]) -> list[CorpusCosine]:
-    """Mean cosine of the sentences of each corpus, by int[n] numbers of `names`; nothing for a single corpus.
+    """Return the mean cosine of each corpus; `corpora`, int[n], has indices of `names`.
 
-    Corpora with fewer than 20 rows are left out.
+    The result is empty for a single corpus, and corpora with fewer than 20 rows are left out.
     """
     counts = np.bincount(corpora, minlength=len(names))
     sums = np.bincount(corpora, weights=cosines, minlength=len(names))
@@ -82,8 +82,8 @@ _FREQUENCY_PARTS = 5
 
 
 def by_length(cosines: np.ndarray, lengths: np.ndarray) -> list[Range]:
-    """Mean cosine of sentences of 1-8, 9-16, 17-24, 25-32, 33-48 and 49 or more tokens; empty ranges are left out."""
-    # A sentence without tokens belongs to the shortest.
+    """Return the mean cosine by length: 1-8, 9-16, 17-24, 25-32, 33-48 and 49 or more tokens, without empty ranges."""
+    # Sentences without tokens count as the shortest.
     place = np.searchsorted(_LENGTHS, np.maximum(lengths, 1), side="right") - 1
     ends = [*(start - 1 for start in _LENGTHS[1:]), None]
     return [
@@ -94,7 +94,7 @@ def by_length(cosines: np.ndarray, lengths: np.ndarray) -> list[Range]:
 
 
 def by_frequency(cosines: np.ndarray, rarest: np.ndarray) -> list[Range]:
-    """Mean cosine of five equal parts of the sentences, those with the rarest token first; see `rarest_counts`."""
+    """Return the mean cosine of five equal parts of the sentences, ordered by their `rarest_counts`, rarest first."""
     parts = np.array_split(np.argsort(rarest, kind="stable"), _FREQUENCY_PARTS)
     return [
         Range(int(rarest[part[0]]), int(rarest[part[-1]]), len(part), float(cosines[part].mean()))
@@ -104,10 +104,10 @@ def by_frequency(cosines: np.ndarray, rarest: np.ndarray) -> list[Range]:
 
 
 def rarest_counts(tokens: Tokens, counts: np.ndarray) -> np.ndarray:
-    """Return int64[n], the count of the rarest token of each sentence, by int64[vocabulary] `counts`."""
+    """Return int64[n], the count of each sentence's rarest token, from int64[vocabulary] `counts`."""
     if not len(tokens):
         return np.empty(0, dtype=np.int64)
-    # One more count, which is nobody's least: a last sentence without tokens needs a place to begin at.
+    # `reduceat` needs a valid start even for a last sentence without tokens, so a large count is appended.
     found = np.append(counts[tokens.ids], np.iinfo(np.int64).max)
     return np.where(tokens.lengths > 0, np.minimum.reduceat(found, tokens.offsets[:-1]), 0)
 
@@ -116,24 +116,25 @@ def rarest_counts(tokens: Tokens, counts: np.ndarray) -> np.ndarray:
 
 NEIGHBORS = 10
 CANDIDATES = 100
-"""Rows that a first pass would hand to the teacher to rank."""
-# Rows that are compared with all others at once: over 20,000 rows this takes 40 MB of similarities.
+"""Number of candidates that a first pass would give to the teacher to rerank."""
+# Number of queries at a time: with 20,000 rows, their similarities take 40 MB.
 _CHUNK_ROWS = 512
 _QUERIES, _SHOWN = 6, 3
 
 
 def recall_figures(vectors: torch.Tensor, targets: torch.Tensor, *, same_space: bool = False) -> dict[str, float]:
-    """Return the share of each row's ten nearest rows by `targets` among its 10, and its 100, nearest by `vectors`.
+    """Return the recall of each row's ten nearest rows by `targets`, as means over the rows.
 
-    These are means over the rows, "recall_at_10" and "recall_at_10_among_100"; nothing for too few rows. The widths of
-    float32[n, dim] `vectors` and `targets` may differ. In the `same_space`, "recall_at_10_in_teachers_index" is what a
-    row of `vectors` finds among the `targets` of the others, as a student's query does in its teacher's index.
+    "recall_at_10" is their share among the 10 nearest by `vectors`, and "recall_at_10_among_100" among the 100 nearest.
+    The widths of float32[n, dim] `vectors` and `targets` may differ. If both are in the `same_space`,
+    "recall_at_10_in_teachers_index" is their share among the 10 `targets` nearest to a row of `vectors`, for a
+    student's queries in its teacher's index. The result is empty for too few rows.
     """
     rows = len(targets)
     if too_few(rows):
         return {}
     wanted, most = min(NEIGHBORS, rows - 1), min(CANDIDATES, rows - 1)
-    # By the place that each found neighbor has among the nearest by `vectors`.
+    # Counts of found neighbors by their rank among the nearest by `vectors`.
     found = torch.zeros(most, dtype=torch.int64)
     found_in_index = 0
     for chunk in torch.arange(rows).split(_CHUNK_ROWS):
@@ -153,9 +154,10 @@ def recall_figures(vectors: torch.Tensor, targets: torch.Tensor, *, same_space: 
 def nearest(
     vectors: torch.Tensor, queries: torch.Tensor, k: int, index: torch.Tensor | None = None
 ) -> torch.return_types.topk:
-    """Return cosines and int64 row numbers, both [queries, k], of the other rows nearest to some rows.
+    """Return cosines and int64 row numbers, both [queries, k], of the k nearest rows to the rows `queries`.
 
-    The others are rows of `index`, of as many as `vectors` has, or of `vectors` themselves.
+    Rows are searched in `index`, which has as many as `vectors`, by default in `vectors` itself; a row is never its own
+    neighbor.
     """
     unit = functional.normalize(vectors, dim=1)
     cosines = unit[queries] @ (unit if index is None else functional.normalize(index, dim=1)).T
@@ -164,7 +166,7 @@ def nearest(
 
 
 def nearest_examples(texts: Sequence[str], vectors: torch.Tensor, targets: torch.Tensor) -> list[Example]:
-    """Return the nearest sentences of six that lie equally far apart among all, by student and by teacher."""
+    """Return the nearest sentences, by student and by teacher, of six evenly spaced sentences."""
     count = min(len(texts), _QUERIES)
     queries = torch.tensor([len(texts) * (2 * number + 1) // (2 * count) for number in range(count)])
 
@@ -181,14 +183,14 @@ def nearest_examples(texts: Sequence[str], vectors: torch.Tensor, targets: torch
     ]
 
 
-# Scores of tasks: those of GLUE, and of classes of one's own.
+# Scores of tasks, of GLUE and of users.
 
 
 def sts_spearman(
     encode: Callable[[Sequence[str]], np.ndarray], pairs: Sequence[Sequence[str]], scores: Sequence[float]
 ) -> float:
-    """Return the Spearman correlation of human scores with the cosines of each pair's vectors; 0 if all are equal."""
-    # Many sentences stand in several pairs.
+    """Return the Spearman correlation between human scores and the cosines of pairs; 0 if either are all equal."""
+    # Many sentences occur in several pairs, and are encoded once.
     texts = list(dict.fromkeys(text for column in pairs for text in column))
     places = {text: place for place, text in enumerate(texts)}
     vectors = torch.from_numpy(np.asarray(encode(texts), dtype=np.float32))
@@ -197,10 +199,10 @@ def sts_spearman(
 
 
 def task_metrics(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """Score float[n] predictions, class numbers or scores, by metrics that a `Task` names.
+    """Return the metrics of a `Task` for float[n] predictions, which are class numbers or scores.
 
-    "f1" is of class 1, "macro_f1" the mean over classes. A value that is not defined, as for predictions that are all
-    the same, is 0.
+    "f1" is for class 1, "macro_f1" is the mean over classes. Undefined values, as for predictions that are all equal,
+    are 0.
     """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -221,11 +223,11 @@ def task_metrics(names: Sequence[str], labels: np.ndarray, predictions: np.ndarr
 
 
 def correlation(name: str, left: np.ndarray, right: np.ndarray) -> float:
-    """Return the "pearson" or "spearman" correlation of float[n] values; 0 for less than two, or if all are equal."""
+    """Return the "pearson" or "spearman" correlation of float[n] values; 0 for fewer than two, or if all are equal."""
     if len(left) < 2:
         return 0.0
     with warnings.catch_warnings():
-        # One value for all correlates with nothing; SciPy says so with a warning and NaN.
+        # SciPy warns about constant values, and returns NaN.
         warnings.simplefilter("ignore")
         value = (pearsonr if name == "pearson" else spearmanr)(left, right).statistic
     return 0.0 if np.isnan(value) else float(value)

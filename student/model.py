@@ -1,4 +1,4 @@
-"""A student: encode texts, in Python and scikit-learn's pipelines, load and save."""
+"""`Student`: encodes texts, in Python and in scikit-learn pipelines; loading and saving."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,37 +26,38 @@ if TYPE_CHECKING:
     import polars
     from sklearn.utils import Tags
 
-# A batch's states then fit into a core's cache.
+# With this size, the states of a batch fit into a core's cache.
 _TOKEN_BUDGET = 4096
-# So many sentences are ordered by length at once, or fewer long ones; more need more memory and fill no batch better.
+# Sentences are sorted by length in windows of this many sentences or characters. Larger windows would take more memory,
+# without filling batches any better.
 _WINDOW = 1 << 16
 _WINDOW_CHARACTERS = 1 << 25
 _OUTPUTS = ("default", "pandas", "polars")
 
 
 class Student:
-    """Encodes sentences; scikit-learn takes it for a transformer, in a Pipeline, a ColumnTransformer or a GridSearchCV.
+    """Sentence encoder, which is also a transformer for scikit-learn's Pipeline, ColumnTransformer and GridSearchCV.
 
-    It is fitted when it is made: `fit` changes nothing and `clone` gives the same object, as scikit-learn's
-    FrozenEstimator does. Equal students have equal pickles, so that a pipeline's `memory` knows them again.
+    It is already fitted: `fit` does nothing and `clone` returns the same object, as for scikit-learn's
+    FrozenEstimator. Equal students have equal pickles, so that the `memory` of a pipeline recognizes them.
 
     Attributes:
         encoder: the network in PyTorch, in evaluation mode.
-        tokenizer: adds no special tokens.
-        backend: "onnx" or "torch", what `encode` runs on a CPU; on a GPU it is PyTorch.
+        tokenizer: the tokenizer, which adds no special tokens.
+        backend: "onnx" or "torch", the backend of `encode` on a CPU; on a GPU it is always PyTorch.
     """
 
     def __init__(self, encoder: StudentEncoder, tokenizer: TextTokenizer, backend: str = "torch") -> None:
-        """Put a network and a tokenizer together.
+        """Make a student from a network and a tokenizer.
 
         Args:
             encoder: the network.
-            tokenizer: of its vocabulary.
-            backend: "onnx" is the network as an int8 graph in ONNX Runtime, the fastest way on any CPU; "torch"
-                computes in float32; "auto" is "onnx" if that runs here.
+            tokenizer: the tokenizer for its vocabulary.
+            backend: "onnx" runs the network as an int8 graph in ONNX Runtime, the fastest way on any CPU; "torch"
+                computes in float32; "auto" is "onnx" if it runs on this machine.
 
         Raises:
-            UserError: it is none of them, or ONNX Runtime is asked for and does not run here.
+            UserError: the backend is unknown, or is "onnx" and does not run here.
         """
         self.encoder = encoder.eval()
         self.tokenizer = tokenizer
@@ -66,16 +67,16 @@ class Student:
 
     @classmethod
     def load(cls, name: str | Path, backend: str = "auto") -> "Student":
-        """Read the student in a folder, which `sd train-student` or `sd finetune` made, or on the hub.
+        """Load a student from a folder written by `sd train-student` or `sd finetune`, or from the hub.
 
         Args:
-            name: of the folder; or, as a string, "minilm-small", which comes with the package, or `owner/name` or
-                `owner/name@revision` on the hub, which is asked where no folder has that name. Where it can't be
-                asked, or HF_HUB_OFFLINE is set, its cache is searched.
+            name: the folder; or, as a string, "minilm-small", which is part of the package, or `owner/name` or
+                `owner/name@revision` on the hub, if there is no folder of that name. If the hub can't be reached, or
+                HF_HUB_OFFLINE is set, the cached copy is loaded.
             backend: see the class.
 
         Raises:
-            UserError: there is none, it is damaged, or the backend does not run here.
+            UserError: the student does not exist or is damaged, or the backend does not run here.
         """
         return load_student(locate_student(name), backend)
 
@@ -85,24 +86,24 @@ class Student:
         return self.encoder.config.target_dims[-1]
 
     def tokenize(self, sentences: Sequence[str]) -> Tokens:
-        """Tokenize sentences, each cut after 512 tokens."""
+        """Tokenize sentences, truncated to 512 tokens."""
         return self.tokenizer.tokenize(sentences).cut(MAX_TOKENS)
 
     def encode(self, sentences: str | Iterable[str], precision: torch.dtype | None = None) -> np.ndarray:
-        """Embed sentences.
+        """Encode sentences to vectors.
 
-        A sentence's vector does not depend, but for rounding, on what it is encoded with; several threads may encode at
-        once.
+        The vector of a sentence does not depend on the other sentences, up to rounding. Several threads may encode at
+        the same time.
 
         Args:
-            sentences: n sentences, as a list, an array or a column of a table; or one.
-            precision: float32 or bfloat16 computes in PyTorch, bfloat16 under autocast; None is the backend's own.
+            sentences: n sentences, as a list, an array or a column of a table; or a single string.
+            precision: float32 or bfloat16 compute in PyTorch, bfloat16 under autocast; None uses the backend.
 
         Returns:
-            float32[n, dim] in the order given; of one `str` float32[dim].
+            float32[n, dim] in the given order; for a single string, float32[dim].
 
         Raises:
-            UserError: something in it is no text, or PyTorch runs no LSTM in `precision` here.
+            UserError: an item is not text, or PyTorch can't run an LSTM in `precision` here.
         """
         if isinstance(sentences, str):
             return self.encode([sentences], precision)[0]
@@ -124,10 +125,10 @@ class Student:
         return out
 
     def _onnx_encoder(self) -> OnnxEncoder:
-        """Return the graph of the weights as they are now; it is rebuilt after they were changed in place."""
+        """Return the graph for the current weights; it is rebuilt after they were modified in place."""
         version = [(weight.data_ptr(), weight._version) for weight in self.encoder.parameters()]
         if self._onnx is None or self._onnx[0] != version:
-            # onnx takes a while to import, and PyTorch does without.
+            # Imported here, because onnx takes a while to import, and the PyTorch backend does not need it.
             from sentence_distill.student.onnx_graph import build_graph
 
             model = build_graph(self.encoder.config, self.encoder.arrays(), int8=True)
@@ -135,23 +136,23 @@ class Student:
         return self._onnx[1]
 
     def fit(self, texts: Iterable[str], y: Any = None) -> Self:
-        """Do nothing: a student is trained already."""
+        """Do nothing, because a student is already trained."""
         return self
 
     def transform(self, texts: Iterable[str]) -> "np.ndarray | pandas.DataFrame | polars.DataFrame":
-        """Embed texts.
+        """Encode texts to vectors.
 
         Args:
-            texts: n texts: a list, a column of a data frame, or an array of one axis.
+            texts: n texts, as a list, a column of a data frame, or a one-dimensional array.
 
         Returns:
-            float32[n, dim], or the same as a data frame, see `set_output`.
+            float32[n, dim], or a data frame; see `set_output`.
 
         Raises:
-            UserError: a single text, a table, or something in it is no text.
+            UserError: the input is a single text or a table, or an item is not text.
         """
         if isinstance(texts, str):
-            raise UserError("transform takes several texts, and got one: put it into a list")
+            raise UserError("transform takes several texts, but got one: put it into a list")
         vectors = self.encode(_as_texts(texts, "transform"))
         if self._output == "pandas":
             import pandas
@@ -165,17 +166,17 @@ class Student:
         return vectors
 
     def fit_transform(self, texts: Iterable[str], y: Any = None) -> "np.ndarray | pandas.DataFrame | polars.DataFrame":
-        """Embed texts, see `transform`."""
+        """Encode texts; see `transform`."""
         return self.transform(texts)
 
     def set_output(self, *, transform: str | None = None) -> Self:
-        """Choose what `transform` returns, of this student wherever it is used.
+        """Set the output type of `transform` for this student.
 
         Args:
             transform: "default" for an array, "pandas" or "polars" for a data frame; None changes nothing.
 
         Raises:
-            UserError: it is something else.
+            UserError: the type is unknown.
         """
         if transform is not None:
             if transform not in _OUTPUTS:
@@ -184,32 +185,32 @@ class Student:
         return self
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Return the names of the vectors' columns: student0, student1, ..."""
+        """Return the names of the output columns: student0, student1, ..."""
         return np.array([f"{type(self).__name__.lower()}{place}" for place in range(self.dim)], dtype=object)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return nothing: a trained student has no parameters to search."""
+        """Return {}: a trained student has no hyperparameters."""
         return {}
 
     def set_params(self, **params: Any) -> Self:
-        """Take no parameters.
+        """Do nothing, because a trained student has no hyperparameters.
 
         Raises:
-            UserError: some are given.
+            UserError: a parameter is given.
         """
         if params:
             raise UserError(
-                f"a student has no parameter {', '.join(params)}; to search over students, name the pipeline's step: "
-                '{"student": [first, second]}'
+                f"a student has no parameter {', '.join(params)}; to search over students, use the name of the "
+                'pipeline step: {"student": [first, second]}'
             )
         return self
 
     def __repr__(self) -> str:
-        # Pipelines show it.
+        # Shown in pipelines.
         return f"{type(self).__name__}(dim={self.dim})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # PyTorch pickles the same weights to other bytes every time.
+        # As arrays: PyTorch's pickles of the same weights differ each time.
         return {
             "config": asdict(self.encoder.config),
             "weights": self.encoder.arrays(),
@@ -220,7 +221,7 @@ class Student:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         encoder = StudentEncoder(StudentConfig(**state["config"]))
-        # Copied, because joblib's workers share arrays that nobody may write to.
+        # Copied, because joblib's workers receive shared, read-only arrays.
         encoder.load_state_dict({name: torch.tensor(weight) for name, weight in state["weights"].items()})
         self.__init__(encoder, TextTokenizer(state["tokenizer"]), state["backend"])  # type: ignore[misc]
         self._output = state["output"]
@@ -244,26 +245,26 @@ class Student:
 
 
 def _as_texts(texts: Iterable[str], method: str) -> list[str]:
-    """Return a list, an array or a column of texts as a list, for the method that was called with them."""
-    # Of a data frame and of a dict the names of the columns would be taken for texts.
+    """Convert a list, an array or a column of texts to a list; `method` is named in errors."""
+    # Iterating over a data frame or dict would give the names of its columns.
     if isinstance(texts, Mapping) or len(getattr(texts, "shape", (0,))) != 1:
         raise UserError(
-            f"{method} takes one column of texts, and got a {type(texts).__name__} of another shape; name the "
-            'column, as in table["text"] (not [["text"]]), in a ColumnTransformer "text" (not ["text"])'
+            f"{method} takes one column of texts, but got a {type(texts).__name__} of another shape; select the "
+            'column as in table["text"] (not [["text"]]), in a ColumnTransformer "text" (not ["text"])'
         )
     listed = list(texts)
     for place, text in enumerate(listed):
         if not isinstance(text, str):
-            pair = "; encode the sides of a pair each in a call of its own" if isinstance(text, tuple | list) else ""
+            pair = "; encode the two sides of pairs in separate calls" if isinstance(text, tuple | list) else ""
             raise UserError(
-                f"{method} takes texts, and number {place} is {type(text).__name__}{pair}; give a list of strings or "
+                f"{method} takes texts, but number {place} is {type(text).__name__}{pair}; give a list of strings or "
                 "one column of a table, without missing values"
             )
     return listed
 
 
 def _window(sentences: Sequence[str], first: int) -> int:
-    """Return how many sentences from `first` on are encoded together: at least one."""
+    """Return the number of sentences, starting at `first`, to encode together: at least one."""
     characters = 0
     for count in range(min(_WINDOW, len(sentences) - first)):
         characters += len(sentences[first + count])
@@ -280,10 +281,11 @@ def encode_tokens(
     token_budget: int = _TOKEN_BUDGET,
     pooled: bool = False,
 ) -> torch.Tensor:
-    """Embed tokenized sentences in PyTorch, float32[n, dim], in batches of near lengths, on a CPU several in parallel.
+    """Encode tokenized sentences in PyTorch to float32[n, dim], in batches of similar lengths.
 
-    With `pooled` the pooled LSTM states, float32[n, pooled_dim], which heads read. bfloat16 computes under autocast. A
-    sentence's vector does not depend on the others; one without tokens pools to zeros.
+    With `pooled`, return the pooled LSTM states, float32[n, pooled_dim], which classifier heads read. bfloat16 computes
+    under autocast. On a CPU, several batches run in parallel. The vector of a sentence does not depend on the others; a
+    sentence without tokens pools to zeros.
     """
     device = next(encoder.parameters()).device
 
@@ -298,7 +300,7 @@ def encode_tokens(
                 states = encoder.pool_padded(batch, torch.from_numpy(lengths).to(device))
         return (states if pooled else encoder.embed(states)).float().cpu()
 
-    # The longest first, so that no thread is left alone with it at the end.
+    # Longest batches first, so that no thread is still busy with one when the others have finished.
     batches = list(near_length_batches(tokens.lengths, token_budget))[::-1]
     vectors = map_on_cores(encode, batches) if device.type == "cpu" else [encode(rows) for rows in batches]
     out = torch.empty(len(tokens), encoder.config.pooled_dim if pooled else encoder.config.target_dims[-1])
@@ -307,13 +309,13 @@ def encode_tokens(
     return out
 
 
-# A student on disk: a sentence-transformers folder that loads without this package.
+# Students on disk: sentence-transformers folders, which can be loaded without this package.
 
 
 def save_student(folder: Path, student: Student, distillation: dict[str, Any]) -> None:
-    """Write a student, of whose projections only the last belongs to the folder, with its record and model card.
+    """Write a student, with the last of its projections only, its record and its model card.
 
-    `distillation` says how it was made and what it scores; "student" and "weights" are added.
+    `distillation` is the record with its origin and figures; "student" and "weights" are added.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Dense, Normalize
@@ -335,7 +337,7 @@ def save_student(folder: Path, student: Student, distillation: dict[str, Any]) -
     model = SentenceTransformer(modules=modules, device="cpu", similarity_fn_name="cosine")
     with system_errors(folder):
         model.save_pretrained(str(folder), create_model_card=False)
-    # safetensors writes for its own user alone, whatever the umask: whoever may read the folder may read these.
+    # safetensors creates files that only their owner can read, ignoring the umask; use the mode of the other files.
     for file in module_weights(folder):
         file.chmod((folder / "modules.json").stat().st_mode)
     _write_record(folder, {**distillation, "student": asdict(config), "weights": "float32"})
@@ -350,7 +352,7 @@ def load_student(folder: Path, backend: str = "torch") -> Student:
 
 
 def update_distillation(folder: Path, **fields: Any) -> bool:
-    """Set fields of distillation.json, and render the model card again unless somebody edited it; say if it was."""
+    """Set fields of distillation.json, and render the model card again; return False if an edited card was kept."""
     before, card = load_distillation(folder), folder / CARD
     edited = card.exists() and is_edited(card.read_text(encoding="utf-8"))
     _write_record(folder, {**before, **fields}, with_card=not edited)
@@ -370,7 +372,7 @@ def write_card(folder: Path, title: str) -> None:
 
 @dataclass(frozen=True)
 class TorchEncoder:
-    """A student in PyTorch, on the device that computes, as what encodes files; see `OnnxStudent`."""
+    """A student in PyTorch, with the same interface as `OnnxStudent` for encoding files."""
 
     student: Student
     precision: torch.dtype
@@ -385,11 +387,11 @@ class TorchEncoder:
         return self.student.tokenize(sentences)
 
     def vectors(self, tokens: Tokens) -> np.ndarray:
-        """Embed n tokenized sentences, float32[n, dim]."""
+        """Encode n tokenized sentences to float32[n, dim]."""
         return encode_tokens(self.student.encoder, tokens, self.precision).numpy()
 
     def identity(self) -> dict[str, str]:
-        """Return hashes of weights, shape and tokenizer, and the precision."""
+        """Return hashes of weights and tokenizer, the shape and the precision, for runs to compare."""
         encoder = self.student.encoder
         weights = b"".join(weight.cpu().numpy().tobytes() for weight in encoder.state_dict().values())
         return {

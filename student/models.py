@@ -1,4 +1,4 @@
-"""Models to measure: students, teachers, anything that sentence-transformers opens; and a student's shards."""
+"""Models that `sd eval` measures: students, teachers and other sentence-transformers models; and students' shards."""
 
 import json
 import math
@@ -35,30 +35,30 @@ class Model:
     name: str
     folder: Path
     encode: Encode
-    """Sentences to float32[n, dim] vectors, in float32; a teacher's as in stage one."""
+    """Function from sentences to float32[n, dim], computed in float32, for a teacher as in stage one."""
     timed: Encode
-    """The same as it is run for speed."""
+    """The same function in the fastest dtype and runtime, for timing."""
     timed_as: str
-    """What `timed` computes in, as "int8 in ONNX Runtime"."""
+    """Dtype and runtime of `timed`, such as "int8 in ONNX Runtime"."""
     student: Student | None = None
     distillation: dict[str, Any] | None = None
-    """How the student was made."""
+    """Record of a student, distillation.json."""
 
 
 def short_names(models: Sequence[str]) -> list[str]:
-    """Name models by the last part of each, if that tells them apart."""
+    """Name models by the last part of their paths, if these are distinct."""
     last = [(Path(model).resolve() if is_student(model) else Path(model)).name for model in models]
     return [short if short and last.count(short) == 1 else model for short, model in zip(last, models, strict=True)]
 
 
 def free_name(name: str, taken: Collection[str]) -> str:
-    """Return `name`, or with a number if a user's model is called that, too."""
+    """Return `name`, with a number appended if it is taken."""
     numbered = (f"{name} {number}" for number in range(2, len(taken) + 3))
     return next(free for free in (name, *numbered) if free not in taken)
 
 
 def find_model(model: str) -> Located:
-    """Find the folder of a student, a packaged one too, of a sentence-transformers model, or of either on the hub."""
+    """Find the folder of a student or a sentence-transformers model: local, packaged, or on the hub."""
     if is_student(model) or is_unfinished(Path(model)):
         load_distillation(Path(model))
         return Located(Path(model), model)
@@ -68,17 +68,17 @@ def find_model(model: str) -> Located:
         located = locate_teacher(model)
     except UserError as error:
         raise UserError(
-            f"{model} is no model: neither a student's folder (train one: sd train-student --out {model}) nor a "
-            "sentence-transformers one, and the hub and its cache gave none of that name"
+            f"{model} is not a model: it is neither the folder of a student (train one: sd train-student --out "
+            f"{model}) nor of a sentence-transformers model, and it is neither on the hub nor in its cache"
         ) from error
     if located.folder != Path(model) and is_student(str(located.folder)):
-        # The cache is not taken at its word here: an owner pushes a better one under the same name.
+        # Students are looked up on the hub even if they are cached, because a new version may have been pushed.
         return Located(locate_student(model), model)
     return located
 
 
 def open_model(located: Located, name: str) -> Model:
-    """Open what `find_model` found, as `name`."""
+    """Open a model that `find_model` found, under the name `name`."""
     folder = located.folder
     if is_student(str(folder)):
         student = load_student(folder, backend="auto")
@@ -97,19 +97,19 @@ def open_model(located: Located, name: str) -> Model:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        # From safetensors and without foreign code.
+        # Only safetensors weights, and no code from the model's folder.
         model = SentenceTransformer(
             str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
         )
     except LOADING_ERRORS as error:
-        raise UserError(f"{folder} holds no model that sentence-transformers can open ({first_line(error)})") from error
+        raise UserError(f"sentence-transformers can't open a model in {folder} ({first_line(error)})") from error
     precision = pick_precision("auto", _CPU, (*TEACHER, *STUDENT))
 
     def encode(dtype: torch.dtype, sentences: Sequence[str]) -> np.ndarray:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             return model.encode(list(sentences), show_progress_bar=False)  # type: ignore[no-any-return]
 
-    # sentence-transformers puts mean pooling after a plain transformer; a static model has none to pool.
+    # sentence-transformers adds mean pooling to a plain transformer. Static models have no pooling to mention.
     config = folder / "config.json"
     plain = not (folder / "modules.json").exists()
     plain = plain and not (config.exists() and "model2vec" in config.read_text("utf-8"))
@@ -123,16 +123,16 @@ def open_model(located: Located, name: str) -> Model:
 
 
 def in_torch(precision: torch.dtype) -> str:
-    """Name what a model computes in."""
+    """Describe the dtype and runtime of a PyTorch model."""
     return f"{str(precision).removeprefix('torch.')} in PyTorch"
 
 
 def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> Model:
-    """Open the teacher of a student, giving vectors of its last target layer, see `find_teacher`."""
+    """Open the teacher of a student (see `find_teacher`), which gives vectors of the last target layer."""
     located = find_teacher(distillation, given)
     precision = pick_precision("auto", _CPU, TEACHER)
     trained, recorded = distillation["corpus"]["fingerprint"], distillation["teacher"]
-    # If modules follow the pooling in the teacher's folder, only the folder's own pooling applies them.
+    # If the teacher's folder has modules after pooling, they are applied only with the folder's own pooling.
     pooling = None if "modules" in trained else recorded["pooling"]
     teacher = Teacher(located, pooling=pooling, layers=recorded["layers"], device=_CPU, dtype=precision)
     now = {"special_tokens": [teacher.prefix, teacher.suffix], **teacher.reading()}
@@ -140,8 +140,8 @@ def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> 
     fields += ["special_tokens"] if "special_tokens" in trained else []
     if differing := differing_fields(*({field: of.get(field) for field in fields} for of in (trained, now))):
         raise UserError(
-            f"{teacher.name} is read otherwise than when the student was distilled: {'; '.join(differing)}; name the "
-            "folder as it was with --teacher, or distil again"
+            f"{teacher.name} has changed since the student was distilled: {'; '.join(differing)}; name the original "
+            "folder with --teacher, or distil again"
         )
 
     def encode(sentences: Sequence[str]) -> np.ndarray:
@@ -152,18 +152,18 @@ def open_teacher(distillation: dict[str, Any], given: str | None, name: str) -> 
 
 
 def find_teacher(distillation: dict[str, Any], given: str | None) -> Located:
-    """Find the folder of a student's teacher: `given`, or the recorded one on this machine, without asking a hub."""
+    """Find the folder of a student's teacher: `given`, or the recorded one on this machine, without asking the hub."""
     recorded = distillation["teacher"]
     located = locate_teacher(given) if given else locate_local(recorded["teacher"])
     if located is None:
         raise UserError(f"{recorded['teacher']} is not on this machine; name its folder with --teacher DIR")
     if located.weights_hashes() != recorded["teacher_weights"]:
-        raise UserError(f"{located.name} has other weights than the student's teacher; name that one with --teacher")
+        raise UserError(f"the weights of {located.name} are not those of the student's teacher; name it with --teacher")
     return located
 
 
 def parameters(folder: Path) -> int:
-    """Count the weights in a model's folder; a loaded model may hold them rearranged, or in part."""
+    """Count the weights in the files of a model: a loaded model may have rearranged or dropped some."""
     count = 0
     for file in _weight_files(folder):
         try:
@@ -171,9 +171,9 @@ def parameters(folder: Path) -> int:
                 slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118
         except SafetensorError as error:
             raise UserError(
-                f"{file} holds no weights ({error}); if it is a pointer of Git LFS, fetch the file: git lfs pull"
+                f"{file} holds no weights ({error}); if it is a Git LFS pointer, fetch the file: git lfs pull"
             ) from error
-        # Long integers are positions or places in tables; they were not learned.
+        # Integers are positions or indices, which are not learned.
         count += sum(math.prod(one.get_shape()) for one in slices if one.get_dtype() not in ("I32", "I64"))
     return count
 
@@ -184,7 +184,7 @@ def weights_hashes(folder: Path) -> list[str]:
 
 
 def megabytes(folder: Path) -> float:
-    """Add up the files that loading a model reads: neither checkpoints nor logs."""
+    """Return the size of the files that loading a model reads, without checkpoints and logs."""
     return sum(file.stat().st_size for file in _files(folder)) / 1e6
 
 
@@ -196,7 +196,7 @@ def _files(folder: Path) -> list[Path]:
     file = folder / "modules.json"
     try:
         modules = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-        # A module without weights may have no folder, and one may lie in the model's own.
+        # A module without weights may have no folder, and a module may be in the model's own folder.
         paths = {(folder / module["path"]).resolve() for module in modules} - {folder.resolve()}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}); save or fetch the model again") from error
@@ -205,9 +205,9 @@ def _files(folder: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-# The shards of a student, and those of its teacher.
+# The shards of a student, and other shards of its teacher.
 
-# Layers are not among them: reading those that a student approximates says which are missing.
+# Fields that must be equal. Layers are compared when those that a student approximates are read.
 _SAME_TEACHER = ("teacher_weights", "tokenizer", "pooling", "normalize")
 SENTENCES = 4096
 
@@ -215,15 +215,15 @@ SENTENCES = 4096
 def own_shards(distillation: dict[str, Any], folder: Path) -> Path:
     """Find the shards that the student in `folder` was trained on.
 
-    If it comes from another folder or machine, the recorded name may stand for anything here.
+    Their fingerprint is compared: if the student was copied, the recorded path may lead to other shards.
     """
     shards = find_shards(distillation, folder)
     if not shards.is_dir():
-        raise UserError(f"no folder {shards}, where the student's shards were; name them with --shards")
+        raise UserError(f"the student's shards are no longer in {shards}; name their folder with --shards")
     trained, found = distillation["corpus"]["fingerprint"], require_manifest(shards).fingerprint
     if differing := differing_fields(trained, found):
         raise UserError(
-            f"{shards} is not what the student was trained on: {'; '.join(differing)}; name the folder with --shards"
+            f"the student was not trained on {shards}: {'; '.join(differing)}; name its shards with --shards"
         )
     return shards
 
@@ -233,16 +233,16 @@ def shards_of(models: Iterable[Path]) -> Path:
     for folder in models:
         if is_student(str(folder)):
             return own_shards(load_distillation(folder), folder)
-    raise UserError("no student names its shards; name some with --shards, or for --speed sentences with --sentences")
+    raise UserError("no student to take the shards of; name some with --shards, or for --speed use --sentences")
 
 
 def is_own(fingerprint: Fingerprint, distillation: dict[str, Any]) -> bool:
-    """Tell whether shards are those that a student was trained on."""
+    """Return True if shards are those that a student was trained on."""
     return not differing_fields(distillation["corpus"]["fingerprint"], fingerprint)
 
 
 def require_teacher(shards: Path, fingerprint: Fingerprint, distillation: dict[str, Any]) -> None:
-    """Refuse shards, made by the run of `fingerprint`, of another teacher than a student's."""
+    """Refuse shards, whose run has `fingerprint`, of another teacher than the student's."""
     trained = distillation["corpus"]["fingerprint"]
     fields = (*_SAME_TEACHER, *READING)
     old, new = ({field: of.get(field) for field in fields} for of in (trained, as_dict(fingerprint)))
@@ -254,9 +254,7 @@ def sentences_of_shards(shards: Path, count: int = SENTENCES) -> list[str]:
     """Read at most `count` sentences, spread evenly over the shards."""
     manifest = require_manifest(shards)
     if not manifest.fingerprint.keep_text:
-        raise UserError(
-            f"{shards} keeps no text (--no-text); sd eval --speed --sentences FILE takes a file of sentences"
-        )
+        raise UserError(f"{shards} has no text (--no-text); sd eval --speed --sentences FILE takes a file of sentences")
     own, entries = ShardFolder(shards, manifest), manifest.shards
     ends = np.cumsum([entry.rows for entry in entries])
     rows = np.unique(np.linspace(0, ends[-1] - 1, min(count, int(ends[-1]))).astype(np.int64))

@@ -1,20 +1,22 @@
-"""A student, or a classifier made of one, as an ONNX graph in float32 or int8. Nothing here imports PyTorch.
+"""A student, or a classifier made from one, as an ONNX graph in float32 or int8. Nothing here imports PyTorch.
 
-Built node by node instead of traced by torch's exporter. ONNX's LSTM reads both ways and stops at each sentence's own
-end; a trace of `StudentEncoder.pool_padded` would keep its two one-way LSTMs and the reversals by index around them. So
-the graph is some thirty nodes, is made in a fraction of a second, holds no example's shape, and needs no onnxscript.
+The graph is built node by node, and not traced by torch's exporter. ONNX's LSTM operator is bidirectional and takes the
+length of each sentence; a trace of `StudentEncoder.pool_padded` would contain its two one-way LSTMs and the index
+operations that reverse sentences. The result has about thirty nodes, is built in a fraction of a second, has no fixed
+shapes, and needs no onnxscript.
 
-In int8 the LSTM is ONNX Runtime's DynamicQuantizeLSTM. It rounds its inputs and states to 8 bits between the least and
-the largest number of the whole batch, so that a sentence's vector would depend on the sentences around it (by up to
-0.005 of the cosine). Here the least and the largest are always the same two numbers, because every sentence brings them
-along:
+In int8, the LSTM is ONNX Runtime's DynamicQuantizeLSTM. It quantizes inputs and states to 8 bits on a grid between the
+minimum and the maximum of the whole batch, so a sentence's vector would depend on the other sentences in its batch, by
+up to 0.005 in cosine. To prevent this, both ends of each grid are the same for every batch, because every sentence
+contains them:
 
-- Two more columns of word embeddings hold the table's least and largest number; no weight reads them.
-- Two more units have all gates open and candidates of 1 and -1. Their states are tanh(t) and -tanh(t) at step t, which
-  no other unit's can exceed: |c_t| <= |c_{t-1}| + 1.
+- Inputs: two additional columns of the word embeddings hold the minimum and the maximum of the table. Their weights are
+  zero.
+- States: two additional units have all gates open, and candidates 1 and -1. At step t, their cells are t and -t, and
+  their states tanh(t) and -tanh(t). No other unit exceeds these, because |c_t| <= |c_{t-1}| + 1.
 
-So an output is the same to the last bit in every batch. The units are filled up to a multiple of 8, without which ONNX
-Runtime's vector code is slower than with six units more.
+An output is then the same to the last bit in every batch. The number of units is padded to a multiple of 8, because
+ONNX Runtime's vectorized code is slower for other numbers than for up to six more units.
 """
 
 from collections.abc import Mapping
@@ -38,14 +40,14 @@ from sentence_distill.student.onnx_student import (
     name_in_column,
 )
 
-# What ONNX Runtime has read since 1.12 (2022); nothing of later ones is needed.
+# Versions that ONNX Runtime supports since 1.12 (2022); later features are not needed.
 _OPSET = 17
 _IR_VERSION = 8
-# torch holds a cell's weights as input, forget, cell, output gate; ONNX as input, output, forget, cell.
+# PyTorch orders the gates of a cell as input, forget, cell, output; ONNX as input, output, forget, cell.
 _GATES = (0, 3, 1, 2)
-# Of the 8 bits of a weight 7: sums of two products overflow otherwise on processors without VNNI.
+# Weights use 7 of their 8 bits: on processors without VNNI, the 16-bit sum of two products would overflow.
 _LARGEST_WEIGHT = 63
-# The sigmoid and tanh of it are 1 in float32.
+# Its sigmoid and tanh are 1 in float32.
 _OPEN_GATE = 30.0
 _ALIGNMENT = 8
 
@@ -54,14 +56,14 @@ Weights = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a classifier."""
+    """Head of a classifier."""
 
     weights: Weights
-    """float32 arrays by their names in `StudentClassifier.head.state_dict`."""
+    """float32 arrays by name as in `StudentClassifier.head.state_dict`."""
     columns: int
     """1, or 2 for pairs of texts."""
     regression: bool
-    """True if the one output is a score and no class."""
+    """True if the single output is a score."""
 
 
 def build_graph(
@@ -69,13 +71,13 @@ def build_graph(
 ) -> onnx.ModelProto:
     """Build the network from token ids to the public embedding, or to the outputs of a classifier.
 
-    Its inputs are int64[sentences, tokens] `input_ids` and `attention_mask`, 1 at a sentence's tokens and 0 after its
-    end; a classifier of pairs has `input_ids_2` and `attention_mask_2` too, for the second texts. Its output is one of
-    float32[sentences, dim] `sentence_embedding`, float32[sentences, classes] `probabilities`, and float32[sentences, 1]
-    `scores` of a regression. All sizes are free, tokens may be 0.
+    Inputs are `input_ids` and `attention_mask`, int64[sentences, tokens], with a mask of 1 for tokens and 0 for padding
+    at the end; a classifier of pairs also has `input_ids_2` and `attention_mask_2` for the second texts. The output is
+    `sentence_embedding`, float32[sentences, dim]; `probabilities`, float32[sentences, classes]; or for a regression
+    `scores`, float32[sentences, 1]. All sizes are dynamic, and the number of tokens may be 0.
 
-    `weights` have their names in `StudentEncoder.state_dict`; of the projections the last is used, or a head instead.
-    `int8` stores word embeddings in 8 bits and multiplies 8-bit numbers in the LSTM.
+    `weights` are named as in `StudentEncoder.state_dict`; the last projection is used, or a head in its place. `int8`
+    stores word embeddings in 8 bits, and multiplies 8-bit numbers in the LSTM.
     """
     builder = _Builder(config, weights, int8=int8)
     if head is None:
@@ -86,7 +88,7 @@ def build_graph(
 
 
 def int8_student(folder: Path, threads: int = 0) -> OnnxStudent:
-    """Open the student in a folder as an int8 graph; `threads` batches are computed in parallel, 0 is one per core."""
+    """Open the student in a folder as an int8 graph, which runs `threads` batches in parallel, 0 for one per core."""
     config, weights, tokenizer = read_student(folder)
     return OnnxStudent(build_graph(config, weights, int8=True).SerializeToString(), tokenizer, threads)
 
@@ -96,13 +98,13 @@ class _Builder:
 
     def __init__(self, config: StudentConfig, weights: Weights, *, int8: bool) -> None:
         self._config, self._weights, self._int8 = config, weights, int8
-        # Units of a direction as the graph holds them.
+        # Units per direction in the graph, including the added ones.
         self._units = -(-(config.hidden + 2) // _ALIGNMENT) * _ALIGNMENT if int8 else config.hidden
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
 
     def _constant(self, name: str, value: Any, dtype: Any = np.int64) -> str:
-        """Hold a tensor; the same name is the same tensor."""
+        """Add a constant tensor, unless there is one of that name, and return its name."""
         array = np.ascontiguousarray(np.asarray(value, dtype))
         self._constants.setdefault(name, numpy_helper.from_array(array, name))
         return name
@@ -133,7 +135,7 @@ class _Builder:
         return model
 
     def pooled(self, column: int) -> str:
-        """float32[sentences, poolings * 2 * units] of one column of texts; all columns share the constants."""
+        """Add the encoder for a column of texts, float32[sentences, poolings * 2 * units]; columns share constants."""
         input_ids, attention_mask = (self._time_first(name) for name in inputs_of_column(column))
         lengths = self._add("ReduceSum", attention_mask, self._constant("time", [0]), keepdims=0)
         table = self._weights["embedding.weight"]
@@ -149,9 +151,9 @@ class _Builder:
         return self._pool(states, attention_mask, lengths)
 
     def _time_first(self, name: str) -> str:
-        """int64[tokens, sentences] of an input, the order in which an LSTM reads; one row of 0 if it has no tokens.
+        """Transpose an input to int64[tokens, sentences], the layout of LSTMs; one row of zeros if there are no tokens.
 
-        A batch of empty sentences would have nothing to take a maximum over.
+        Without that row, a batch of empty sentences would have no values to take a maximum over.
         """
         last, one = self._constant("last", [1]), self._constant("one", [1])
         tokens = self._add("Slice", self._add("Shape", name), last, self._constant("end", [2]))
@@ -160,10 +162,12 @@ class _Builder:
         return self._add("Transpose", self._add("Pad", name, pads), perm=[1, 0])
 
     def _int8_words(self, table: np.ndarray, input_ids: str) -> str:
-        """float32[tokens, sentences, embedding_dim + 2]: numbers on a grid of 256, the last two its ends.
+        """Look up words, float32[tokens, sentences, embedding_dim + 2], in a table quantized to a grid of 256 values.
 
-        The LSTM rounds its input to the same grid again, so nothing is lost by keeping the table on it.
+        The last two columns are the ends of the grid. The LSTM quantizes its input to the same grid, so storing the
+        table in 8 bits loses nothing.
         """
+        # The grid of DynamicQuantizeLSTM always includes 0.
         low, high = min(0.0, float(table.min())), max(0.0, float(table.max()))
         scale = max(high - low, 1e-12) / 255
         zero = round(-low / scale)
@@ -174,7 +178,10 @@ class _Builder:
         return self._add("DequantizeLinear", rows, *grid)
 
     def _joined_directions(self, states: str) -> str:
-        """float32[tokens, sentences, 2 * units] for the next layer; in int8 two more columns, 1 and -1."""
+        """Concatenate both directions for the next layer, float32[tokens, sentences, 2 * units].
+
+        In int8, two more columns hold 1 and -1, the ends of the grid for states.
+        """
         by_token = self._add("Transpose", states, perm=[0, 2, 1, 3])
         joined = self._add("Reshape", by_token, self._constant("join_directions", [0, 0, -1]))
         for value in (1.0, -1.0) if self._int8 else ():
@@ -183,12 +190,12 @@ class _Builder:
         return joined
 
     def _cell(self, name: str, layer: int) -> np.ndarray:
-        """float32[2, 4, hidden, …]: a weight or bias of both directions by gates in ONNX's order."""
+        """Return a weight or bias of both directions, float32[2, 4, hidden, …], with the gates in ONNX's order."""
         both = np.stack([self._weights[f"lstm.{name}_l{layer}{end}"] for end in ("", "_reverse")])
         return both.reshape(2, 4, -1, *both.shape[2:])[:, list(_GATES)]
 
     def _float_lstm(self, layer: int, states: str, lengths: str) -> str:
-        """float32[tokens, 2, sentences, units]: the states of both directions."""
+        """Add an LSTM, float32[tokens, 2, sentences, units], the states of both directions."""
         inputs = []
         for name in ("weight_ih", "weight_hh"):
             cell = self._cell(name, layer).reshape(2, 4 * self._units, -1)
@@ -198,20 +205,23 @@ class _Builder:
         return self._add("LSTM", states, *inputs, hidden_size=self._units, direction="bidirectional")
 
     def _int8_lstm(self, layer: int, states: str, lengths: str) -> str:
-        """float32[tokens, 2, sentences, units] by 8-bit weights, with the two units that set the states' range."""
+        """Add a quantized LSTM, float32[tokens, 2, sentences, units], with the two units that fix the states' range."""
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         read, fed_back, bias, other_bias = (self._cell(name, layer) for name in names)
         hidden, units = bias.shape[2], self._units
+        # Everything is zero-padded: inputs by the two columns that hold the ends of their grid, units to `units`. The
+        # input of a later layer is two directions of `units` each.
         if layer:
             read = _widened(read.reshape(2, 4, hidden, 2, hidden), units).reshape(2, 4, hidden, 2 * units)
         read = _widened(_widened(read, read.shape[3] + 2).swapaxes(2, 3), units)
         fed_back = _widened(_widened(fed_back, units).swapaxes(2, 3), units)
         bias, other_bias = _widened(bias, units), _widened(other_bias, units)
+        # The two units read nothing, so their biases alone decide: all gates open, and candidates of 1 and -1.
         bias[:, :, hidden : hidden + 2] = _OPEN_GATE
         bias[:, _GATES.index(2), hidden + 1] = -_OPEN_GATE
         inputs, scales = [], []
         for name, weight in (("weight_ih", read), ("weight_hh", fed_back)):
-            # [2, inputs, 4 * units], and a scale for each unit of each gate.
+            # The weight as [2, inputs, 4 * units], with a scale for each unit of each gate.
             flat = weight.transpose(0, 2, 1, 3).reshape(2, -1, 4 * units)
             scale = np.maximum(np.abs(flat).max(axis=1), 1e-12) / _LARGEST_WEIGHT
             inputs.append(self._constant(f"{name}_l{layer}", np.rint(flat / scale[:, None]), np.int8))
@@ -223,7 +233,7 @@ class _Builder:
         return self._add("DynamicQuantizeLSTM", states, *inputs, **settings)
 
     def _pool(self, states: str, attention_mask: str, lengths: str) -> str:
-        """float32[sentences, poolings * 2 * units]; a sentence without tokens pools to zeros."""
+        """Pool the states to float32[sentences, poolings * 2 * units]; sentences without tokens pool to zeros."""
         counts = self._add("Cast", lengths, to=TensorProto.FLOAT)
         counts = self._add("Unsqueeze", counts, self._constant("count_axes", [0, 2]))
         one = self._constant("one_float", 1.0, np.float32)
@@ -231,14 +241,14 @@ class _Builder:
         for mode in self._config.pooling.split("+"):
             inside = self._add("Unsqueeze", attention_mask, self._constant("mask_axes", [1, 3]))
             if mode == "mean":
-                # DynamicQuantizeLSTM gives zeros after a sentence's end, LSTM does not.
+                # DynamicQuantizeLSTM returns zeros for padding, LSTM does not.
                 masked = states
                 if not self._int8:
                     masked = self._add("Mul", states, self._add("Cast", inside, to=TensorProto.FLOAT))
                 summed = self._add("ReduceSum", masked, self._constant("time", [0]), keepdims=0)
                 part = self._add("Div", summed, self._add("Max", counts, one))
             else:
-                # An LSTM's states lie above -1.
+                # -1 is a lower bound of LSTM states, so padding never is the maximum.
                 lowest = self._constant("lowest", -1.0, np.float32)
                 masked = self._add("Where", self._add("Cast", inside, to=TensorProto.BOOL), states, lowest)
                 highest = self._add("ReduceMax", masked, axes=[0], keepdims=0)
@@ -248,9 +258,9 @@ class _Builder:
         return self._add("Reshape", pooled, self._constant("flat", [0, -1]))
 
     def _linear(self, name: str, inputs: str, weight: np.ndarray, bias: np.ndarray, output: str = "") -> str:
-        """float32[sentences, outputs] of a linear layer over pooled states, whose weight is stored as float16 in int8.
+        """Add a linear layer over pooled states, float32[sentences, outputs]; int8 graphs store its weight in float16.
 
-        The weight, [outputs, poolings * 2 * hidden], reads nothing of the added units.
+        The weight, [outputs, poolings * 2 * hidden], is padded with zeros for the added units.
         """
         widened = _widened(weight.reshape(len(weight), -1, self._config.hidden), self._units).reshape(len(weight), -1)
         matrix = self._constant(name, widened.T, np.float16 if self._int8 else np.float32)
@@ -259,7 +269,7 @@ class _Builder:
         return self._add("Gemm", inputs, matrix, self._constant(f"{name}_bias", bias, np.float32), output=output)
 
     def project(self, pooled: str) -> None:
-        """Add the projection to the public embedding."""
+        """Add the projection to the public embedding, and its normalization."""
         last = f"projections.{len(self._config.target_dims) - 1}"
         weight, bias = self._weights[f"{last}.weight"], self._weights[f"{last}.bias"]
         vectors = self._linear("projection", pooled, weight, bias, "" if self._config.normalize else OUTPUT)
@@ -269,7 +279,7 @@ class _Builder:
             self._add("Div", vectors, self._add("Max", length, floor), output=OUTPUT)
 
     def classify(self, head: Head, pooled: list[str]) -> None:
-        """Add the head as `StudentClassifier.logits` applies it, and the softmax; its dropouts are only of training."""
+        """Add the head as in `StudentClassifier.logits`, without dropout, and the softmax."""
         inputs = pooled[0]
         if head.columns == 2:
             u, v = pooled
@@ -277,7 +287,7 @@ class _Builder:
             inputs = self._add("Concat", u, v, difference, self._add("Mul", u, v), axis=1)
         hidden = self._linear("head_hidden", inputs, head.weights["1.weight"], head.weights["1.bias"])
         hidden = self._add("Relu", hidden)
-        # It is small, and in a regression has the unit of the labels, which float16 may not reach: float32 always.
+        # Always float32: it is small, and in a regression it has the scale of the labels, which may exceed float16.
         matrix = self._constant("head_output", head.weights["4.weight"].T, np.float32)
         bias = self._constant("head_output_bias", head.weights["4.bias"], np.float32)
         outputs = self._add("Gemm", hidden, matrix, bias, output=SCORES if head.regression else "")
@@ -286,5 +296,5 @@ class _Builder:
 
 
 def _widened(array: np.ndarray, width: int) -> np.ndarray:
-    """Pad the last axis with zeros to a width."""
+    """Pad the last axis with zeros to `width`."""
     return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, width - array.shape[-1])])

@@ -1,4 +1,4 @@
-"""Students and classifiers in ONNX Runtime, and the record of an export. Nothing here imports PyTorch."""
+"""Students and classifiers in ONNX Runtime, and the records of exports. Nothing here imports PyTorch."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ import numpy as np
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.glue import Task
 from sentence_distill.data.hashing import bytes_hash
+from sentence_distill.data.progress import counted
 from sentence_distill.data.tokenization import TextTokenizer, Tokens
 from sentence_distill.pipeline.processes import cores
 from sentence_distill.student.batches import near_length_batches
@@ -20,38 +21,38 @@ from sentence_distill.student.files import EXPORT_RECORD, MAX_TOKENS
 BACKENDS = ("auto", "onnx", "torch")
 OUTPUT = "sentence_embedding"
 PROBABILITIES, SCORES = "probabilities", "scores"
-"""Outputs of classifiers: of classes, and of a regression."""
+"""Names of the outputs of classifiers and of regressions."""
 UNITS = "units"
-"""Key of a graph's metadata: the LSTM's units in each direction."""
+"""Key of the graph's metadata for the LSTM units in each direction."""
 MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
 LABELS = "labels.json"
-"""Names of a classifier's classes, in the order of its outputs; a regression has none."""
+"""File with the names of a classifier's classes, in the order of its outputs; regressions have none."""
 EXPORT_README = "README.md"
 EXPORT_FILES = {MODEL, TOKENIZER, EXPORT_RECORD, LABELS, EXPORT_README}
-# Tokens of a batch times units: what a core's cache holds. For 256 units that is 1,536 tokens; 4,096 lose a fifth.
+# Tokens of a batch times units, limited by a core's cache: 1,536 tokens for 256 units. 4,096 tokens are 20% slower.
 _STATES = 1536 * 256
 
 _Opened = TypeVar("_Opened")
 
 
 def name_in_column(name: str, column: int) -> str:
-    """Return a name as it stands for the first column of texts, with `_2` appended for the second."""
+    """Return the name for a column of texts: unchanged for the first, with `_2` appended for the second."""
     return f"{name}_{column + 1}" if column else name
 
 
 def inputs_of_column(column: int) -> tuple[str, ...]:
-    """Return the names of the graph's inputs for one column of texts: ids and mask."""
+    """Return the names of the graph's inputs for a column of texts: ids and mask."""
     return tuple(name_in_column(name, column) for name in ("input_ids", "attention_mask"))
 
 
 def open_onnx(backend: str, opener: Callable[[], _Opened]) -> _Opened | None:
-    """Open a student in ONNX Runtime as a backend asks for it; return None if PyTorch is to run it.
+    """Open a student in ONNX Runtime if the backend is "onnx" or "auto"; return None if PyTorch has to run it.
 
     "auto" is decided by trying: the opener raises an ImportError or a ValueError if the graph does not run here.
     """
     if backend not in BACKENDS:
-        raise UserError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+        raise UserError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
     if backend == "torch":
         return None
     try:
@@ -61,34 +62,34 @@ def open_onnx(backend: str, opener: Callable[[], _Opened]) -> _Opened | None:
             raise UserError(
                 f"ONNX Runtime does not run this student here ({first_line(error)}); use the backend torch"
             ) from error
-        logging.getLogger(__name__).warning("ONNX Runtime does not run here (%s): PyTorch does", first_line(error))
+        logging.getLogger(__name__).warning("ONNX Runtime does not run here (%s): using PyTorch", first_line(error))
         return None
 
 
 class OnnxEncoder:
-    """Runs the graph of `onnx_graph.build_graph`; any number of threads may use it at once, and forked processes."""
+    """Session of a graph from `onnx_graph.build_graph`; threads and forked processes may share it."""
 
     def __init__(self, model: bytes) -> None:
-        """Open a serialized graph; a ValueError says that ONNX Runtime can't run it."""
+        """Open a serialized graph; raise a ValueError if ONNX Runtime can't run it."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        # An LSTM's steps are too small to be shared by cores: each core computes batches of its own.
+        # The steps of an LSTM are too small to be split over cores; instead, each core runs its own batches.
         options.intra_op_num_threads = 1
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its errors have no class in common
+        except Exception as error:  # ONNX Runtime's exceptions share no class
             raise ValueError(f"ONNX Runtime can't run this graph: {first_line(error)}") from error
         output = self._session.get_outputs()[0]
         self.output, self.dim = str(output.name), int(output.shape[1])
-        """`OUTPUT`, `PROBABILITIES` or `SCORES`; and its width, of the vectors or the number of classes."""
+        """Name of the output, one of `OUTPUT`, `PROBABILITIES` and `SCORES`, and its width."""
         units = self._session.get_modelmeta().custom_metadata_map.get(UNITS, "256")
         self._token_budget = _STATES // int(units)
 
     def run(self, columns: Sequence[Tokens], threads: int) -> np.ndarray:
-        """Run the graph over n texts for each of its columns, float32[n, dim]; `threads` batches in parallel.
+        """Run the graph on n texts for each of its columns, `threads` batches in parallel; return float32[n, dim].
 
-        No text may be longer than a student reads.
+        No text may have more than `MAX_TOKENS` tokens.
         """
         if len(columns[0]) == 1:
             return self._run_batch(columns)
@@ -97,9 +98,9 @@ class OnnxEncoder:
         def run(rows: np.ndarray) -> None:
             out[rows] = self._run_batch([tokens.take(rows) for tokens in columns])
 
-        # A pair takes as long as the longer of its texts.
+        # The cost of a pair is that of its longer text.
         lengths = np.max([tokens.lengths for tokens in columns], axis=0)
-        # The longest first, so that no thread is left alone with it at the end.
+        # Longest batches first, so that no thread is still busy with one when the others have finished.
         batches = list(near_length_batches(lengths, self._token_budget))[::-1]
         if len(batches) == 1 or threads == 1:
             for rows in batches:
@@ -123,17 +124,17 @@ class OnnxEncoder:
         return self._session.run(None, inputs)[0]  # type: ignore[no-any-return]
 
 
-# The record of an export, export.json.
+# export.json, the record of an export.
 
 
 class ExportedTask(msgspec.Struct, frozen=True, kw_only=True):
-    """Task of an exported classifier; its classes are in labels.json."""
+    """Task of an exported classifier, whose classes are in labels.json."""
 
     name: str
     columns: tuple[str, ...]
-    """The one or two columns of texts."""
+    """One or two columns of texts."""
     label: str
-    """The column of labels."""
+    """Column of labels."""
     metrics: tuple[str, ...]
 
 
@@ -142,7 +143,7 @@ class ExportedStudent(msgspec.Struct, frozen=True, kw_only=True):
 
     teacher: str
     weights: tuple[str, ...]
-    """Hashes of the files of the student's weights."""
+    """Hashes of the student's weight files."""
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -152,18 +153,18 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Origin of the sentences."""
     sentences: int
     largest_difference: float
-    """Largest difference of two numbers of the output."""
+    """Largest absolute difference between two numbers of the output."""
     cosine: float | None = None
-    """Vectors: the mean cosine."""
+    """Mean cosine of vectors."""
     lowest_cosine: float | None = None
     same_label: float | None = None
-    """Classes: share of the sentences that get the same label."""
+    """Share of sentences with the same label, for classes."""
     range: tuple[float, float] | None = None
-    """Scores: the lowest and the highest of the student's."""
+    """Lowest and highest score of the student, for a regression."""
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Milliseconds of a call: percentiles."""
+    """Percentiles of the latency of a call, in milliseconds."""
 
     p50: float
     p99: float
@@ -174,7 +175,7 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     format: Literal["onnx"]
     kind: Literal["encoder", "classifier", "regression"]
-    """An encoder gives vectors, a classifier probabilities of classes, a regression scores."""
+    """Kind of output: vectors, probabilities of classes, or scores."""
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     dim: int | None = None
@@ -190,7 +191,7 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     versions: dict[str, str]
     agreement: Agreement | None = None
     latency_ms: dict[str, Latency] | None = None
-    """By backend, for one sentence on one thread."""
+    """Latency by backend, for one sentence on one thread."""
 
     def __post_init__(self) -> None:
         if (self.kind == "encoder") != (self.task is None):
@@ -202,7 +203,7 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         try:
             return msgspec.json.decode((folder / EXPORT_RECORD).read_bytes(), type=cls)
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{folder} holds no export; make it: {_export_command(folder)}") from None
+            raise UserError(f"{folder} holds no export; make one: {_export_command(folder)}") from None
         except msgspec.DecodeError as error:
             raise _damaged(folder / EXPORT_RECORD, first_line(error)) from error
 
@@ -215,11 +216,11 @@ def _damaged(file: Path, reason: str) -> UserError:
     return UserError(f"{file} is damaged ({reason}); make it again: {_export_command(file.parent)}")
 
 
-# Exports, and students whose graph is built when they are loaded.
+# Exports from files, and students whose graph is built when they are loaded.
 
 
 class _OnnxTexts:
-    """A serialized graph and its tokenizer, which read texts; `threads` batches in parallel, 0 is one per core."""
+    """A graph and its tokenizer; `threads` batches run in parallel, 0 for one per core."""
 
     def __init__(self, model: bytes, tokenizer: TextTokenizer, threads: int = 0) -> None:
         self._encoder = OnnxEncoder(model)
@@ -230,7 +231,7 @@ class _OnnxTexts:
 
     @classmethod
     def open(cls, folder: Path, threads: int = 0) -> Self:
-        """Open the graph in an export's folder."""
+        """Open the graph in the folder of an export."""
         if not (folder / MODEL).exists() or not (folder / TOKENIZER).exists():
             raise UserError(f"{folder} holds no export; make one: {_export_command(folder)}")
         try:
@@ -242,51 +243,50 @@ class _OnnxTexts:
             ) from error
 
     def tokenize(self, sentences: Sequence[str]) -> Tokens:
-        """Tokenize sentences, each cut after `MAX_TOKENS`."""
+        """Tokenize sentences, truncated to `MAX_TOKENS`."""
         return self._tokenizer.tokenize(sentences).cut(MAX_TOKENS)
 
 
 class OnnxStudent(_OnnxTexts):
-    """A student that gives vectors."""
+    """A student in ONNX Runtime, which encodes sentences to vectors."""
 
     @classmethod
     def of_export(cls, folder: Path, threads: int = 0) -> "OnnxStudent":
-        """Open what `sd export` wrote; nothing is taken from the student's folder."""
+        """Open an export of `sd export`; the student's folder is not needed."""
         student = cls.open(folder, threads)
         if student._encoder.output != OUTPUT:
             raise UserError(
-                f"{folder} is an export of a classifier, which gives no vectors; predict with it: sd predict {folder} "
-                "--input FILE"
+                f"{folder} is an export of a classifier, which gives no vectors; use sd predict {folder} --input FILE"
             )
         return student
 
     def encode(self, sentences: Sequence[str]) -> np.ndarray:
-        """Embed sentences, float32[n, dim]."""
+        """Encode n sentences to float32[n, dim]."""
         return self.vectors(self.tokenize(sentences))
 
     def vectors(self, tokens: Tokens) -> np.ndarray:
-        """Embed n tokenized sentences, float32[n, dim]."""
+        """Encode n tokenized sentences to float32[n, dim]."""
         return self._encoder.run([tokens], self._threads)
 
     def identity(self) -> dict[str, str]:
-        """Return hashes of the graph and the tokenizer."""
+        """Return hashes of the graph and the tokenizer, for runs to compare."""
         return {"model": self._hash, "tokenizer": bytes_hash(self._tokenizer.to_str().encode())}
 
 
 class OnnxClassifier(_OnnxTexts):
-    """A classifier."""
+    """A fine-tuned student in ONNX Runtime."""
 
     task: Task
-    """Known of one that was opened by `of_export`."""
+    """Task of the classifier, set by `of_export`."""
 
     @classmethod
     def of_export(cls, folder: Path) -> "OnnxClassifier":
-        """Open what `sd export` wrote of a fine-tuned student."""
+        """Open an export of a fine-tuned student."""
         record = ExportRecord.read(folder)
         if record.task is None:
             raise UserError(
-                f"{folder} is an export of a student without a task, which gives vectors; encode with it: sd encode "
-                f"--student {folder} --input FILE"
+                f"{folder} is an export of a student without a task, which gives vectors; use sd encode --student "
+                f"{folder} --input FILE"
             )
         labels: tuple[str, ...] = ()
         if record.kind == "classifier":
@@ -296,10 +296,11 @@ class OnnxClassifier(_OnnxTexts):
                 raise _damaged(folder / LABELS, f"{first_line(error)}; it should be a list of names") from error
         classifier = cls.open(folder)
         if classifier.dim != (len(labels) if record.kind == "classifier" else 1):
-            raise _damaged(folder / LABELS, f"it names {len(labels)} classes, and the model has {classifier.dim}")
+            named = counted(len(labels), "class", "classes")
+            raise _damaged(folder / LABELS, f"it names {named}, but the model has {classifier.dim}")
         classifier.task = Task(**msgspec.structs.asdict(record.task), labels=labels)
         return classifier
 
     def outputs(self, columns: Sequence[Sequence[str]]) -> np.ndarray:
-        """Return probabilities, float32[n, classes], or scores, float32[n, 1], for columns of n texts."""
+        """Return probabilities, float32[n, classes], or scores, float32[n, 1], for one or two columns of n texts."""
         return self._encoder.run([self.tokenize(column) for column in columns], self._threads)

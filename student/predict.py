@@ -1,4 +1,4 @@
-"""Predict classes and scores of texts with a student that was fine-tuned."""
+"""`Classifier`: predict classes or scores of texts with a fine-tuned student."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Classifier:
-    """Predicts what a student was fine-tuned for.
+    """A fine-tuned student that predicts classes or scores.
 
     Attributes:
-        task: its columns and classes.
+        task: the task, with its columns and classes.
     """
 
     def __init__(self, predictor: "OnnxClassifier | TorchClassifier") -> None:
@@ -29,21 +29,19 @@ class Classifier:
 
     @classmethod
     def load(cls, name: str | Path, device: "str | torch.device" = "cpu") -> "Classifier":
-        """Read the folder that `sd finetune STUDENT` made, or an export of it, which runs in ONNX Runtime.
+        """Load a student that `sd finetune` wrote, or its export, which runs in ONNX Runtime.
 
         Args:
-            name: of the folder; or, as a string, `owner/name` on the hub, see `Student.load`.
-            device: where to compute; an export runs on the CPU.
+            name: the folder; or, as a string, `owner/name` on the hub; see `Student.load`.
+            device: the device to compute on; an export runs on the CPU.
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: the student does not exist, or is damaged.
         """
         folder = locate_student(name)
         if is_export(folder):
             if str(device) != "cpu":
-                raise UserError(
-                    f"{folder} is an export, which runs on the CPU and not on {device}; leave the device out"
-                )
+                raise UserError(f"{folder} is an export, which runs on the CPU, not on {device}; leave out the device")
             return cls(OnnxClassifier.of_export(folder))
         from sentence_distill.student.classifier import TorchClassifier, load_classifier
 
@@ -52,17 +50,17 @@ class Classifier:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the columns of `predict_proba`; none in a regression."""
+        """Names of the classes, in the order of the columns of `predict_proba`; empty for a regression."""
         return self.task.labels
 
     def predict(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> list[str] | np.ndarray:
-        """Predict.
+        """Predict the class or score of each text.
 
         Args:
-            texts: n texts; of a task of pairs n pairs.
+            texts: n texts, or n pairs for a task over pairs.
 
         Returns:
-            n names of classes; in a regression float32[n] scores.
+            n names of classes; for a regression, float32[n] scores.
         """
         outputs = self.outputs(self._columns(texts))
         if self.task.regression:
@@ -70,10 +68,10 @@ class Classifier:
         return [self.classes[number] for number in outputs.argmax(axis=1)]
 
     def predict_proba(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> np.ndarray:
-        """Return probabilities of the classes, float32[n, classes]: softmax of the logits, not calibrated.
+        """Return the probabilities of the classes, float32[n, classes]: the softmax of the logits, not calibrated.
 
         Args:
-            texts: n texts; of a task of pairs n pairs.
+            texts: n texts, or n pairs for a task over pairs.
 
         Raises:
             ValueError: the task is a regression.
@@ -83,14 +81,14 @@ class Classifier:
         return self.outputs(self._columns(texts))
 
     def outputs(self, columns: Sequence[Sequence[str]]) -> np.ndarray:
-        """Return probabilities, float32[n, classes], or scores, float32[n, 1], of columns of n texts."""
+        """Return probabilities, float32[n, classes], or scores, float32[n, 1], for one or two columns of n texts."""
         return self._predictor.outputs(columns)
 
     def _columns(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> list[list[str]]:
-        """Return the texts of each column."""
+        """Split texts or pairs into one or two columns."""
         single = len(self.task.columns) == 1
         kind = str if single else (tuple, list)
-        # A column of a table need not have places that count from 0.
+        # A column of a data frame may have an index that does not start at 0.
         given = [] if isinstance(texts, str) else list(texts)
         if isinstance(texts, str) or not all(isinstance(each, kind) and (single or len(each) == 2) for each in given):
             raise ValueError(f"{self.task.name} takes a list of {'texts' if single else 'pairs of texts'}")

@@ -1,4 +1,4 @@
-"""What frozen vectors tell: SentEval's tasks by logistic regression, and whether word order changes them."""
+"""Probes of frozen vectors: SentEval's tasks by logistic regression, and sensitivity to word order."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ from sentence_distill.student.figures import WordOrder
 from sentence_distill.student.metrics import correlation, task_metrics
 from sentence_distill.student.models import Encode
 
-# Those that SentEval tries, and its seed and folds.
+# SentEval's grid of inverse regularization strengths, its seed, and its folds.
 STRENGTHS = [2.0**power for power in range(-2, 4)]
 _SEED, _FOLDS, _INNER_FOLDS = 1111, 10, 3
 
 
 def transfer_scores(task: TransferTask, encode: Encode, advance: Advance) -> dict[str, float]:
-    """Score frozen vectors on a task of SentEval: accuracy, and F1 of pairs.
+    """Return the scores of frozen vectors on a SentEval task: accuracy, and F1 for pairs.
 
-    Logistic regression over a text's vector, or over |u - v| and u * v of a pair. Without a split of its own a task is
-    cross-validated in ten folds; the strength of the penalty is chosen on dev, or by three folds within what is
-    trained on (SentEval takes ten there, too). `advance` is called with 1 after each fit that is scored.
+    A logistic regression reads the vector of a text, or |u - v| and u * v of a pair. A task without splits is
+    cross-validated in ten folds; the strength of the penalty is chosen on dev, or by three folds of the training data
+    (SentEval uses ten there, too). `advance` is called with 1 after each fit that is scored.
     """
     from sklearn.model_selection import StratifiedKFold
 
@@ -45,7 +45,7 @@ def transfer_scores(task: TransferTask, encode: Encode, advance: Advance) -> dic
 
 
 def fits(task: TransferTask) -> int:
-    """Return how often `transfer_scores` calls its `advance`."""
+    """Return the number of times that `transfer_scores` calls its `advance`."""
     return _FOLDS if task.test is None else 1
 
 
@@ -70,10 +70,10 @@ def _fitted(vectors: np.ndarray, labels: np.ndarray, dev: tuple[np.ndarray, np.n
 
 
 def word_order(left: np.ndarray, right: np.ndarray, cosines: np.ndarray | None = None) -> WordOrder:
-    """Say how near the two sentences of each pair are to each other, and whether that agrees with the teacher.
+    """Measure the cosines of pairs of sentences, and their rank correlation with the teacher's.
 
-    `left` and `right` are float32[n, dim] vectors; `cosines`, float[n], those of the teacher's vectors of the same
-    pairs, or None for the teacher itself.
+    `left` and `right` are the vectors of the pairs, float32[n, dim]; `cosines` are the teacher's for the same pairs,
+    float[n], or None for the teacher itself.
     """
     found = pair_cosines(left, right)
     agreement = None if cosines is None else correlation("spearman", found, cosines)
@@ -81,5 +81,5 @@ def word_order(left: np.ndarray, right: np.ndarray, cosines: np.ndarray | None =
 
 
 def pair_cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return the cosine of each row of float32[n, dim] `left` with that of `right`, float32[n]."""
+    """Return the cosines between the rows of `left` and `right`, float32[n, dim], as float32[n]."""
     return functional.cosine_similarity(torch.from_numpy(left), torch.from_numpy(right), dim=1).numpy()

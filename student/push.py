@@ -1,4 +1,4 @@
-"""Push a student to the hub."""
+"""`sd push`: upload a student to the Hugging Face hub."""
 
 import json
 from collections.abc import Callable
@@ -23,21 +23,21 @@ from sentence_distill.student.model import load_student
 
 T = TypeVar("T")
 
-# What a repository may hold before its first student.
+# Files that a repository may have before its first student.
 _FRESH = {".gitattributes", ".gitignore", "LICENSE", CARD}
-_LOG_IN = "log in with hf auth login, or set HF_TOKEN to one that may write (settings/tokens on the hub's site)"
+_LOG_IN = "log in with hf auth login, or set HF_TOKEN to a token with write access (settings/tokens on the hub)"
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What is sent to the repository OWNER/NAME."""
+    """Files to push to the repository OWNER/NAME."""
 
     repo: str
     files: dict[str, Path | bytes]
-    """By path in the repository: a file of this machine, or the content of one that is made for the hub."""
+    """Local files, or the contents of files generated for the hub, by path in the repository."""
 
     def sizes(self) -> dict[str, int]:
-        """Return the bytes of each file."""
+        """Return the size of each file in bytes."""
         return {
             path: len(content) if isinstance(content, bytes) else content.stat().st_size
             for path, content in self.files.items()
@@ -45,24 +45,24 @@ class Upload:
 
 
 def prepare_upload(folder: Path, repo: str, *, licence: str | None = None, keep_card: bool = False) -> Upload:
-    """Gather what of a student goes to the hub, and ask no network.
+    """Collect the files of a student for the hub, without using the network.
 
-    Its card is made of all figures in the folder, with a license by the hub's identifier, or kept as it is.
+    The model card is generated from all figures in the folder and a license by the hub's identifier, or kept as it is.
     """
     if not is_repository(repo):
-        raise UserError(f"{repo!r} is no name on the hub; give OWNER/NAME, of letters, digits, '-', '_' and '.'")
+        raise UserError(f"{repo!r} is not a name on the hub; give OWNER/NAME, with letters, digits, '-', '_' and '.'")
     load_student(folder)
-    # Neither checkpoints and logs, nor what else a user keeps there.
+    # Without checkpoints, logs, and other files that the user keeps there.
     files: dict[str, Path | bytes] = {**student_files(folder)}
     record = load_distillation(folder)
     if keep_card:
         if not (folder / CARD).exists():
-            raise UserError(f"{folder} holds no {CARD} to keep; without --keep-card one is made")
+            raise UserError(f"{folder} has no {CARD} to keep; leave out --keep-card to generate one")
         files[CARD] = folder / CARD
     else:
         glue, speed = read_figures(folder / GLUE, GlueFigures), read_figures(folder / SPEED, SpeedRecord)
         files[CARD] = model_card(record, name=repo, licence=licence, glue=glue, speed=speed).encode()
-    # The folders of this machine are of no use to others and may tell more than their owner wants.
+    # Local paths are useless to others, and may reveal more than their owner wants.
     record["shards"] = Path(record["shards"]).name
     record.pop("command", None)
     if reduction := record.get("reduction"):
@@ -72,7 +72,7 @@ def prepare_upload(folder: Path, repo: str, *, licence: str | None = None, keep_
 
 
 def push(upload: Upload, *, message: str, private: bool = False, revision: str | None = None) -> str:
-    """Send a student in one commit and return the repository's page; repository and branch are made if missing."""
+    """Push a student in one commit, creating the repository and branch if necessary; return the repository's page."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
     from huggingface_hub.errors import HTTPError
 
@@ -81,14 +81,14 @@ def push(upload: Upload, *, message: str, private: bool = False, revision: str |
     api, repo = HfApi(token=token), upload.repo
     page = str(_ask(lambda: api.create_repo(repo, private=private or None, exist_ok=True), repo))
     if private and not _ask(lambda: api.model_info(repo, timeout=5), repo).private:
-        raise UserError(f"{repo} is there already and public; make it private in its settings, or leave out --private")
+        raise UserError(f"{repo} exists and is public; make it private in its settings, or leave out --private")
     if revision:
         _ask(lambda: api.create_branch(repo, branch=revision, exist_ok=True), repo)
     there = set(_ask(lambda: api.list_repo_files(repo, revision=revision), repo))
     if there - _FRESH and DISTILLATION not in there:
-        raise UserError(f"{repo} holds something else than a student; push to another name")
+        raise UserError(f"{repo} holds something other than a student; push to another name")
     operations = [CommitOperationAdd(path, content) for path, content in upload.files.items()]
-    # Files of an earlier student that this one has not, such as its head.
+    # Files of an earlier student that this one lacks, such as its head.
     stale = there & set(STUDENT_FILES) - upload.files.keys()
     operations += [CommitOperationDelete(path) for path in sorted(stale)]
     try:
@@ -111,12 +111,12 @@ def _push_error(repo: str, error: HubUnreachable) -> UserError:
         return UserError(f"the hub does not accept the token ({error}); {_LOG_IN}")
     if error.status in REFUSED:
         return UserError(
-            f"the hub has no owner {owner} for whom this token may write ({error}); see who you are with hf auth "
+            f"this token has no write access to {owner} on the hub ({error}); check your user name with hf auth "
             "whoami, and give the token write access to that owner"
         )
     if error.status is not None:
-        return UserError(f"the hub refused {repo} ({error}); try again later")
+        return UserError(f"the hub rejected {repo} ({error}); try again later")
     return UserError(
-        f"the hub can't be reached ({error}); push again where there is a network, or hand on the folder itself: it "
-        "loads as it is"
+        f"the hub can't be reached ({error}); push again when online, or share the folder itself, which can be loaded "
+        "as it is"
     )

@@ -1,4 +1,4 @@
-"""Smaller students: fewer dimensions, by principal components; and weights in float16."""
+"""Smaller students: fewer dimensions by PCA, and weights in float16."""
 
 import shutil
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from torch.nn import functional
 from sentence_distill.data import progress
 from sentence_distill.data.corpus import sentences_of
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.progress import counted
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.data.tokenization import Tokens
 from sentence_distill.pipeline.files import write_atomically, write_json
@@ -27,46 +28,46 @@ from sentence_distill.student.metrics import paired_rank_agreement, recall_figur
 from sentence_distill.student.model import Student, encode_tokens, load_student, save_student, update_distillation
 from sentence_distill.student.models import is_own, megabytes, own_shards, require_teacher
 
-# Fifty for each direction of a vector of 384 numbers: more move the first directions by nothing that metrics show.
+# About fifty per dimension of a vector with 384; with more, no metric changes visibly.
 _FIT_SENTENCES = 20_000
 _MEASURED_SENTENCES = 5_000
-# One in so many sentences of a corpus is measured with.
+# One in this many sentences of a corpus is held out to measure fidelity.
 _MEASURED_SHARE = 5
 _BATCH_ROWS = 8192
 
 
 class Fidelity(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Fidelity of vectors with fewer dimensions, over sentences that did not shape the projection."""
+    """Fidelity of vectors with fewer dimensions, over sentences that the projection was not fitted on."""
 
     dim: int
     kept: float
-    """Share of the squared length of the vectors, each brought to length 1, that is left."""
+    """Share of the squared length of normalized vectors that remains."""
     measured_rows: int
     rank_agreement: float
-    """Against the full vectors, as the other figures without `teacher_`."""
+    """Rank agreement with the full vectors; figures with `teacher_` compare with the teacher's."""
     recall_at_10: float | None = None
-    """None if there are too few sentences."""
+    """Recall of the full vectors' neighbors; None if there are too few sentences."""
     teacher_rank_agreement: float | None = None
     teacher_recall_at_10: float | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Tokenized sentences: those that principal components are found with, and m others to measure with."""
+    """Tokenized sentences: some to fit the projection on, and m others to measure fidelity on."""
 
     fit: Tokens
     measured: Tokens
     teacher: torch.Tensor | None
-    """float32[m, dim], the teacher's vectors of `measured`, if they are known."""
+    """float32[m, dim], the teacher's vectors of `measured`; None if they are unknown."""
     own: bool
-    """True if the sentences are of the shards that the student was trained on."""
+    """True if the sentences are from the shards that the student was trained on."""
     source: str
-    """Where they are from, for the student's record."""
+    """Name of the corpus or shards, for the student's record."""
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """A student with fewer dimensions, and what is left at each number that was asked for and at the full one."""
+    """A student with fewer dimensions, and the fidelity at each requested number and at the full one."""
 
     student: Student
     fidelity: tuple[Fidelity, ...]
@@ -82,13 +83,13 @@ def reduce(
     shards: Path | None = None,
     corpus: Sequence[str] = (),
 ) -> Reduced:
-    """Project a student's vectors to the first number of `dims`, and measure what is left at each of them.
+    """Project a student's vectors to the first number in `dims`, and measure the fidelity at each of them.
 
-    Directions are found, and fidelity is measured, on `corpus`, or on `shards`; by default on the student's own shards.
+    The projection is fitted and measured on `corpus` or `shards`, by default on the student's own shards.
     """
     for dim in dims:
         if dim >= student.dim:
-            raise UserError(f"{dim} dimensions are no reduction of the student's {student.dim}; name fewer")
+            raise UserError(f"--dim {dim} must be below the student's {counted(student.dim, 'dimension')}")
     sample = sample_corpus(corpus, student) if corpus else sample_shards(shards, distillation, folder)
     directions = find_directions(student, sample.fit)
     vectors = encode_tokens(student.encoder, sample.measured)
@@ -97,9 +98,9 @@ def reduce(
 
 
 def sample_shards(shards: Path | None, distillation: dict[str, Any], student: Path) -> Sample:
-    """Take at most 20,000 rows to train on, spread evenly over shards, and at most 5,000 held-out ones."""
+    """Take at most 20,000 training rows, evenly spaced over the shards, and at most 5,000 held-out rows."""
     if shards is None and not find_shards(distillation, student).exists():
-        raise UserError(f"the shards of {student.name} are not here; name text with --corpus, or shards with --shards")
+        raise UserError(f"the shards of {student.name} are missing; name text with --corpus, or shards with --shards")
     folder = shards or own_shards(distillation, student)
     stream = ShardStream(
         folder, held_out=distillation["training"]["held_out"], layers=distillation["teacher"]["layers"]
@@ -120,24 +121,27 @@ def sample_shards(shards: Path | None, distillation: dict[str, Any], student: Pa
 
 
 def sample_corpus(locations: Sequence[str], student: Student) -> Sample:
-    """Take the first sentences of a corpus, each once, and measure with one in five."""
+    """Take the first distinct sentences of a corpus, and hold out one in five to measure fidelity."""
     tokens = student.tokenize(sentences_of(locations, _FIT_SENTENCES + _MEASURED_SENTENCES, SentenceRules()))
     measured = np.arange(len(tokens)) % _MEASURED_SHARE == 0
     if measured.sum() < 3:
-        raise UserError(f"--corpus: {len(tokens)} sentences are too few to reduce by; name more text")
+        raise UserError(
+            f"--corpus holds {counted(len(tokens), 'sentence')}, too few to fit a reduction; name more text"
+        )
     fit, rest = (tokens.take(np.flatnonzero(part)) for part in (~measured, measured))
     return Sample(fit, rest, teacher=None, own=False, source=", ".join(locations))
 
 
 def find_directions(student: Student, tokens: Tokens) -> torch.Tensor:
-    """Find the principal directions, float64[dim, dim] with the longest first, of a student's vectors.
+    """Find the principal directions of a student's vectors, float64[dim, dim], the longest first.
 
-    Each vector is brought to length 1, so that all count alike.
+    Vectors are normalized, so that all count the same. They are not centered, because cosines are measured from the
+    origin.
     """
     if len(tokens) < student.dim:
         raise UserError(
-            f"{len(tokens)} sentences to reduce by are too few: a student of {student.dim} dimensions needs "
-            f"{student.dim}, besides those that it is measured with; name more text with --corpus"
+            f"{counted(len(tokens), 'sentence')} to fit a reduction on: a student with {student.dim} dimensions needs "
+            f"at least {student.dim}, not counting those it is measured on; name more text with --corpus"
         )
     moments = torch.zeros(student.dim, student.dim, dtype=torch.float64)
     with progress.task("encode", len(tokens), "sentences") as advance:
@@ -152,9 +156,9 @@ def find_directions(student: Student, tokens: Tokens) -> torch.Tensor:
 def compare_dims(
     vectors: torch.Tensor, teacher: torch.Tensor | None, directions: torch.Tensor, dims: Sequence[int]
 ) -> list[Fidelity]:
-    """Measure what is left of float32[n, dim] vectors, and of their agreement with the teacher's, at each of `dims`.
+    """Measure the fidelity of float32[n, dim] vectors, also to the teacher's, at each number of dimensions in `dims`.
 
-    The full number stands for the vectors themselves. Their sentences must not have shaped the directions.
+    The full number stands for the vectors themselves. The directions must not be fitted on their sentences.
     """
     found, unit = [], functional.normalize(vectors, dim=1)
     for dim in dims:
@@ -172,7 +176,7 @@ def compare_dims(
 
 
 def reduce_student(student: Student, directions: torch.Tensor, dim: int) -> Student:
-    """Fold the projection to the first `dim` directions into a student's last layer; all other weights are shared."""
+    """Merge the projection to the first `dim` directions into a student's last layer; other weights are shared."""
     encoder = student.encoder
     last = encoder.projections[-1]
     assert isinstance(last, torch.nn.Linear)
@@ -185,10 +189,10 @@ def reduce_student(student: Student, directions: torch.Tensor, dim: int) -> Stud
 
 
 def save_reduced(folder: Path, reduced: Reduced, distillation: dict[str, Any]) -> None:
-    """Write a reduced student with its record, which is that of the full one and what is known of the reduction."""
+    """Write a reduced student; its record is that of the full student, with the reduction and its fidelity."""
     figures, sample = reduced.fidelity[0], reduced.sample
-    # What was measured of the full vectors does not hold of these; against the teacher's this much is known. The record
-    # and the card speak of the student's own corpus.
+    # Figures of the full vectors don't apply to the reduced ones, so only those that were measured here are kept. The
+    # record and the card have figures on the student's own corpus only.
     known = {"rank_agreement": figures.teacher_rank_agreement, "recall_at_10": figures.teacher_recall_at_10}
     known = {name: value for name, value in known.items() if value is not None}
     reduction = {
@@ -196,7 +200,7 @@ def save_reduced(folder: Path, reduced: Reduced, distillation: dict[str, Any]) -
         "full_dim": distillation["student"]["target_dims"][-1],
         "sentences": sample.source,
         "own": sample.own,
-        # Those that the projection was found with.
+        # Number of sentences that the projection was fitted on.
         "rows": len(sample.fit),
     }
     metrics = {"held_out": {**known, "rows": figures.measured_rows}} if known and sample.own else {}
@@ -204,7 +208,7 @@ def save_reduced(folder: Path, reduced: Reduced, distillation: dict[str, Any]) -
 
 
 def copy_student(source: Path, folder: Path) -> None:
-    """Copy a student and its record, without checkpoints, logs, and whatever else lies in its folder."""
+    """Copy a student and its record, without checkpoints, logs and other files in its folder."""
     load_student(source)
     for name, file in student_files(source).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -213,12 +217,12 @@ def copy_student(source: Path, folder: Path) -> None:
 
 
 def halve_weights(folder: Path) -> None:
-    """Store the weights in a student's folder as float16, and say so in its record; loading gives float32 of them."""
+    """Convert the weights in a student's folder to float16, and record it; loading converts them back to float32."""
     files = [file for file in student_files(folder).values() if file.suffix == ".safetensors"]
     halved = {file: {name: weight.half() for name, weight in load_file(file).items()} for file in files}
     for file, weights in halved.items():
         if wrong := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
-            raise UserError(f"{file}: {wrong[0]} holds numbers that float16 can't; keep this student in float32")
+            raise UserError(f"{file}: {wrong[0]} has values beyond the range of float16; keep the student in float32")
     for file, weights in halved.items():
         write_atomically(file, save(weights))
     metrics = load_distillation(folder)["metrics"]

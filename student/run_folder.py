@@ -1,4 +1,4 @@
-"""The folder of a training run: what may be in it when it begins, its checkpoints, its log and curves."""
+"""The folder of a training run: checks before it starts, checkpoints, the log, and curves."""
 
 import io
 import json
@@ -30,12 +30,12 @@ _Item = TypeVar("_Item")
 
 
 def resumes(out: Path, *, resume: bool, overwrite: bool) -> bool:
-    """Decide whether a training resumes the run in its folder or begins one; refuse a folder of something else."""
+    """Return True if training resumes the run in `out`, False if it starts one; refuse a folder of something else."""
     stopped, finished = any((out / CHECKPOINTS).glob("step-*.pt")), (out / DISTILLATION).exists()
     if resume and overwrite:
-        raise UserError("--resume continues a run, --overwrite begins again: give one of them")
+        raise UserError("--resume continues a run, --overwrite starts over: give one of them")
     if not (stopped or finished):
-        # Files of a run that ended before its first checkpoint may stay.
+        # Files of a run that ended before its first checkpoint don't matter.
         names = {path.name for path in out.iterdir()} if out.exists() else set()
         of_run = {METRICS, TENSORBOARD, CHECKPOINTS, LOCK_NAME, *CURVES}
         other = {name for name in names - of_run if not name.endswith(TEMPORARY)}
@@ -44,31 +44,32 @@ def resumes(out: Path, *, resume: bool, overwrite: bool) -> bool:
                 f"{out} holds {min(other)}, which sd train-student did not write; name another folder with --out"
             )
         if other and not overwrite:
-            raise UserError(f"{out} holds {min(other)} and a run that ended early; --overwrite replaces it")
+            raise UserError(f"{out} holds {min(other)} and a run that ended early; replace it with --overwrite")
     if overwrite:
         return False
     if finished and not stopped:
         raise UserError(
-            f"{out} holds a finished student; measure it with sd eval, name another --out, or --overwrite replaces it"
+            f"{out} holds a finished student; measure it with sd eval, name another --out, or replace it with "
+            "--overwrite"
         )
     if resume and not stopped:
-        raise UserError(f"there is no checkpoint in {out} to resume; leave --resume out to begin")
+        raise UserError(f"there is no checkpoint in {out} to resume from; leave out --resume to start a run")
     return stopped
 
 
 def remove_earlier(out: Path) -> None:
-    """Remove the record of an earlier student, and what was made and measured of it; its weights are replaced."""
-    # If a kill comes next, the rest of the earlier student is in the folder of a run, which may be replaced.
+    """Remove the record, figures and export of an earlier student, whose weights will be replaced."""
+    # The log marks the folder as that of a run, which may be replaced, if the process is killed before the end.
     (out / METRICS).touch()
     for name in (DISTILLATION, TASK, HEAD, *FIGURES):
         (out / name).unlink(missing_ok=True)
-    # An export belongs to its student's weights.
+    # An export belongs to the earlier weights.
     if is_export(out / EXPORT_FOLDER):
         shutil.rmtree(out / EXPORT_FOLDER)
 
 
 def remove_unused(out: Path) -> None:
-    """Remove the empty log of a run that ended before its first step, if nothing else is there."""
+    """Remove the empty log of a run that ended before its first step, if there is nothing else."""
     names = {path.name for path in out.iterdir()} - {LOCK_NAME}
     if names == {METRICS} and not (out / METRICS).stat().st_size:
         (out / METRICS).unlink()
@@ -76,10 +77,10 @@ def remove_unused(out: Path) -> None:
 
 @dataclass
 class TrainingState:
-    """Position of a run; with the weights and the optimizers' moments it is all that a resume needs."""
+    """Position of a run: together with the weights and the state of the optimizers, all that resuming needs."""
 
     epoch: int = 0
-    """Epochs that are complete."""
+    """Number of completed epochs."""
     step: int = 0
     step_in_epoch: int = 0
     sentences: int = 0
@@ -87,18 +88,18 @@ class TrainingState:
     loss: float = 0.0
     """Sum of the losses of all sentences since the last validation."""
     validated: int = 0
-    """Sentences done at the last validation."""
+    """Number of sentences at the last validation."""
     best: float = -math.inf
-    """Highest held-out cosine so far, the mean over corpora."""
+    """Best score so far; see `figures.quality`."""
     worse: int = 0
-    """Validations since then."""
+    """Number of validations since the best one."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest `keep`, and the best weights.
+    """The checkpoints of a run: the newest `keep`, and the best weights.
 
-    A thread writes each while training continues; it has its name only when it is complete. A write that fails raises
-    its OSError from the next call.
+    A thread writes them while training continues, and they get their names only when they are complete. The OSError of
+    a failed write is raised by the next call.
     """
 
     def __init__(self, out: Path, keep: int) -> None:
@@ -109,28 +110,28 @@ class Checkpoints:
         self._writes: list[Future[None]] = []
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Copy a state (tensors, numbers, strings and containers of them) and let it be written."""
+        """Copy a state (tensors, numbers, strings and containers of them) and write it in the background."""
         self._write(self.folder / f"step-{step:010d}.pt", state)
 
     def save_best(self, state: dict[str, Any]) -> None:
-        """Copy the best weights and what is known of them, and let that be written."""
+        """Copy the best weights and their scores, and write them in the background."""
         self._write(self._best, state)
 
     def wait(self) -> None:
-        """Return when all is written."""
+        """Wait until everything is written."""
         while self._writes:
             self._writes.pop(0).result()
 
     def check(self) -> None:
-        """Raise the error of a write that failed; wait for none."""
+        """Raise the error of a failed write, without waiting for others."""
         while self._writes and self._writes[0].done():
             self._writes.pop(0).result()
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
-        # The report reads a run's log, and needs no PyTorch.
+        # Imported here, because the report uses this module without PyTorch.
         import torch
 
-        # Two states in memory are enough.
+        # Wait for the previous write, so that there are at most two states in memory.
         self.wait()
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -149,36 +150,38 @@ class Checkpoints:
     def newest(self) -> dict[str, Any]:
         """Read the newest state."""
         if not (steps := self._steps()):
-            raise UserError(f"there is no checkpoint in {self.folder} to resume; leave --resume out to begin")
+            raise UserError(
+                f"there is no checkpoint in {self.folder} to resume from; leave out --resume to start a run"
+            )
         return _load(steps[-1])
 
     def best(self) -> dict[str, Any]:
-        """Read what `save_best` saved."""
+        """Read the best weights and their scores; see `save_best`."""
         return _load(self._best)
 
     def remove(self) -> None:
-        """Remove all checkpoints; what else lies in their folder stays."""
+        """Remove all checkpoints, but no other files in their folder."""
         self.remove_temporaries()
-        # A run can be resumed as long as any of its steps is there, and needs its best weights for that.
+        # Best weights last: as long as a step is left, the run can be resumed, and needs them.
         for path in (*self._steps(), self._best):
             path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
     def remove_temporaries(self) -> None:
-        """Remove what writers that were killed left in the run's folder."""
+        """Remove temporary files in the run's folder that killed writers have left."""
         for folder in (self.folder, self.folder.parent):
             for path in folder.glob("*" + TEMPORARY):
-                # An export's is a folder, and the next export removes it.
+                # A temporary folder is from an export; the next export removes it.
                 if not path.is_dir():
                     path.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; no code in it is run."""
+    """Read a checkpoint, without executing code in it."""
     import torch
 
-    # What PyTorch raises over random bytes.
+    # Exceptions of PyTorch for damaged files.
     damage = (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -187,21 +190,21 @@ def _load(path: Path) -> dict[str, Any]:
         return state
     except damage as error:
         raise UserError(
-            f"checkpoint {path} is damaged ({first_line(error)}); remove it to resume from the one before, or "
-            "--overwrite begins again"
+            f"checkpoint {path} is damaged ({first_line(error)}); remove it to resume from the previous one, or start "
+            "over with --overwrite"
         ) from error
 
 
 class Meter:
-    """Speed of a run, and the share of its time in which it waited for data."""
+    """Speed of a run, and the share of its time that it spends waiting for data."""
 
     def __init__(self, sentences: int) -> None:
-        """Begin at so many sentences done."""
+        """Start measuring when `sentences` have been processed."""
         self._waited = 0.0
         self._before = (time.monotonic(), sentences)
 
     def waiting(self, items: Iterator[_Item]) -> Iterator[_Item]:
-        """Pass items on; the time until each is there counts as waiting."""
+        """Yield items, counting the time until each one is available as waiting."""
         while True:
             began = time.monotonic()
             item = next(items, None)
@@ -211,7 +214,7 @@ class Meter:
             yield item
 
     def rates(self, sentences: int) -> dict[str, float]:
-        """Return speed and wait share since this was last asked; `sentences` are done so far."""
+        """Return the speed and the share of waiting since the last call; `sentences` is the total so far."""
         (before, sentences_before), now = self._before, time.monotonic()
         seconds, waited = max(1e-9, now - before), self._waited
         self._before, self._waited = (now, sentences), 0.0
@@ -219,10 +222,10 @@ class Meter:
 
 
 class TrainingLog:
-    """`metrics.jsonl`, one line for every so many steps and one for each validation, and TensorBoard's events."""
+    """Log of a run: `metrics.jsonl`, with a line every few steps and one per validation, and TensorBoard events."""
 
     def __init__(self, out: Path, *, step: int, validated: int, tensorboard: bool) -> None:
-        """Open the log of a run at a step, validated last at another; lines of what will be done again are removed."""
+        """Open the log of a run at a step, last validated at `validated`; later lines, of lost steps, are removed."""
         out.mkdir(parents=True, exist_ok=True)
         reached = {"train": step, "validation": validated}
         kept = [line for line in read_metrics(out) if line["step"] <= reached[line["kind"]]] if step else []
@@ -231,7 +234,7 @@ class TrainingLog:
         self._events = summary_writer()(str(out / TENSORBOARD), purge_step=step + 1) if tensorboard else None
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Add a line of a kind, "train" or "validation"."""
+        """Append a line of kind "train" or "validation"."""
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
         if self._events is not None:
@@ -240,14 +243,14 @@ class TrainingLog:
             self._events.flush()
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the log files."""
         self._file.close()
         if self._events is not None:
             self._events.close()
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """Read the lines of `metrics.jsonl`; an incomplete last line, left by a kill, is ignored."""
     try:
         lines = (out / METRICS).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -263,26 +266,26 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def summary_writer() -> Any:
-    """Return TensorBoard's class that writes events."""
+    """Import and return TensorBoard's SummaryWriter."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UserError(f"--tensorboard needs its package ({error}): pip install tensorboard") from error
+        raise UserError(f"--tensorboard needs the package ({error}): pip install tensorboard") from error
     return SummaryWriter
 
 
 def draw_curves(out: Path) -> Path:
-    """Draw loss, learning rate and held-out scores over the steps as SVG and PNG; return the SVG."""
+    """Plot loss, learning rate and held-out scores by step as SVG and PNG; return the path of the SVG."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     metrics = read_metrics(out)
-    # The same log gives the same file.
+    # A fixed salt makes the SVG reproducible.
     with mpl.rc_context({"svg.hashsalt": "sentence-distill", "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(9, 5.5), layout="constrained")
         for axes, (kind, name, title) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
             points = [(line["step"], line[name]) for line in metrics if line["kind"] == kind]
-            # A validation is a point of its own; training has thousands, and a line, which one point would not show.
+            # Markers for validations, which are few, and for a single point; training has thousands of points.
             style = {"marker": "o", "markersize": 4} if kind == "validation" or len(points) == 1 else {}
             axes.plot(*zip(*points, strict=True) if points else ((), ()), linewidth=1.2, color="#2563eb", **style)
             axes.set_title(title, fontsize=10, loc="left")

@@ -1,4 +1,4 @@
-"""Costs of models: sentences per second, latency, start-up, memory and size, each model in a process of its own."""
+"""`sd eval --speed`: throughput, latency, startup time, memory and size of models, each in its own process."""
 
 import json
 import os
@@ -22,6 +22,7 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.glue import load_sts
 from sentence_distill.data.lines import sentences_of_file
 from sentence_distill.data.options import command_line
+from sentence_distill.data.progress import counted
 from sentence_distill.pipeline.hardware import STUDENT, TEACHER, pick_precision
 from sentence_distill.pipeline.load import Located
 from sentence_distill.pipeline.processes import cores
@@ -59,9 +60,9 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON
 
 
 def measure_speed(config: EvalConfig, speed: SpeedConfig) -> SpeedRecord:
-    """Time models as `sd eval --speed` does, all with the same sentences, and write speed.json.
+    """Time models on the same sentences, as `sd eval --speed` does, and write speed.json.
 
-    Nothing is merged with earlier figures: only models that took turns can be compared.
+    Earlier figures are not merged, because only models that took turns are comparable.
     """
     named, file = models_of(config), figures_file(config, SPEED)
     located = [find_model(model) for model in named]
@@ -95,7 +96,7 @@ def measure_speed(config: EvalConfig, speed: SpeedConfig) -> SpeedRecord:
         shared = Path(temporary) / "texts.json"
         shared.write_text(json.dumps(texts), encoding="utf-8")
         for number in threads:
-            # Quality does not depend on threads: it is measured once, with the most.
+            # STS-B does not depend on threads, so it is measured once, with the largest number.
             with_pairs = pairs is not None and number == threads[-1]
             rounds = _race(costs, number, speed.rounds, shared, skipped, with_pairs=with_pairs)
             for contender in costs:
@@ -121,9 +122,9 @@ def measure_speed(config: EvalConfig, speed: SpeedConfig) -> SpeedRecord:
 def gather(
     models: Sequence[Located], names: Sequence[str], teacher: str | None
 ) -> tuple[list[Contender], dict[str, str]]:
-    """List the ways in which models are timed: a student by ONNX Runtime and by PyTorch, and the first one's teacher.
+    """List the contenders: each student in ONNX Runtime and in PyTorch, other models, and the first student's teacher.
 
-    Return contenders, no two of one name; and which are missing, with the reason.
+    Returns contenders with distinct names, and the missing ones with the reasons.
     """
     cpu = torch.device("cpu")
     found: list[Contender] = []
@@ -135,7 +136,7 @@ def gather(
             precision = in_torch(pick_precision("auto", cpu, (*TEACHER, *STUDENT)))
             found.append(Contender(model=name, folder=folder, weights=folder, runner="other", timed_as=precision))
             continue
-        # As sd encode runs it, then by PyTorch.
+        # First the runtime of sd encode, then PyTorch.
         onnx = Contender(model=name, folder=folder, weights=folder, runner="onnx", timed_as="int8 in ONNX Runtime")
         found += [onnx, replace(onnx, runner="torch", timed_as=in_torch(torch.float32))]
         own = free_name("teacher", names)
@@ -156,9 +157,9 @@ def gather(
 
 
 def cut_to_lengths(tokenizer: Tokenizer, sentences: Sequence[str]) -> dict[int, list[str]]:
-    """Cut texts of exactly 8, 16, 32 and 64 tokens, special ones not counted; at most 32 of each.
+    """Make texts of exactly 8, 16, 32 and 64 tokens, without special tokens; at most 32 of each length.
 
-    Each is some sentences in a row, cut after a token; sentences are used again if they are too few.
+    Each text consists of consecutive sentences, cut after a token; sentences are reused if there are too few.
     """
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -166,7 +167,7 @@ def cut_to_lengths(tokenizer: Tokenizer, sentences: Sequence[str]) -> dict[int, 
     for length in LENGTHS:
         cuts: list[str] = []
         joined = ""
-        # A token is one character at least: so many sentences make all the texts that are wanted.
+        # Each sentence has at least one token, so this many suffice for all texts.
         for number in range(length * _TEXTS_OF_A_LENGTH):
             joined = f"{joined} {sentences[number % len(sentences)]}".strip()
             offsets = tokenizer.encode(joined, add_special_tokens=False).offsets
@@ -175,7 +176,7 @@ def cut_to_lengths(tokenizer: Tokenizer, sentences: Sequence[str]) -> dict[int, 
                 joined = ""
             if len(cuts) == _TEXTS_OF_A_LENGTH:
                 break
-        # Cut inside a word, a text may have another number of tokens than was counted.
+        # A text that is cut inside a word may have a different number of tokens.
         if texts := [cut for cut in cuts if len(tokenizer.encode(cut, add_special_tokens=False).ids) == length]:
             by_length[length] = texts
     return by_length
@@ -184,9 +185,9 @@ def cut_to_lengths(tokenizer: Tokenizer, sentences: Sequence[str]) -> dict[int, 
 def _race(
     costs: dict[Contender, Timed], threads: int, rounds: int, texts: Path, skipped: dict[str, str], *, with_pairs: bool
 ) -> dict[Contender, list[dict[str, Any]]]:
-    """Start all contenders, let them take turns, and end them; one that fails is moved to `skipped`.
+    """Start all contenders, let them take turns, and end them; those that fail are moved to `skipped`.
 
-    Return what `speed_worker.one_round` gave each time.
+    Returns the results of `speed_worker.one_round`, by contender and round.
     """
     workers: dict[Contender, Worker] = {}
     answers: dict[Contender, list[dict[str, Any]]] = {contender: [] for contender in costs}
@@ -204,7 +205,7 @@ def _race(
             answers[contender].append(answer)
 
     turns = ["start", *range(rounds), *["sts"] * with_pairs]
-    title = f"{threads} thread{'s' if threads > 1 else ''}"
+    title = counted(threads, "thread")
     with ExitStack() as stack, progress.task(title, len(turns) * len(costs), "turns") as advance:
         for turn in turns:
             for contender in list(costs):
@@ -218,7 +219,7 @@ def _race(
 
 
 def _summarize(rounds: list[dict[str, Any]], texts: dict[str, Any], name: str, skipped: dict[str, str]) -> Rates:
-    """Turn a contender's rounds into figures; what took too long to measure is listed in `skipped`."""
+    """Summarize the rounds of a contender; measurements that would take too long go to `skipped`."""
     latency = [milliseconds for one in rounds for milliseconds in one["latency_ms"]]
     medians: dict[str, dict[int, float]] = {}
     for by, what, wanted in (
@@ -233,10 +234,10 @@ def _summarize(rounds: list[dict[str, Any]], texts: dict[str, Any], name: str, s
 
 
 class Worker:
-    """A process that runs one contender and idles while it is not asked; a context manager, which ends it."""
+    """Process that runs one contender, and idles between requests; as a context manager, it ends the process."""
 
     def __init__(self, contender: Contender, threads: int, texts: Path) -> None:
-        """Start the process and wait for its first vector; `texts` is a JSON file of what it will encode."""
+        """Start the process and wait for its first vector; `texts` is a JSON file with the texts to encode."""
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         started = time.perf_counter()
         arguments = [json.dumps(asdict(contender)), str(threads), str(texts)]
@@ -256,9 +257,9 @@ class Worker:
         self.startup_seconds = time.perf_counter() - started
 
     def ask(self, request: int | str) -> dict[str, Any]:
-        """Let it measure, see `speed_worker.main`; if the process is gone, the error is the last thing that it said."""
+        """Send a request (see `speed_worker.main`); if the process has died, raise the last line of its errors."""
         assert self._process.stdin is not None
-        # If the process is gone, what it said is read below.
+        # If the process has died, `_answer` raises its error.
         with suppress(BrokenPipeError):
             print(json.dumps(request), file=self._process.stdin, flush=True)
         return self._answer()

@@ -1,4 +1,4 @@
-"""The process in which `sd eval --speed` times one model; it imports no more than that model needs."""
+"""The process in which `sd eval --speed` times a model; it imports only what that model needs."""
 
 import json
 import os
@@ -13,27 +13,27 @@ from typing import Any, Literal
 Encode = Callable[[Sequence[str]], Any]
 _SINGLE_CALLS = 64
 _FEWEST_SENTENCES = 128
-# The same calls are made again until so much time has passed.
+# Calls are repeated for at least this long.
 _SECONDS = 0.2
 LONGEST_S = 5.0
-"""Seconds after which no call is made again, of a slow model; a single call that would take longer is left out."""
+"""Maximum seconds of a measurement: slow calls are not repeated, and a call that would take longer is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A model, run in one way."""
+    """A model that is run in one way."""
 
     model: str
     folder: str
-    """Of a teacher, that of its student."""
+    """Folder of the model; for a teacher, that of its student."""
     weights: str
-    """Folder of its own weights."""
+    """Folder of the model's weights."""
     runner: Literal["onnx", "torch", "teacher", "other"]
-    """A student by ONNX Runtime or PyTorch, a student's teacher, or what sentence-transformers opens."""
+    """Student in ONNX Runtime or PyTorch, teacher of a student, or other sentence-transformers model."""
     timed_as: str
-    """What it computes in, as "int8 in ONNX Runtime"."""
+    """Dtype and runtime, such as "int8 in ONNX Runtime"."""
     teacher: str | None = None
-    """Where the teacher is, if it was named."""
+    """Teacher's folder or name, if the user has given it."""
 
     @property
     def name(self) -> str:
@@ -43,7 +43,7 @@ class Contender:
     def load(self, threads: int = 1) -> Encode:
         """Load the model as a function from sentences to vectors."""
         folder = Path(self.folder)
-        # Imported here: what starting takes is one of the figures, and a student needs no PyTorch.
+        # Imported here, because startup time is measured, and a student in ONNX Runtime needs no PyTorch.
         if self.runner == "onnx":
             from sentence_distill.student.onnx_graph import int8_student
 
@@ -69,10 +69,10 @@ def one_round(
     batch_sizes: Sequence[int],
     by_length: dict[str, list[str]],
 ) -> dict[str, Any]:
-    """Measure once: single sentences, then each of the ascending batch sizes, then texts of each number of tokens.
+    """Measure single sentences, then the batch sizes in ascending order, then texts of each number of tokens.
 
-    Each round, by its number, takes other sentences. Return "latency_ms" of each call with one sentence, and sentences
-    per second "by_batch" and "by_length".
+    Each round uses other sentences, chosen by its number. Returns "latency_ms" of each call with one sentence, and
+    sentences per second "by_batch" and "by_length".
     """
 
     def calls(size: int, count: int) -> list[list[str]]:
@@ -102,7 +102,7 @@ def one_round(
 
 
 def _times(encode: Encode, calls: list[list[str]]) -> list[float]:
-    """Return the seconds of each call; whole passes over them, until they are long enough to tell."""
+    """Time each call in seconds, repeating all of them until the total is long enough to be meaningful."""
     times: list[float] = []
     while sum(times) < _SECONDS:
         for call in calls:
@@ -115,19 +115,19 @@ def _times(encode: Encode, calls: list[list[str]]) -> list[float]:
 
 
 def peak_megabytes() -> float:
-    """Return the most memory that this process has had (resident)."""
+    """Return the peak resident memory of this process."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
     except (OSError, StopIteration):
-        # On Linux this would count the process that started this one, too.
+        # Not used on Linux, where it would include the peak of the parent process before exec.
         unit = 1e6 if sys.platform == "darwin" else 1e6 / 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def main() -> None:
-    """Load, say so, and answer each line of standard input: a round's number, or "sts"."""
-    # What libraries print must not mix with the answers.
+    """Load the model, report its width, and answer each line of standard input: the number of a round, or "sts"."""
+    # Libraries may print to standard output, which must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     contender, threads, file = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""What a training run starts from: new weights, or those of a student."""
+"""Initial weights of a training run: new ones, or those of a student."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import file_hash
+from sentence_distill.data.progress import counted
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.manifest import require_vectors
 from sentence_distill.pipeline.records import WORD_EMBEDDINGS
@@ -18,17 +19,17 @@ from sentence_distill.student.files import find_shards, locate_student, module_w
 from sentence_distill.student.model import Student, load_student
 
 SCALE = 0.3
-"""Standard deviation of initial embeddings, however they are made: the LSTM's gates stay in their linear range."""
+"""Standard deviation of initial embeddings of any kind, which keeps the LSTM's gates in their linear range."""
 
 
 def initial_embeddings(kind: str, teacher: torch.Tensor, dim: int, generator: torch.Generator) -> torch.Tensor:
-    """Return float32[vocabulary, dim] word embeddings to start from.
+    """Return initial word embeddings, float32[vocabulary, dim].
 
-    "pca" projects the teacher's table, float[vocabulary, width], to its `dim` principal components; "random" is
+    "pca" projects the teacher's table, float[vocabulary, width], to its first `dim` principal components; "random" is
     Gaussian.
     """
     if kind not in INITS:
-        raise UserError(f"init {kind!r} is none of {', '.join(INITS)}, and no student was given to begin with")
+        raise UserError(f"init {kind!r} is not one of {', '.join(INITS)}, and no student was given to start from")
     if kind == "random":
         return torch.randn(len(teacher), dim, generator=generator) * SCALE
     if dim > teacher.shape[1]:
@@ -36,28 +37,28 @@ def initial_embeddings(kind: str, teacher: torch.Tensor, dim: int, generator: to
             f"--embedding-dim {dim} is wider than the teacher's word embeddings ({teacher.shape[1]}); "
             "lower it, or add --init random"
         )
-    centred = teacher.double() - teacher.double().mean(dim=0)
-    # The table has full column rank, so the eigenvectors of its covariance are cheaper than its SVD.
-    _, directions = torch.linalg.eigh(centred.T @ centred)
-    reduced = centred @ directions.flip(1)[:, :dim]
+    centered = teacher.double() - teacher.double().mean(dim=0)
+    # The table has many more rows than columns, so the eigenvectors of its covariance are cheaper than its SVD.
+    _, directions = torch.linalg.eigh(centered.T @ centered)
+    reduced = centered @ directions.flip(1)[:, :dim]
     return (reduced * (SCALE / reduced.std())).float()
 
 
 def initial_words(distillation: dict[str, Any], folder: Path) -> torch.Tensor:
-    """Return the word embeddings that the training of the student in `folder` begins with by default."""
+    """Return the default initial word embeddings for the training of the student in `folder`."""
     shards = find_shards(distillation, folder)
     if require_vectors(shards).fingerprint.teacher_weights != distillation["teacher"]["teacher_weights"]:
-        raise UserError(f"{shards} holds the words of another teacher than the student's")
+        raise UserError(f"{shards} has the word embeddings of another teacher than the student's")
     words, dim = load_file(shards / WORD_EMBEDDINGS)["weight"].float(), distillation["student"]["embedding_dim"]
     return initial_embeddings("pca", words, dim, torch.Generator())
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """A student at whose weights training begins."""
+    """A student whose weights a training run starts from."""
 
     name: str
-    """Name of its folder, of a packaged student, or on the hub."""
+    """Name of its folder, name of a packaged student, or name on the hub."""
     folder: Path
     student: Student
     weights: list[str]
@@ -65,22 +66,22 @@ class WarmStart:
 
     @classmethod
     def load(cls, init: str) -> "WarmStart | None":
-        """Open the student that `--init` names; None if it names a way to draw new weights."""
+        """Open the student that `--init` names; None if it names a kind of new weights."""
         if init in INITS:
             return None
         try:
             folder = locate_student(init)
-            # A path says nothing on another machine.
+            # Only the name of a folder goes into the record, because paths mean nothing on other machines.
             name = folder.name if Path(init).exists() else init
             return cls(name, folder, load_student(folder), [file_hash(file) for file in module_weights(folder)])
         except UserError as error:
             raise UserError(f"--init {init} is neither {' nor '.join(INITS)} nor a student: {error}") from error
 
     def copy_into(self, encoder: StudentEncoder, tokenizer: TextTokenizer) -> list[str]:
-        """Give its weights to an encoder of the same shape; return a line for each kind that it does not have.
+        """Copy its weights into an encoder of the same shape; return a line for each kind that could not be copied.
 
-        A word begins with the vector of the start's token of that name, in lower case if there is no other; a token
-        that the start lacks, with the mean of its vectors. The projection goes to vectors of the same width only.
+        A token gets the vector of the same token in this student, or of its lower-case form; a token that this student
+        lacks gets the mean of its vectors. The projection is copied only if the width of the vectors is the same.
         """
         last = f"projections.{len(encoder.projections) - 1}."
         own, notes = encoder.state_dict(), []
@@ -89,15 +90,17 @@ class WarmStart:
         }
         weights["embedding.weight"], unknown = self._words(tokenizer, encoder.config.vocabulary)
         if unknown:
-            notes.append(f"{self.name} lacks {unknown:,} of the tokens of these shards: they begin as its mean word")
+            notes.append(
+                f"{self.name} lacks {counted(unknown, 'token')} of these shards: set to its mean word embedding"
+            )
         fitting = {name: value for name, value in weights.items() if value.shape == own[name].shape}
         if other := sorted(own.keys() - fitting.keys()):
-            notes.append(f"{self.name} has no {', '.join(other)} of the shape of these shards: begun anew")
+            notes.append(f"{self.name} has no {', '.join(other)} of the shape for these shards: initialized randomly")
         encoder.load_state_dict({**own, **fitting})
         return notes
 
     def _words(self, tokenizer: TextTokenizer, rows: int) -> tuple[torch.Tensor, int]:
-        """Return float32[rows, width] for the tokens of the shards, and how many of those are not known."""
+        """Return word embeddings for the tokens of the shards, float32[rows, width], and how many are unknown."""
         table = self.student.encoder.embedding.weight.detach()
         known, tokens = self.student.tokenizer.vocabulary(), tokenizer.vocabulary()
         if tokens == known and rows == len(table):
@@ -106,8 +109,8 @@ class WarmStart:
         shared = {number: place for number, place in places.items() if place is not None}
         if len(shared) < len(tokens) / 2:
             raise UserError(
-                f"{self.name} has {len(shared):,} of the {len(tokens):,} tokens of the shards, too few to begin with: "
-                "their teachers' tokenizers differ; begin with --init pca"
+                f"{self.name} has {len(shared):,} of the {len(tokens):,} tokens of the shards, too few to start from: "
+                "their teachers' tokenizers differ; start with --init pca"
             )
         words = table.mean(dim=0).repeat(rows, 1)
         words[list(shared)] = table[list(shared.values())]

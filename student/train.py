@@ -1,4 +1,4 @@
-"""Train a student on shards: stage two."""
+"""Stage two, `sd train-student`: train a student on shards."""
 
 import statistics
 import time
@@ -14,7 +14,7 @@ from torch.nn import functional
 from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError, first_line
 from sentence_distill.data.options import command_line
-from sentence_distill.data.progress import Advance
+from sentence_distill.data.progress import Advance, counted
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.files import lock_folder, made_folder
 from sentence_distill.pipeline.hardware import TRAINING, pick_precision
@@ -42,9 +42,9 @@ from sentence_distill.student.start import WarmStart, initial_embeddings
 from sentence_distill.student.step import Optimizer, Stepper, learning_rate
 
 LOG_EVERY = 50
-# Processes tell each other of the clock and of a request to stop; it costs a wait for the device.
+# Steps between exchanges of the clock and of requests to stop, which make processes wait for their devices.
 _AGREE_EVERY = 10
-# Options of a student's shape; the rest of it follows from the shards and other options.
+# Options of a student's shape; the rest of the shape follows from the shards and other options.
 _SHAPE = (*SIZES["base"], "pooling")
 
 
@@ -52,14 +52,14 @@ def train_student(config: TrainConfig | None = None, /, **options: Any) -> Disti
     """Train a student on the shards of `sd embed`, and write it to a folder.
 
     Args:
-        config: the options; or give them by name, as in `train_student(shards="shards", size="small")`.
+        config: all options; alternatively, pass fields as keyword arguments: `train_student(shards="shards")`.
         **options: fields of `TrainConfig`.
 
     Returns:
-        The record of the student; None in processes other than the first one of a distributed run.
+        The record of the student; None in all processes of a distributed run but the first.
 
     Raises:
-        UserError: an option does not fit, or the run can't begin or was stopped.
+        UserError: an option is invalid, or the run can't start or was stopped.
     """
     if config is None:
         known = {field.name for field in fields(TrainConfig)}
@@ -72,7 +72,7 @@ def train_student(config: TrainConfig | None = None, /, **options: Any) -> Disti
 
 
 def _student_shape(config: TrainConfig, start: WarmStart | None) -> StudentConfig:
-    """Return the shape of the student that a run trains: that of its start, or what the options ask for."""
+    """Return the shape of the student to train: that of the student it starts from, or the options' own."""
     fingerprint = require_vectors(config.shards).fingerprint
     shape: dict[str, Any] = dict(SIZES.get(config.size or "", {}))
     shape |= {name: getattr(config, name) for name in _SHAPE if getattr(config, name) is not None}
@@ -83,29 +83,29 @@ def _student_shape(config: TrainConfig, start: WarmStart | None) -> StudentConfi
         for name, value in shape.items():
             if value != given[name]:
                 raise UserError(
-                    f"--{name.replace('_', '-')} would be {value}, and that of {start.name} is {given[name]}; "
-                    "leave out --size and what changes it, or begin with --init pca"
+                    f"--{name.replace('_', '-')} is {value}, but {start.name} has {given[name]}; leave out --size and "
+                    "the options that override it, or start with --init pca"
                 )
         shape = given
     layers = len(config.target_layers or fingerprint.layers)
     return StudentConfig(
         vocabulary=fingerprint.vocabulary,
         target_dims=(fingerprint.layer_dim,) * layers,
-        # Without the squared error the length of the student's vectors is open, so they get length 1.
+        # Only the squared error determines the length of the student's vectors; without it, they are normalized.
         normalize=fingerprint.normalize or not config.mse,
         **shape,
     )
 
 
 class HeldOutSet:
-    """Sentences that are never trained on."""
+    """Held-out sentences for validation, which are never trained on."""
 
     def __init__(self, stream: ShardStream, weights: Mapping[str, float]) -> None:
         self._tokens, self._targets = stream.held_out()
         self._corpora, self._names = stream.held_out_corpora(), stream.corpora
         self._rows = {each.name: each.rows for each in self._by_corpus(np.zeros(len(self)))}
         self.corpora = list(self._rows)
-        """Names of the corpora that have scores of their own; none if the shards are of one."""
+        """Names of the corpora with their own scores; empty if the shards have a single corpus."""
         self._trained = [name for name in self.corpora if weights.get(name, 1.0)]
 
     def __len__(self) -> int:
@@ -115,10 +115,10 @@ class HeldOutSet:
         return by_corpus(cosines, self._corpora, self._names)
 
     def scores(self, encoder: StudentEncoder, group: ProcessGroup) -> dict[str, float]:
-        """Measure the student's fidelity (see `fidelity`), its cosine on each of `corpora`, and what `quality` reads.
+        """Measure the student's fidelity (see `fidelity`), its cosine on each of `corpora`, and their mean.
 
-        One process measures and tells the others, so that all take the same decision: another machine might round
-        otherwise.
+        The first process measures and broadcasts the scores, so that all processes make the same decisions: another
+        machine might round differently.
         """
         names = [*SCORES, *map(cosine_on, self.corpora)]
         scores = torch.zeros(len(names), dtype=torch.float64, device=group.device)
@@ -136,28 +136,28 @@ class HeldOutSet:
         return found
 
     def figures(self, scores: dict[str, float]) -> dict[str, Any]:
-        """Return scores as a student's record has them."""
+        """Convert scores to the format of a student's record."""
         each = [{"name": name, "rows": rows, "cosine": scores[cosine_on(name)]} for name, rows in self._rows.items()]
         return {**{name: scores[name] for name in SCORES}, "rows": len(self), "by_corpus": each}
 
 
 class Trainer:
-    """One training run, or one process's part in it."""
+    """A training run, in one of its processes."""
 
     def __init__(self, config: TrainConfig) -> None:
-        """Check the options and folders, and build the student with its initial weights; nothing is written."""
+        """Check options and folders, and build the student with its initial weights, without writing anything."""
         if ":/" in str(config.shards):
             raise UserError(
-                f"{config.shards} is a URL, and shards are mapped into memory; copy them to a local folder first"
+                f"{config.shards} is a URL, but shards have to be memory-mapped; copy them to a local folder first"
             )
         self._resuming = resumes(config.out, resume=config.resume, overwrite=config.overwrite)
         self._command = command_line("train-student", config)
         self.stop_requested = False
-        """Set it, from a signal handler for one, to stop after the current step."""
+        """Set it to True, for example in a signal handler, to stop after the current step."""
         self.start = WarmStart.load(config.init)
         if self.start and config.out.exists() and config.out.samefile(self.start.folder):
-            # A run that is stopped could not be resumed without it.
-            raise UserError(f"{config.out} is the student to begin with, and stays as it is; give another --out")
+            # A stopped run needs it to resume.
+            raise UserError(f"{config.out} is the student to start from, and must be kept; name another --out")
         shape = _student_shape(config, self.start)
         if config.held_out is None:
             config = replace(config, held_out=default_held_out(require_vectors(config.shards).totals.rows))
@@ -196,21 +196,21 @@ class Trainer:
         self.steps = min(sum(per_epoch), config.max_steps or 1 << 62)
         if not self.steps:
             raise UserError(
-                "no row is left to train on; take a larger corpus, lower --held-out or raise --train-fraction"
+                "no rows are left to train on; use a larger corpus, lower --held-out or raise --train-fraction"
             )
         self._loss = torch.zeros((), dtype=torch.float64, device=self.group.device)
         self._began = self._saved = time.monotonic()
         self._meter = Meter(0)
 
     def complete(self) -> Distillation | None:
-        """Train to the end and write the student; in other processes than the first one, train only."""
+        """Train to the end; in the first process, also write the student and return its record."""
         if not self.group.main:
             if self._resuming:
                 self.resume()
             self.run()
             return None
         if self.config.tensorboard:
-            # Before an earlier run is removed for one that can't begin.
+            # Fails before an earlier run is removed, if TensorBoard is not installed.
             summary_writer()
         with made_folder(self.out), lock_folder(self.out):
             try:
@@ -222,13 +222,15 @@ class Trainer:
                     self.checkpoints.remove()
                     remove_earlier(self.out)
                 parameters = sum(weight.numel() for weight in self.encoder.parameters())
+                processes = counted(self.group.size, "process", "processes")
                 progress.log(
-                    f"student: {parameters:,} parameters; {self.steps:,} steps over {self.stream.train_rows:,} "
-                    f"sentences, {len(self.held_out):,} held out; {self.group.size} process(es), on {self.group.device}"
+                    f"student: {parameters:,} parameters; {counted(self.steps, 'step')} over "
+                    f"{counted(self.stream.train_rows, 'sentence')}, {len(self.held_out):,} held out; {processes} on "
+                    f"{self.group.device}"
                 )
                 if self.held_out.corpora:
                     counts = (f"{name} {count:,}" for name, count in self.stream.rows_of_corpora().items())
-                    progress.log(f"sentences of an epoch by corpus: {', '.join(counts)}")
+                    progress.log(f"sentences per epoch by corpus: {', '.join(counts)}")
                 self.run()
                 self.write_student()
                 self.checkpoints.remove()
@@ -247,7 +249,7 @@ class Trainer:
         self._began = self._saved - self.state.seconds
         self._meter = Meter(self.state.sentences)
         self.encoder.train()
-        # How many sentences there are to train on if patience does not end the run; not known if a clock does.
+        # Total number of sentences for the progress bar, an upper bound with patience; unknown with a time limit.
         total = None
         if config.max_time is None:
             total = config.epochs * self.stream.train_rows
@@ -256,29 +258,28 @@ class Trainer:
             with progress.task("train", total, "sentences", self.state.sentences) as advance:
                 self.group.share_first(list(self.encoder.parameters()))
                 if self.start is not None and not self.state.step:
-                    # The start stays the best so far until a validation is better.
+                    # The initial student counts as the best until a validation has a better score.
                     entry = {"step": 0, **self.held_out.scores(self.encoder, self.group)}
                     progress.log(f"{self.start.name}, before training: held-out cosine {entry['cosine']:.4f}")
                     self._keep_as_best(entry)
                 self._validate_if_due(log)
                 while not self._finished():
                     self._epoch(advance, log)
-            # What is left is to write the student, which a full disk may prevent.
+            # A last checkpoint, because writing the student may fail, for example on a full disk.
             self.save()
             self.checkpoints.wait()
         except (LostProcessError, LostShardError) as error:
             if not self.state.step:
-                raise UserError(f"{error}; no step was done yet") from error
-            # The last whole step is that of all processes: whichever of them is left saves it.
+                raise UserError(f"{error} before the first step") from error
+            # All processes have completed the same last step, so any process that is left can save it.
             self._write_checkpoint()
             self.checkpoints.wait()
             raise UserError(
-                f"{error}; stopped at step {self.state.step:,}; the same command resumes from there"
+                f"{error}; stopped at step {self.state.step:,}; run the same command again to resume"
             ) from error
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"memory ran out at step {self.state.step:,} ({first_line(error)}); take a smaller --size or "
-                "--batch-size"
+                f"memory ran out at step {self.state.step:,} ({first_line(error)}); lower --size or --batch-size"
             ) from error
         finally:
             if log is not None:
@@ -308,7 +309,7 @@ class Trainer:
                 self.save()
                 self.checkpoints.wait()
                 raise UserError(
-                    f"stopped at step {state.step:,} of {self.steps:,}; the same command resumes from there"
+                    f"stopped at step {state.step:,} of {self.steps:,}; run the same command again to resume"
                 )
             if time.monotonic() - self._saved >= config.checkpoint_every:
                 self.save()
@@ -319,43 +320,48 @@ class Trainer:
             self.save()
 
     def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Train on a batch; return the loss of each sentence, and the norm of the gradient."""
+        """Train on a batch; return the loss of each sentence and the norm of the gradient."""
         config, state = self.config, self.state
         pieces = self.stepper.pieces
         loss, words = self.stepper.gradient(batch, state.step)
         if self.stepper.pieces > pieces:
-            progress.log(f"memory ran out; a batch is computed in {self.stepper.pieces} pieces from now on")
+            progress.log(f"memory ran out; batches are computed in {self.stepper.pieces} pieces from now on")
         gradients = []
         for weight in (*self.optimizer.dense, words.rows):
-            # A process may have no row of a small batch.
+            # A process without rows of a small batch contributes zeros.
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
             gradients.append(weight.grad)
         self.group.sum(gradients)
         done = (state.step + 1) / (self.steps + 1)
+        # The schedule follows whichever limit is closer, steps or time.
         if config.max_time is not None:
             done = max(done, min(1.0, state.seconds / config.max_time))
         norm = self.optimizer.step(learning_rate(done, config), words.words, words.rows)
         state.step += 1
         state.step_in_epoch += 1
         state.sentences += len(loss)
-        # Summed on the device: reading each step's loss would make it wait.
+        # Summed on the device, because reading the loss would wait for it in every step.
         self._loss += loss.sum()
         return loss, norm
 
     def _agree(self) -> bool:
-        """Let all processes know the same of the clock and of a request to stop; return whether there is one."""
+        """Agree with all processes on the time and on a request to stop; return True if one of them requests it.
+
+        The time is that of the first process. Decisions that depend on it, such as the learning rate, must be the same
+        everywhere.
+        """
         if self.group.size > 1 and self.state.step % _AGREE_EVERY:
             return False
         seconds = time.monotonic() - self._began
-        told = torch.tensor([seconds if self.group.main else 0.0, float(self.stop_requested)])
+        shared = torch.tensor([seconds if self.group.main else 0.0, float(self.stop_requested)])
         if self.group.size > 1:
-            told = told.to(self.group.device)
-            self.group.sum([told])
-        self.state.seconds, stops = told.tolist()
+            shared = shared.to(self.group.device)
+            self.group.sum([shared])
+        self.state.seconds, stops = shared.tolist()
         return stops > 0
 
     def _report(self, loss: torch.Tensor, norm: torch.Tensor, log: TrainingLog | None) -> str:
-        """Log the last step; return what the progress bar shows of it."""
+        """Log the last step; return a note for the progress bar."""
         self._require_finite(torch.stack([loss.mean(), norm]))
         values = {
             "epoch": self.state.sentences / self.stream.train_rows,
@@ -376,13 +382,14 @@ class Trainer:
         if not torch.isfinite(values).all():
             raise UserError(
                 f"the loss or a weight is no longer finite at step {self.state.step:,} (learning rate "
-                f"{self.optimizer.rate:.2g}); begin again with a lower --learning-rate, --overwrite"
+                f"{self.optimizer.rate:.2g}); start over with a lower --learning-rate and --overwrite"
             )
 
     def _validate_if_due(self, log: TrainingLog | None) -> bool:
-        """Validate at the end, and each epoch or so many steps, once each, keeping the best weights; say if it was due.
+        """Validate if it is due, and keep the best weights; return True if it was due.
 
-        A run that lost a process after its last step makes up for the validation when it is resumed.
+        It is due after each epoch, or every --validate-every steps, and at the end, but never twice at the same step. A
+        run that is stopped before a validation that is due makes up for it when it resumes.
         """
         config, state = self.config, self.state
         regular = state.step % config.validate_every if config.validate_every else state.step_in_epoch
@@ -419,13 +426,13 @@ class Trainer:
             self.checkpoints.save_best({"model": self.encoder.state_dict(), "entry": entry})
 
     def best_student(self) -> tuple[Student, dict[str, float]]:
-        """Return the student of the best validation and its entry of the history; for the main process."""
+        """Return the student of the best validation, and its entry in the history; only in the first process."""
         best = self.checkpoints.best()
         self.encoder.load_state_dict(best["model"])
         return Student(self.encoder.cpu(), self.tokenizer), best["entry"]
 
     def write_student(self) -> None:
-        """Write the best student into the run's folder, with its record and card."""
+        """Write the best student to the run's folder, with its record and card."""
         student, best = self.best_student()
         fingerprint, start = as_dict(self.stream.fingerprint), self.start
         teacher = {name: fingerprint[name] for name in ("teacher", "teacher_weights", "pooling", "normalize")}
@@ -446,7 +453,7 @@ class Trainer:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return what two runs must share to be the same run; the number of processes is not part of it."""
+        """Return everything that must be equal to resume a run; the number of processes may change."""
         shape = {name: getattr(self.encoder.config, name) for name in _SHAPE}
         precision = "bf16" if self.precision == torch.bfloat16 else "fp32"
         return {
@@ -456,13 +463,13 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Let a checkpoint be written, by the first process."""
+        """Write a checkpoint in the background, in the first process."""
         self._saved = time.monotonic()
         if self.group.main:
             self._write_checkpoint()
 
     def _write_checkpoint(self) -> None:
-        # A gradient that was not finite shows in the weights, and one of them would spoil the run for good.
+        # A gradient that is not finite ruins the weights for good, so such weights must not be saved.
         self._require_finite(torch.stack([weight.sum() for weight in self.encoder.parameters()]))
         self.state.loss = self._loss.item()
         self.checkpoints.save(
@@ -477,12 +484,12 @@ class Trainer:
         )
 
     def resume(self) -> None:
-        """Restore the newest checkpoint; refuse one of another run, naming the options that differ."""
+        """Restore the newest checkpoint; refuse one of another run, and name the options that differ."""
         checkpoint = self.checkpoints.newest()
         if differing := _differing_options(checkpoint["identity"], self.identity()):
             raise UserError(
-                f"{self.out} holds a stopped run with other options: {'; '.join(differing)}; give those of that run to "
-                "resume it, or --overwrite begins again"
+                f"{self.out} holds a stopped run with other options: {'; '.join(differing)}; resume it with its own "
+                "options, or start over with --overwrite"
             )
         self.encoder.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizers"])
@@ -492,18 +499,18 @@ class Trainer:
 
 
 def _differing_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Name what differs between two runs, as a user gives it; see `Trainer.identity`."""
+    """Describe the options that differ between two runs; see `Trainer.identity`."""
 
     def shown(value: Any) -> str:
         if value is None:
-            return "given"
+            return "unset"
         return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
     differing = []
     for name in sorted(old["options"].keys() | new["options"].keys()):
         before, now = old["options"].get(name), new["options"].get(name)
         if before != now:
-            differing.append(f"--{name.replace('_', '-')} was {shown(before)}, not {shown(now)}")
+            differing.append(f"--{name.replace('_', '-')} was {shown(before)}, now {shown(now)}")
     if old["start"] != new["start"]:
         differing.append("--init names a student with other weights")
     return differing + [f"--shards: {each}" for each in differing_fields(old["shards"], new["shards"])]

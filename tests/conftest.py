@@ -107,7 +107,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def wait_for(found: Callable[[], Any]) -> Any:
-    """What `found` returns once that is something; fails after ten minutes, if it hangs."""
+    """Wait until `found` returns something, and return it; fail after ten minutes."""
     deadline = time.monotonic() + 600
     while not (result := found()):
         assert time.monotonic() < deadline, "what was waited for did not come"

@@ -1,6 +1,6 @@
-"""Texts without labels as JSON lines for `sd embed`, and augmented copies of them (Tang et al. 2019).
+"""Write unlabelled texts as JSON lines for `sd embed`, with augmented copies (Tang et al. 2019).
 
-The texts are the training examples of a task of GLUE, or the lines of a file.
+The texts are the training examples of a GLUE task, or the lines of a file.
 
 usage: python benchmarks/headline/augment.py OUT (--task NAME --glue-dir DIR | --text FILE) [--copies N] [--mask TOKEN]
 """
@@ -22,8 +22,8 @@ def main() -> None:
     source.add_argument("--task", choices=TASKS)
     source.add_argument("--text", type=Path)
     parser.add_argument("--glue-dir", type=Path)
-    parser.add_argument("--copies", type=int, default=20, help="of each example; duplicates are dropped")
-    parser.add_argument("--mask", default="[MASK]", help="the teacher's mask token")
+    parser.add_argument("--copies", type=int, default=20, help="Copies of each example; duplicates are dropped.")
+    parser.add_argument("--mask", default="[MASK]", help="Mask token of the teacher.")
     options = parser.parse_args()
     if options.task:
         texts = open_glue(options.glue_dir).load(TASKS[options.task], "train").texts

@@ -1,4 +1,4 @@
-"""From what general.sh measured to a dated result.
+"""Collect the results of general.sh in a dated file.
 
 usage: python benchmarks/headline/general.py GENERAL_JSON
 """
@@ -13,7 +13,7 @@ FIGURES = ("rows", "cosine", "recall_at_10", "recall_at_10_in_teachers_index", "
 
 
 def main() -> None:
-    """Gather and write."""
+    """Collect and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("figures", type=Path)
     record = read(parser.parse_args().figures)

@@ -1,15 +1,15 @@
-"""Text of several kinds to distil on, and other text of some kinds to measure on.
+"""Write text of several kinds for distillation, and other text of some kinds for measurements.
 
 usage: python benchmarks/headline/general_text.py WIKI CHAT GLUE_DIR TEACHER OUT
 
-WIKI: output of WikiExtractor, of which four articles in eleven are taken. CHAT: messages, one per line; 5,000 are kept
-apart. GLUE_DIR: TSV files. MNLI's and SQuAD's sentences (through QNLI) are trained on, QQP's and SST-2's measured on.
-TEACHER: its folder, whose word embeddings tell which words are alike. What is made of these texts is random and
-depends on a seed alone:
+WIKI: output of WikiExtractor, of which four articles in eleven are used. CHAT: messages, one per line; 5,000 are held
+out. GLUE_DIR: TSV files; the sentences of MNLI and SQuAD (through QNLI) are for training, those of QQP and SST-2 for
+measurements. TEACHER: its folder, whose word embeddings define similar words. Text derived from these is random, and
+depends only on a seed:
 
-- altered-*: copies in which some words are replaced by words that are alike, or by any;
-- swapped: two words have changed places;
-- spans, clauses, words: parts of sentences, and words in no order;
+- altered-*: copies in which some words are replaced by similar or random words;
+- swapped: copies in which two words are swapped;
+- spans, clauses, words: parts of sentences, and words in random order;
 - the kinds of rule_text.py.
 """
 
@@ -28,13 +28,13 @@ HELD_OUT_MESSAGES = 5000
 ARTICLES, OTHER_ARTICLE, OF = (0, 3, 5, 9), 8, 11
 LAST_OTHER_ARTICLE = 60_000
 SPANS = {"wiki": 80_000, "chat": 40_000, "squad": 15_000, "mnli": 15_000}
-"""Spans of two to eight words that are drawn from each kind."""
+"""Number of spans of two to eight words that are drawn from each kind."""
 COPIES = {"chat": 1, "mnli": 3}
 _LETTERS = re.compile(r"([A-Za-z]+)")
 
 
 def main() -> None:
-    """Write one file for each kind."""
+    """Write one file per kind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("wiki", "chat", "glue_dir", "teacher", "out"):
         parser.add_argument(name, type=Path)
@@ -45,7 +45,7 @@ def main() -> None:
     rng.shuffle(chat)
     kinds = {
         "chat": chat[HELD_OUT_MESSAGES:],
-        # The other rows are LingNLI's.
+        # The other rows are from LingNLI.
         "mnli": _column(options.glue_dir / "MNLI/train.tsv", ("sentence1", "sentence2"), only={"genre": "mnli"}),
         "squad": _column(options.glue_dir / "QNLI/train.tsv", ("question", "sentence")),
     }
@@ -77,7 +77,7 @@ def _altered(kinds: dict[str, list[str]], vocabulary: Vocabulary, rng: random.Ra
     content = vocabulary.alike.keys() - {word for word, _ in counts.most_common(180)}
 
     def replaced(text: str) -> str:
-        """Replace nearly half of the words that are not common by one that is alike, or, one time in four, by any."""
+        """Replace nearly half of the uncommon words by a similar word, or, one time in four, by a random one."""
         parts = _LETTERS.split(text)
         for place, part in enumerate(parts):
             word = part.lower()
@@ -106,7 +106,7 @@ def _altered(kinds: dict[str, list[str]], vocabulary: Vocabulary, rng: random.Ra
 
 
 def _clauses(texts: Sequence[str], least: int, most: int) -> Iterator[str]:
-    """Yield what stands between punctuation marks, of so many words."""
+    """Yield the text between punctuation marks, within a range of lengths in words."""
     for text in texts:
         for clause in re.split(r"[,;:().]", text):
             if least <= len(clause.split()) <= most:
@@ -114,7 +114,7 @@ def _clauses(texts: Sequence[str], least: int, most: int) -> Iterator[str]:
 
 
 def _telegraphic(texts: Sequence[str]) -> Iterator[str]:
-    """Yield clauses without their articles and auxiliaries, as headlines have it."""
+    """Yield clauses without articles and auxiliaries, as in headlines."""
     dropped = {"a", "an", "the", "is", "was", "were", "are", "been", "had", "has", "have"}
     for clause in _clauses(texts, 6, 16):
         words = [word for word in clause.split() if word.lower() not in dropped]
@@ -133,7 +133,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of WikiExtractor's output with the number of their article."""
+    """Yield the lines of WikiExtractor's output, with the number of their article."""
     number = 0
     for line in _lines(path):
         number += line.startswith("<doc ")

@@ -1,10 +1,9 @@
-"""The training sentences of GLUE's tasks without their labels, a sentence a line: text of other kinds than Wikipedia's.
+"""Write the training sentences of GLUE's tasks without labels, one per line: text unlike Wikipedia's.
 
 usage: python benchmarks/headline/glue_text.py GLUE_DIR OUT [--tasks NAME...] [--sentences N]
 
-STS-B's are left out by default, so that a student's figure on it stays one for text of a source it has not seen, and so
-is every sentence that stands in a dev set, whatever its case and punctuation: half of STS-B's pairs of news are of
-sentences of MRPC's training set.
+Those of STS-B are left out by default, so that it remains a test on unseen text. So is every sentence that occurs in a
+dev set, ignoring case and punctuation: half of STS-B's pairs of news consist of sentences in MRPC's training set.
 """
 
 import argparse
@@ -22,7 +21,7 @@ def main() -> None:
     parser.add_argument("glue_dir", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[name for name in TASKS if name != "STS-B"])
-    parser.add_argument("--sentences", type=int, help="draw so many, with a fixed seed")
+    parser.add_argument("--sentences", type=int, help="Number of sentences to draw, with a fixed seed.")
     options = parser.parse_args()
     glue = open_glue(options.glue_dir)
     measured = {bare(sentence) for task in TASKS.values() for split in task.dev for sentence in read(glue, task, split)}
@@ -44,7 +43,7 @@ def main() -> None:
 
 
 def read(glue: GlueSource, task: GlueTask, split: str) -> Iterator[str]:
-    """The sentences of a split, of all its columns, in one line each; none where it is not there."""
+    """Return the sentences in all columns of a split; [] if it is missing."""
     try:
         texts = glue.load(task, split).texts
     except TaskMissing as missing:
@@ -55,7 +54,7 @@ def read(glue: GlueSource, task: GlueTask, split: str) -> Iterator[str]:
 
 
 def bare(sentence: str) -> str:
-    """A sentence without case and punctuation."""
+    """Normalize a sentence: without case and punctuation."""
     return " ".join(re.findall(r"\w+", sentence.lower()))
 
 

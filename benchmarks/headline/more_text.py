@@ -1,4 +1,4 @@
-"""From what more_text.sh left in its folder to a dated result.
+"""Collect the results of more_text.sh in a dated file.
 
 usage: python benchmarks/headline/more_text.py WORKDIR PART
 """
@@ -11,7 +11,7 @@ from table import FIDELITY, read
 
 
 def main() -> None:
-    """Gather and write."""
+    """Collect and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workdir", type=Path)
     parser.add_argument("part", type=Path)
@@ -19,7 +19,7 @@ def main() -> None:
     rows = []
     for file in sorted(options.workdir.glob("part-*.json"), reverse=True):
         size = file.stem.removeprefix("part-")
-        # In the order in which sd eval was given them: of all, of the part; then comes their teacher.
+        # In the order of sd eval's arguments: trained on all text, trained on the part; then their teacher.
         *models, teacher = read(file)["models"].values()
         for folder, figures in zip((options.workdir, options.part), models, strict=True):
             record = read(folder / size / "distillation.json")

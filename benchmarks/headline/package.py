@@ -1,9 +1,9 @@
-"""Puts a student into the package: its weights as float16, its record, and a card with its figures and licence notes.
+"""Add a student to the package: its weights in float16, its record, and a card with its figures and license notes.
 
 usage: python benchmarks/headline/package.py STUDENT [--name minilm-small] [--glue GLUE_JSON]
 
-The figures are those in STUDENT's folder: sd export --format folder --float16 and sd eval come before, so that
-they are of what is shipped.
+The figures are those in STUDENT's folder. Run sd export --format folder --float16 and sd eval before, so that they are
+those of the packaged weights.
 """
 
 import argparse
@@ -41,14 +41,14 @@ BY-SA; and text that was made from these by rule.
 
 
 def main() -> None:
-    """Write the student's folder."""
+    """Write the folder of the packaged student."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("student", type=Path)
     parser.add_argument("--name", default="minilm-small")
     parser.add_argument("--glue", type=Path, help="glue.json of the student before it was rounded")
     options = parser.parse_args()
     upload = prepare_upload(options.student, f"sentence-distill/{options.name}")
-    # All is read before anything is written: the student may be the packaged one, whose card is made anew.
+    # Everything is read before anything is written: the student may be the packaged one, whose card is regenerated.
     files = {path: found if isinstance(found, bytes) else found.read_bytes() for path, found in upload.files.items()}
     folder = PRETRAINED / options.name
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""Sentences of Wikipedia that judge films, records, books and plays: text of SST-2's kind, for a teacher to label.
+"""Write sentences of Wikipedia that judge films, records, books and plays: text like SST-2's, for a teacher to label.
 
 usage: python benchmarks/headline/review_text.py CORPUS OUT [--sentences 24000]
 
-CORPUS is anything that sd embed takes. Of its paragraphs on works those sentences are kept that hold a word of praise
-or blame; OUT gets as many as are asked for, drawn with a fixed seed, a sentence a line.
+CORPUS is anything that sd embed reads. From its paragraphs about works, sentences with a word of praise or criticism
+are kept; OUT gets --sentences of them, drawn with a fixed seed, one per line.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     found: dict[str, None] = {}
     for record in Corpus.open([options.corpus]).records():
         text = record.text or ""
-        # Splitting is slow, and few paragraphs are worth it.
+        # Splitting is slow, and few paragraphs are relevant.
         if not (_WORK.search(text) and _JUDGEMENT.search(text)):
             continue
         for candidate in split_sentences(text, rules):

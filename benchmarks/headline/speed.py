@@ -1,12 +1,11 @@
-"""Speed and faithfulness of students of several sizes beside their teacher and a static model, all in one run.
+"""Speed and fidelity of students of several sizes, their teacher and a static model, all in one run.
 
 usage: python benchmarks/headline/speed.py SHARDS STS WORKDIR SIZE [SIZE…] [--sentences 4000] [--rounds 3]
                                            [--teacher minilm] [--peer-python ENV/bin/python]
 
 WORKDIR/SIZE is a student with its int8 export in SIZE/onnx. The sentences are held-out ones of the shards; STS is
-STS-B's dev.tsv. Each contender encodes them in a process of its own, once a round, and in another one some of them
-one a call, on one core; the medians count. Writes WORKDIR/speed.json; one that has these very exports and contenders is
-left as it is.
+STS-B's dev.tsv. Each contender encodes them in its own process, once per round, and in another process single sentences
+on one core; medians are reported. Writes WORKDIR/speed.json, unless it exists for the same exports and contenders.
 """
 
 import argparse
@@ -34,7 +33,7 @@ _SINGLE, _PARTS = 200, ("p50", "p99")
 
 
 def prepare(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Path], np.ndarray]:
-    """A folder for each size and one for the teacher, with what the contenders read; and the scores of the pairs."""
+    """Make a folder per size and one for the teacher, with the contenders' files; return them and the pairs' scores."""
     stream = ShardStream(options.shards, held_out=_HELD_OUT)
     texts = stream.held_out_texts(options.sentences)
     assert texts, "the shards keep no text"
@@ -51,7 +50,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Path],
 
 
 def subject(options: argparse.Namespace, contenders: list[tuple[str, str]]) -> dict[str, Any]:
-    """What a run measures: the checksum of each size's export, and who takes part."""
+    """Return the identity of a run: the checksum of each size's export, and the contenders."""
     exports = {size: (options.workdir / size / "onnx" / "model.onnx").read_bytes() for size in options.sizes}
     return {
         "exports": {size: xxhash.xxh3_64_hexdigest(export) for size, export in exports.items()},
@@ -60,7 +59,7 @@ def subject(options: argparse.Namespace, contenders: list[tuple[str, str]]) -> d
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     for argument in ("shards", "sts", "workdir"):
         parser.add_argument(argument, type=Path)

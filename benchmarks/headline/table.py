@@ -1,8 +1,8 @@
-"""From what run.sh left in its folder to a dated result, its plots, and their tables in benchmarks/students.md.
+"""Collect the results of run.sh in a dated file, plots, and tables in benchmarks/students.md.
 
 usage: python benchmarks/headline/table.py WORKDIR
 
-What was not measured stays empty.
+Figures that were not measured stay empty.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from sentence_distill.student.config import ROWS
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- made by benchmarks/headline/table.py -->", "<!-- end -->"
 SIZES = ("tiny", "small", "base", "large")
-# The figure that stands for a task, of its dev set.
+# Main metric of each task, on its dev set.
 TASKS = {"SST-2": "accuracy", "MRPC": "f1", "RTE": "accuracy", "CoLA": "matthews", "STS-B": "spearman"}
 RECALL = ("recall_at_10", "recall_at_10_among_100")
 FIDELITY = ("cosine", "rank_agreement", *RECALL)
@@ -30,29 +30,29 @@ COLUMNS = (
 )
 GLUE_ROWS = ("scratch", "scratch-words", "frozen", "distilled")
 _OF_STUDENTS = {"Student.encode": "int8", "Student.encode, bfloat16 in PyTorch": "bf16"}
-# What is measured of an export beside the others, on the same sentences.
+# Figures of an export, measured with the others on the same sentences.
 _QUALITY = (*RECALL, "sts_spearman")
 _MEASURED = ("sentences_per_second", "ratio", "sentences_per_cpu_second", "p50_ms", "p99_ms", *_QUALITY)
 
 
 def read_measured(folder: Path) -> dict[str, Any]:
-    """Figures of the student in eval.json of its folder; empty if there are none."""
+    """Return the student's figures in its eval.json; empty if there are none."""
     figures = read(folder / "eval.json")
     return figures["models"][figures["student"]] if figures.get("student") else {}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file of figures, or nothing where it is not there."""
+    """Read a file of figures; empty if it does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def shape(student: dict[str, Any]) -> str:
-    """Width of word embeddings and units of the LSTM, of a student's configuration."""
+    """Format the width of word embeddings and the LSTM units of a student."""
     return f"{student['embedding_dim']} / {student['hidden']}"
 
 
 def size_row(folder: Path, speed: dict[str, Any]) -> dict[str, Any]:
-    """What is known of the student in a folder."""
+    """Return all figures of the student in a folder."""
     record, measured = read(folder / "distillation.json"), read_measured(folder)
     student, training, rows = record["student"], record["training"], record["corpus"]["rows"]
     row: dict[str, Any] = {
@@ -81,10 +81,10 @@ def _exported(folder: Path) -> list[Path]:
 
 
 def glue_rows(folder: Path) -> list[dict[str, Any]]:
-    """A student's rows of GLUE: all training examples, the mean of the seeds that a row has."""
+    """Return a student's GLUE rows: for all training examples, averaged over seeds."""
     found = []
     measured = read(folder / "glue.json").get("rows", {})
-    # The file has them in the order in which they were measured.
+    # The file lists them in the order of measurement.
     for row, tasks in ((row, measured[row]) for row in ROWS if row in measured):
         scores = {
             task: [result["scores"]["dev"][metric] for result in tasks.get(task, []) if result["fraction"] == 1]
@@ -97,7 +97,7 @@ def glue_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def curve_rows(workdir: Path) -> list[dict[str, Any]]:
-    """Students of one size and number of steps, each of another share of the sentences."""
+    """Return students of one size and number of steps, trained on different shares of the sentences."""
     found = []
     for folder in workdir.glob("fraction-*"):
         record, measured = read(folder / "distillation.json"), read_measured(folder)
@@ -109,7 +109,7 @@ def curve_rows(workdir: Path) -> list[dict[str, Any]]:
                     "kind": "corpus size",
                     "shape": shape(record["student"]),
                     "sentences": round(sentences),
-                    # Of few sentences a batch, all of one length, holds fewer.
+                    # With few sentences, batches of one length are smaller.
                     "seen": round(sentences * record["history"][-1]["epoch"]),
                     "steps": training["max_steps"],
                     **{name: round(measured["held_out"][name], 4) for name in FIDELITY},
@@ -120,12 +120,12 @@ def curve_rows(workdir: Path) -> list[dict[str, Any]]:
 
 
 def cell(value: float | None, form: str) -> str:
-    """A figure, or nothing where it was not measured."""
+    """Format a figure; "" if it was not measured."""
     return "" if value is None else f"{value:{form}}"
 
 
 def student_cells(row: dict[str, Any]) -> list[str]:
-    """A student's line of the table of sizes."""
+    """Format a student's line in the table of sizes."""
     return [
         f"`{row['model']}` ({row['shape']})",
         f"{row['sentences_seen'] / 1e6:.1f}",
@@ -141,7 +141,7 @@ def student_cells(row: dict[str, Any]) -> list[str]:
 
 
 def teacher_cells(row: dict[str, Any]) -> list[str]:
-    """The line of one way to run the teacher, or of what else was made of it."""
+    """Format the line of a way to run the teacher, or of another model derived from it."""
     return [
         row["contender"],
         *("", "", ""),
@@ -155,14 +155,14 @@ def teacher_cells(row: dict[str, Any]) -> list[str]:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, an empty one before it; none where it has no row."""
+    """Return the lines of a table, with an empty line before it; [] if it has no rows."""
     if not rows:
         return []
     return ["", *(f"| {' | '.join(cells)} |" for cells in (columns, ("---", *["---:"] * (len(columns) - 1)), *rows))]
 
 
 def sizes_table(rows: list[dict[str, Any]], speed: dict[str, Any]) -> list[str]:
-    """The students beside what else there is of their teacher."""
+    """Make the table of students and alternatives from the same teacher."""
     teacher = [row for row in speed.get("rows", []) if row["model"] == "teacher"]
     cells = [student_cells(row) for row in rows if row["kind"] == "student"]
     cells += [teacher_cells(row) for row in sorted(teacher, key=lambda row: -row["ratio"])]
@@ -170,14 +170,14 @@ def sizes_table(rows: list[dict[str, Any]], speed: dict[str, Any]) -> list[str]:
 
 
 def glue_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Each student's rows of GLUE."""
+    """Make the table of each student's GLUE rows."""
     glue = [row for row in rows if row["kind"] == "GLUE dev" and row["row"] in GLUE_ROWS]
     cells = [(f"`{row['model']}`, {ROWS[row['row']]}", *(cell(row.get(task), ".1f") for task in TASKS)) for row in glue]
     return markdown(("GLUE dev", *TASKS), cells)
 
 
 def curve_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Students of other shares of the corpus."""
+    """Make the table of students trained on other shares of the corpus."""
     curve = [row for row in rows if row["kind"] == "corpus size"]
     cells = [
         (
@@ -191,14 +191,14 @@ def curve_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def replace_made(page: Path, lines: list[str]) -> None:
-    """Write lines between the two marks of a page."""
+    """Write lines between two marks of a page."""
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     page.write_text("\n".join([f"{before}{BEGIN}", *lines, "", f"{END}{after}"]), encoding="utf-8")
 
 
 def plot(rows: list[dict[str, Any]], speed: dict[str, Any], path: Path) -> None:
-    """What is left of the teacher over sentences a second of processor time."""
+    """Plot fidelity to the teacher against sentences per second of processor time."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
@@ -215,7 +215,7 @@ def plot(rows: list[dict[str, Any]], speed: dict[str, Any], path: Path) -> None:
         points = [(row["int8_sentences_per_cpu_second"], row[f"int8_{measure}"]) for row in students]
         axis.plot(*zip(*points, strict=True), "o-", color="#1f6f8b", label="students, int8 export")
         for number, (point, row) in enumerate(zip(points, students, strict=True)):
-            # In turn below and above the line, where neighbours would stand in each other's way.
+            # Alternately below and above the line, so that labels of neighbors don't overlap.
             place, side = ((-4, -13), "right") if number % 2 == 0 else ((4, 6), "left")
             axis.annotate(row["model"], point, xytext=place, textcoords="offset points", ha=side, fontsize=9)
         for marker, row in zip("sD^vP*X", others, strict=False):
@@ -233,7 +233,7 @@ def plot(rows: list[dict[str, Any]], speed: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Gather, write and draw."""
+    """Collect, write and plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workdir", type=Path)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""From what vectors_first.sh left in its folder to a dated result.
+"""Collect the results of vectors_first.sh in a dated file.
 
 usage: python benchmarks/headline/vectors_first.py WORKDIR TASK
 """
@@ -11,7 +11,7 @@ from table import read
 
 
 def main() -> None:
-    """Gather and write."""
+    """Collect and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workdir", type=Path)
     parser.add_argument("task")

@@ -70,7 +70,7 @@ def test_a_teacher_s_libraries_are_told_to_keep_few_kernels_before_they_are_load
         (["shards", "no-such"], 1, "sd embed --corpus"),
         (["shards", "verify", "no-such"], 1, "no folder no-such; check the name"),
         (["no-such"], 2, "No such command"),
-        (["embed", "--corpus", "hf:some/thing", "--teacher", "minilm"], 1, "can't be had from the hub"),
+        (["embed", "--corpus", "hf:some/thing", "--teacher", "minilm"], 1, "can't be loaded from the hub"),
         (["train-student", "--learning-rate", "-1"], 2, "--learning-rate"),
         (["train-student", "--clip", "0"], 2, "--clip"),
         (["eval", "--glue", "--epochs", "0"], 2, "--epochs"),
@@ -164,7 +164,7 @@ def test_the_sample_corpus_is_written_as_text(sd, tmp_path):
 def test_the_sample_corpus_replaces_a_file_only_when_asked_for(sd, tmp_path, capsys):
     (tmp_path / "wiki.txt").write_text("One's own corpus.")
     assert sd("sample", "--out", tmp_path / "wiki.txt") == 1
-    assert "wiki.txt is there already; name another file, or --overwrite replaces it" in capsys.readouterr().err
+    assert "wiki.txt already exists; name another file, or replace it with --overwrite" in capsys.readouterr().err
     assert (tmp_path / "wiki.txt").read_text() == "One's own corpus."
     assert sd("sample", "--out", tmp_path / "wiki.txt", "--overwrite") == 0
     assert len((tmp_path / "wiki.txt").read_text().splitlines()) > 9000
@@ -189,7 +189,7 @@ def stopped(shards, tmp_path):
 
 def test_a_training_that_is_interrupted_is_resumed_by_the_same_command(sd, stopped, capsys):
     arguments, out, error = stopped
-    assert "the same command resumes from there" in error.splitlines()[-1]
+    assert "run the same command again to resume" in error.splitlines()[-1]
     step = int(max(out.glob("checkpoints/step-*.pt")).stem.removeprefix("step-"))
     assert sd(*arguments) == 0
     assert f"resuming from step {step:,}\n" in capsys.readouterr().err
@@ -205,8 +205,8 @@ def test_a_stopped_training_is_not_resumed_with_other_options_and_is_no_student(
     before = contents(out)
     assert sd(*arguments, "--batch-size", "4", "--patience", "3") == 1
     assert capsys.readouterr().err.endswith(
-        f"error: {out} holds a stopped run with other options: --batch-size was 2, not 4; --patience was given, not 3; "
-        "give those of that run to resume it, or --overwrite begins again\n"
+        f"error: {out} holds a stopped run with other options: --batch-size was 2, now 4; --patience was unset, now 3; "
+        "resume it with its own options, or start over with --overwrite\n"
     )
     (tmp_path / "train.csv").write_text("text,label\n")
     for command in (
@@ -216,7 +216,7 @@ def test_a_stopped_training_is_not_resumed_with_other_options_and_is_no_student(
     ):
         assert sd(*command) == 1
         error = capsys.readouterr().err
-        assert f"error: {out} is not finished: sd train-student --resume --out {out}" in error
+        assert f"error: {out} is not finished; complete it" in error
     assert not (tmp_path / "tuned").exists()
     assert contents(out) == before
     assert sd(*arguments, "--batch-size", "64", "--max-steps", "2", "--overwrite") == 0
@@ -272,17 +272,17 @@ def test_options_come_from_a_file_and_the_command_line_wins(sd, shards, tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.yaml", "epoch: 1", "'epoch' is no option of train-student"),
+        ("a.yaml", "epoch: 1", "'epoch' is not an option of train-student"),
         ("a.yaml", "epochs: [", "can't be read"),
         ("a.yaml", "- 1", "must hold options"),
         ("a.toml", "epochs = ", "can't be read"),
-        ("a.toml", "[train]\nepochs = 1", "'train' is no option"),
+        ("a.toml", "[train]\nepochs = 1", "'train' is not an option"),
         ("a.json", "{}", ".yaml, .yml or .toml"),
         ("a.yaml", "epochs: many", "many"),
-        ("a.yaml", "max-time: soon", "'soon' is no time"),
+        ("a.yaml", "max-time: soon", "'soon' is not a time"),
         ("a.yaml", "epochs:", "epochs must be one value, not None"),
-        ("a.yaml", "epochs: 2.7", "'2.7' is no whole number"),
-        ("a.yaml", "epochs: .inf", "'inf' is no whole number"),
+        ("a.yaml", "epochs: 2.7", "'2.7' is not a whole number"),
+        ("a.yaml", "epochs: .inf", "'inf' is not a whole number"),
         ("a.yaml", "max-steps: yes", "max-steps must be one value, not True"),
         ("a.yaml", "cosine: .nan", "must be a finite number"),
         ("a.yaml", "tensorboard: 3", "tensorboard must be true or false"),
@@ -350,7 +350,7 @@ def test_beginning_again_leaves_nothing_of_the_old_student(sd, shards, tmp_path,
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(("--tensorboard",), "pip install tensorboard"), (("--held-out", "0.999999999"), "no row is left to train on")],
+    [(("--tensorboard",), "pip install tensorboard"), (("--held-out", "0.999999999"), "no rows are left to train on")],
 )
 def test_a_run_that_can_t_begin_leaves_the_student_that_it_was_to_take_the_place_of(
     sd, student_folder, shards, tmp_path, monkeypatch, capsys, options, message
@@ -386,7 +386,7 @@ def test_what_a_run_leaves_that_ended_before_its_first_checkpoint_is_trained_int
     # As --overwrite leaves a student when it is killed then.
     (out / "distillation.json").unlink()
     assert train(sd, shards, out, "--max-steps", "2") == 1
-    assert "and a run that ended early; --overwrite replaces it" in capsys.readouterr().err
+    assert "and a run that ended early; replace it with --overwrite" in capsys.readouterr().err
     assert train(sd, shards, out, "--max-steps", "2", "--overwrite") == 0
 
 

@@ -80,7 +80,7 @@ def test_tables_and_compressed_lines_are_read(encode, text_file, expected, tmp_p
 def test_what_has_no_text_gets_zeros_and_is_counted(encode, tmp_path, capsys):
     (tmp_path / "in.txt").write_bytes(b"One dog ran.\n\xff\xfe\nA cat saw it.\n")
     assert encode("--input", tmp_path / "in.txt", "--out", tmp_path / "v.parquet") == 0
-    assert "1 of 3 rows have no text and vectors of zeros (1 not UTF-8; the first: in.txt, line 2)" in (
+    assert "1 of 3 rows without text, encoded as zeros (1 not UTF-8; the first: in.txt, line 2)" in (
         capsys.readouterr().err
     )
     texts, vectors = read(tmp_path / "v.parquet")
@@ -91,7 +91,7 @@ def test_what_has_no_text_gets_zeros_and_is_counted(encode, tmp_path, capsys):
 def test_a_file_without_any_text_is_an_error_and_leaves_nothing(encode, tmp_path, capsys):
     (tmp_path / "in.json").write_text("[1,\n2]\n")
     assert encode("--input", tmp_path / "in.json", "--out", tmp_path / "v.npy") == 1
-    assert "none of the 2 rows has text" in capsys.readouterr().err
+    assert "no text in 2 rows" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in.json"]
 
 
@@ -147,7 +147,7 @@ def test_on_a_cpu_a_student_runs_in_onnx_runtime_without_pytorch_and_it_says_so(
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"encoding by {student_folder}: int8 in ONNX Runtime" in done.stderr
+    assert f"encoding with {student_folder}: int8 in ONNX Runtime" in done.stderr
     # The same program in Python, to the last bit.
     np.testing.assert_array_equal(np.load(out), Student.load(student_folder).encode(SENTENCES))
 
@@ -163,7 +163,7 @@ def test_a_student_whose_weights_do_not_fit_its_record_is_one_line(
     arguments = ("--student", folder, "--input", text_file, "--out", tmp_path / "v.npy", "--backend", backend)
     assert sd("encode", *arguments) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {folder} holds no student that can be read (its weights have another shape")
+    assert line.startswith(f"error: {folder} holds no readable student (the shapes of its weights differ")
 
 
 def test_where_onnx_runtime_does_not_run_pytorch_encodes(sd, student_folder, text_file, tmp_path, monkeypatch, capsys):
@@ -196,7 +196,7 @@ def test_the_backend_is_as_asked_and_pytorch_on_a_gpu(
     assert "float32 in PyTorch on cpu" in capsys.readouterr().err
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-6)
     assert sd(*arguments, "--backend", "onnx", "--precision", "fp32") == 2
-    assert "--precision is of PyTorch, and the backend is onnx" in capsys.readouterr().err
+    assert "--precision is an option of PyTorch; leave it out" in capsys.readouterr().err
     # Where a GPU is, auto takes PyTorch, which then finds the device.
     monkeypatch.setattr("sentence_distill.student.file_job._has_gpu", lambda: True)
     assert sd(*arguments) == 0
@@ -276,7 +276,7 @@ def test_parts_of_another_run_are_not_mixed_in(encode, text_file, tmp_path, monk
     stopped_after(encode, monkeypatch, 1, "--input", text_file, "--out", out)
     before = contents(tmp_path)
     assert encode("--input", text_file, "--out", out, "--dtype", "float16") == 1
-    assert "another run encoded: --dtype (float32 there, float16 here)" in capsys.readouterr().err
+    assert "parts of another run: --dtype (float32 there, float16 here)" in capsys.readouterr().err
     assert contents(tmp_path) == before
 
 
@@ -287,7 +287,7 @@ def test_parts_that_cannot_be_trusted_are_not_joined(encode, text_file, expected
     parts = parts_folder(out)
     (parts / "part-000001.arrow").write_bytes(b"ARROW1")
     assert encode(*arguments) == 1
-    assert "part-000001.arrow is damaged or gone" in capsys.readouterr().err
+    assert "part-000001.arrow is damaged or missing" in capsys.readouterr().err
     assert not out.exists()
     (parts / "run.json").unlink()
     assert encode(*arguments) == 0
@@ -356,9 +356,9 @@ def test_a_file_that_is_there_is_kept_unless_it_may_be_replaced(encode, text_fil
     ("arguments", "said"),
     [
         (["--input", "none.txt", "--out", "v.npy"], "none.txt"),
-        (["--input", "-", "--out", "v.npy"], "standard input goes to standard output alone"),
+        (["--input", "-", "--out", "v.npy"], "standard input can only be encoded to standard output"),
         (["--input", "-", "--input-format", "parquet"], "can't be read as Parquet"),
-        (["--input", "x.txt", "--out", "v.txt"], "say --format"),
+        (["--input", "x.txt", "--out", "v.txt"], "or set --format"),
         (["--input", "x.txt", "--format", "npy"], "name --out"),
         (["--input", "x.txt", "--out", ".", "--format", "npy", "--overwrite"], "is a folder"),
         (["--input", "x.txt", "--out", "v.npy", "--text-column", "a,b"], "one column"),
@@ -415,9 +415,9 @@ def test_columns_of_a_table_keep_their_types_and_can_be_chosen(encode, tmp_path)
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
-        ([{"text": "a", "x": 1}, {"text": "b", "x": "two"}], (), "column 'x' have no type in common"),
-        ([{"text": "a", "embedding": 1}], (), "a column 'embedding' already"),
-        ([{"text": "a", "x": 1}], ("--columns", "y"), "no column 'y', there is text, x"),
+        ([{"text": "a", "x": 1}, {"text": "b", "x": "two"}], (), "column 'x' have no common type"),
+        ([{"text": "a", "embedding": 1}], (), "already has a column 'embedding'"),
+        ([{"text": "a", "x": 1}], ("--columns", "y"), "no column 'y', only text, x"),
     ],
 )
 def test_columns_that_can_not_be_kept_are_one_line_that_says_what_to_do(encode, tmp_path, capsys, rows, options, said):

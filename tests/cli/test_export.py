@@ -63,7 +63,7 @@ def test_a_file_may_measure(sd, homeless, capsys):
 
 def test_without_sentences_an_export_is_made_and_not_measured(sd, homeless, capsys):
     assert sd("export", "distilled") == 0
-    assert "not measured: no folder gone, where the student's shards were" in capsys.readouterr().out
+    assert "not measured: the student's shards are no longer in gone" in capsys.readouterr().out
     assert (homeless / "onnx" / "model.onnx").exists()
 
 
@@ -74,7 +74,7 @@ def test_without_sentences_an_export_is_made_and_not_measured(sd, homeless, caps
         (("--float16",), 2, "--float16 goes with --format folder"),
         (("--format", "folder", "--float16", "--int8"), 2, "--int8 and --sentences go with an ONNX file"),
         (("--shards", "no-such"), 1, "no-such"),
-        (("--sentences", "no-such"), 1, "no-such is not there"),
+        (("--sentences", "no-such"), 1, "no-such does not exist"),
         (("--out", "words.txt"), 1, "is a file"),
         (("--out", "distilled"), 1, "which sd export did not write"),
     ],
@@ -117,7 +117,7 @@ def test_other_shards_under_the_recorded_name_do_not_measure(sd, homeless, argum
     Path("other.txt").write_text("\n".join(make_sentences(600, seed=9)), encoding="utf-8")
     assert sd(*arguments, "--corpus", "other.txt", "--out", "gone") == 0
     assert sd("export", "distilled") == 0
-    assert "not measured: gone is not what the student was trained on: another number" in capsys.readouterr().out
+    assert "not measured: the student was not trained on gone: the number of corpus files" in capsys.readouterr().out
     assert "agreement" not in json.loads((homeless / "onnx" / "export.json").read_text())
     assert sd("export", "distilled", "--shards", "gone") == 0
     assert "agreement" in json.loads((homeless / "onnx" / "export.json").read_text())
@@ -226,7 +226,7 @@ def test_sentences_measure_a_classifier(sd, finetuned, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("cat dog bird\n" * 3)
     for kind, line in (
         ("classes", "same label as the student in PyTorch for 100.00% of 3 sentences (text.txt); largest difference"),
-        ("scores", "largest difference to the score of the student in PyTorch, 3 sentences (text.txt): "),
+        ("scores", "largest difference from the score of the student in PyTorch, 3 sentences (text.txt): "),
     ):
         out = tmp_path / kind
         assert sd("export", finetuned / kind, "--sentences", tmp_path / "text.txt", "--out", out) == 0
@@ -261,8 +261,8 @@ def test_an_export_is_no_source_and_runs_in_the_command_of_its_kind(sd, homeless
     for command, message in (
         (("encode", "--student", "classifier", "--input", "in.txt"), "sd predict classifier --input FILE"),
         (("predict", "distilled/onnx", "--input", "in.txt"), "sd encode --student distilled/onnx --input FILE"),
-        (("predict", "classifier", "--input", "in.txt", "--device", "cuda"), "runs on the CPU and not on cuda"),
-        (("export", "classifier"), "classifier is an export already"),
+        (("predict", "classifier", "--input", "in.txt", "--device", "cuda"), "runs on the CPU, not on cuda"),
+        (("export", "classifier"), "classifier is itself an export"),
     ):
         assert sd(*command) == 1
         shown = capsys.readouterr().err
@@ -274,7 +274,7 @@ def test_a_transformer_and_half_of_a_classifier_are_refused(sd, classifier_folde
     half = shutil.copytree(finetuned / "classes", tmp_path / "half")
     (half / "head.safetensors").unlink()
     for folder, message in (
-        (classifier_folder, "is a transformer, and sd export takes students"),
+        (classifier_folder, "is a transformer, not a student"),
         (half, "sd finetune"),
     ):
         assert sd("export", folder, "--out", tmp_path / "out") == 1
@@ -289,7 +289,7 @@ def test_a_transformer_and_half_of_a_classifier_are_refused(sd, classifier_folde
     [
         ("labels.json", None, "labels.json is damaged"),
         ("labels.json", '{"0": "neg"}', "should be a list of names"),
-        ("labels.json", '["neg", "pos"]', "names 2 classes, and the model has 3"),
+        ("labels.json", '["neg", "pos"]', "names 2 classes, but the model has 3"),
         ("export.json", {"kind": "ranker"}, "Invalid enum value 'ranker'"),
         ("export.json", {"kind": "encoder"}, "kind 'encoder' with a task"),
         ("export.json", {"int8": "yes"}, "Expected `bool`, got `str`"),

@@ -82,9 +82,9 @@ def test_options_become_the_config_and_the_config_the_command(arguments, config)
         (["--rate", "nan"], "must be a finite number"),
         (["--rate", "0"], "must be above 0"),
         (["--dtype", "int8"], "must be float16 or float32"),
-        (["--layers", "x"], "'x' is no list of whole numbers such as 1,8"),
-        (["--max-time", "soon"], "'soon' is no time such as 90s, 30m or 2h"),
-        (["--words", "few"], "'few' is no whole number"),
+        (["--layers", "x"], "'x' is not a list of whole numbers such as 1,8"),
+        (["--max-time", "soon"], "'soon' is not a time such as 90s, 30m or 2h"),
+        (["--words", "few"], "'few' is not a whole number"),
     ],
 )
 def test_a_wrong_value_is_wrong_usage(arguments, message):

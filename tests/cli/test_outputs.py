@@ -31,14 +31,14 @@ def test_a_report_takes_the_place_of_a_report_and_of_nothing_else(sd, student, t
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("One's own sentences.")
     line = refused(sd, capsys, "report", student, "--out", corpus)
-    assert line == f"error: {corpus} is there already; name another file, or --overwrite replaces it"
+    assert line == f"error: {corpus} already exists; name another file, or replace it with --overwrite"
     assert corpus.read_text() == "One's own sentences."
     page = tmp_path / "page.html"
     for title in ("first", "second"):
         assert sd("report", student, "--out", page, "--title", title) == 0
     assert "<title>second</title>" in page.read_text()
     page.write_text("<!doctype html><html><head><title>My own page</title>")
-    assert "--overwrite replaces it" in refused(sd, capsys, "report", student, "--out", page)
+    assert "replace it with --overwrite" in refused(sd, capsys, "report", student, "--out", page)
     assert sd("report", student, "--out", corpus, "--overwrite") == 0
     assert "<!doctype html>" in corpus.read_text()
 
@@ -57,7 +57,7 @@ def test_figures_take_the_place_of_no_file_of_another_kind(sd, student, tmp_path
         if name != own:
             (tmp_path / name).write_text(json.dumps(content))
             line = refused(sd, capsys, "eval", student, *kind, "--json", tmp_path / name)
-            assert line.endswith(f"{tmp_path / name} is there already; name another file, or --overwrite replaces it")
+            assert line.endswith(f"{tmp_path / name} already exists; name another file, or replace it with --overwrite")
             assert json.loads((tmp_path / name).read_text()) == content
 
 
@@ -76,7 +76,7 @@ def test_a_fine_tuned_student_is_replaced_only_when_asked_and_only_whole(sd, stu
     capsys.readouterr()
     before = contents(out)
     line = refused(sd, capsys, *command, "--seed", "1")
-    assert line == f"error: {out} is there already; name another folder with --out, or --overwrite replaces it"
+    assert line == f"error: {out} already exists; name another folder with --out, or replace it with --overwrite"
     assert contents(out) == before
     assert sd(*command, "--seed", "1", "--overwrite") == 0
     assert contents(out).keys() == before.keys()
@@ -111,7 +111,7 @@ def test_a_fine_tuned_teacher_is_replaced_only_when_asked_and_another_model_neve
     command = ("finetune", teacher_folder, "--train", labelled, "--finetune-steps", "1", "--epochs", "1", "--out", out)
     assert sd(*command) == 0
     capsys.readouterr()
-    assert refused(sd, capsys, *command).endswith("or --overwrite replaces it")
+    assert refused(sd, capsys, *command).endswith("or replace it with --overwrite")
     assert sd(*command, "--overwrite") == 0
     mine = shutil.copytree(teacher_folder, tmp_path / "mine")
     before = contents(mine)
@@ -126,7 +126,7 @@ def test_a_reduced_student_is_replaced_only_when_asked_and_another_student_never
     command = ("export", student, "--shards", shards, "--dim", "8", "--format", "folder", "--out")
     assert sd(*command, out) == 0
     capsys.readouterr()
-    assert refused(sd, capsys, *command, out).endswith("or --overwrite replaces it")
+    assert refused(sd, capsys, *command, out).endswith("or replace it with --overwrite")
     assert sd("export", student, "--format", "folder", "--float16", "--out", out, "--overwrite") == 0
     assert json.loads((out / "distillation.json").read_text())["weights"] == "float16"
     before = contents(student)

@@ -159,7 +159,7 @@ def test_a_file_that_is_there_is_replaced_only_when_asked_for(sd, folder, tmp_pa
     (tmp_path / "out.jsonl").write_text("kept")
     command = ("predict", folder, "--input", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl")
     assert sd(*command) == 1
-    assert "out.jsonl is there already; name another file, or --overwrite replaces it" in capsys.readouterr().err
+    assert "out.jsonl already exists; name another file, or replace it with --overwrite" in capsys.readouterr().err
     assert (tmp_path / "out.jsonl").read_text() == "kept"
     assert sd(*command, "--overwrite") == 0
     assert [row["text"] for row in _read(tmp_path / "out.jsonl")] == ["The cat."]
@@ -181,7 +181,7 @@ def test_a_damaged_row_behind_the_first_chunk_leaves_no_file_and_one_line(folder
     command = [sys.executable, "-m", "sentence_distill.cli", "predict", folder, "--input", "in.jsonl"]
     result = subprocess.run([*command, "--out", "out.parquet"], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 1
-    assert "error: in.jsonl, line 8193 and on: " in result.stderr
+    assert "error: in.jsonl, line 8193 and after: " in result.stderr
     # In a process of its own: what a writer says when it is thrown away open would show here.
     assert "Exception ignored" not in result.stderr
     assert "Traceback" not in result.stderr
@@ -226,7 +226,7 @@ def test_names_with_spaces_are_quoted_in_the_next_command(
         (["predict", "{folder}", "--input", "mixed.jsonl", "--out", "o.parquet"], 1, "line 2: there is no column 'n'"),
         (["predict", "{folder}", "--input", "no.jsonl", "--out", "o.csv"], 1, "no.jsonl"),
         (["predict", "{folder}", "--input", "in.jsonl", "--out", "o.csv"], 1, "line 2: no column 'text', it has body"),
-        (["predict", "{folder}", "--input", "taken.jsonl", "--out", "o.csv"], 1, "a column 'prediction' already"),
+        (["predict", "{folder}", "--input", "taken.jsonl", "--out", "o.csv"], 1, "already has a column 'prediction'"),
         (["predict", "{folder}", "--input", "empty.jsonl", "--out", "o.csv"], 1, "empty.jsonl holds no row"),
         (["predict", "{folder}", "--input", "in.jsonl", "--out", "o.csv", "--text-column", "a,b"], 1, "reads 1 column"),
         (["finetune", "{student}"], 2, "give --train"),

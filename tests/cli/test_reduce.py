@@ -96,7 +96,7 @@ def test_a_fine_tuned_student_keeps_its_head_as_float16_and_is_not_reduced(
     assert list(full) == list(half)
     for options in (("--dim", "4,8"), ("--dim", "8", *FOLDER, "--out", tmp_path / "narrow")):
         assert sd("export", fine_tuned, "--shards", shards, *options) == 1
-        assert "reduce the student that it was made of" in capsys.readouterr().err
+        assert "reduce the student that it was fine-tuned from" in capsys.readouterr().err
     assert not (tmp_path / "narrow").exists()
 
 
@@ -106,13 +106,13 @@ def test_a_weight_beyond_float16_is_refused(sd, student_folder, tmp_path, capsys
     save_file({name: weight * 1e9 for name, weight in weights.items()}, folder / "model.safetensors")
     assert sd("export", folder, *FOLDER, "--float16", "--out", tmp_path / "half") == 1
     assert not (tmp_path / "half").exists()
-    assert "keep this student in float32" in capsys.readouterr().err
+    assert "keep the student in float32" in capsys.readouterr().err
 
 
 def test_few_sentences_to_measure_with_are_warned_of(sd, student_folder, tmp_path, capsys):
     (tmp_path / "few.txt").write_text("\n".join(make_sentences(100)), encoding="utf-8")
     assert sd("export", student_folder, "--dim", "8,16", "--corpus", tmp_path / "few.txt") == 0
-    assert "warning: 20 sentences measure little" in capsys.readouterr().err
+    assert "warning: 20 sentences measured, too few" in capsys.readouterr().err
 
 
 def test_other_shards_under_the_recorded_name_are_not_taken(
@@ -126,12 +126,12 @@ def test_other_shards_under_the_recorded_name_are_not_taken(
     monkeypatch.chdir(tmp_path)
     assert sd(*arguments, "--corpus", "other.txt", "--out", "shards") == 0
     assert sd("export", "student", "--dim", "8") == 1
-    assert "shards is not what the student was trained on: another number" in capsys.readouterr().err
+    assert "the student was not trained on shards: the number of corpus files" in capsys.readouterr().err
     assert sd("export", "student", "--dim", "8,16", "--shards", "shards") == 0
     # Figures over another corpus are not those that the card speaks of.
     capsys.readouterr()
     assert sd("export", "student", *FOLDER, "--shards", "shards", "--dim", "8") == 0
-    assert "shards is not what the student was trained on" in capsys.readouterr().err
+    assert "the student was not trained on shards" in capsys.readouterr().err
     made = json.loads((tmp_path / "student-8" / "distillation.json").read_text())
     assert made["metrics"] == {}
     assert made["reduction"]["teacher_rank_agreement"]
@@ -142,18 +142,18 @@ def test_other_shards_under_the_recorded_name_are_not_taken(
     ("arguments", "code", "message"),
     [
         (["no-such", "--dim", "8"], 1, "holds no student"),
-        (["{student}", "--dim", "32"], 1, "32 dimensions are no reduction of the student's 32"),
-        (["{student}", "--dim", "8,64"], 1, "64 dimensions are no reduction"),
+        (["{student}", "--dim", "32"], 1, "--dim 32 must be below the student's 32 dimensions"),
+        (["{student}", "--dim", "8,64"], 1, "--dim 64 must be below"),
         (["{student}", "--dim", "0"], 2, "must be at least 1"),
-        (["{student}", "--dim", "8,16", "--out", "x"], 2, "several numbers of dimensions are compared"),
-        (["{student}", "--dim", "8,16", "--float16", *FOLDER], 2, "several numbers of dimensions are compared"),
-        (["{student}", "--float16", *FOLDER, "--shards", "x"], 2, "writes the student as it is"),
+        (["{student}", "--dim", "8,16", "--out", "x"], 2, "several --dim are only compared"),
+        (["{student}", "--dim", "8,16", "--float16", *FOLDER], 2, "several --dim are only compared"),
+        (["{student}", "--float16", *FOLDER, "--shards", "x"], 2, "--float16 alone does not read --shards"),
         (["{student}", "--float16", *FOLDER, "--out", "{student}"], 1, "which sd export did not write"),
         (["no-such", "--float16", *FOLDER], 1, "holds no student"),
         (["{student}", "--dim", "8", "--shards", "no-such"], 1, "no-such"),
         (["{student}", "--dim", "8", "--corpus", "no-such.txt"], 1, "no-such.txt"),
-        (["{student}", "--dim", "8", "--corpus", "short.txt"], 1, "too few to reduce by"),
-        (["{student}", "--dim", "8", "--corpus", "few.txt"], 1, "24 sentences to reduce by are too few"),
+        (["{student}", "--dim", "8", "--corpus", "short.txt"], 1, "too few to fit a reduction"),
+        (["{student}", "--dim", "8", "--corpus", "few.txt"], 1, "24 sentences to fit a reduction on"),
         (["{student}", "--dim", "8", "--shards", "x", "--corpus", "y"], 2, "give one of them"),
         (["{student}", "--corpus", "few.txt"], 2, "--corpus goes with --dim"),
         (["{student}", "--dim", "8", *FOLDER, "--out", "{student}"], 1, "which sd export did not write"),

@@ -73,7 +73,7 @@ def test_a_second_signal_ends_a_command_at_once_and_without_a_traceback(tmp_path
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     assert process.stderr.readline() == "AT WORK\n"
     process.send_signal(signal.SIGINT)
-    assert process.stderr.readline() == "stopping; another signal ends it at once\n"
+    assert process.stderr.readline() == "stopping; send the signal again to stop immediately\n"
     assert process.stderr.readline() == "CLEANING\n"
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
@@ -89,8 +89,8 @@ def test_a_training_says_at_once_what_it_finishes_when_it_is_stopped(shards, tmp
     wait_for(lambda: any(out.glob("checkpoints/step-*.pt")) or process.poll() is not None)
     process.send_signal(signal.SIGTERM)
     *_, told, last = process.communicate()[1].splitlines()
-    assert told == "stopping: the step under way and a checkpoint are finished first; again to end at once"
-    assert "the same command resumes from there" in last
+    assert told == "stopping after this step and a checkpoint; send the signal again to stop immediately"
+    assert "run the same command again to resume" in last
     assert not (out / ".lock").exists()
 
 

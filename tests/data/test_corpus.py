@@ -291,7 +291,7 @@ def test_a_long_row_of_csv_is_read(tmp_path):
     ("kind", "row", "message"),
     [
         ("csv", '2,"two', "line 3: a cell of over 1,000 characters; is a quote there never closed?"),
-        ("tsv", f"2\t{'two' * 1000}", "line 3: over 1,000 characters; does it lack line ends?"),
+        ("tsv", f"2\t{'two' * 1000}", "line 3: over 1,000 characters; are line ends missing?"),
     ],
 )
 def test_an_endless_row_is_an_error_that_says_what_may_be_wrong(tmp_path, monkeypatch, kind, row, message):
@@ -389,7 +389,7 @@ def test_fsspec_urls_are_read(tmp_path):
 @pytest.mark.parametrize("name", ["missing.txt", "empty", "none-*.txt"])
 def test_a_place_without_a_file_is_an_error(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"is not there, or holds no file"):
+    with pytest.raises(UserError, match=r"does not exist, or holds no file"):
         Corpus.open([str(tmp_path / name)])
 
 
@@ -444,7 +444,7 @@ def test_a_run_s_own_files_in_an_object_store_are_no_corpus(tmp_path):
 
 
 class OfAStore(Exception):
-    """What a store's client raises is no OSError: no credentials, a server that drops the connection."""
+    """Clients of stores raise errors that are no OSError: missing credentials, a dropped connection."""
 
 
 @pytest.mark.parametrize("suffix", COMPRESSORS)

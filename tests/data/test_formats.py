@@ -134,7 +134,7 @@ def _zip():
         ("a.bin", bytes(range(256)) * 4, "a binary file"),
         ("a.txt", "Text of another encoding.\n".encode("utf-16-le"), "UTF-16LE, not UTF-8"),
         ("a.csv", "text\nOf another encoding.\n".encode("utf-16-be"), "UTF-16BE, not UTF-8"),
-        ("a.parquet", b"no table", "is named as parquet, and is none"),
+        ("a.parquet", b"no table", "has the suffix of parquet but another content"),
     ],
 )
 def test_what_is_no_text_is_refused_by_what_it_is(tmp_path, name, content, what):
@@ -268,7 +268,7 @@ def test_a_clone_of_a_dataset_is_its_data_files_and_it_says_what_was_left_out(tm
     said = []
     corpus = Corpus.open([str(tmp_path)], log=said.append)
     assert [source.name for source in corpus.sources] == ["data/more.txt", "data/train-00000.parquet"]
-    assert said == [f"left out of {tmp_path}, since it is no data: LICENSE and 4 more"]
+    assert said == [f"skipped in {tmp_path}, not data: LICENSE and 4 more"]
 
 
 def test_shards_inside_a_folder_of_text_make_it_no_folder_of_tables(tmp_path):

@@ -58,9 +58,9 @@ def test_csv_keeps_line_ends_inside_a_cell(tmp_path, end):
 
 @pytest.mark.parametrize("cell", ["a\tb", "a\nb", "a\rb"])
 def test_tsv_refuses_what_would_part_a_cell(tmp_path, cell):
-    with pytest.raises(UserError, match=r"^row 2: a cell holds a tab or a line end, .* write .csv or .jsonl$"):
+    with pytest.raises(UserError, match=r"^row 2: a tab or line end in a cell, .* write .csv or .jsonl$"):
         _write(tmp_path / "a.tsv", "tsv", [{"text": "x"}, {"text": cell}])
-    with pytest.raises(UserError, match=r"^row 1: a cell holds a tab"):
+    with pytest.raises(UserError, match=r"^row 1: a tab or line end in a cell"):
         _write(tmp_path / "a.tsv", "tsv", [{cell: "x"}])
 
 
@@ -73,7 +73,7 @@ def test_a_cell_as_long_as_a_line_may_be_is_read(tmp_path):
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
 @pytest.mark.parametrize(("cell", "name"), [([], "a list"), ([1, "x"], "a list"), ({"b": 1}, "an object")])
 def test_lists_and_objects_are_no_cells(tmp_path, kind, cell, name):
-    with pytest.raises(UserError, match=rf"^row 2: a column holds {name}, which a cell can't; write \.jsonl$"):
+    with pytest.raises(UserError, match=rf"^row 2: a column holds {name}, which a cell can't hold; write \.jsonl$"):
         _write(tmp_path / f"a.{kind}", kind, [{"a": None}, {"a": cell}])
 
 
@@ -100,7 +100,7 @@ def test_json_lines_keep_rows_of_other_columns(tmp_path):
     [({"a": 1}, {"a": 1, "b": 2}), ([{"a": 1}], [{"a": 1, "b": 2}]), (1, "one"), (1, 1.5), (1, 2**63), (1, {})],
 )
 def test_parquet_refuses_later_rows_that_its_types_can_t_hold(tmp_path, first, second):
-    with pytest.raises(UserError, match=r"^row 2 and on: .* write .jsonl instead$"):
+    with pytest.raises(UserError, match=r"^row 2 and after: .* write .jsonl instead$"):
         _write(tmp_path / "a.parquet", "parquet", [{"x": first}], [{"x": second}])
 
 
@@ -129,15 +129,15 @@ def test_a_table_s_types_are_those_of_the_file_that_its_rows_are_from(tmp_path):
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
 def test_text_that_is_not_unicode_is_named_with_its_row(tmp_path, kind):
-    with pytest.raises(UserError, match=r"^row 2: what column 'a' holds is not Unicode; correct that row$"):
+    with pytest.raises(UserError, match=r"^row 2: column 'a' holds invalid Unicode; correct that row$"):
         _write(tmp_path / f"a.{kind}", kind, [{"a": "x"}, {"a": "\ud800"}])
-    with pytest.raises(UserError, match=r"^row 1: what column .* holds is not Unicode; correct that row$"):
+    with pytest.raises(UserError, match=r"^row 1: column .* holds invalid Unicode; correct that row$"):
         _write(tmp_path / f"a.{kind}", kind, [{"\ud800": "x"}])
 
 
 def test_text_inside_a_list_that_is_not_unicode_is_named_too(tmp_path):
     for kind in ("jsonl", "parquet"):
-        with pytest.raises(UserError, match=r"^row 1: what column 'a' holds is not Unicode"):
+        with pytest.raises(UserError, match=r"^row 1: column 'a' holds invalid Unicode"):
             _write(tmp_path / f"a.{kind}", kind, [{"a": [{"b": "\udfff"}]}])
 
 
@@ -161,7 +161,7 @@ def _arrow(path, column):
 
 def test_a_value_that_python_has_not_is_named_with_its_place(tmp_path):
     path = _arrow(tmp_path / "a.arrow", pa.array([2**60], pa.timestamp("s")))
-    with pytest.raises(UserError, match=r"^a.arrow, row 1 and on: a value can't be read \(.*\)$"):
+    with pytest.raises(UserError, match=r"^a.arrow, row 1 and after: a value can't be read \(.*\)$"):
         _rows(path)
 
 
@@ -176,6 +176,6 @@ def test_text_of_a_table_that_is_not_utf8_costs_its_row_only(tmp_path):
 def test_a_type_that_parquet_has_not_is_refused(tmp_path):
     column = pa.array([None], pa.month_day_nano_interval())
     row = Row("row 1", {"x": None}, pa.schema([("x", column.type)]))
-    message = pytest.raises(UserError, match=r"^row 1 and on: .* write .jsonl instead$")
+    message = pytest.raises(UserError, match=r"^row 1 and after: .* write .jsonl instead$")
     with (tmp_path / "a.parquet").open("wb") as file, message, open_writer(file, "parquet") as writer:
         writer.write([row])

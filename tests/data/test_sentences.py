@@ -92,7 +92,7 @@ def test_spans_of_two_to_eight_words_come_after_a_share_of_the_sentences():
 
 
 def test_spans_of_pairs_are_refused():
-    with pytest.raises(UserError, match="--spans goes with single sentences"):
+    with pytest.raises(UserError, match="--spans works on single sentences"):
         SentenceRules(pairs=True, spans=0.5)
 
 

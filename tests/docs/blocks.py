@@ -87,7 +87,7 @@ def words(line: str) -> list[str]:
 
 
 def needs_a_shell(line: str) -> bool:
-    """Whether a command is more than words: a pipe, a redirection, a pattern, a variable."""
+    """Return True if a command is more than words: a pipe, a redirection, a pattern, a variable."""
     bare = re.sub(r"'[^']*'|\"[^\"$]*\"|#.*", "", line)
     return bool(re.search(r"[|&;<>$`()*?~\n]", bare)) or bool(re.match(r"\w+=", bare))
 

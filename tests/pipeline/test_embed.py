@@ -128,7 +128,7 @@ def test_sentences_with_too_many_tokens_are_rejected(sd, arguments, tmp_path):
 
 def test_more_tokens_than_the_teacher_has_positions_for_are_refused(sd, arguments, tmp_path, capsys):
     assert sd(*arguments, "--max-tokens", "159", "--out", tmp_path / "out") == 1
-    assert "takes 158 at most" in capsys.readouterr().err
+    assert "reads at most 158" in capsys.readouterr().err
 
 
 def test_vectors_that_are_not_finite_are_rejected(sd, arguments, tmp_path, monkeypatch):
@@ -210,7 +210,7 @@ def test_files_of_others_under_a_run_s_names_are_refused_and_left_alone(sd, argu
     left.write_text("")
     for options in ([], ["--plan-only"], ["--slice", "1/2"]):
         assert sd(*arguments, "--out", tmp_path / "out", *options) == 1
-        assert f"{other} is there already and belongs to no run" in capsys.readouterr().err.splitlines()[-1]
+        assert f"{other} already exists and belongs to no run" in capsys.readouterr().err.splitlines()[-1]
     assert other.read_text() == "{}"
     assert left.exists()
     assert not (tmp_path / "out" / "plan.arrow").exists()
@@ -283,7 +283,7 @@ def test_python_does_what_the_command_does(shards, teacher_folder, corpus_file, 
 
 
 def test_python_is_told_of_an_option_that_is_none():
-    with pytest.raises(TypeError, match="'shard_row' is no option of EmbedConfig"):
+    with pytest.raises(TypeError, match="'shard_row' is not an option of EmbedConfig"):
         sentence_distill.embed(corpus="wiki.txt", shard_row=5)
     with pytest.raises(UserError, match="name a corpus"):
         sentence_distill.embed()

@@ -1,4 +1,4 @@
-"""What may happen to a long run, done to a short one: kills, signals, full disks, unreadable files, damage."""
+"""Faults of long runs, injected into short ones: kills, signals, full disks, unreadable files, damage."""
 
 import errno
 import io
@@ -118,7 +118,7 @@ def test_a_signal_ends_the_run_with_what_is_embedded_written(arguments, tmp_path
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode == 1
-    assert said.splitlines()[-1].startswith("error: stopped; what ")
+    assert said.splitlines()[-1].startswith("error: stopped; ")
     assert "Traceback" not in said
     assert not list(out.rglob("*.incomplete"))
     for folder in (out, tmp_path / "alone"):
@@ -298,7 +298,7 @@ def test_many_vectors_that_are_not_finite_stop_the_run(arguments, tmp_path, monk
 
     monkeypatch.setattr(Teacher, "launch", broken)
     assert run_sd(*arguments, "--out", tmp_path / "out") == 1
-    assert "4 of 201 vectors in slice 0" in capsys.readouterr().err
+    assert "4 of 201 vectors of the teacher in slice 0" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("shard-*.json"))
 
 
@@ -312,7 +312,7 @@ def test_lines_of_rejected_sentences_that_were_lost_before_the_folder_was_closed
     manifest["files"]["rejected.jsonl"] = file_hash(rejected)
     (folder / "manifest.json").write_bytes(files.dump_json(manifest))
     problems = verify_folder(folder, lambda n: None)
-    assert problems == ["rejected.jsonl has other lines of shard-00004.arrow than its sidecar says"]
+    assert problems == ["rejected.jsonl has other lines for shard-00004.arrow than its sidecar says"]
     assert sd(*arguments, "--out", folder) == 0
     assert contents(folder) == contents(shards)
 
@@ -324,4 +324,4 @@ def test_totals_that_do_not_add_up_are_found(shards, tmp_path):
     (folder / "manifest.json").write_bytes(files.dump_json(manifest))
     problems = verify_folder(folder, lambda n: None)
     assert "manifest.json has other totals than its shards add up to" in problems
-    assert "manifest.json has another number of records than the plan" in problems
+    assert "manifest.json has a different number of records than the plan" in problems

@@ -53,5 +53,5 @@ def test_a_store_that_takes_no_file_is_an_error_with_its_reason_in_one_line(monk
 
     path = UPath("memory://shards/manifest.json")
     monkeypatch.setattr(type(path.fs), "put_file", fail)
-    with pytest.raises(UserError, match=r"shards/manifest\.json can't be written: Access Denied Request 7; see to"):
+    with pytest.raises(UserError, match=r"shards/manifest\.json can't be written: Access Denied Request 7; check"):
         write_atomically(path, b"figures")

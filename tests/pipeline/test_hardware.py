@@ -1,4 +1,4 @@
-"""What a machine computes is found out by trying; both answers are tested on every machine."""
+"""Probing what a machine can compute; both outcomes are tested on every machine."""
 
 import pytest
 import torch

@@ -361,7 +361,7 @@ def test_a_reader_of_logits_refuses_what_holds_none(logits_folder, shards, tmp_p
 def test_logits_without_their_text_are_refused_by_their_reader(sd, classifier_folder, corpus_file, tmp_path):
     command = ("embed", "--corpus", corpus_file, "--teacher", classifier_folder, "--no-text")
     assert sd(*command, "--out", tmp_path / "out") == 0
-    with pytest.raises(UserError, match="keeps no text"):
+    with pytest.raises(UserError, match="has no text"):
         read_logits(tmp_path / "out")
 
 

@@ -55,8 +55,8 @@ def unreadable(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.write_bytes(b""), "there is no text in there"),
-        (lambda path: path.write_bytes(b"\n \n\t\n"), "there is no text in there"),
+        (lambda path: path.write_bytes(b""), "no text found"),
+        (lambda path: path.write_bytes(b"\n \n\t\n"), "no text found"),
         (
             lambda path: path.write_bytes(b"Too short.\n" * 3),
             "of 3 records and sentences 3 are rejected as 'too few words'",
@@ -65,11 +65,11 @@ def unreadable(path: Path) -> None:
             lambda path: path.write_text(SENTENCE, encoding="utf-16"),
             "corpus is UTF-16, not UTF-8; convert it first: iconv",
         ),
-        (lambda path: path.mkdir(), "is not there, or holds no file"),
-        (lambda path: None, "is not there, or holds no file"),
+        (lambda path: path.mkdir(), "does not exist, or holds no file"),
+        (lambda path: None, "does not exist, or holds no file"),
         (lambda path: path.write_bytes(gzip.compress(SENTENCE.encode() * 99)[:-20]), "can't be read to its end"),
         (unreadable, "can't be opened"),
-        (lambda path: path.symlink_to(path), "is not there, or holds no file"),
+        (lambda path: path.symlink_to(path), "does not exist, or holds no file"),
     ],
     ids=[
         "empty file",
@@ -95,7 +95,7 @@ def test_a_corpus_that_can_not_be_used_is_one_line_of_error(teacher_folder, tmp_
 def test_a_file_s_name_that_is_not_utf8_is_an_error_before_anything_else(tmp_path, capsys):
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text(SENTENCE)
     assert run_sd("embed", "--corpus", tmp_path, "--teacher", "no-such", "--out", tmp_path / "out") == 1
-    message = r"the name of the corpus's file 'caf\udce9.txt' is not UTF-8; rename it"
+    message = r"the file name 'caf\udce9.txt' in the corpus is not UTF-8; rename it"
     assert capsys.readouterr().err == f"error: {message}\n"
     with pytest.raises(UserError, match="is not UTF-8; rename it"):
         text_fingerprint(Corpus.open([str(tmp_path)]), SentenceRules(), shard_rows=100)

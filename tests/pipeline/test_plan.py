@@ -61,10 +61,10 @@ def test_a_plan_comes_back_from_disk_as_it_was(tmp_path):
 
 def test_a_corpus_without_a_usable_sentence_is_an_error(tmp_path):
     (tmp_path / "a.txt").write_text("1\n2\n")
-    with pytest.raises(UserError, match=r"no sentence that can be used: of 2 .* 2 are rejected as 'too few words'"):
+    with pytest.raises(UserError, match=r"no usable sentence: of 2 .* 2 are rejected as 'too few words'"):
         plan_of(tmp_path / "a.txt", 10)
     (tmp_path / "a.jsonl").write_text(json.dumps({"data": [{"text": "The red cat ran."}] * 9}, indent=1))
-    with pytest.raises(UserError, match=r"a\.jsonl, line 1 begins a JSON object that does not end there; .*jq"):
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1 begins a JSON object that continues on the next line; .*jq"):
         plan_of(tmp_path / "a.jsonl", 10)
 
 

@@ -41,7 +41,7 @@ def test_a_hub_dataset_is_streamed_once_and_kept(tmp_path, monkeypatch):
     assert texts(path, text_column="body") == ["A line of the hub.", "Größer."]
     pairs = copy_hub_dataset("some/corpus:en", "body,more", tmp_path / "copy")
     assert texts(pairs, text_column="body,more") == ["A line of the hub.\tOne.", "Größer.\tTwo."]
-    with pytest.raises(UserError, match=r"no column 'none' but body, more, id"):
+    with pytest.raises(UserError, match=r"no column 'none', only body, more, id"):
         copy_hub_dataset("some/corpus:en", "body,none", tmp_path / "copy")
     again = pytest.fail
     monkeypatch.setattr(embed, "ask_hub", lambda question: again("the hub was asked again"))

@@ -52,7 +52,7 @@ def test_a_merge_refuses_lists_of_rejected_sentences_that_are_lost_and_the_job_m
         damage()
         capsys.readouterr()
         assert sd("shards", "merge", out) == 1
-        assert f"has lost {lost.name}, or it is damaged" in capsys.readouterr().err
+        assert f"{lost} is missing or damaged" in capsys.readouterr().err
         assert not {"manifest.json", "rejected.jsonl"} & contents(out).keys()
         assert sd(*arguments, "--out", out, "--slice", "2/2") == 0
         assert lost.exists()
@@ -93,7 +93,7 @@ def test_more_shares_than_slices_leave_some_with_nothing_to_do(sd, arguments, sh
 @pytest.mark.parametrize("share", ["0/3", "4/3", "1", "a/b", "1/0"])
 def test_a_share_that_is_none_is_wrong_usage(sd, arguments, tmp_path, share, capsys):
     assert sd(*arguments, "--out", tmp_path / "out", "--slice", share) == 2
-    assert "no share" in capsys.readouterr().err
+    assert "not a share" in capsys.readouterr().err
 
 
 def test_a_share_is_refused_beside_a_whole_run_and_beside_itself_but_not_beside_another(
@@ -158,8 +158,8 @@ def damaged(folder, damage):
     ("damage", "message"),
     [
         ("no shard", "lacks 1 of 5 shards, the first is shard-00003.arrow"),
-        ("other plan", "its plan is not that of its shards"),
-        ("other tokenizer", "tokenizer.json is not that of its shards"),
+        ("other plan", "its plan does not belong to its shards"),
+        ("other tokenizer", "tokenizer.json does not belong to its shards"),
     ],
 )
 def test_a_merge_of_what_does_not_belong_together_is_refused(sd, shards, tmp_path, damage, message, capsys):
@@ -215,7 +215,7 @@ def test_a_device_of_another_kind_is_refused_before_the_teacher_is_loaded(
 ):
     assert sd(*arguments, "--out", tmp_path / "out", option, name) == 1
     *before, line = capsys.readouterr().err.strip().splitlines()
-    assert "is none of auto, cpu, cuda and cuda:N" in line
+    assert "is not one of auto, cpu, cuda and cuda:N" in line
     assert not any(said.startswith("teacher ") for said in before)
 
 
@@ -269,7 +269,7 @@ def test_a_bucket_that_is_not_there_is_said_before_anything_is_read(sd, argument
 @pytest.mark.parametrize("url", ["sftp://host/shards", "http://host/shards"])
 def test_a_store_that_shows_half_written_files_is_refused(sd, arguments, url, capsys):
     assert sd(*arguments, "--out", url) == 1
-    assert "puts files atomically" in capsys.readouterr().err
+    assert "writes files atomically" in capsys.readouterr().err
 
 
 def ray_workers() -> list[int]:
@@ -314,7 +314,7 @@ def test_ray_replaces_a_worker_that_is_killed_and_leaves_the_bytes_of_the_local_
 
 @pytest.mark.parametrize("nodes", [[], [{"memory": 1e9}], [{"CPU": 0.5}]])
 def test_a_ray_cluster_without_a_node_that_computes_is_said_so(nodes):
-    with pytest.raises(UserError, match="no node with a CPU or GPU yet; see ray status"):
+    with pytest.raises(UserError, match="no node with a CPU or GPU yet; start one"):
         _room(nodes, None)
 
 

@@ -436,7 +436,7 @@ def test_a_students_teacher_is_read_again_as_it_was(teacher_folder, corpus_file,
     assert found.shape == expected.shape
     assert cosines.min() > 0.99
     edit(folder / "config_sentence_transformers.json", default_prompt_name=None)
-    with pytest.raises(UserError, match=r"read otherwise.*prompt"):
+    with pytest.raises(UserError, match=r"has changed since the student was distilled.*prompt"):
         open_teacher(distillation, str(folder), "teacher")
 
 
@@ -444,9 +444,9 @@ def test_sentences_longer_than_the_teacher_reads_are_rejected(folder, corpus_fil
     edit(folder / "sentence_bert_config.json", max_seq_length=10)
     arguments = ("embed", "--corpus", corpus_file, "--teacher", folder, "--out", tmp_path / "out")
     assert sd(*arguments) == 0
-    assert "reads 8 tokens of a sentence; longer ones are rejected" in capsys.readouterr().err
+    assert "reads at most 8 tokens; longer sentences are rejected" in capsys.readouterr().err
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["fingerprint"]["max_tokens"] == 8
     assert manifest["totals"]["rejected"]["too many tokens"] > 0
     assert sd(*arguments[:-1], tmp_path / "other", "--max-tokens", "9") == 1
-    assert "this teacher takes 8 at most" in capsys.readouterr().err
+    assert "this teacher reads at most 8" in capsys.readouterr().err

@@ -115,7 +115,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
     checkpoints.wait()
     newest = checkpoints.folder / "step-0000000002.pt"
     newest.write_bytes(newest.read_bytes()[:500])
-    with pytest.raises(UserError, match=r"step-0000000002\.pt is damaged.*remove it to resume from the one before"):
+    with pytest.raises(UserError, match=r"step-0000000002\.pt is damaged.*remove it to resume from the previous one"):
         checkpoints.newest()
     newest.unlink()
     assert checkpoints.newest()["step"] == 1

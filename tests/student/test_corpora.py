@@ -125,7 +125,7 @@ def test_training_validates_by_corpus_and_every_page_shows_it(sd, mixed, tmp_pat
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("chat", "no corpus with its weight"), ("chat=x", "as in chat.txt=3"), ("chat=-1", "chat=-1"), ("=2", "'=2'")],
+    [("chat", "not a corpus with a weight"), ("chat=x", "as in chat.txt=3"), ("chat=-1", "chat=-1"), ("=2", "'=2'")],
 )
 def test_what_is_no_weight_is_refused(sd, mixed, tmp_path, capsys, given, message):
     assert sd("train-student", "--shards", mixed, "--out", tmp_path / "student", "--corpus", given) == 2
@@ -148,7 +148,7 @@ def test_the_same_files_under_other_corpora_are_another_run(sd, mixed, teacher_f
     options = ("--teacher", teacher_folder, "--out", mixed, "--shard-rows", "128")
     corpora = ("--corpus", home / "wiki.txt", "--corpus", home / "chat" / "1.txt", "--corpus", home / "chat" / "2.txt")
     assert sd("embed", *corpora, *options) == 1
-    assert "the same files, named by other --corpus" in capsys.readouterr().err
+    assert "other --corpus options for the same files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `sd eval` finds from anywhere, and what of its figures stays."""
+"""Files that `sd eval` finds from any folder, and figures that it keeps."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def test_nothing_measured_leaves_the_figures_and_is_no_success(sd, home, capsys)
     assert sd("eval", home / "distilled") == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: nothing could be measured, and nothing was written (")
-    assert f"no folder {home / 'shards'}, where the student's shards were; name them with --shards" in line
+    assert f"the student's shards are no longer in {home / 'shards'}; name their folder with --shards" in line
     assert contents(home / "distilled") == before
 
 

@@ -199,7 +199,7 @@ def test_a_submission_holds_what_can_be_predicted_and_names_the_rest(sd, student
     with zipfile.ZipFile(tmp_path / "submission" / "submission.zip") as archive:
         assert archive.namelist() == ["SST-2.tsv"]
         assert archive.read("SST-2.tsv") == b"index\tprediction\n0\t1\n1\t0\n"
-    assert "refuses it without CoLA" in capsys.readouterr().out
+    assert "rejects it without CoLA" in capsys.readouterr().out
 
 
 def test_without_data_the_ways_to_it_are_named(sd, student_folder, capsys):
@@ -211,7 +211,7 @@ def test_a_damaged_file_of_figures_is_not_overwritten(sd, student_folder, glue_d
     out = tmp_path / "glue.json"
     out.write_text("{")
     assert sd("eval", "--glue", student_folder, "--glue-dir", glue_dir, "--json", out) == 1
-    assert f"{out} is there already" in capsys.readouterr().err
+    assert f"{out} already exists" in capsys.readouterr().err
     assert out.read_text() == "{"
 
 
@@ -397,5 +397,5 @@ def test_word_embeddings_of_another_teacher_are_refused(student_folder):
     record = load_distillation(student_folder)
     assert initial_words(record, student_folder).shape[0] == record["student"]["vocabulary"]
     record["teacher"]["teacher_weights"] = ["another"]
-    with pytest.raises(UserError, match="words of another teacher"):
+    with pytest.raises(UserError, match="word embeddings of another teacher"):
         initial_words(record, student_folder)

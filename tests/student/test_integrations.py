@@ -158,7 +158,7 @@ def test_a_pipeline_gives_data_frames_on_request(student_folder):
     ],
 )
 def test_a_table_is_refused_and_its_headers_are_not_encoded(student, texts):
-    with pytest.raises(UserError, match='name the column, as in table\\["text"'):
+    with pytest.raises(UserError, match='select the column as in table\\["text"'):
         student.transform(texts)
 
 

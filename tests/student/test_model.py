@@ -116,7 +116,7 @@ def test_where_onnx_runtime_does_not_run_pytorch_does_and_says_so(student_folder
         monkeypatch.setattr(OnnxEncoder, "__init__", refused)
     student = Student.load(student_folder)
     assert student.backend == "torch"
-    assert "PyTorch does" in caplog.text
+    assert "using PyTorch" in caplog.text
     assert student.encode(SENTENCES[:3]).shape == (3, student.dim)
     with pytest.raises(UserError, match="use the backend torch"):
         Student.load(student_folder, backend="onnx")

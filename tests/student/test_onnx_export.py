@@ -30,7 +30,7 @@ def exported(student, folder, *, int8=False):
 
 
 def sentences(count=50):
-    """Of 0 to 20 words, and one that is longer than a student reads."""
+    """Sentences of 0 to 20 words, and one that is longer than a student reads."""
     rng = np.random.default_rng(0)
     return [" ".join(rng.choice(WORDS, number % 21)) for number in range(count)] + [" ".join(WORDS * 10)]
 

@@ -115,12 +115,12 @@ def test_other_commands_take_it_by_its_name_and_leave_its_folder_alone(sd, tmp_p
     )
     assert sd("finetune", SMALL, "--train", "train.csv", "--epochs", "1", "--out", "tuned") == 0
     assert sd("export", SMALL) == 2
-    assert "name one for its export" in capsys.readouterr().err
+    assert "name a folder for its export" in capsys.readouterr().err
     for command in (["eval", "--glue", SMALL], ["report", SMALL], ["push", SMALL, "me/x", "--dry-run"]):
         assert sd(*command) == 1
-        assert f"copy it to a folder of yours: sd export {SMALL} --format folder" in capsys.readouterr().err
+        assert f"copy it to your own folder: sd export {SMALL} --format folder" in capsys.readouterr().err
     assert sd("eval", SMALL) == 1
-    assert f"{SMALL}: none is the folder of a student of yours" in capsys.readouterr().err
+    assert f"{SMALL}: there is no folder of a local student" in capsys.readouterr().err
     assert sd("export", SMALL, "--dim", "64,128") == 1
     assert "name text with --corpus" in capsys.readouterr().err
     assert contents(FOLDER) == before

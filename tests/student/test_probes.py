@@ -158,8 +158,8 @@ def test_senteval_s_files_are_read_with_their_splits(senteval):
         ("TREC/TREC_10.label", "What is it?\n", "LOC:city"),
         ("MRPC/msr_paraphrase_test.txt", "a\tb\n1\t2\n", "Quality"),
         ("MR/rt-polarity.neg", "\n", "is empty"),
-        ("CR/custrev.pos", "Only one.\n", "only 1 to train on"),
-        ("TREC/train_5500.label", "LOC:city Where is it?\nNUM:count How many?\n", "only 1 to train on"),
+        ("CR/custrev.pos", "Only one.\n", "only 1 training example"),
+        ("TREC/train_5500.label", "LOC:city Where is it?\nNUM:count How many?\n", "only 1 training example"),
     ],
 )
 def test_a_file_of_another_form_is_named(senteval, name, content, message):
@@ -212,7 +212,7 @@ def test_text_and_folders_that_hold_nothing_to_measure_are_refused(sd, student_f
     text.write_text("One two three four.\nFive six seven eight.\n")
     (tmp_path / "none").mkdir()
     for option, place, message in (
-        ("--word-order", text, "holds no sentence that a rule fits"),
+        ("--word-order", text, "holds too few sentences that a rule fits"),
         ("--transfer", tmp_path / "none", "holds none of MR, CR"),
         ("--transfer", text, "is no folder"),
     ):

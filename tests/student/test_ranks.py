@@ -50,7 +50,7 @@ def test_two_processes_follow_the_curve_of_one_and_one_of_them_writes(options, a
     out = tmp_path / "two"
     done = launch(launcher, *options, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert "2 process(es)" in done.stderr
+    assert "2 processes" in done.stderr
     assert done.stdout.count("student with held-out cosine") == 1
     assert sorted(path.name for path in out.rglob("*")) == sorted(path.name for path in alone.rglob("*"))
     for (*found_at, loss, cosine), (*expected_at, expected, expected_cosine) in zip(
@@ -97,5 +97,5 @@ def test_a_process_that_dies_or_is_told_to_stop_ends_the_run_with_a_checkpoint_t
     wait_for(lambda: curve(out)[-1][1] > step + 100 or resumed.poll() is not None)
     resumed.send_signal(signal.SIGINT)
     _, error = resumed.communicate()
-    assert "resumes from there" in error
+    assert "run the same command again to resume" in error
     assert [at for kind, at, *_ in curve(out) if kind == "train"] == list(range(50, curve(out)[-1][1] + 1, 50))

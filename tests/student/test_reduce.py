@@ -51,7 +51,7 @@ def test_the_length_that_is_kept_is_of_the_measured_vectors(student, sample, dir
 
 
 def test_fewer_sentences_than_dimensions_are_refused_with_both_numbers(student, sample):
-    with pytest.raises(UserError, match=r"^31 sentences to reduce by are too few.* needs 32, besides"):
+    with pytest.raises(UserError, match=r"^31 sentences to fit a reduction on.* needs at least 32, not counting"):
         find_directions(student, sample.fit.take(np.arange(31)))
     assert find_directions(student, sample.fit.take(np.arange(32))).shape == (32, 32)
 

@@ -183,7 +183,7 @@ def test_a_damaged_file_is_an_error_of_one_line_that_names_it(sd, student, capsy
 def test_figures_of_an_earlier_version_are_refused_by_name(sd, student, capsys):
     write_glue(student, {"distilled": {"CoLA": {"task": "CoLA", "scores": {"dev": {"matthews": 0.1}}}}})
     assert sd("report", student, "--out", student / "report.html") == 1
-    assert f"{student / 'glue.json'} is damaged or of another version" in capsys.readouterr().err
+    assert f"{student / 'glue.json'} is damaged or from another version" in capsys.readouterr().err
 
 
 def test_several_seeds_become_mean_and_deviation_and_the_best_student_is_marked(sd, student):
@@ -316,7 +316,7 @@ def test_commands_are_shown_as_they_were_given(sd, student, shards, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--note", "QQP"), 2, "no TASK=TEXT"),
+        (("--note", "QQP"), 2, "not TASK=TEXT"),
         (("--note", "ABC=text"), 2, "one of CoLA"),
         (("--out", "no-such/report.html"), 1, "there is no folder no-such"),
     ],

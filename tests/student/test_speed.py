@@ -110,7 +110,7 @@ def test_sentences_are_spread_over_the_shards(shards):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "is not there"), (b" \n\n", "holds no sentence"), (b"\xff\xfe\n", "not UTF-8")]
+    ("content", "message"), [(None, "does not exist"), (b" \n\n", "holds no sentence"), (b"\xff\xfe\n", "not UTF-8")]
 )
 def test_a_wrong_file_of_sentences_is_named(tmp_path, content, message):
     if content is not None:
@@ -204,14 +204,14 @@ def test_a_process_that_is_killed_is_said_to_be(student_folder, tmp_path):
     ("arguments", "code", "message"),
     [
         (["--speed", "--threads", "0"], 2, "--threads"),
-        (["--speed", "--batch-sizes", "a"], 2, "no list of whole numbers"),
+        (["--speed", "--batch-sizes", "a"], 2, "not a list of whole numbers"),
         (["--speed", "--glue"], 2, "give one of them"),
         (["--frozen"], 2, "--frozen goes with --glue"),
         (["--speed", "--rows", "all"], 2, "--rows goes with --glue"),
         (["--rounds", "3"], 2, "--rounds goes with --speed"),
         (["--glue", "--sts", "x"], 2, "--sts goes with sd eval alone or --speed"),
-        (["a", "a"], 2, "named twice"),
-        (["no-such/model"], 1, "is no model"),
+        (["a", "a"], 2, "given twice"),
+        (["no-such/model"], 1, "is not a model"),
     ],
 )
 def test_mistakes_end_in_one_line(sd, capsys, tmp_path, monkeypatch, arguments, code, message):

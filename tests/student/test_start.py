@@ -70,9 +70,9 @@ def test_a_student_is_never_worse_than_its_start(train, student_folder, capsys):
 def test_a_shape_may_be_named_only_as_it_is(train, student_folder, capsys):
     assert train(student_folder, *NO_STEP, "--hidden", "16", "--pooling", "mean")[0] == 0
     assert train(student_folder, *NO_STEP, "--hidden", "8", "--overwrite")[0] == 1
-    assert "--hidden would be 8, and that of student is 16; leave out --size" in capsys.readouterr().err
+    assert "--hidden is 8, but student has 16; leave out --size" in capsys.readouterr().err
     assert train(student_folder, *NO_STEP, "--size", "tiny", "--overwrite")[0] == 1
-    assert "--embedding-dim would be 64" in capsys.readouterr().err
+    assert "--embedding-dim is 64" in capsys.readouterr().err
 
 
 def test_what_is_no_student_is_named_before_anything_is_written(train, capsys):
@@ -85,7 +85,7 @@ def test_what_is_no_student_is_named_before_anything_is_written(train, capsys):
 def test_the_start_is_not_trained_over(train, student_folder, capsys):
     code, _ = train(student_folder, *NO_STEP, "--overwrite", out=student_folder)
     assert code == 1
-    assert "is the student to begin with, and stays as it is; give another --out" in capsys.readouterr().err
+    assert "is the student to start from, and must be kept; name another --out" in capsys.readouterr().err
     assert weights(student_folder)
 
 
@@ -105,7 +105,7 @@ def test_a_word_that_the_start_lacks_begins_as_its_word_in_lower_case_or_its_mea
     encoder = StudentEncoder(replace(start.student.encoder.config, vocabulary=5))
     untouched = encoder.embedding.weight.detach().clone()
     notes = start.copy_into(encoder, word_level("Cat", "zebra", "dog", "bird"))
-    assert notes == ["student lacks 1 of the tokens of these shards: they begin as its mean word"]
+    assert notes == ["student lacks 1 token of these shards: set to its mean word embedding"]
     words, numbers = start.student.encoder.embedding.weight, start.student.tokenizer.vocabulary()
     expected = torch.stack([words[numbers["cat"]], words.mean(0), words[numbers["dog"]], words[numbers["bird"]]])
     torch.testing.assert_close(encoder.embedding.weight[:4], expected)
@@ -115,7 +115,7 @@ def test_a_word_that_the_start_lacks_begins_as_its_word_in_lower_case_or_its_mea
 def test_a_student_that_lacks_more_than_half_of_the_tokens_is_refused(student_folder):
     start = WarmStart.load(str(student_folder))
     encoder = StudentEncoder(replace(start.student.encoder.config, vocabulary=5))
-    with pytest.raises(UserError, match="student has 2 of the 5 tokens of the shards, too few to begin with"):
+    with pytest.raises(UserError, match="student has 2 of the 5 tokens of the shards, too few to start from"):
         start.copy_into(encoder, word_level("cat", "dog", "Ġcat", "Ġdog", "▁bird"))
 
 
@@ -132,7 +132,7 @@ def test_of_several_target_layers_the_last_is_the_student_s_and_the_others_begin
     assert sd(*embed, "--layers", "1,2") == 0
     code, out = train(student_folder, *NO_STEP, shards=both)
     assert code == 0
-    assert "has no projections.0.bias, projections.0.weight of the shape of these shards: begun anew" in (
+    assert "has no projections.0.bias, projections.0.weight of the shape for these shards: initialized randomly" in (
         capsys.readouterr().err
     )
     name = "projections.0.weight"
@@ -150,4 +150,4 @@ def test_a_run_is_not_resumed_where_its_start_has_become_another(train, student_
     file = next(start.glob("*Dense/model.safetensors"))
     save_file({name: value + 1 for name, value in load_file(file).items()}, file)
     assert train(start, *options, "--resume")[0] == 1
-    assert "other options: --init names a student with other weights; give those" in capsys.readouterr().err
+    assert "other options: --init names a student with other weights; resume it" in capsys.readouterr().err

@@ -39,7 +39,7 @@ def run_until(trainer, steps):
         return result
 
     trainer._step = counted
-    with pytest.raises(UserError, match=rf"stopped at step {steps} .*resumes from there"):
+    with pytest.raises(UserError, match=rf"stopped at step {steps} .*run the same command again to resume"):
         trainer.run()
 
 
@@ -79,7 +79,7 @@ def test_a_run_stopped_twice_ends_with_the_weights_of_one_that_was_not(shards, t
 
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(shards, tmp_path):
     save(make(shards, tmp_path))
-    with pytest.raises(UserError, match="--batch-size was 16, not 32;"):
+    with pytest.raises(UserError, match="--batch-size was 16, now 32;"):
         make(shards, tmp_path, batch_size=32).resume()
 
 
@@ -289,7 +289,9 @@ def test_a_shard_that_vanishes_during_training_is_named_and_the_run_goes_on_when
     resumed = make(folder, tmp_path / "student", epochs=2, validate_every=5)
     resumed.resume()
     lost.rename(tmp_path / "away")
-    with pytest.raises(UserError, match=r"shard-00002\.arrow can no longer be read.*resumes from there"):
+    with pytest.raises(
+        UserError, match=r"shard-00002\.arrow can no longer be read.*run the same command again to resume"
+    ):
         resumed.run()
     (tmp_path / "away").rename(lost)
     resumed = make(folder, tmp_path / "student", epochs=2, validate_every=5)
@@ -325,7 +327,7 @@ def test_a_run_that_lost_a_process_at_its_last_validation_makes_it_up(shards, tm
         raise LostProcessError("another process of the run is gone")
 
     trainer.held_out.scores = lost
-    with pytest.raises(UserError, match=r"stopped at step 20.*resumes from there"):
+    with pytest.raises(UserError, match=r"stopped at step 20.*run the same command again to resume"):
         trainer.run()
     resumed = make(shards, tmp_path / "student", max_steps=20)
     resumed.resume()
