@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sentence_distill.cli.console import print_table, stopped_by_signals
-from sentence_distill.cli.options import options_of
+from sentence_distill.cli.options import SectionedCommand, options_of
 from sentence_distill.cli.out_file import finetuned_folder, whole_or_none
 from sentence_distill.student.config import FinetuneConfig, PredictConfig
 
@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from sentence_distill.student.recipe import Row
 
 
-@click.command()
-@options_of(FinetuneConfig)
+@click.command(cls=SectionedCommand)
+@options_of(
+    FinetuneConfig,
+    basic=(
+        *("model", "train", "dev", "text_column", "label_column", "regression", "task", "glue_dir"),
+        *("teacher", "unlabeled", "max_time", "device"),
+    ),
+)
 @click.option(
     "-o",
     "--out",
@@ -28,11 +34,11 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Replace an earlier fine-tuned model in --out.")
 @stopped_by_signals("stopped; no model was written, and with --teacher the same command resumes")
 def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
-    """Fine-tune MODEL, a student or a transformer encoder, on your own labels or on a task of GLUE.
+    """Fine-tune a student or a teacher on labels or a GLUE task.
 
-    MODEL is a folder, minilm-small, or a name on the hub. A student becomes a folder for sd predict. A teacher becomes
-    one for sd embed, which writes its logits to shards; a student learns from those with --logits (task-specific
-    distillation, Tang et al. 2019).
+    MODEL is a student or a transformer encoder: a folder, minilm-small, or a name on the hub. A student becomes a folder
+    for sd predict. A teacher becomes one for sd embed, which writes its logits to shards; a student learns from those
+    with --logits (task-specific distillation, Tang et al. 2019).
 
     With --teacher the command does all of this: it fine-tunes the teacher on the labels, embeds the examples, augmented
     copies of them and --unlabeled text with it, trains the student on the teacher's vectors, its logits and the labels,
@@ -92,9 +98,9 @@ def _print_rows(rows: "Sequence[Row]") -> None:
 @click.command()
 @options_of(PredictConfig)
 def predict(config: PredictConfig) -> None:
-    """Predict the labels, or scores, of texts with the student in FOLDER, which sd finetune made, or on the hub.
+    """Predict labels or scores with a fine-tuned student.
 
-    FOLDER may also be an export of that student (sd export), which runs in ONNX Runtime on the CPU. INPUT is a file,
+    FOLDER is a student that sd finetune made, or a name on the hub. It may also be an export of that student (sd export), which runs in ONNX Runtime on the CPU. INPUT is a file,
     folder, glob or URL, compressed or not, or - for standard input. Each row is written with what it held and its
     prediction, in the order of the input.
 

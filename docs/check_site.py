@@ -1,4 +1,4 @@
-"""What is wrong with a built site: links that lead nowhere, and anything that a page would fetch from elsewhere."""
+"""Check a built site for links that lead nowhere, and for anything that a page would fetch from elsewhere."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +10,7 @@ _FETCHING_LINKS = ("stylesheet", "preload", "prefetch", "preconnect", "dns-prefe
 
 
 class _Page(HTMLParser):
-    """What a page is connected with.
+    """Links and sources of a page.
 
     Attributes:
         anchors: ids of the page.

@@ -128,7 +128,7 @@ def prepare_slice(job: Job, part: Slice, records: Iterable[Record], tokenizer: T
 def commit_slice(job: Job, text: SliceText, vectors: np.ndarray) -> None:
     """Write the shard of a prepared slice of n sentences, and its list of rejections.
 
-    `vectors` are float32[n, dim], or [n, dim + classes] with logits. Vectors that are not finite are rejected; more than
+    `vectors` are float32[n, dim], or [n, dim + classes] with logits. Rows that are not finite are rejected; more than
     1% of them is an error.
     """
     dtype = job.fingerprint.dtype

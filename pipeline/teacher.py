@@ -93,7 +93,7 @@ _NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dt
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """What a run has to know of its teacher, wherever that is loaded."""
+    """Facts about a teacher that a run needs, wherever the teacher is loaded."""
 
     fingerprint: TeacherFingerprint
     dim: int
@@ -108,7 +108,7 @@ class TeacherFacts:
     """safetensors file of "weight", float16[vocabulary, width]."""
     device: str
     left_out: tuple[str, ...] = ()
-    """What its folder asks for and the user's own --pooling or --layers leaves out."""
+    """Steps that its folder asks for and that the user's own --pooling or --layers leaves out."""
     note: str = ""
     """Why it is a weak target, or ""."""
 

@@ -86,12 +86,12 @@ class Normalize:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFolder:
-    """What a teacher's folder asks for."""
+    """Content of a teacher's folder: its modules and settings."""
 
     transformer: Path
     """Folder of the transformer's config.json, weights and tokenizer."""
     pools: bool = False
-    """Whether it has a modules.json that pools; a plain transformer has none."""
+    """True if it has a modules.json that pools; a plain transformer has none."""
     max_length: int | None = None
     """Tokens of an input, special tokens and prompt counted; None leaves that to tokenizer and config.json."""
     lower_case: bool = False
@@ -108,7 +108,7 @@ class TeacherFolder:
     truncate_dim: int | None = None
     """Numbers of each vector that are kept; None keeps all."""
     refused: tuple[str, ...] = ()
-    """What the folder asks for and is not done here, each naming its file."""
+    """Requests of the folder that are not supported here, each naming its file."""
 
 
 @dataclass(frozen=True)
@@ -337,21 +337,21 @@ def _read_modules(folder: Path, modules: list[_Module], refused: list[str]) -> I
 
 @dataclass(frozen=True)
 class Recipe:
-    """How hidden states become one sentence embedding, or, with the pooling `LOGITS`, the head's logits."""
+    """Recipe from hidden states to one sentence embedding, or, with the pooling `LOGITS`, to the head's logits."""
 
     pooling: str
     """One of `POOLINGS`, several joined by "+", or `LOGITS`."""
     layers: tuple[int, ...]
     """Their pooled vectors are concatenated; 0 is the word embeddings, 1 the first layer."""
     normalize: bool
-    """Whether each layer's vector has length 1."""
+    """True if each layer's vector is scaled to length 1."""
     after: tuple[Dense | Normalize, ...] = ()
     """Modules after the pooling of the only layer, if they are more than a normalization."""
     truncate_dim: int | None = None
     logits: bool = False
-    """Whether the head's logits are taken besides the vectors."""
+    """True if the head's logits are taken in addition to the vectors."""
     left_out: tuple[str, ...] = ()
-    """What the folder asks for besides, and the user's own --pooling or --layers leaves out."""
+    """Further steps that the folder asks for, and that the user's own --pooling or --layers leaves out."""
 
     @property
     def poolings(self) -> tuple[str, ...]:

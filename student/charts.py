@@ -49,7 +49,7 @@ class Series:
     """Standard deviation of each y, drawn as bars."""
     markers: bool = True
     line: bool = True
-    """Whether points are joined."""
+    """True if points are joined."""
     labels: Sequence[str] = ()
     """Text next to each point."""
 

@@ -321,7 +321,7 @@ class FinetuneOptions(_Options):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(_Options):
-    """What `sd finetune` takes."""
+    """Options of `sd finetune`."""
 
     model: str = option(MISSING, "Student or transformer encoder: a folder, or a name on the hub.", argument=True)
     train: str | None = option(
@@ -411,7 +411,7 @@ ROWS = {
 
 @dataclass(frozen=True, kw_only=True)
 class GlueConfig(_Options):
-    """What `sd eval --glue` takes."""
+    """Options of `sd eval --glue`."""
 
     tasks: tuple[str, ...] = option(
         tuple(TASKS),

@@ -45,7 +45,7 @@ _BETWEEN_CHECKPOINTS = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """How a model is fine-tuned on a task; the same for every task and every row of a table."""
+    """Hyperparameters of fine-tuning; the same for every task and every row of a table."""
 
     epochs: int = 6
     """Maximum passes over the training examples."""

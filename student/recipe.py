@@ -61,7 +61,7 @@ _TIMED_TEXTS = 512
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """How long the stages of a recipe are; None is the length that they have without a limit of time."""
+    """Lengths of a recipe's stages; None is the length without a limit of time."""
 
     teacher_steps: int | None = None
     most_texts: int | None = None

@@ -44,8 +44,9 @@ class Targets:
     """Shards that a student of a task learns from; for single texts both are in one folder."""
 
     vectors: Path
-    """Of the teacher's last layers; of pairs, each side alone."""
+    """Shards with the vectors of the teacher's last layers; of pairs, each side alone."""
     logits: Path
+    """Shards with its logits for every text or pair."""
 
 
 @dataclass(frozen=True)
