@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
     """Fine-tune a student or a teacher on labels or a GLUE task.
 
-    MODEL is a student or a transformer encoder: a folder, minilm-small, or a name on the hub. A student becomes a folder
-    for sd predict. A teacher becomes one for sd embed, which writes its logits to shards; a student learns from those
-    with --logits (task-specific distillation, Tang et al. 2019).
+    MODEL is a student or a transformer encoder: a folder, minilm-small, or a name on the hub. A student becomes a
+    folder for sd predict. A teacher becomes one for sd embed, which writes its logits to shards; a student learns from
+    those with --logits (task-specific distillation, Tang et al. 2019).
 
     With --teacher the command does all of this: it fine-tunes the teacher on the labels, embeds the examples, augmented
     copies of them and --unlabeled text with it, trains the student on the teacher's vectors, its logits and the labels,
@@ -100,9 +100,9 @@ def _print_rows(rows: "Sequence[Row]") -> None:
 def predict(config: PredictConfig) -> None:
     """Predict labels or scores with a fine-tuned student.
 
-    FOLDER is a student that sd finetune made, or a name on the hub. It may also be an export of that student (sd export), which runs in ONNX Runtime on the CPU. INPUT is a file,
-    folder, glob or URL, compressed or not, or - for standard input. Each row is written with what it held and its
-    prediction, in the order of the input.
+    FOLDER is a student that sd finetune made, or a name on the hub. It may also be an export of that student (sd
+    export), which runs in ONNX Runtime on the CPU. INPUT is a file, folder, glob or URL, compressed or not, or - for
+    standard input. Each row is written with its other columns and its prediction, in the order of the input.
 
     \b
       sd predict finetuned/reviews new.csv -o predicted.csv

@@ -70,6 +70,7 @@ def test_every_option_has_a_help_that_is_a_sentence(name):
         ("embed", {"--corpus", "--out", "--teacher"}, {"--pooling", "--shard-rows", "--engine"}),
         ("train-student", {"--config", "--shards", "--size", "--overwrite"}, {"--hidden", "--temperature", "--clip"}),
         ("eval", {"--student", "--sts", "--glue", "--speed"}, {"--transfer"}),
+        ("finetune", {"--train", "--teacher", "--max-time"}, {"--learning-rate", "--synthetic", "--logits"}),
         ("encode", {"--input", "--out", "--overwrite"}, {"--backend", "--threads"}),
         ("export", {"--out", "--dim", "--int8"}, {"--sentences"}),
     ],
