@@ -10,6 +10,7 @@ import click
 from sentence_distill.cli.console import print_table, stopped_by_signals
 from sentence_distill.cli.options import SectionedCommand, options_of
 from sentence_distill.cli.out_file import finetuned_folder, whole_or_none
+from sentence_distill.data.progress import counted
 from sentence_distill.student.config import FinetuneConfig, PredictConfig
 
 if TYPE_CHECKING:
@@ -115,4 +116,4 @@ def predict(config: PredictConfig) -> None:
     with stopped_by_signals(f"stopped; {'the output ends here' if stream else 'nothing was written'}"):
         counts = predict_files(config)
     empty = f", {counts.empty:,} of them without text" if counts.empty else ""
-    click.echo(f"{'standard output' if stream else config.out}: {counts.rows:,} rows{empty}", err=stream)
+    click.echo(f"{'standard output' if stream else config.out}: {counted(counts.rows, 'row')}{empty}", err=stream)

@@ -314,7 +314,7 @@ def _plan(config: FinetuneConfig, data: TaskData, teacher: TaskTeacher, fitter: 
         write_json(of_student, msgspec.to_builtins(second))
     seconds = {**first.seconds, **second.seconds}
     whole = f"plan: about {_minutes(sum(seconds.values()))}"
-    progress.log(f"{whole}, {', '.join(f'{name} {_minutes(time)}' for name, time in seconds.items())}")
+    progress.log(f"{whole}, {', '.join(f'{name} {_minutes(each)}' for name, each in seconds.items())}")
     if config.max_time is not None and sum(seconds.values()) > 1.1 * config.max_time:
         progress.log(f"--max-time {_minutes(config.max_time)} is less than the shortest useful run takes")
     return Plan(
