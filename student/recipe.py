@@ -303,15 +303,9 @@ def _plan(config: FinetuneConfig, data: TaskData, teacher: TaskTeacher, fitter: 
     limit = str(config.max_time)
     of_teacher = place / f"plan-teacher-{_hash([limit, str(teacher.synthetic), *teacher.unlabeled])}.json"
     of_student = place / f"plan-student-{_hash([of_teacher.name, *_weights(student), repr(fitter.config)])}.json"
-    if of_teacher.exists() and of_student.exists():
-        first, second = (msgspec.json.decode(file.read_bytes(), type=Plan) for file in (of_teacher, of_student))
-    else:
-        if not of_teacher.exists():
-            write_json(of_teacher, msgspec.to_builtins(_plan_teacher(config.max_time, data, teacher)))
-        first = msgspec.json.decode(of_teacher.read_bytes(), type=Plan)
-        texts = first.most_texts or teacher.texts(data)
-        second = _plan_student(config.max_time, data, fitter, student, texts, sum(first.seconds.values()))
-        write_json(of_student, msgspec.to_builtins(second))
+    first = _kept(of_teacher, lambda: _plan_teacher(config.max_time, data, teacher))
+    texts, spent = first.most_texts or teacher.texts(data), sum(first.seconds.values())
+    second = _kept(of_student, lambda: _plan_student(config.max_time, data, fitter, student, texts, spent))
     seconds = {**first.seconds, **second.seconds}
     whole = f"plan: about {_minutes(sum(seconds.values()))}"
     progress.log(f"{whole}, {', '.join(f'{name} {_minutes(each)}' for name, each in seconds.items())}")
@@ -325,6 +319,12 @@ def _plan(config: FinetuneConfig, data: TaskData, teacher: TaskTeacher, fitter: 
         label_steps=second.label_steps,
         seconds=seconds,
     )
+
+
+def _kept(file: Path, make: Callable[[], Plan]) -> Plan:
+    if not file.exists():
+        write_json(file, msgspec.to_builtins(make()))
+    return msgspec.json.decode(file.read_bytes(), type=Plan)
 
 
 def _plan_teacher(limit: float | None, data: TaskData, teacher: TaskTeacher) -> Plan:
