@@ -38,7 +38,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="sentence-distill", prog_name="sd")
 def sd() -> None:
-    """Distil a BERT sentence encoder into a small BiLSTM, in two stages.
+    """Distill a BERT sentence encoder into a small BiLSTM, in two stages.
 
     \b
       sd sample                                  write a corpus to start with, wiki.txt

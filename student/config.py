@@ -348,7 +348,7 @@ class FinetuneConfig(_Options):
     )
     teacher: str | None = option(
         None,
-        "Distil the task: fine-tune this encoder on the labels, and train the student on its vectors and logits. A "
+        "Distill the task: fine-tune this encoder on the labels, and train the student on its vectors and logits. A "
         "folder, minilm, mpnet, or a name on the hub.",
         metavar="NAME",
     )
