@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
     """Fine-tune a student or a teacher on labels or a GLUE task.
 
-    MODEL is a student or a transformer encoder: a folder, minilm-small, minilm, mpnet, or a name on the
-    hub. A student becomes a folder for sd predict. A teacher becomes one for sd embed, which writes its logits to shards; a student learns from
-    those with --logits (task-specific distillation, Tang et al. 2019).
+    MODEL is a student or a transformer encoder: a folder, minilm-small, minilm, mpnet, or a name on the hub. A student
+    becomes a folder for sd predict. A teacher becomes one for sd embed, which writes its logits to shards; a student
+    learns from those with --logits (task-specific distillation, Tang et al. 2019).
 
     With --teacher the command does all of this: it fine-tunes the teacher on the labels, embeds the examples, augmented
     copies of them and --unlabeled text with it, trains the student on the teacher's vectors, its logits and the labels,
