@@ -10,6 +10,7 @@ import click
 from sentence_distill.cli.console import print_table, stopped_by_signals
 from sentence_distill.cli.options import SectionedCommand, options_of
 from sentence_distill.cli.out_file import finetuned_folder, whole_or_none
+from sentence_distill.data.errors import UsageError
 from sentence_distill.data.progress import counted
 from sentence_distill.student.config import FinetuneConfig, PredictConfig
 
@@ -53,6 +54,10 @@ def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
       sd finetune distilled --task SST-2 --glue-dir glue/
     """
     out = out or Path("finetuned") / config.name
+    # Named after the task, so that results of several names share it.
+    stages = out.with_name(f"{config.name}-stages") if out.name else out
+    if config.teacher and stages.resolve() == out.resolve():
+        raise UsageError(f"--out {out} is where the stages go, or has no name; choose another folder")
     with finetuned_folder(out, overwrite):
         from sentence_distill.student.task_data import read_task
 
@@ -62,8 +67,7 @@ def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
         from sentence_distill.student.recipe import distil_task
 
         if config.teacher:
-            # Named after the task, so that results of several names share it.
-            distilled = distil_task(config, data, out.with_name(f"{config.name}-stages"))
+            distilled = distil_task(config, data, stages)
             finetuned = distilled.finetuned
             _print_rows(distilled.rows)
         else:

@@ -102,7 +102,7 @@ def _metadata(record: Distillation, model_name: str, licence: str | None) -> str
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         # A teacher from a folder has a name without an owner.
-        base_model=teacher if "/" in teacher else None,
+        base_model=teacher if "/" in teacher and " " not in teacher else None,
         tags=_TAGS,
         model_name=model_name if results else None,
         eval_results=results or None,

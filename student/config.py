@@ -378,9 +378,13 @@ class FinetuneConfig(_Options):
             raise UsageError("give --train, a file of your own examples, or --task, one of GLUE")
         if self.teacher and self.logits:
             raise UsageError("--teacher makes its own logits; give --teacher or --logits")
-        if not self.teacher and (self.unlabeled or self.max_time is not None):
-            raise UsageError(f"{'--unlabeled' if self.unlabeled else '--max-time'} goes with --teacher")
-        of_files, of_glue = ("dev", "text_column", "label_column", "regression"), ("glue_dir",)
+        for field in fields_of(FinetuneConfig):
+            of_recipe = field.name in ("unlabeled", "synthetic", "max_time")
+            if of_recipe and not self.teacher and getattr(self, field.name) != field.default:
+                raise UsageError(f"{field.flag} goes with --teacher")
+        # With --task, --text-column can only be that of --unlabeled.
+        of_files = ("dev", "label_column", "regression", *(() if self.unlabeled else ("text_column",)))
+        of_glue = ("glue_dir",)
         unread, needs = (of_glue, "--task") if self.task is None else (of_files, "--train")
         for field in fields_of(FinetuneConfig):
             if field.name in unread and getattr(self, field.name) != field.default:
@@ -475,7 +479,11 @@ class GlueConfig(_Options):
     @property
     def teacher_finetuning(self) -> FinetuneOptions:
         """Options of the teacher's fine-tuning."""
-        return FinetuneOptions(epochs=self.teacher_epochs, learning_rates=self.teacher_learning_rates)
+        return FinetuneOptions(
+            epochs=self.teacher_epochs,
+            learning_rates=self.teacher_learning_rates,
+            frozen_layers=self.finetuning.frozen_layers,
+        )
 
 
 def _parse_threads(text: str) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Fine-tune a teacher or a student on one task: the loop, and what `sd finetune` does."""
 
+import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +16,9 @@ from torch import nn
 from torch.nn import functional
 
 from sentence_distill.data import progress
-from sentence_distill.data.errors import UserError
+from sentence_distill.data.errors import UsageError, UserError
 from sentence_distill.data.glue import GlueTask
-from sentence_distill.pipeline.files import replacing, system_errors
+from sentence_distill.pipeline.files import write_atomically
 from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
 from sentence_distill.student.classifier import (
     ExampleTokens,
@@ -101,8 +102,14 @@ class Hyperparameters:
             why = f" of {self.epochs}: --finetune-steps ends it there" if steps < self.epochs * per_epoch else ""
         return f"at most {steps:,} steps, {passes}{why}"
 
+    def between(self, examples: int) -> int:
+        """Return the number of steps between two evaluations on dev."""
+        return min(max(-(-examples // self.batch_size), _FEWEST_BETWEEN), _MOST_BETWEEN)
+
 
 STUDENT = Hyperparameters()
+# A student learns far longer from logits than from labels: there is more text, and no overfitting seen.
+LOGITS = replace(STUDENT, epochs=20, max_steps=4000)
 TEACHER = Hyperparameters(epochs=3, max_steps=2500, batch_size=32, learning_rates=(5e-5,), warmup=0.1)
 
 _Model = TypeVar("_Model", StudentClassifier, TeacherClassifier)
@@ -132,7 +139,8 @@ class Fitter:
 
         `train` and `rates` take the place of the task's examples and the configuration's learning rates; `seed` is that
         of the order of examples and of dropout, `label` names the progress bar. A run that is killed resumes from
-        `checkpoint`, with the same weights as without the kill; several learning rates start over.
+        `checkpoint`, with the same weights as without the kill, until the caller has saved the model and removes the
+        file; several learning rates start over.
         """
         best: tuple[_Model, Outcome] | None = None
         examples = train or data.train
@@ -182,7 +190,7 @@ class Fitter:
         dev = {name: model.tokenize(part.texts) for name, part in data.dev.items()}
         targets = torch.from_numpy(examples.targets.astype(np.float32)).to(self.device)
         per_epoch, steps = -(-len(tokens) // config.batch_size), config.steps(len(tokens))
-        between = min(max(per_epoch, _FEWEST_BETWEEN), _MOST_BETWEEN)
+        between = config.between(len(tokens))
         patience = max(config.patience, steps // (3 * between))
         optimizer = _Optimizer(model, rate, config, steps)
         rng = np.random.default_rng(seed)
@@ -243,11 +251,10 @@ class Fitter:
                     "random": _random(self.device),
                     "seconds": time.monotonic() - started,
                 }
-                with system_errors(checkpoint), replacing(checkpoint) as file:
-                    torch.save(content, file)
+                buffer = io.BytesIO()
+                torch.save(content, buffer)
+                write_atomically(checkpoint, buffer.getvalue())
                 written = time.monotonic()
-        if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
         if best_step:
             model.load_state_dict(best_state)
         seconds = round(time.monotonic() - started, 1)
@@ -418,6 +425,8 @@ def finetune(config: FinetuneConfig, data: TaskData | None = None) -> Finetuned:
     distillation = load_distillation(located.folder) if of_student else {}
     if config.logits is not None and not of_student:
         raise not_a_student(config.model)
+    if config.finetuning.frozen_layers and of_student:
+        raise UsageError("--freeze-layers is for a teacher: give --teacher, or fine-tune one")
     hyperparameters = (STUDENT if of_student else TEACHER).given(config.finetuning)
     fitter = Fitter(hyperparameters, device, pick_precision("auto", device, FINETUNING))
     train = data.train if config.logits is None else from_logits(config.logits, data)
@@ -439,7 +448,7 @@ def fit_student(
     scores_of_teacher = train is not data.train and data.task.regression
     if scores_of_teacher:
         # Whatever their unit is, so that a learning rate serves all; `_match_labels` brings them to the labels' after.
-        mean, deviation = scale_of(train.targets, "--logits: the teacher's scores")
+        mean, deviation = scale_of(train.targets, "the teacher's scores")
         train = Labelled(train.texts, (train.targets - mean) / deviation)
     start = partial(StudentClassifier.new, student, data.task, seed)
     model, outcome = fitter.fit(start, data, train=train, seed=seed, label=label)
@@ -463,7 +472,7 @@ def _match_labels(model: StudentClassifier, labelled: Labelled, fitter: Fitter) 
     slope = float(centred @ labelled.targets) / spread if spread else 0.0
     if not slope > 0:
         raise UserError(
-            "--logits: the scores that the student learned from do not rise with the labels of the training examples; "
-            "embed the task's text with a teacher that was fine-tuned on it"
+            "the teacher's scores do not rise with the labels of the training examples; use a teacher that was "
+            "fine-tuned on this task"
         )
     model.rescale(slope, float(labelled.targets.mean() - slope * found.mean()))

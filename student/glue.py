@@ -50,11 +50,11 @@ from sentence_distill.student.figures import (
     write_figures,
 )
 from sentence_distill.student.files import module_weights
-from sentence_distill.student.finetune import LOOP, STUDENT, TEACHER, Fitter, constant
+from sentence_distill.student.finetune import LOGITS, LOOP, STUDENT, TEACHER, Fitter, constant
 from sentence_distill.student.metrics import task_metrics
 from sentence_distill.student.model import Student, load_student
 from sentence_distill.student.models import Encode, find_teacher, open_teacher
-from sentence_distill.student.recipe import RECIPE, TaskRecipe, on_logits
+from sentence_distill.student.recipe import RECIPE, TaskRecipe
 from sentence_distill.student.start import SCALE, initial_words
 from sentence_distill.student.task_data import TaskData
 from sentence_distill.student.task_teacher import TEACHER_SEED, TaskTeacher
@@ -104,7 +104,9 @@ class GlueRun:
         self.student, self._distillation = load_student(self._folder), load_distillation(self._folder)
         device = pick_device(glue.device)
         precision = pick_precision("auto", device, FINETUNING)
-        self.fitter = Fitter(STUDENT.given(glue.finetuning), device, precision)
+        self.fitter, self.logit_fitter = (
+            Fitter(each.given(glue.finetuning), device, precision) for each in (STUDENT, LOGITS)
+        )
         self.teacher_fitter = Fitter(TEACHER.given(glue.teacher_finetuning), device, precision)
         self.figures = GlueFigures(
             source="a folder of TSV files" if isinstance(source, GlueFolder) else HUB_NAME,
@@ -230,7 +232,9 @@ class GlueRun:
         if row == "teacher":
             model, outcome = self._finetuned_teacher(data, rates, seed)
         elif row == "distilled-task-specific":
-            recipe = TaskRecipe(self._folder, self.teacher, self.fitter, data, seed, self.config.device)
+            recipe = TaskRecipe(
+                self._folder, self.teacher, self.fitter, self.logit_fitter, data, seed, self.config.device
+            )
             best = max(recipe.distilled().values(), key=lambda each: main_score(each.outcome.scores))
             model, outcome, count = best.model, best.outcome, self.teacher.texts(data)
         else:
@@ -238,7 +242,7 @@ class GlueRun:
             if row == "task-specific":
                 train = self.teacher.logits(data)
                 # As long as the recipe learns from logits.
-                fitter = on_logits(fitter)
+                fitter = self.logit_fitter
             student, count = self.student, len(train.targets)
             if not row.startswith("distilled"):
                 # Tang et al. too begin with word embeddings that others trained.

@@ -19,7 +19,8 @@ from sentence_distill.data import progress
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.options import command_line
-from sentence_distill.pipeline.files import write_json
+from sentence_distill.data.progress import counted
+from sentence_distill.pipeline.files import lock_folder, write_json
 from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
 from sentence_distill.pipeline.load import Located, locate_teacher
 from sentence_distill.pipeline.manifest import require_manifest
@@ -34,17 +35,16 @@ from sentence_distill.student.figures import (
     main_score,
 )
 from sentence_distill.student.files import TASK, is_student, module_weights
-from sentence_distill.student.finetune import STUDENT, TEACHER, Finetuned, Fitter, constant, fit_student
+from sentence_distill.student.finetune import LOGITS, STUDENT, TEACHER, Finetuned, Fitter, constant, fit_student
 from sentence_distill.student.model import Student, load_student
 from sentence_distill.student.models import find_model
+from sentence_distill.student.start import OtherVocabulary
 from sentence_distill.student.task_data import Labelled, TaskData, from_logits
 from sentence_distill.student.task_teacher import TEACHER_SEED, TaskTeacher
 from sentence_distill.student.train import train_student
 
 # Version of the recipe, recorded with GLUE's results: count it up with a change that gives other weights.
 RECIPE = 1
-# A student learns far longer from logits than from labels: there is more text, and no overfitting seen.
-LOGIT_EPOCHS, LOGIT_STEPS = 20, 4000
 _VECTOR_EPOCHS = 6
 # Texts that stage two needs at least, to hold some out.
 _FEWEST_VECTORS = 200
@@ -103,7 +103,7 @@ def distil_task(config: FinetuneConfig, data: TaskData, place: Path) -> Distille
         raise UserError(f"--teacher is what a student learns from, and {config.model} is none")
     device = pick_device(config.device)
     precision = pick_precision("auto", device, FINETUNING)
-    fitter = Fitter(STUDENT.given(config.finetuning), device, precision)
+    fitter, on_logits = (Fitter(each.given(config.finetuning), device, precision) for each in (STUDENT, LOGITS))
     teacher_config = replace(TEACHER, frozen_layers=config.finetuning.frozen_layers)
     teacher = TaskTeacher(
         locate_teacher(config.teacher),
@@ -113,11 +113,19 @@ def distil_task(config: FinetuneConfig, data: TaskData, place: Path) -> Distille
         config.unlabeled,
         config.text_column,
     )
+    teacher.more(data)  # mistakes show before the work
     progress.log(f"stages are kept in {place}; those that are there are not repeated")
-    started = time.monotonic()
-    plan = _plan(config, data, teacher, fitter, student.folder)
-    teacher = replace(teacher, fitter=_limited(teacher.fitter, plan.teacher_steps), most_texts=plan.most_texts)
-    recipe = TaskRecipe(student.folder, teacher, fitter, data, config.seed, config.device, plan)
+    place.mkdir(parents=True, exist_ok=True)
+    with lock_folder(place, wait=True, waiting=lambda: progress.log(f"another run works in {place}; waiting for it")):
+        return _distil(config, TaskRecipe(student.folder, teacher, fitter, on_logits, data, config.seed, config.device))
+
+
+def _distil(config: FinetuneConfig, recipe: "TaskRecipe") -> Distilled:
+    started, data, fitter = time.monotonic(), recipe.data, recipe.fitter
+    plan = _plan(config.max_time, recipe)
+    limited = _limited(recipe.teacher.fitter, plan.teacher_steps)
+    teacher = replace(recipe.teacher, fitter=limited, most_texts=plan.most_texts)
+    recipe = replace(recipe, teacher=teacher, plan=plan)
     with _stage("student on labels alone", plan, recipe.took):
         alone = recipe.on_labels()
     with _stage("teacher's fine-tuning", plan, recipe.took):
@@ -149,7 +157,9 @@ class TaskRecipe:
     student: Path
     teacher: TaskTeacher
     fitter: Fitter
-    """The student's, as for labels."""
+    """The student's, for labels."""
+    on_logits: Fitter
+    """The student's, for logits."""
     data: TaskData
     seed: int
     device: str
@@ -173,39 +183,46 @@ class TaskRecipe:
             targets = self.teacher.targets(self.data)
             logits = from_logits(targets.logits, self.data)
         with _stage("student on vectors", self.plan, self.took):
-            student = self._on_vectors(targets.vectors)
+            student = self._learned_vectors(targets.vectors)
         with _stage("student on logits", self.plan, self.took):
-            distilled = self._on_logits(student, logits, require_manifest(targets.logits).fingerprint.plan)
+            distilled = self._learned_logits(student, logits, targets.logits.name)
         with _stage("student on labels, last", self.plan, self.took):
             corrected = self._corrected(distilled)
         return {"vectors, logits": distilled, "vectors, logits, labels": corrected}
 
-    def _on_vectors(self, shards: Path) -> Path:
-        """Return the folder of the student that learned the vectors of the teacher's layers."""
-        manifest = require_manifest(shards)
-        fingerprint, steps = manifest.fingerprint, self.plan.vector_steps
-        if manifest.totals.rows < _FEWEST_VECTORS:
-            progress.log(f"{manifest.totals.rows} different texts are too few to learn vectors from; only logits are")
+    def _learned_vectors(self, shards: Path) -> Path:
+        """Return the folder of the student that learned the vectors of the teacher's layers.
+
+        Too few texts, or a teacher with another vocabulary, leave the student as it is: logits need neither.
+        """
+        rows, steps = require_manifest(shards).totals.rows, self.plan.vector_steps
+        if rows < _FEWEST_VECTORS:
+            progress.log(f"no vectors are learned: {counted(rows, 'different text')} are too few")
             return self.student
-        key = self._key([fingerprint.plan, *_weights(self.student), f"{_VECTOR_EPOCHS} {steps}"])
+        # The name of the shards holds a hash of their text, and lies in a folder named after their teacher.
+        key = self._key([shards.name, *_weights(self.student), f"{_VECTOR_EPOCHS} {steps}"])
         folder = self.teacher.place(self.data) / f"student-vectors-{key}"
         if not (folder / DISTILLATION).exists():
-            train_student(
-                TrainConfig(
-                    shards=shards,
-                    out=folder,
-                    init=str(self.student),
-                    epochs=_VECTOR_EPOCHS,
-                    max_steps=steps,
-                    seed=self.seed,
-                    device=self.device,
-                )
+            config = TrainConfig(
+                shards=shards,
+                out=folder,
+                # However the user spelled it: a run that is resumed compares the options.
+                init=str(self.student.resolve()),
+                epochs=_VECTOR_EPOCHS,
+                max_steps=steps,
+                seed=self.seed,
+                device=self.device,
             )
+            try:
+                train_student(config)
+            except OtherVocabulary as error:
+                progress.log(f"no vectors are learned: {error}")
+                return self.student
         return folder
 
-    def _on_logits(self, student: Path, logits: Labelled, shards: str) -> Finetuned:
-        """Return the student of `student` fine-tuned on the logits of `shards`, a hash."""
-        fitter = _limited(on_logits(self.fitter), self.plan.logit_steps)
+    def _learned_logits(self, student: Path, logits: Labelled, shards: str) -> Finetuned:
+        """Return the student of `student` fine-tuned on the logits of the folder `shards`."""
+        fitter = _limited(self.on_logits, self.plan.logit_steps)
         return self._saved(
             "logits",
             student,
@@ -258,7 +275,7 @@ class TaskRecipe:
 
     def _key(self, parts: list[str]) -> str:
         """Name what a stage depends on besides the task and the teacher, which its folder lies in."""
-        return _hash([*parts, str(self.seed), f"{self.fitter.precision} on {self.fitter.device.type}"])
+        return _hash([*parts, str(RECIPE), str(self.seed), f"{self.fitter.precision} on {self.fitter.device.type}"])
 
 
 def _hash(parts: list[str]) -> str:
@@ -267,11 +284,6 @@ def _hash(parts: list[str]) -> str:
 
 def _weights(student: Path) -> list[str]:
     return [bytes_hash(file.read_bytes()) for file in module_weights(student)]
-
-
-def on_logits(fitter: Fitter) -> Fitter:
-    """Return the fitter with the length that logits need."""
-    return replace(fitter, config=replace(fitter.config, epochs=LOGIT_EPOCHS, max_steps=LOGIT_STEPS))
 
 
 def _limited(fitter: Fitter, steps: int | None) -> Fitter:
@@ -293,87 +305,96 @@ def _speed(fitter: Fitter, model: TaskModel, data: TaskData) -> float:
 # The plan: how long each stage will take on this machine, and what --max-time leaves of it.
 
 
-def _plan(config: FinetuneConfig, data: TaskData, teacher: TaskTeacher, fitter: Fitter, student: Path) -> Plan:
-    """Return the plan that an earlier run made, or time a few batches of each stage and make one.
+class _Rates(msgspec.Struct, frozen=True):
+    """Seconds of a step of fine-tuning and of labeling a text, timed on this machine."""
 
-    What it says of the teacher depends on the teacher alone, so that a run with another student shares its stages.
+    step: float
+    text: float
+
+
+def _plan(limit: float | None, recipe: TaskRecipe) -> Plan:
+    """Time a few batches of teacher and student, or read what an earlier run timed, and plan all stages.
+
+    Stages depend on the plan, so what was timed is kept: the same command does the same again.
     """
+    data, teacher, fitter = recipe.data, recipe.teacher, recipe.fitter
     place = teacher.place(data)
     place.mkdir(parents=True, exist_ok=True)
-    limit = str(config.max_time)
-    of_teacher = place / f"plan-teacher-{_hash([limit, str(teacher.synthetic), *teacher.unlabeled])}.json"
-    of_student = place / f"plan-student-{_hash([of_teacher.name, *_weights(student), repr(fitter.config)])}.json"
-    first = _kept(of_teacher, lambda: _plan_teacher(config.max_time, data, teacher))
-    texts, spent = first.most_texts or teacher.texts(data), sum(first.seconds.values())
-    second = _kept(of_student, lambda: _plan_student(config.max_time, data, fitter, student, texts, spent))
-    seconds = {**first.seconds, **second.seconds}
-    whole = f"plan: about {_minutes(sum(seconds.values()))}"
-    progress.log(f"{whole}, {', '.join(f'{name} {_minutes(each)}' for name, each in seconds.items())}")
-    if config.max_time is not None and sum(seconds.values()) > 1.1 * config.max_time:
-        progress.log(f"--max-time {_minutes(config.max_time)} is less than the shortest useful run takes")
-    return Plan(
-        teacher_steps=first.teacher_steps,
-        most_texts=first.most_texts,
-        vector_steps=second.vector_steps,
-        logit_steps=second.logit_steps,
-        label_steps=second.label_steps,
-        seconds=seconds,
+
+    def timed(name: str, fitter: Fitter, load: Callable[[], TaskModel]) -> _Rates:
+        file = place / f"timed-{name}.json"
+        if not file.exists():
+            write_json(file, msgspec.to_builtins(_time(fitter, load(), data)))
+        return msgspec.json.decode(file.read_bytes(), type=_Rates)
+
+    of_teacher = timed(
+        "teacher", teacher.fitter, lambda: TeacherClassifier.load(teacher.located, data.task, TEACHER_SEED)
     )
+    of_student = timed(
+        f"student-{_hash(_weights(recipe.student))}",
+        fitter,
+        lambda: StudentClassifier.new(load_student(recipe.student), data.task, 0),
+    )
+    own, texts = len(data.train.targets), teacher.texts(data)
+    columns, dev = len(data.train.texts), sum(data.dev_counts.values())
 
+    def length(fitter: Fitter, steps: int, examples: int, rates: _Rates) -> float:
+        """Return the seconds of fine-tuning, evaluations on dev included."""
+        evaluations = -(-steps // fitter.config.between(examples))
+        return len(fitter.config.learning_rates) * (steps * rates.step + evaluations * dev * rates.text)
 
-def _kept(file: Path, make: Callable[[], Plan]) -> Plan:
-    if not file.exists():
-        write_json(file, msgspec.to_builtins(make()))
-    return msgspec.json.decode(file.read_bytes(), type=Plan)
+    # The sides of pairs are embedded too, once each.
+    text = of_teacher.text * (1 if columns == 1 else 1.5)
+    steps, fewer, room = teacher.fitter.config.steps(own), None, None
+    whole = length(teacher.fitter, steps, own, of_teacher)
+    if limit is not None:
+        if whole > _TEACHER_SHARE * limit:
+            fewer = max(_LEAST_STEPS, int(steps * _TEACHER_SHARE * limit / whole))
+            steps = fewer = min(steps, fewer)
+        # Its own text is the least that a task needs.
+        fits = max(own, int((_EMBEDDED_SHARE * limit - length(teacher.fitter, steps, own, of_teacher)) / text))
+        texts, room = min(texts, fits), fits if fits < texts else None
+    spent = {
+        "teacher's fine-tuning": length(teacher.fitter, steps, own, of_teacher),
+        "embedding": texts * text,
+    }
+    labels, logits = fitter.config.steps(own), recipe.on_logits.config.steps(texts)
+    vectors = -(-texts * columns // _VECTOR_BATCH) * _VECTOR_EPOCHS
+    # A step of stage two has more sentences.
+    vector_step = of_student.step * _VECTOR_BATCH / (fitter.config.batch_size * columns)
 
+    def of_the_student(labels: int, vectors: int, logits: int) -> dict[str, float]:
+        on_labels = length(fitter, labels, own, of_student)
+        return {
+            "student on labels alone": on_labels,
+            "student on vectors": vectors * vector_step,
+            "student on logits": length(recipe.on_logits, logits, texts, of_student),
+            "student on labels, last": on_labels,
+        }
 
-def _plan_teacher(limit: float | None, data: TaskData, teacher: TaskTeacher) -> Plan:
-    fitter = teacher.fitter
-    sample = _sample(data, fitter.config.batch_size * _TIMED_BATCHES)
-    model = TeacherClassifier.load(teacher.located, data.task, TEACHER_SEED)
-    step, embedded = _time(fitter, model, sample)
-    steps, texts, own = fitter.config.steps(len(data.train.targets)), teacher.texts(data), len(data.train.targets)
-    if limit is None:
-        return Plan(seconds={"teacher's fine-tuning": steps * step, "embedding": texts * embedded})
-    fewer = _fit_in(steps, step, _TEACHER_SHARE * limit)
-    fine_tuning = (fewer or steps) * step
-    # Its own text is the least that a task needs.
-    room = max(own, int((_EMBEDDED_SHARE * limit - fine_tuning) / embedded))
+    lengths = of_the_student(labels, vectors, logits)
+    shorter: tuple[int | None, ...] = (None, None, None)
+    if limit is not None and sum(spent.values()) + sum(lengths.values()) > limit:
+        share = max(0.0, limit - sum(spent.values())) / sum(lengths.values())
+        labels, vectors, logits = (
+            min(each, max(_LEAST_STEPS, int(share * each))) for each in (labels, vectors, logits)
+        )
+        lengths, shorter = of_the_student(labels, vectors, logits), (labels, vectors, logits)
+    seconds = {**spent, **lengths}
+    progress.log(
+        f"plan: about {_minutes(sum(seconds.values()))}, "
+        + ", ".join(f"{name} {_minutes(each)}" for name, each in seconds.items())
+    )
+    if limit is not None and sum(seconds.values()) > 1.1 * limit:
+        progress.log(f"--max-time {_minutes(limit)} is less than the shortest useful run takes")
     return Plan(
         teacher_steps=fewer,
-        most_texts=room if room < texts else None,
-        seconds={"teacher's fine-tuning": fine_tuning, "embedding": min(room, texts) * embedded},
+        most_texts=room,
+        label_steps=shorter[0],
+        vector_steps=shorter[1],
+        logit_steps=shorter[2],
+        seconds=seconds,
     )
-
-
-def _plan_student(limit: float | None, data: TaskData, fitter: Fitter, student: Path, texts: int, spent: float) -> Plan:
-    sample = _sample(data, fitter.config.batch_size * _TIMED_BATCHES)
-    step, _ = _time(fitter, StudentClassifier.new(load_student(student), data.task, 0), sample)
-    labels = fitter.config.steps(len(data.train.targets))
-    logits = on_logits(fitter).config.steps(texts)
-    vectors = -(-texts // _VECTOR_BATCH) * _VECTOR_EPOCHS
-    # A step of stage two has more sentences.
-    vector_step = step * _VECTOR_BATCH / fitter.config.batch_size
-    seconds = {
-        "student on labels alone": labels * step,
-        "student on vectors": vectors * vector_step,
-        "student on logits": logits * step,
-        "student on labels, last": labels * step,
-    }
-    if limit is None or spent + sum(seconds.values()) <= limit:
-        return Plan(seconds=seconds)
-    share = max(0.0, limit - spent) / sum(seconds.values())
-    fewer = [min(steps, max(_LEAST_STEPS, int(share * steps))) for steps in (labels, vectors, logits)]
-    lengths = dict(
-        zip(seconds, (fewer[0] * step, fewer[1] * vector_step, fewer[2] * step, fewer[0] * step), strict=True)
-    )
-    return Plan(label_steps=fewer[0], vector_steps=fewer[1], logit_steps=fewer[2], seconds=lengths)
-
-
-def _fit_in(steps: int, each: float, seconds: float) -> int | None:
-    """Return how many steps fit, at least a few; None if all do."""
-    fewer = max(_LEAST_STEPS, int(seconds / each))
-    return fewer if fewer < steps else None
 
 
 def _sample(data: TaskData, count: int) -> TaskData:
@@ -382,8 +403,9 @@ def _sample(data: TaskData, count: int) -> TaskData:
     return replace(share, dev={"dev": share.train})
 
 
-def _time(fitter: Fitter, model: TaskModel, data: TaskData) -> tuple[float, float]:
-    """Return the seconds of a step of fine-tuning and of embedding a text, timed over a few batches."""
+def _time(fitter: Fitter, model: TaskModel, data: TaskData) -> _Rates:
+    """Time a few batches of fine-tuning a model, and of labeling with it."""
+    data = _sample(data, fitter.config.batch_size * _TIMED_BATCHES)
     once = replace(fitter.config, epochs=1, least_steps=0, max_steps=None)
     short = replace(fitter, config=once)
     fewest = _sample(data, fitter.config.batch_size)
@@ -394,7 +416,7 @@ def _time(fitter: Fitter, model: TaskModel, data: TaskData) -> tuple[float, floa
     embedded = (time.perf_counter() - started) / (2 * len(data.train.targets))
     started = time.perf_counter()
     short.train(model, replace(data, dev=fewest.dev), data.train, rate=1e-6, seed=0)
-    return (time.perf_counter() - started) / once.steps(len(data.train.targets)), embedded
+    return _Rates((time.perf_counter() - started) / once.steps(len(data.train.targets)), embedded)
 
 
 @contextmanager

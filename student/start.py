@@ -53,6 +53,10 @@ def initial_words(distillation: dict[str, Any], folder: Path) -> torch.Tensor:
     return initial_embeddings("pca", words, dim, torch.Generator())
 
 
+class OtherVocabulary(UserError):
+    """Two tokenizers share too few tokens for one student to start from the other."""
+
+
 @dataclass(frozen=True)
 class WarmStart:
     """A student whose weights a training run starts from."""
@@ -108,7 +112,7 @@ class WarmStart:
         places = {number: known.get(token, known.get(token.lower())) for token, number in tokens.items()}
         shared = {number: place for number, place in places.items() if place is not None}
         if len(shared) < len(tokens) / 2:
-            raise UserError(
+            raise OtherVocabulary(
                 f"{self.name} has {len(shared):,} of the {len(tokens):,} tokens of the shards, too few to start from: "
                 "their teachers' tokenizers differ; start with --init pca"
             )

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
 from sentence_distill.data import progress
@@ -17,11 +18,12 @@ from sentence_distill.data.corpus import Corpus
 from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.labelled import FIELDS, json_line, synthetic_examples
+from sentence_distill.data.progress import counted
 from sentence_distill.data.records import PAIR_SEPARATOR
 from sentence_distill.data.sentences import SentenceRules
 from sentence_distill.pipeline.config import EmbedConfig
 from sentence_distill.pipeline.embed import embed_corpus
-from sentence_distill.pipeline.files import lock_folder, replacing
+from sentence_distill.pipeline.files import TEMPORARY, lock_folder, replacing
 from sentence_distill.pipeline.load import Located
 from sentence_distill.student.classifier import TeacherClassifier, most_tokens
 from sentence_distill.student.figures import Outcome
@@ -68,7 +70,14 @@ class TaskTeacher:
     """Files of more text of the task, with the columns that the training examples have or lines of text."""
     text_column: str = "text"
     most_texts: int | None = None
-    """Maximum number of texts to embed: first the task's own, then those without labels, then augmented copies."""
+    """Maximum number of texts to embed: first the task's own, then a sample of those without labels, then augmented
+    copies."""
+    _read: list[tuple[str, ...]] = field(default_factory=list)
+    """Text without labels, once it is read."""
+
+    @cached_property
+    def _weights(self) -> list[str]:
+        return self.located.weights_hashes()
 
     def finetuned(self, data: TaskData) -> tuple[Path, Outcome]:
         """Return the folder of the teacher fine-tuned on a task, and its scores on dev."""
@@ -77,28 +86,35 @@ class TaskTeacher:
             with suppress(FileNotFoundError):
                 return folder, msgspec.json.decode((folder / FINETUNED_TEACHER).read_bytes(), type=Outcome)
             start = partial(TeacherClassifier.load, self.located, data.task, TEACHER_SEED)
-            model, outcome = self.fitter.fit(
-                start, data, seed=TEACHER_SEED, label="teacher", checkpoint=place / "teacher.pt"
-            )
+            checkpoint = place / "teacher.pt"
+            model, outcome = self.fitter.fit(start, data, seed=TEACHER_SEED, label="teacher", checkpoint=checkpoint)
             model.save(folder, data.task, outcome)
+            # Only now: the disk may have been full.
+            checkpoint.unlink(missing_ok=True)
             return folder, outcome
 
     def logits(self, data: TaskData) -> Labelled:
         """Return the task's text and augmented copies of it, with the fine-tuned teacher's logits as targets."""
-        return from_logits(self.targets(data).logits, data)
+        return from_logits(self.targets(data, sides=False).logits, data)
 
-    def targets(self, data: TaskData) -> Targets:
-        """Embed the task's text, augmented copies of it, and the text without labels, with the fine-tuned teacher."""
+    def targets(self, data: TaskData, *, sides: bool = True) -> Targets:
+        """Embed the task's text, augmented copies of it, and the text without labels, with the fine-tuned teacher.
+
+        Of pairs the vectors are those of their sides, which `sides` can leave out; `Targets.vectors` is then not made.
+        """
         from transformers import AutoConfig, AutoTokenizer
 
         teacher, _ = self.finetuned(data)
         config = AutoConfig.from_pretrained(teacher, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
         columns = tuple(list(column) for column in data.train.texts)
-        copies, more = self._copies(data), self._more(columns)
+        copies, more = self._copies(data), self.more(data)
         if self.most_texts is not None:
-            more = more[: max(0, self.most_texts - len(columns[0]))]
-            copies = min(copies, max(0, self.most_texts - len(columns[0]) - len(more)) // len(columns[0]))
+            room = max(0, self.most_texts - len(columns[0]))
+            if room < len(more):
+                drawn = np.random.default_rng(TEACHER_SEED).permutation(len(more))[:room]
+                more = [more[row] for row in np.sort(drawn)]
+            copies = min(copies, (room - len(more)) // len(columns[0]))
         key = f"{copies}-{bytes_hash(json.dumps(more).encode())[:8]}" if more else str(copies)
         text, last = teacher.parent / f"text-{key}.jsonl", int(config.num_hidden_layers)
         # `sd embed` takes no more of a text than the tokenizer would keep.
@@ -131,36 +147,47 @@ class TaskTeacher:
             if len(columns) == 1:
                 both = embed("targets", text, fields, pooling="mean+logits", layers=layers)
                 return Targets(both, both)
-            sides = teacher.parent / f"sides-{key}.jsonl"
-            with replacing(sides) as file:
-                texts = dict.fromkeys(chain(*columns, *more))
-                file.writelines(json_line((side,)) for side in texts)
-            return Targets(
-                embed("vectors", sides, FIELDS[1], pooling="mean", layers=layers),
-                embed("logits", text, fields, dtype="float32"),
-            )
+            logits = embed("logits", text, fields, dtype="float32")
+            if not sides:
+                return Targets(logits, logits)
+            each = teacher.parent / f"sides-{key}.jsonl"
+            with replacing(each) as file:
+                file.writelines(json_line((side,)) for side in dict.fromkeys(chain(*columns, *more)))
+            return Targets(embed("vectors", each, FIELDS[1], pooling="mean", layers=layers), logits)
 
     def texts(self, data: TaskData) -> int:
         """Return the number of texts or pairs that `targets` embeds, copies that turn out the same included."""
-        columns = tuple(list(column) for column in data.train.texts)
-        return len(columns[0]) * (1 + self._copies(data)) + len(self._more(columns))
+        return len(data.train.targets) * (1 + self._copies(data)) + len(self.more(data))
 
     def _copies(self, data: TaskData) -> int:
         return min(_MOST_COPIES, -(-self.synthetic // len(data.train.targets)))
 
-    def _more(self, columns: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-        """Read the text without labels, of one column or two, in the order of its files."""
-        if not self.unlabeled:
-            return []
-        texts = (record.text for record in Corpus.open(list(self.unlabeled), text_column=self.text_column).records())
-        found = [tuple(text.split(PAIR_SEPARATOR)) for text in texts if text is not None and text.strip()]
-        if not found:
-            raise UserError(f"--unlabeled {self.unlabeled[0]} holds no text; check the file and --text-column")
-        if len(found[0]) != len(columns):
+    def more(self, data: TaskData) -> list[tuple[str, ...]]:
+        """Return the text without labels, of one column or two, in the order of its files."""
+        columns = len(data.train.texts)
+        wrong = next((texts for texts in self._unlabeled(columns) if len(texts) != columns), None)
+        if wrong is not None:
             raise UserError(
-                f"--unlabeled {self.unlabeled[0]} has {len(found[0])} texts a row, and --train {len(columns)}"
+                f"--unlabeled {', '.join(self.unlabeled)} has a row of {counted(len(wrong), 'text')}, {wrong[0][:40]!r}, "
+                f"and a row of --train has {columns}; name the same columns"
             )
-        return found
+        return self._unlabeled(columns)
+
+    def _unlabeled(self, columns: int) -> list[tuple[str, ...]]:
+        if self.unlabeled and not self._read:
+            corpus = Corpus.open(list(self.unlabeled), text_column=self.text_column)
+            texts = [record.text for record in corpus.records()]
+            usable = [text for text in texts if text is not None and text.strip()]
+            if not usable:
+                raise UserError(
+                    f"--unlabeled {', '.join(self.unlabeled)} holds no text; check the files and --text-column"
+                )
+            if len(usable) < len(texts):
+                lost = counted(len(texts) - len(usable), "row")
+                progress.log(f"--unlabeled: {lost} of {len(texts):,} without text left out")
+            # A tab inside a single text is white space.
+            self._read.extend(tuple(text.split(PAIR_SEPARATOR)) if columns == 2 else (text,) for text in usable)
+        return self._read
 
     @contextmanager
     def _held(self, data: TaskData) -> Iterator[Path]:
@@ -169,16 +196,21 @@ class TaskTeacher:
         place.mkdir(parents=True, exist_ok=True)
         message = f"{data.task.name}: another run makes its teacher in {place}; waiting for it"
         with lock_folder(place, wait=True, waiting=lambda: progress.log(message)):
+            for temporary in place.glob(f"*{TEMPORARY}"):  # what a kill left
+                temporary.unlink()
             yield place
 
     def place(self, data: TaskData) -> Path:
         """Return the folder of a task, named after all that its teacher depends on, so that nothing in it is stale."""
         identity = {
             "teacher": self.located.name,
-            "weights": self.located.weights_hashes(),
+            "weights": self._weights,
             "seed": TEACHER_SEED,
             "finetuning": {**asdict(self.fitter.config), "loop": LOOP},
             "computed": f"{self.fitter.precision} on {self.fitter.device.type}",
             "data": data.hash,
+            # The hash is of standardized scores, and of class numbers.
+            "labels": data.task.labels,
+            "scale": (data.mean, data.deviation),
         }
         return self.folder / f"{data.task.name}-{bytes_hash(json.dumps(identity).encode())[:8]}"

@@ -22,7 +22,7 @@ for wanted in "${@:-CoLA:1}"; do
         else
             sd finetune minilm-small --task "$task" --glue-dir "$glue" --teacher "$teacher" --seed "$seed" --out "$task-$seed" --overwrite
         fi
-        mkdir -p tables && mv "$task-stages"/*/table.json "tables/$task-$seed.json"
+        mkdir -p tables && mv "$(ls -t "$task-stages"/*/table.json | head -n 1)" "tables/$task-$seed.json"
     done
 done
 python "$here/recipe.py" tables
