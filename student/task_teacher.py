@@ -168,7 +168,7 @@ class TaskTeacher:
         wrong = next((texts for texts in self._unlabeled(columns) if len(texts) != columns), None)
         if wrong is not None:
             raise UserError(
-                f"--unlabeled {', '.join(self.unlabeled)} has a row of {counted(len(wrong), 'text')}, {wrong[0][:40]!r}, "
+                f"--unlabeled {', '.join(self.unlabeled)} has {len(wrong)} text(s) in a row, {wrong[0][:40]!r}, "
                 f"and a row of --train has {columns}; name the same columns"
             )
         return self._unlabeled(columns)
