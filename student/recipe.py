@@ -380,11 +380,11 @@ def _plan(limit: float | None, recipe: TaskRecipe) -> Plan:
             min(each, max(_LEAST_STEPS, int(share * each))) for each in (labels, vectors, logits)
         )
         lengths, shorter = of_the_student(labels, vectors, logits), (labels, vectors, logits)
-    seconds = {**spent, **lengths}
-    progress.log(
-        f"plan: about {_minutes(sum(seconds.values()))}, "
-        + ", ".join(f"{name} {_minutes(each)}" for name, each in seconds.items())
-    )
+    alone = "student on labels alone"
+    seconds = {alone: lengths.pop(alone), **spent, **lengths}
+    progress.log(f"plan: about {_minutes(sum(seconds.values()))}")
+    for name, each in seconds.items():
+        progress.log(f"  {name}: {_minutes(each)}")
     if limit is not None and sum(seconds.values()) > 1.1 * limit:
         progress.log(f"--max-time {_minutes(limit)} is less than the shortest useful run takes")
     return Plan(
