@@ -20,10 +20,12 @@ from sentence_distill.data.errors import UserError
 from sentence_distill.data.hashing import bytes_hash
 from sentence_distill.data.options import command_line
 from sentence_distill.data.progress import counted
+from sentence_distill.pipeline.embed import CPU_TOKEN_BUDGET
 from sentence_distill.pipeline.files import lock_folder, write_json
 from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
 from sentence_distill.pipeline.load import Located, locate_teacher
 from sentence_distill.pipeline.manifest import require_manifest
+from sentence_distill.pipeline.teacher import Teacher
 from sentence_distill.student.classifier import StudentClassifier, TaskModel, TeacherClassifier, load_classifier
 from sentence_distill.student.config import FinetuneConfig, TrainConfig
 from sentence_distill.student.figures import (
@@ -55,9 +57,8 @@ _LABEL_RATE = 3e-4
 _TEACHER_SHARE, _EMBEDDED_SHARE = 0.4, 0.6
 # No limit of time makes a stage shorter: fewer steps teach nothing.
 _LEAST_STEPS = 100
-# Batches of a stage that are timed for the plan.
-_TIMED_BATCHES = 6
-_TIMED_TEXTS = 512
+# Examples that are timed: of a teacher's fine-tuning, and of the models in the table.
+_TIMED_EXAMPLES, _TIMED_TEXTS = 256, 512
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -306,7 +307,7 @@ def _speed(fitter: Fitter, model: TaskModel, data: TaskData) -> float:
 
 
 class _Rates(msgspec.Struct, frozen=True):
-    """Seconds of a step of fine-tuning and of labeling a text, timed on this machine."""
+    """Seconds of a step of fine-tuning and of labeling or embedding a text, timed on this machine."""
 
     step: float
     text: float
@@ -321,20 +322,23 @@ def _plan(limit: float | None, recipe: TaskRecipe) -> Plan:
     place = teacher.place(data)
     place.mkdir(parents=True, exist_ok=True)
 
-    def timed(name: str, fitter: Fitter, load: Callable[[], TaskModel]) -> _Rates:
+    def timed(name: str, measure: Callable[[], _Rates]) -> _Rates:
         file = place / f"timed-{name}.json"
         if not file.exists():
-            write_json(file, msgspec.to_builtins(_time(fitter, load(), data)))
+            write_json(file, msgspec.to_builtins(measure()))
         return msgspec.json.decode(file.read_bytes(), type=_Rates)
 
-    of_teacher = timed(
-        "teacher", teacher.fitter, lambda: TeacherClassifier.load(teacher.located, data.task, TEACHER_SEED)
-    )
-    of_student = timed(
-        f"student-{_hash(_weights(recipe.student))}",
-        fitter,
-        lambda: StudentClassifier.new(load_student(recipe.student), data.task, 0),
-    )
+    def time_teacher() -> _Rates:
+        model = TeacherClassifier.load(teacher.located, data.task, TEACHER_SEED)
+        return _time(teacher.fitter, model, data, _TIMED_EXAMPLES)
+
+    def time_student() -> _Rates:
+        model = StudentClassifier.new(load_student(recipe.student), data.task, 0)
+        return _time(fitter, model, data, 8 * _TIMED_EXAMPLES)
+
+    of_teacher = timed("teacher", time_teacher)
+    of_student = timed(f"student-{_hash(_weights(recipe.student))}", time_student)
+    embedding = timed("embedding", lambda: _time_embedding(teacher, data))
     own, texts = len(data.train.targets), teacher.texts(data)
     columns, dev = len(data.train.texts), sum(data.dev_counts.values())
 
@@ -344,7 +348,7 @@ def _plan(limit: float | None, recipe: TaskRecipe) -> Plan:
         return len(fitter.config.learning_rates) * (steps * rates.step + evaluations * dev * rates.text)
 
     # The sides of pairs are embedded too, once each.
-    text = of_teacher.text * (1 if columns == 1 else 1.5)
+    text = embedding.text * (1 if columns == 1 else 1.5)
     steps, fewer, room = teacher.fitter.config.steps(own), None, None
     whole = length(teacher.fitter, steps, own, of_teacher)
     if limit is not None:
@@ -403,9 +407,9 @@ def _sample(data: TaskData, count: int) -> TaskData:
     return replace(share, dev={"dev": share.train})
 
 
-def _time(fitter: Fitter, model: TaskModel, data: TaskData) -> _Rates:
+def _time(fitter: Fitter, model: TaskModel, data: TaskData, examples: int) -> _Rates:
     """Time a few batches of fine-tuning a model, and of labeling with it."""
-    data = _sample(data, fitter.config.batch_size * _TIMED_BATCHES)
+    data = _sample(data, examples)
     once = replace(fitter.config, epochs=1, least_steps=0, max_steps=None)
     short = replace(fitter, config=once)
     fewest = _sample(data, fitter.config.batch_size)
@@ -417,6 +421,18 @@ def _time(fitter: Fitter, model: TaskModel, data: TaskData) -> _Rates:
     started = time.perf_counter()
     short.train(model, replace(data, dev=fewest.dev), data.train, rate=1e-6, seed=0)
     return _Rates((time.perf_counter() - started) / once.steps(len(data.train.targets)), embedded)
+
+
+def _time_embedding(teacher: TaskTeacher, data: TaskData) -> _Rates:
+    """Time embedding as `sd embed` does it, in exact-length batches; the teacher need not be fine-tuned for that."""
+    fitter = teacher.fitter
+    encoder = Teacher(teacher.located, pooling="mean", device=fitter.device, dtype=fitter.precision)
+    texts = [" ".join(example) for example in zip(*_sample(data, 4 * _TIMED_EXAMPLES).train.texts, strict=True)]
+    tokens = encoder.tokenize(texts).cut(encoder.max_tokens)
+    encoder.embed(tokens, CPU_TOKEN_BUDGET)
+    started = time.perf_counter()
+    encoder.embed(tokens, CPU_TOKEN_BUDGET)
+    return _Rates(0.0, (time.perf_counter() - started) / len(texts))
 
 
 @contextmanager

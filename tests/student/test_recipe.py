@@ -185,11 +185,12 @@ def test_a_limit_of_time_shortens_the_stages_and_is_kept_for_the_next_run(
     monkeypatch.setattr(recipe, "_LEAST_STEPS", 2)
     timed = []
 
-    def time_of(fitter, model, data):
-        timed.append(model)
+    def time_of(*arguments):
+        timed.append(arguments)
         return recipe._Rates(0.5, 0.01)
 
     monkeypatch.setattr(recipe, "_time", time_of)
+    monkeypatch.setattr(recipe, "_time_embedding", time_of)
     run = command(student_folder, teacher_folder, animals, tmp_path / "out", "--max-time", "20s")
     assert sd(*run) == 0
     (table,) = (tmp_path / "animals-stages").glob("*/table.json")
@@ -200,9 +201,9 @@ def test_a_limit_of_time_shortens_the_stages_and_is_kept_for_the_next_run(
     assert plan["logit_steps"] < 12
     assert sum(plan["seconds"].values()) < 23
     assert embedded(tmp_path / "animals-stages/animals-*/targets-*") <= plan["most_texts"]
-    assert len(timed) == 2
+    assert len(timed) == 3
     assert sd(*run, "--overwrite") == 0
-    assert len(timed) == 2
+    assert len(timed) == 3
     # Of one that is too short the least is done, and said.
     capsys.readouterr()
     assert sd(*command(student_folder, teacher_folder, animals, tmp_path / "least", "--max-time", "1s")) == 0
