@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     help="Folder to write.  [default: finetuned/TASK]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier fine-tuned model in --out.")
-@stopped_by_signals("stopped; no model was written, and with --teacher the same command resumes")
 def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
     """Fine-tune a student or a teacher on labels or a GLUE task.
 
@@ -58,7 +57,11 @@ def finetune(config: FinetuneConfig, out: Path | None, overwrite: bool) -> None:
     stages = out.with_name(f"{config.name}-stages") if out.name else out
     if config.teacher and stages.resolve() == out.resolve():
         raise UsageError(f"--out {out} is where the stages go, or has no name; choose another folder")
-    with finetuned_folder(out, overwrite):
+    kept = "finished stages are kept: run the same command again to resume"
+    with (
+        stopped_by_signals(f"stopped; {kept if config.teacher else 'nothing was written'}"),
+        finetuned_folder(out, overwrite),
+    ):
         from sentence_distill.student.task_data import read_task
 
         data = read_task(config)

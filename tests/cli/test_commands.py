@@ -66,7 +66,7 @@ def test_a_teacher_s_libraries_are_told_to_keep_few_kernels_before_they_are_load
         (["train-student", "--shards", "s3://bucket/shards"], 1, "copy them to a local folder first"),
         (["train-student", "--shards", "no-such"], 1, "sd embed --corpus"),
         (["eval", "--student", "no-such"], 1, "sd train-student"),
-        (["eval", "--glue", "--tasks", "nope"], 2, "none of CoLA"),
+        (["eval", "--glue", "--tasks", "nope"], 2, "not one of CoLA"),
         (["shards", "no-such"], 1, "sd embed --corpus"),
         (["shards", "verify", "no-such"], 1, "no folder no-such; check the name"),
         (["no-such"], 2, "No such command"),

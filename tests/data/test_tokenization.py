@@ -175,5 +175,5 @@ def test_padding_and_truncation_of_the_file_do_not_count_and_a_copy_is_the_same(
 
 
 def test_what_is_no_tokenizer_is_a_value_error():
-    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"not a tokenizer\.json"):
         TextTokenizer("{}")

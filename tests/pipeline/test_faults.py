@@ -251,7 +251,7 @@ def test_the_death_of_a_reading_process_is_said(moment, teacher_folder, corpus_f
 
     killer = threading.Thread(target=kill_reader)
     killer.start()
-    with pytest.raises(UserError, match="ended with code -9"):
+    with pytest.raises(UserError, match="died with exit code -9"):
         run.run()
     killer.join()
     assert run.run().totals.rows == load_manifest(shards).totals.rows

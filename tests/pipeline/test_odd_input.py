@@ -59,7 +59,7 @@ def unreadable(path: Path) -> None:
         (lambda path: path.write_bytes(b"\n \n\t\n"), "no text found"),
         (
             lambda path: path.write_bytes(b"Too short.\n" * 3),
-            "of 3 records and sentences 3 are rejected as 'too few words'",
+            "of 3 records and sentences, 3 are rejected as 'too few words'",
         ),
         (
             lambda path: path.write_text(SENTENCE, encoding="utf-16"),

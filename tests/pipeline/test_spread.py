@@ -256,7 +256,7 @@ def test_a_run_into_s3_leaves_the_same_files_and_goes_on_where_it_stood(sd, argu
     assert sd("shards", "verify", s3) == 1
     assert sd(*arguments, "--out", s3) == 0
     assert sd("shards", "verify", s3) == 0
-    assert "shard-00003.arrow has 9 bytes" in capsys.readouterr().err
+    assert "shard-00003.arrow: it has 9 bytes" in capsys.readouterr().err
 
 
 def test_a_bucket_that_is_not_there_is_said_before_anything_is_read(sd, arguments, s3, capsys):

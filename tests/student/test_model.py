@@ -123,7 +123,7 @@ def test_where_onnx_runtime_does_not_run_pytorch_does_and_says_so(student_folder
 
 
 def test_an_unknown_backend_is_refused(student_folder):
-    with pytest.raises(UserError, match="backend 'tensorflow' is none of auto, onnx, torch"):
+    with pytest.raises(UserError, match="backend 'tensorflow' is not one of auto, onnx, torch"):
         Student.load(student_folder, backend="tensorflow")
 
 

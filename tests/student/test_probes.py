@@ -214,7 +214,7 @@ def test_text_and_folders_that_hold_nothing_to_measure_are_refused(sd, student_f
     for option, place, message in (
         ("--word-order", text, "holds too few sentences that a rule fits"),
         ("--transfer", tmp_path / "none", "holds none of MR, CR"),
-        ("--transfer", text, "is no folder"),
+        ("--transfer", text, "is not a folder"),
     ):
         assert sd("eval", student_folder, option, place) == 1
         assert message in capsys.readouterr().err

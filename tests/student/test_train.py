@@ -201,7 +201,7 @@ def test_a_run_ends_at_its_last_step_with_a_learning_rate_near_nothing(shards, t
 
 
 def test_word_embeddings_of_an_unknown_kind_are_not_replaced_by_others():
-    with pytest.raises(UserError, match="init 'wiki-small' is none of pca, random, and no student was given"):
+    with pytest.raises(UserError, match="init 'wiki-small' is not one of pca, random, and no student was given"):
         initial_embeddings("wiki-small", torch.randn(9, 4), 2, torch.Generator())
 
 
