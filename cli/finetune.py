@@ -100,7 +100,9 @@ def _print_rows(rows: "Sequence[Row]") -> None:
         costs = ((row.seconds, ",.0f"), (row.sentences_per_second, ",.0f"))
         cells = ["" if value is None else format(value, form) for value, form in costs]
         table.append((row.title, *("" if score is None else f"{score:.4f}" for score in scores), *cells))
-    print_table(("model", *(f"{dev}, {metric}" for dev, metric in names), "training, s", "examples/s"), table)
+    print_table(
+        ("model", *(f"{dev}, {metric}" for dev, metric in names), "training, s", "examples/s"), table, least_width=100
+    )
 
 
 @click.command()
