@@ -60,6 +60,7 @@ def model_card(
     tables = [quality_table(models), size_table(models), corpora_table(student), *range_tables(held_out)]
     body = render(
         "card.md.j2",
+        on_hub=_on_hub,
         metadata=_metadata(record, title, licence),
         title=title,
         name=name,
@@ -102,7 +103,7 @@ def _metadata(record: Distillation, model_name: str, licence: str | None) -> str
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         # A teacher from a folder has a name without an owner.
-        base_model=teacher if "/" in teacher and " " not in teacher else None,
+        base_model=teacher if _on_hub(teacher) else None,
         tags=_TAGS,
         model_name=model_name if results else None,
         eval_results=results or None,
@@ -151,6 +152,11 @@ def _results(record: Distillation) -> Iterator["EvalResult"]:
             metric_type=_GLUE_METRICS.get(metric, metric),
             metric_value=_rounded(value),
         )
+
+
+def _on_hub(model: str) -> bool:
+    """Tell a name on the hub from a folder's, and from that of a teacher that was fine-tuned on a task."""
+    return "/" in model and " " not in model
 
 
 def _rounded(value: float) -> float:

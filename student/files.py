@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sentence_distill.data.errors import UserError
+from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.hub import HubUnreachable, ask_hub, offline_requested
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.student.config import StudentConfig
@@ -111,6 +112,11 @@ def module_weights(folder: Path) -> list[Path]:
     """Return the weight files of a student."""
     files = (path / "model.safetensors" for path in module_paths(folder).values())
     return sorted({file for file in files if file.exists()})
+
+
+def weights_hashes(folder: Path) -> list[str]:
+    """Return the xxh3-128 of each weight file of a student, in the order of their names."""
+    return [file_hash(file) for file in module_weights(folder)]
 
 
 def student_files(folder: Path) -> dict[str, Path]:

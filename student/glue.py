@@ -26,7 +26,6 @@ from sentence_distill.data.glue import (
     open_glue,
     set_name,
 )
-from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.options import command_line
 from sentence_distill.pipeline.files import lock_folder, write_atomically
 from sentence_distill.pipeline.hardware import FINETUNING, pick_device, pick_precision
@@ -49,7 +48,7 @@ from sentence_distill.student.figures import (
     read_figures,
     write_figures,
 )
-from sentence_distill.student.files import module_weights
+from sentence_distill.student.files import weights_hashes
 from sentence_distill.student.finetune import LOGITS, LOOP, STUDENT, TEACHER, Fitter, constant
 from sentence_distill.student.metrics import task_metrics
 from sentence_distill.student.model import Student, load_student
@@ -110,7 +109,7 @@ class GlueRun:
         self.teacher_fitter = Fitter(TEACHER.given(glue.teacher_finetuning), device, precision)
         self.figures = GlueFigures(
             source="a folder of TSV files" if isinstance(source, GlueFolder) else HUB_NAME,
-            student=[file_hash(file) for file in module_weights(self._folder)],
+            student=weights_hashes(self._folder),
             computed=f"{str(precision).removeprefix('torch.')} on {device.type}",
             finetuning={**asdict(self.fitter.config), "loop": LOOP, "synthetic": glue.synthetic, "recipe": RECIPE},
             teacher_finetuning=asdict(self.teacher_fitter.config),
@@ -244,7 +243,7 @@ class GlueRun:
                 # As long as the recipe learns from logits.
                 fitter = self.logit_fitter
             student, count = self.student, len(train.targets)
-            if not row.startswith("distilled"):
+            if row != "distilled":
                 # Tang et al. too begin with word embeddings that others trained.
                 student = _untrained(student, seed, words=None if row == "scratch" else self.words)
             start = partial(StudentClassifier.new, student, data.task, seed)

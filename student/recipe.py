@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -36,9 +35,9 @@ from sentence_distill.student.figures import (
     load_distillation,
     main_score,
 )
-from sentence_distill.student.files import TASK, is_student, module_weights
+from sentence_distill.student.files import TASK, is_student, weights_hashes
 from sentence_distill.student.finetune import LOGITS, STUDENT, TEACHER, Finetuned, Fitter, constant, fit_student
-from sentence_distill.student.model import Student, load_student
+from sentence_distill.student.model import load_student
 from sentence_distill.student.models import find_model
 from sentence_distill.student.start import OtherVocabulary
 from sentence_distill.student.task_data import Labelled, TaskData, from_logits
@@ -127,9 +126,9 @@ def _distil(config: FinetuneConfig, recipe: "TaskRecipe") -> Distilled:
     limited = _limited(recipe.teacher.fitter, plan.teacher_steps)
     teacher = replace(recipe.teacher, fitter=limited, most_texts=plan.most_texts)
     recipe = replace(recipe, teacher=teacher, plan=plan)
-    with _stage("student on labels alone", plan, recipe.took):
+    with recipe.stage("student on labels alone"):
         alone = recipe.on_labels()
-    with _stage("teacher's fine-tuning", plan, recipe.took):
+    with recipe.stage("teacher's fine-tuning"):
         folder, of_teacher = teacher.finetuned(data)
     made = {"labels alone": alone, **recipe.distilled()}
     rows = [Row("majority class" if data.task.labels else "mean of the scores", constant(data)[1])]
@@ -168,26 +167,35 @@ class TaskRecipe:
     took: dict[str, float] = field(default_factory=dict)
     """Seconds of each stage so far; of one that was there already nearly none."""
 
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Note how long a stage takes, and log it next to the planned time."""
+        started = time.monotonic()
+        yield
+        self.took[name] = time.monotonic() - started
+        planned = f", planned {_minutes(self.plan.seconds[name])}" if name in self.plan.seconds else ""
+        progress.log(f"{name}: {_minutes(self.took[name])}{planned}")
+
     def on_labels(self) -> Finetuned:
         """Return the student fine-tuned on the labels alone, which distillation has to beat."""
         fitter = _limited(self.fitter, self.plan.label_steps)
         return self._saved(
             "labels",
             self.student,
-            [*_weights(self.student), repr(fitter.config)],
+            [*weights_hashes(self.student), repr(fitter.config)],
             lambda: fit_student(load_student(self.student), self.data, self.data.train, self.seed, fitter),
         )
 
     def distilled(self) -> dict[str, Finetuned]:
         """Return the student that learned vectors and logits, and the one that then learned the labels."""
-        with _stage("embedding", self.plan, self.took):
+        with self.stage("embedding"):
             targets = self.teacher.targets(self.data)
             logits = from_logits(targets.logits, self.data)
-        with _stage("student on vectors", self.plan, self.took):
+        with self.stage("student on vectors"):
             student = self._learned_vectors(targets.vectors)
-        with _stage("student on logits", self.plan, self.took):
+        with self.stage("student on logits"):
             distilled = self._learned_logits(student, logits, targets.logits.name)
-        with _stage("student on labels, last", self.plan, self.took):
+        with self.stage("student on labels, last"):
             corrected = self._corrected(distilled)
         return {"vectors, logits": distilled, "vectors, logits, labels": corrected}
 
@@ -201,7 +209,7 @@ class TaskRecipe:
             progress.log(f"no vectors are learned: {counted(rows, 'different text')} are too few")
             return self.student
         # The name of the shards holds a hash of their text, and lies in a folder named after their teacher.
-        key = self._key([shards.name, *_weights(self.student), f"{_VECTOR_EPOCHS} {steps}"])
+        key = self._key([shards.name, *weights_hashes(self.student), f"{_VECTOR_EPOCHS} {steps}"])
         folder = self.teacher.place(self.data) / f"student-vectors-{key}"
         if not (folder / DISTILLATION).exists():
             config = TrainConfig(
@@ -227,7 +235,7 @@ class TaskRecipe:
         return self._saved(
             "logits",
             student,
-            [*_weights(student), shards, repr(fitter.config)],
+            [*weights_hashes(student), shards, repr(fitter.config)],
             lambda: fit_student(load_student(student), self.data, logits, self.seed, fitter, label="on logits"),
         )
 
@@ -241,9 +249,7 @@ class TaskRecipe:
         assert isinstance(model, StudentClassifier)
 
         def start() -> StudentClassifier:
-            copy = StudentClassifier(
-                Student(deepcopy(model.encoder), model.tokenizer), model.columns, data.task.outputs
-            )
+            copy = StudentClassifier.new(model.student, data.task, self.seed)
             copy.head.load_state_dict(model.head.state_dict())
             if data.task.regression:  # from the unit of the user's file back to the one that is learned
                 copy.rescale(1 / data.deviation, -data.mean / data.deviation)
@@ -264,13 +270,15 @@ class TaskRecipe:
         """Return what `fit` makes of the student in `source`, or what an earlier run made and saved."""
         folder = self.teacher.place(self.data) / f"student-{name}-{self._key(depends)}"
         distillation = load_distillation(source)
-        if (folder / TASK).exists() and (folder / DISTILLATION).exists():
+        saved = (folder / TASK).exists() and (folder / DISTILLATION).exists()
+        if saved:
             model, _ = load_classifier(folder)
             outcome = msgspec.json.decode((folder / TASK).read_bytes(), type=Outcome)
         else:
             model, outcome = fit()
-            Finetuned(model, outcome, self.data, source, distillation).save(folder)
         found = Finetuned(model, outcome, self.data, source, distillation)
+        if not saved:
+            found.save(folder)
         progress.log(found.describe())
         return found
 
@@ -281,10 +289,6 @@ class TaskRecipe:
 
 def _hash(parts: list[str]) -> str:
     return bytes_hash(json.dumps(parts).encode())[:8]
-
-
-def _weights(student: Path) -> list[str]:
-    return [bytes_hash(file.read_bytes()) for file in module_weights(student)]
 
 
 def _limited(fitter: Fitter, steps: int | None) -> Fitter:
@@ -307,10 +311,12 @@ def _speed(fitter: Fitter, model: TaskModel, data: TaskData) -> float:
 
 
 class _Rates(msgspec.Struct, frozen=True):
-    """Seconds of a step of fine-tuning and of labeling or embedding a text, timed on this machine."""
+    """Seconds that a model takes on this machine."""
 
     step: float
+    """A step of fine-tuning; 0 where none was timed."""
     text: float
+    """Labeling or embedding a text."""
 
 
 def _plan(limit: float | None, recipe: TaskRecipe) -> Plan:
@@ -337,7 +343,7 @@ def _plan(limit: float | None, recipe: TaskRecipe) -> Plan:
         return _time(fitter, model, data, 8 * _TIMED_EXAMPLES)
 
     of_teacher = timed("teacher", time_teacher)
-    of_student = timed(f"student-{_hash(_weights(recipe.student))}", time_student)
+    of_student = timed(f"student-{_hash(weights_hashes(recipe.student))}", time_student)
     embedding = timed("embedding", lambda: _time_embedding(teacher, data))
     own, texts = len(data.train.targets), teacher.texts(data)
     columns, dev = len(data.train.texts), sum(data.dev_counts.values())
@@ -433,16 +439,6 @@ def _time_embedding(teacher: TaskTeacher, data: TaskData) -> _Rates:
     started = time.perf_counter()
     encoder.embed(tokens, CPU_TOKEN_BUDGET)
     return _Rates(0.0, (time.perf_counter() - started) / len(texts))
-
-
-@contextmanager
-def _stage(name: str, plan: Plan, took: dict[str, float]) -> Iterator[None]:
-    """Log a stage's time next to the planned one, and note it in `took`."""
-    started = time.monotonic()
-    yield
-    took[name] = time.monotonic() - started
-    planned = f", planned {_minutes(plan.seconds[name])}" if name in plan.seconds else ""
-    progress.log(f"{name}: {_minutes(took[name])}{planned}")
 
 
 def _minutes(seconds: float) -> str:

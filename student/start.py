@@ -8,14 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from sentence_distill.data.errors import UserError
-from sentence_distill.data.hashing import file_hash
 from sentence_distill.data.progress import counted
 from sentence_distill.data.tokenization import TextTokenizer
 from sentence_distill.pipeline.manifest import require_vectors
 from sentence_distill.pipeline.records import WORD_EMBEDDINGS
 from sentence_distill.student.config import INITS
 from sentence_distill.student.encoder import StudentEncoder
-from sentence_distill.student.files import find_shards, locate_student, module_weights
+from sentence_distill.student.files import find_shards, locate_student, weights_hashes
 from sentence_distill.student.model import Student, load_student
 
 SCALE = 0.3
@@ -77,7 +76,7 @@ class WarmStart:
             folder = locate_student(init)
             # Only the name of a folder goes into the record, because paths mean nothing on other machines.
             name = folder.name if Path(init).exists() else init
-            return cls(name, folder, load_student(folder), [file_hash(file) for file in module_weights(folder)])
+            return cls(name, folder, load_student(folder), weights_hashes(folder))
         except UserError as error:
             raise UserError(f"--init {init} is neither {' nor '.join(INITS)} nor a student: {error}") from error
 

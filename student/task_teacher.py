@@ -164,29 +164,25 @@ class TaskTeacher:
 
     def more(self, data: TaskData) -> list[tuple[str, ...]]:
         """Return the text without labels, of one column or two, in the order of its files."""
-        columns = len(data.train.texts)
-        wrong = next((texts for texts in self._unlabeled(columns) if len(texts) != columns), None)
-        if wrong is not None:
+        if not self.unlabeled or self._read:
+            return self._read
+        columns, names = len(data.train.texts), f"--unlabeled {', '.join(self.unlabeled)}"
+        corpus = Corpus.open(list(self.unlabeled), text_column=self.text_column)
+        texts = [record.text for record in corpus.records()]
+        usable = [text for text in texts if text is not None and text.strip()]
+        if not usable:
+            raise UserError(f"{names} holds no text; check the files and --text-column")
+        if len(usable) < len(texts):
+            lost = counted(len(texts) - len(usable), "row")
+            progress.log(f"--unlabeled: {lost} of {len(texts):,} without text left out")
+        # A tab inside a single text is white space.
+        found = [tuple(text.split(PAIR_SEPARATOR)) if columns == 2 else (text,) for text in usable]
+        if wrong := next((row for row in found if len(row) != columns), None):
             raise UserError(
-                f"--unlabeled {', '.join(self.unlabeled)} has {len(wrong)} text(s) in a row, {wrong[0][:40]!r}, "
-                f"and a row of --train has {columns}; name the same columns"
+                f"{names} has {counted(len(wrong), 'text')} in a row, {wrong[0][:40]!r}, and a row of --train has "
+                f"{columns}; name the same columns"
             )
-        return self._unlabeled(columns)
-
-    def _unlabeled(self, columns: int) -> list[tuple[str, ...]]:
-        if self.unlabeled and not self._read:
-            corpus = Corpus.open(list(self.unlabeled), text_column=self.text_column)
-            texts = [record.text for record in corpus.records()]
-            usable = [text for text in texts if text is not None and text.strip()]
-            if not usable:
-                raise UserError(
-                    f"--unlabeled {', '.join(self.unlabeled)} holds no text; check the files and --text-column"
-                )
-            if len(usable) < len(texts):
-                lost = counted(len(texts) - len(usable), "row")
-                progress.log(f"--unlabeled: {lost} of {len(texts):,} without text left out")
-            # A tab inside a single text is white space.
-            self._read.extend(tuple(text.split(PAIR_SEPARATOR)) if columns == 2 else (text,) for text in usable)
+        self._read.extend(found)
         return self._read
 
     @contextmanager

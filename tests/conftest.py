@@ -1,11 +1,12 @@
 """Small real parts: a two-layer BERT with random weights, a corpus, and the shards they make."""
 
+import json
 import multiprocessing
 import os
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Over shapes as small as these tests', the last bit of a product depends on the number of threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -97,6 +99,20 @@ def corpus_file(tmp_path_factory) -> Path:
     lines += [lines[0], "Too short.", "Old ship."]
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+ADJECTIVES = ["red", "blue", "green", "old", "new", "small"]
+
+
+def animal_sentence(rng: np.random.Generator, animal: str) -> str:
+    """A sentence whose class is the animal that it names."""
+    return f"The {rng.choice(ADJECTIVES)} {animal} saw the {rng.choice(ADJECTIVES)} house."
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    """Write a row a line; return the file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 

@@ -26,23 +26,19 @@ from sentence_distill.student.model import load_student
 from sentence_distill.student.start import initial_words
 from sentence_distill.student.task_data import Labelled, TaskData, from_logits
 from sentence_distill.student.task_teacher import TaskTeacher
+from tests.conftest import animal_sentence
 
 
 @pytest.fixture
 def glue_dir(tmp_path):
     """SST-2: a sentence is positive where it names a cat. RTE: entailed where the sentences are the same."""
     rng = np.random.default_rng(0)
-    words = ["red", "blue", "green", "old", "new", "small"]
-
-    def sentence(animal):
-        return f"The {rng.choice(words)} {animal} saw the {rng.choice(words)} house."
-
     for split, count in (("train", 160), ("dev", 60)):
         (tmp_path / "SST-2").mkdir(exist_ok=True)
         (tmp_path / "RTE").mkdir(exist_ok=True)
         singles, pairs = ["sentence\tlabel"], ["index\tsentence1\tsentence2\tlabel"]
         for i in range(count):
-            singles.append(f"{sentence('cat' if i % 2 else 'dog')}\t{i % 2}")
+            singles.append(f"{animal_sentence(rng, 'cat' if i % 2 else 'dog')}\t{i % 2}")
             first, other = ("cat", "dog") if i % 4 < 2 else ("dog", "cat")
             same = "entailment" if i % 2 else "not_entailment"
             pairs.append(f"{i}\tThe {first} ran.\tThe {first if i % 2 else other} ran.\t{same}")

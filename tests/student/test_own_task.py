@@ -16,19 +16,10 @@ from sentence_distill.pipeline.files import lock_folder
 from sentence_distill.pipeline.manifest import Logits
 from sentence_distill.student.finetune import STUDENT
 from sentence_distill.student.task_data import TaskData
+from tests.conftest import animal_sentence, write_rows
 
 LEARNS = ("--learning-rate", "5e-3", "--device", "cpu")
 PRICES = {"dog": 1000.5, "cat": 2000.0, "bird": 4000.0}
-
-
-def _sentence(rng, animal):
-    words = ["red", "blue", "green", "old", "new", "small"]
-    return f"The {rng.choice(words)} {animal} saw the {rng.choice(words)} house."
-
-
-def _write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +31,8 @@ def folder(tmp_path_factory):
 def animals(sd, student_folder, folder):
     """A student that knows what animal a sentence names."""
     rng = np.random.default_rng(0)
-    rows = [{"line": _sentence(rng, animal), "animal": animal} for animal in ("dog", "cat", "bird") * 60]
-    train = _write(folder / "animals.jsonl", rows)
+    rows = [{"line": animal_sentence(rng, animal), "animal": animal} for animal in ("dog", "cat", "bird") * 60]
+    train = write_rows(folder / "animals.jsonl", rows)
     columns = ("--text-column", "line", "--label-column", "animal")
     assert sd("finetune", student_folder, "--train", train, *columns, "--out", folder / "animals", *LEARNS) == 0
     return folder / "animals"
@@ -80,8 +71,11 @@ def test_pairs_are_learned(sd, student_folder, folder):
     for number in range(240):
         first, other = ("cat", "dog") if number % 4 < 2 else ("dog", "cat")
         second = first if number % 2 else other
-        rows.append({"a": _sentence(rng, first), "b": _sentence(rng, second), "same": bool(number % 2)})
-    train, dev = _write(folder / "pairs.jsonl", rows[:180]), _write(folder / "dev.jsonl", rows[180:])
+        rows.append({"a": animal_sentence(rng, first), "b": animal_sentence(rng, second), "same": bool(number % 2)})
+    train, dev = (
+        write_rows(folder / "pairs.jsonl", rows[:180]),
+        write_rows(folder / "dev.jsonl", rows[180:]),
+    )
     columns = ("--text-column", "a,b", "--label-column", "same")
     out = folder / "pairs"
     assert sd("finetune", student_folder, "--train", train, "--dev", dev, *columns, "--out", out, *LEARNS) == 0
@@ -95,13 +89,13 @@ def test_pairs_are_learned(sd, student_folder, folder):
 
 def test_scores_come_in_the_units_of_the_file(sd, student_folder, folder):
     rng = np.random.default_rng(0)
-    rows = [{"text": _sentence(rng, animal), "label": PRICES[animal]} for animal in list(PRICES) * 60]
-    train = _write(folder / "prices.jsonl", rows)
+    rows = [{"text": animal_sentence(rng, animal), "label": PRICES[animal]} for animal in list(PRICES) * 60]
+    train = write_rows(folder / "prices.jsonl", rows)
     assert sd("finetune", student_folder, "--train", train, "--out", folder / "prices", *LEARNS) == 0
     classifier = Classifier.load(folder / "prices")
     record = json.loads((folder / "prices" / "task.json").read_text())
     assert record["scores"]["dev"]["pearson"] > 0.95
-    found = classifier.predict([_sentence(rng, animal) for animal in PRICES])
+    found = classifier.predict([animal_sentence(rng, animal) for animal in PRICES])
     np.testing.assert_allclose(found, list(PRICES.values()), atol=500)
     with pytest.raises(ValueError, match="is a regression"):
         classifier.predict_proba(["The cat."])
@@ -120,15 +114,15 @@ def test_scores_learned_from_a_teacher_of_any_unit_come_in_that_of_the_file(
     sd, student_folder, shards, tmp_path, monkeypatch, animals, unit
 ):
     rng = np.random.default_rng(0)
-    rows = [{"text": _sentence(rng, animal), "label": PRICES[animal]} for animal in list(PRICES) * 40]
-    train = _write(tmp_path / "prices.jsonl", rows)
+    rows = [{"text": animal_sentence(rng, animal), "label": PRICES[animal]} for animal in list(PRICES) * 40]
+    train = write_rows(tmp_path / "prices.jsonl", rows)
     named = animals * (180 // len(animals))
     scores = np.array([[unit(PRICES[animal])] for animal in named], dtype=np.float32)
-    found = Logits(([_sentence(rng, animal) for animal in named],), scores, SimpleNamespace(labels=["score"]))
+    found = Logits(([animal_sentence(rng, animal) for animal in named],), scores, SimpleNamespace(labels=["score"]))
     monkeypatch.setattr("sentence_distill.student.task_data.read_logits", lambda shards: found)
     out = tmp_path / "out"
     assert sd("finetune", student_folder, "--train", train, "--logits", shards, "--out", out, *LEARNS) == 0
-    predicted = Classifier.load(out).predict([_sentence(rng, animal) for animal in PRICES])
+    predicted = Classifier.load(out).predict([animal_sentence(rng, animal) for animal in PRICES])
     np.testing.assert_allclose(predicted, list(PRICES.values()), atol=400)
 
 
@@ -136,8 +130,8 @@ def test_a_teacher_whose_scores_say_nothing_of_the_labels_is_refused(
     sd, student_folder, shards, tmp_path, monkeypatch, capsys
 ):
     rng = np.random.default_rng(0)
-    rows = [{"text": _sentence(rng, animal), "label": PRICES[animal]} for animal in list(PRICES) * 10]
-    train, texts = _write(tmp_path / "prices.jsonl", rows), [row["text"] for row in rows]
+    rows = [{"text": animal_sentence(rng, animal), "label": PRICES[animal]} for animal in list(PRICES) * 10]
+    train, texts = write_rows(tmp_path / "prices.jsonl", rows), [row["text"] for row in rows]
     command = ("finetune", student_folder, "--train", train, "--logits", shards, "--out", tmp_path / "out", *LEARNS)
     for scores, message in ((lambda price: -price, "do not rise with the labels"), (lambda price: 3, "do not differ")):
         logits = np.array([[scores(row["label"])] for row in rows], dtype=np.float32)
@@ -150,7 +144,7 @@ def test_a_teacher_whose_scores_say_nothing_of_the_labels_is_refused(
 
 def test_whole_numbers_are_classes_unless_they_are_called_scores(tmp_path):
     rows = [{"text": f"The cat saw {number} houses.", "label": number % 3} for number in range(30)]
-    train = str(_write(tmp_path / "stars.jsonl", rows))
+    train = str(write_rows(tmp_path / "stars.jsonl", rows))
     given = {"columns": ("text",), "label": "label", "seed": 0}
     table = read_labelled(train, ("text",), "label")
     classes = TaskData.of_tables("stars", table, None, **given)
@@ -230,8 +224,11 @@ def test_a_full_disk_leaves_no_half_of_a_fine_tuned_model(
 
 def test_as_many_epochs_run_as_were_asked_for_and_how_it_ended_is_said(sd, student_folder, tmp_path, capsys):
     rng = np.random.default_rng(0)
-    rows = [{"text": _sentence(rng, animal), "label": animal} for animal in ("dog", "cat", "bird") * 50]
-    train, dev = _write(tmp_path / "animals.jsonl", rows[:135]), _write(tmp_path / "dev.jsonl", rows[135:])
+    rows = [{"text": animal_sentence(rng, animal), "label": animal} for animal in ("dog", "cat", "bird") * 50]
+    train, dev = (
+        write_rows(tmp_path / "animals.jsonl", rows[:135]),
+        write_rows(tmp_path / "dev.jsonl", rows[135:]),
+    )
     command = ("finetune", student_folder, "--train", train, "--dev", dev, *LEARNS)
     assert sd(*command, "--epochs", "2", "--out", tmp_path / "two") == 0
     shown = capsys.readouterr()

@@ -18,18 +18,9 @@ from sentence_distill.student.finetune import Fitter, Hyperparameters
 from sentence_distill.student.start import OtherVocabulary
 from sentence_distill.student.task_data import TaskData
 from sentence_distill.student.task_teacher import TaskTeacher
+from tests.conftest import ADJECTIVES, animal_sentence, write_rows
 
-WORDS = ["red", "blue", "green", "old", "new", "small"]
 PRICES = {"dog": 1000.5, "cat": 2000.0, "bird": 4000.0}
-
-
-def sentence(rng, animal):
-    return f"The {rng.choice(WORDS)} {animal} saw the {rng.choice(WORDS)} house."
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture(autouse=True)
@@ -44,9 +35,9 @@ def quick_teacher(monkeypatch):
 @pytest.fixture
 def animals(tmp_path):
     rng = np.random.default_rng(0)
-    rows = [{"text": sentence(rng, animal), "label": animal} for animal in ("dog", "cat", "bird") * 50]
-    (tmp_path / "more.txt").write_text("".join(sentence(rng, animal) + "\n" for animal in ("dog", "cat") * 40))
-    return write(tmp_path / "animals.jsonl", rows)
+    rows = [{"text": animal_sentence(rng, animal), "label": animal} for animal in ("dog", "cat", "bird") * 50]
+    (tmp_path / "more.txt").write_text("".join(animal_sentence(rng, animal) + "\n" for animal in ("dog", "cat") * 40))
+    return write_rows(tmp_path / "animals.jsonl", rows)
 
 
 def command(student, teacher, train, out, *options):
@@ -115,7 +106,7 @@ def test_pairs_are_distilled_by_the_vectors_of_their_sides(sd, student_folder, t
         first, other = ("cat", "dog") if number % 4 < 2 else ("dog", "cat")
         second = first if number % 2 else other
         rows.append({"a": f"The {first} ran.", "b": f"The {second} ran to {number}.", "label": number % 2})
-    train = write(tmp_path / "pairs.jsonl", rows)
+    train = write_rows(tmp_path / "pairs.jsonl", rows)
     run = command(student_folder, teacher_folder, train, tmp_path / "out", "--text-column", "a,b")
     assert sd(*run) == 0
     # "The cat ran." and "The dog ran." once, and each other side; a tenth of the pairs is held out.
@@ -128,8 +119,8 @@ def test_pairs_are_distilled_by_the_vectors_of_their_sides(sd, student_folder, t
 
 def test_scores_come_in_the_unit_of_the_file(sd, student_folder, teacher_folder, tmp_path):
     rng = np.random.default_rng(0)
-    rows = [{"text": sentence(rng, animal), "label": PRICES[animal]} for animal in [*PRICES] * 60]
-    train = write(tmp_path / "prices.jsonl", rows)
+    rows = [{"text": animal_sentence(rng, animal), "label": PRICES[animal]} for animal in [*PRICES] * 60]
+    train = write_rows(tmp_path / "prices.jsonl", rows)
     assert sd(*command(student_folder, teacher_folder, train, tmp_path / "out", "--finetune-steps", "150")) == 0
     found = Classifier.load(tmp_path / "out").predict([f"The old {animal} saw the red house." for animal in PRICES])
     np.testing.assert_allclose(found, list(PRICES.values()), atol=500)
@@ -223,8 +214,10 @@ def test_no_stage_is_reused_for_other_text_of_the_same_shape(sd, student_folder,
 
 def test_scores_of_another_unit_and_classes_of_other_names_have_stages_of_their_own(teacher_folder, tmp_path):
     def place(labels):
-        rows = [{"text": f"A {word} house of {number}.", "label": label} for word in WORDS for number, label in labels]
-        table = read_labelled(str(write(tmp_path / "task.jsonl", rows)), ("text",), "label")
+        rows = [
+            {"text": f"A {word} house of {number}.", "label": label} for word in ADJECTIVES for number, label in labels
+        ]
+        table = read_labelled(str(write_rows(tmp_path / "task.jsonl", rows)), ("text",), "label")
         data = TaskData.of_tables("task", table, None, columns=("text",), label="label", seed=0)
         teacher = TaskTeacher(Located(teacher_folder, "teacher"), tmp_path, fitter(), 0)
         return teacher.place(data).name
@@ -289,7 +282,7 @@ def sst(tmp_path):
     rng = np.random.default_rng(1)
     (tmp_path / "SST-2").mkdir()
     for split, count in (("train", 96), ("dev", 30)):
-        rows = (f"{sentence(rng, 'cat' if number % 2 else 'dog')}\t{number % 2}" for number in range(count))
+        rows = (f"{animal_sentence(rng, 'cat' if number % 2 else 'dog')}\t{number % 2}" for number in range(count))
         (tmp_path / "SST-2" / f"{split}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
     return TaskData.load(GlueFolder(tmp_path), TASKS["SST-2"])
 
