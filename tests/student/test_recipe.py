@@ -23,21 +23,35 @@ from tests.conftest import ADJECTIVES, animal_sentence, write_rows
 PRICES = {"dog": 1000.5, "cat": 2000.0, "bird": 4000.0}
 
 
-@pytest.fixture(autouse=True)
-def quick_teacher(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def quick_teacher():
     """The teacher of these tests has random weights, and learns at a high rate."""
     config = Hyperparameters(epochs=12, max_steps=60, batch_size=32, learning_rates=(3e-3,), least_steps=40)
-    monkeypatch.setattr(recipe, "TEACHER", config)
-    monkeypatch.setattr(recipe, "_VECTOR_EPOCHS", 1)
-    monkeypatch.setattr(recipe, "LOGITS", replace(recipe.LOGITS, max_steps=120))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(recipe, "TEACHER", config)
+        patched.setattr(recipe, "_VECTOR_EPOCHS", 1)
+        patched.setattr(recipe, "LOGITS", replace(recipe.LOGITS, max_steps=120))
+        yield
+
+
+def write_animals(folder):
+    rng = np.random.default_rng(0)
+    rows = [{"text": animal_sentence(rng, animal), "label": animal} for animal in ("dog", "cat", "bird") * 50]
+    (folder / "more.txt").write_text("".join(animal_sentence(rng, animal) + "\n" for animal in ("dog", "cat") * 40))
+    return write_rows(folder / "animals.jsonl", rows)
 
 
 @pytest.fixture
 def animals(tmp_path):
-    rng = np.random.default_rng(0)
-    rows = [{"text": animal_sentence(rng, animal), "label": animal} for animal in ("dog", "cat", "bird") * 50]
-    (tmp_path / "more.txt").write_text("".join(animal_sentence(rng, animal) + "\n" for animal in ("dog", "cat") * 40))
-    return write_rows(tmp_path / "animals.jsonl", rows)
+    return write_animals(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(sd, student_folder, teacher_folder, quick_teacher, tmp_path_factory):
+    """The student of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert sd(*command(student_folder, teacher_folder, write_animals(folder), folder / "out")) == 0
+    return folder / "out"
 
 
 def command(student, teacher, train, out, *options):
@@ -84,10 +98,9 @@ def test_one_command_distils_a_task_and_shows_what_each_stage_brought(
 
 
 def test_other_options_of_the_student_repeat_nothing_of_the_teacher(
-    sd, student_folder, teacher_folder, animals, tmp_path, monkeypatch
+    sd, student_folder, teacher_folder, whole, monkeypatch
 ):
-    run = command(student_folder, teacher_folder, animals, tmp_path / "out")
-    assert sd(*run) == 0
+    train, out = whole.parent / "animals.jsonl", whole.parent / "other"
     fit, labels = Fitter.fit, []
 
     def counted(*arguments, **options):
@@ -96,7 +109,8 @@ def test_other_options_of_the_student_repeat_nothing_of_the_teacher(
 
     monkeypatch.setattr(Fitter, "fit", counted)
     monkeypatch.setattr("sentence_distill.pipeline.slices.commit_slice", None)
-    assert sd(*run, "--seed", "0", "--encoder-rate", "0.5", "--overwrite") == 0
+    run = command(student_folder, teacher_folder, train, out, "--seed", "0", "--encoder-rate", "0.5")
+    assert sd(*run) == 0
     assert labels == ["finetune", "on logits", "on labels"]
 
 
@@ -128,11 +142,10 @@ def test_scores_come_in_the_unit_of_the_file(sd, student_folder, teacher_folder,
 
 @pytest.mark.parametrize("stage", ["teacher", "embed", "vectors", "on logits", "on labels", "save"])
 def test_a_run_killed_in_any_stage_resumes_to_the_same_bytes(
-    sd, student_folder, teacher_folder, animals, tmp_path, monkeypatch, stage
+    sd, student_folder, teacher_folder, whole, animals, tmp_path, monkeypatch, stage
 ):
     monkeypatch.setattr(finetune, "_BETWEEN_CHECKPOINTS", 0.0)
-    whole, killed = tmp_path / "1" / "whole", tmp_path / "2" / "killed"
-    assert sd(*command(student_folder, teacher_folder, animals, whole)) == 0
+    killed = tmp_path / "killed"
     with monkeypatch.context() as patched:
         if stage in ("teacher", "on logits", "on labels"):
             train = Fitter.fit
